@@ -1,0 +1,37 @@
+# Everything needs only Python 3.11+, git and make; the environment is made on first use.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+DEMO_DIR ?= demo_out
+
+.PHONY: help test test-slow demo lint format clean
+
+help:  ## Show the targets.
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+$(READY): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $(READY)
+
+test: $(READY)  ## Run the tests (about 14 minutes on two cores).
+	$(BIN)/python -m pytest -m "not slow" -n 2
+
+test-slow: $(READY)  ## Run the tests that take longer.
+	$(BIN)/python -m pytest -m slow
+
+demo: $(READY)  ## From rendered videos to a pre-trained, fine-tuned, evaluated model.
+	$(BIN)/python scripts/demo.py --out $(DEMO_DIR)
+
+lint: $(READY)  ## Check style and types.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: $(READY)  ## Format the code.
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:  ## Remove the environment and the demo.
+	rm -rf $(VENV) $(DEMO_DIR)

@@ -1,0 +1,263 @@
+"""Command line of the ingest: ``python -m data_pipelines.ingest --help``."""
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from data_pipelines.ingest.options import PARTIAL_POLICIES, Options, default_workers
+from data_pipelines.ingest.progress import say
+from data_pipelines.ingest.run import Report, ingest, summary
+from data_pipelines.ingest.verify import reindex, verify
+
+GOOD, TOO_MANY_BAD, USAGE, FAILED, INTERRUPTED = 0, 1, 2, 3, 130
+
+_DESCRIPTION = """\
+Turn video files into indexed TFRecord shards, once, before training.
+
+The source is a folder (class = parent folder; SPLIT/CLASS/file is understood), a CSV or TSV with
+a header, or JSONL with the same keys:
+  path                required
+  label | labels      class name or index; several as "a|b" or a JSON list
+  caption | captions  text; several as a JSON list
+  start, end          seconds or HH:MM:SS.mmm
+  split, id           optional
+  any other column    stored with the record
+"""
+
+_EPILOG = """\
+examples:
+  python -m data_pipelines.ingest --source videos/ --out shards/
+  python -m data_pipelines.ingest --source clips.csv --out shards/ --fps 10 --shards 64
+  python -m data_pipelines.ingest --source c.jsonl --out shards/ --columns path=video,caption=text
+  python -m data_pipelines.ingest --verify --out shards/
+
+Run the same command again after an interruption: finished shards are kept.
+Exit code: 0 good, 1 more than --max-bad rejected or a fault found by --verify, 2 wrong use,
+3 the run could not finish, 130 interrupted.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser(
+        prog="python -m data_pipelines.ingest",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    result.add_argument("--out", metavar="DIR", required=True, help="directory of the shards")
+
+    source = result.add_argument_group("source")
+    source.add_argument("--source", metavar="PATH", help="folder, .csv, .tsv or .jsonl")
+    source.add_argument(
+        "--root", metavar="DIR", help="what relative paths start from (default: the table's folder)"
+    )
+    source.add_argument(
+        "--columns",
+        metavar="OURS=THEIRS,...",
+        default="",
+        help="names of the table's columns where they differ, such as path=video,label=class",
+    )
+    source.add_argument(
+        "--split", default="train", help="split of rows that name none (default: %(default)s)"
+    )
+    source.add_argument(
+        "--classes",
+        metavar="FILE",
+        help="fixed class list, JSON or one name per line (default: the sorted labels)",
+    )
+    source.add_argument(
+        "--flip-changes-label",
+        action="store_true",
+        help="left and right matter (push left / push right): training will not mirror",
+    )
+
+    clips = result.add_argument_group("clips")
+    clips.add_argument(
+        "--short-side",
+        metavar="PIXELS",
+        type=int,
+        default=256,
+        help="shrink to this; smaller videos are not enlarged, 0 keeps all (default: %(default)s)",
+    )
+    clips.add_argument(
+        "--quality",
+        metavar="1-100",
+        type=int,
+        default=90,
+        help="JPEG quality (default: %(default)s)",
+    )
+    clips.add_argument(
+        "--fps",
+        metavar="N",
+        type=_rate,
+        default=None,
+        help="keep at most N frames per second, or 'native' (default: native)",
+    )
+    clips.add_argument(
+        "--max-seconds", metavar="S", type=float, help="keep the first S seconds of each clip"
+    )
+    clips.add_argument(
+        "--min-frames",
+        metavar="N",
+        type=int,
+        default=2,
+        help="reject shorter clips (default: %(default)s)",
+    )
+    clips.add_argument(
+        "--partial",
+        choices=PARTIAL_POLICIES,
+        default="accept",
+        help="damaged videos of which the beginning can be read (default: %(default)s)",
+    )
+
+    shards = result.add_argument_group("shards")
+    shards.add_argument("--name", default="", help="prefix of the files (default: from the source)")
+    shards.add_argument("--shards", metavar="N", type=int, help="number of shards per split")
+    shards.add_argument(
+        "--shard-mb",
+        metavar="MB",
+        type=float,
+        default=256.0,
+        help="choose the number for about this size (default: %(default)s)",
+    )
+
+    run = result.add_argument_group("run")
+    run.add_argument(
+        "--workers",
+        metavar="K",
+        type=int,
+        default=default_workers(),
+        help="processes; 0 works in this one (default: %(default)s, the cores available)",
+    )
+    run.add_argument(
+        "--max-bad",
+        metavar="SHARE",
+        type=float,
+        default=0.01,
+        help="exit with 1 if a larger share of the rows is rejected (default: %(default)s)",
+    )
+    run.add_argument(
+        "--stall-seconds",
+        metavar="S",
+        type=float,
+        default=300.0,
+        help="give up a file the decoder hangs on (default: %(default)s)",
+    )
+    run.add_argument("--quiet", action="store_true", help="no progress, only the result")
+
+    check = result.add_argument_group("existing shards")
+    check.add_argument(
+        "--verify",
+        action="store_true",
+        help="read every record and frame of --out back (after the ingest, if --source is given)",
+    )
+    check.add_argument(
+        "--reindex", action="store_true", help="rebuild the .idx files of --out from its shards"
+    )
+    return result
+
+
+def _rate(text: str) -> float | None:
+    return None if text == "native" else float(text)
+
+
+def _columns(text: str) -> dict[str, str]:
+    pairs = [pair.split("=", 1) for pair in text.split(",") if pair]
+    if any(len(pair) != 2 or not all(pair) for pair in pairs):
+        raise ValueError(f"--columns: found {text!r}, expected OURS=THEIRS,OURS=THEIRS")
+    return {ours.strip(): theirs.strip() for ours, theirs in pairs}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    arguments = parser().parse_args(argv)
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return _run(arguments)
+    except KeyboardInterrupt:
+        say("stopped; finished shards are kept, run the same command again to continue")
+        return INTERRUPTED
+    except RuntimeError as error:
+        say(f"error: {error}")
+        return FAILED
+    except (OSError, ValueError) as error:
+        say(f"error: {error}")
+        return USAGE
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(signum: int, frame: Any) -> None:
+    """Batch systems stop jobs with SIGTERM; it deserves the same tidy end as ctrl-c."""
+    raise KeyboardInterrupt
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    if arguments.source is None and not (arguments.verify or arguments.reindex):
+        raise ValueError(
+            "nothing to do: give --source, or --verify or --reindex for existing shards"
+        )
+    code = GOOD
+    if arguments.source is not None:
+        report = ingest(_options(arguments), quiet=arguments.quiet)
+        for line in summary(report):
+            print(line)
+        code = _judge(report, arguments.max_bad)
+    if arguments.reindex:
+        bad = reindex(arguments.out, say)
+        print(f"{arguments.out}: indexes rebuilt, {bad} shards with problems")
+        code = max(code, TOO_MANY_BAD if bad else GOOD)
+    if arguments.verify:
+        faults, records, frames = verify(arguments.out, arguments.workers, quiet=arguments.quiet)
+        for fault in faults:
+            print(f"fault: {fault}")
+        print(
+            f"{arguments.out}: {'FAULTY' if faults else 'good'}; {records} records, "
+            f"{frames} frames read, {len(faults)} faults"
+        )
+        code = max(code, TOO_MANY_BAD if faults else GOOD)
+    return code
+
+
+def _options(arguments: argparse.Namespace) -> Options:
+    return Options(
+        source=arguments.source,
+        out=arguments.out,
+        name=arguments.name,
+        root=arguments.root,
+        split=arguments.split,
+        columns=_columns(arguments.columns),
+        shards=arguments.shards,
+        shard_mb=arguments.shard_mb,
+        short_side=arguments.short_side,
+        quality=arguments.quality,
+        fps=arguments.fps,
+        max_seconds=arguments.max_seconds,
+        min_frames=arguments.min_frames,
+        partial=arguments.partial,
+        classes_file=arguments.classes,
+        flip_changes_label=arguments.flip_changes_label,
+        workers=arguments.workers,
+        max_bad=arguments.max_bad,
+        stall_seconds=arguments.stall_seconds,
+    )
+
+
+def _judge(report: Report, max_bad: float) -> int:
+    if report.bad_share <= max_bad:
+        return GOOD
+    say(
+        f"error: {report.bad_share:.1%} of the rows were rejected, more than --max-bad "
+        f"{max_bad:.1%}. The shards in {report.manifest.directory} are complete and usable "
+        f"without them; see {os.path.join(report.manifest.directory, 'rejected.jsonl')}, or "
+        "accept it with a higher --max-bad"
+    )
+    return TOO_MANY_BAD
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""Opening a video file and reading what its header claims."""
+
+import os
+import re
+import stat
+from fractions import Fraction
+
+import av
+from av.container import InputContainer
+from av.error import FFmpegError
+from av.video.stream import VideoStream
+
+_FALLBACK_RATE = Fraction(25)
+
+
+class VideoError(ValueError):
+    """A file that gives no usable clip.
+
+    Attributes:
+      stage: ``open``, ``decode``, ``empty``, ``short`` or ``long``.
+    """
+
+    def __init__(self, stage: str, message: str):
+        super().__init__(message)
+        self.stage = stage
+
+
+def check_file(path: str) -> None:
+    """Refuse what must not reach the demuxer: pipes would hang it, folders confuse it."""
+    try:
+        info = os.stat(path)
+    except (OSError, ValueError) as error:  # ValueError: a NUL or half a surrogate in the name
+        problem = error.strerror if isinstance(error, OSError) else str(error)
+        raise VideoError("open", f"cannot open the file: {problem}") from error
+    if not stat.S_ISREG(info.st_mode):
+        kind = "a folder" if stat.S_ISDIR(info.st_mode) else "not a regular file"
+        raise VideoError("open", f"is {kind}")
+    if info.st_size == 0:
+        raise VideoError("open", "the file is empty (0 bytes)")
+
+
+def open_video(path: str) -> InputContainer:
+    """Open a container for reading; close it, or use it as a context manager.
+
+    Raises:
+      VideoError: stage ``open``.
+    """
+    check_file(path)
+    try:
+        return av.open(
+            path,
+            mode="r",
+            metadata_errors="replace",
+            # A text file may be a playlist; nothing it names may reach for the network.
+            options={"protocol_whitelist": "file"},
+        )
+    except FFmpegError as error:
+        raise VideoError("open", f"not a readable video file: {error.strerror}") from error
+
+
+def video_stream(container: InputContainer) -> VideoStream:
+    """The stream a player would show, set up to decode in this thread.
+
+    Raises:
+      VideoError: stage ``empty`` without a video stream, ``decode`` without a decoder.
+    """
+    stream = container.streams.best("video")
+    if not isinstance(stream, VideoStream):
+        kinds = ", ".join(sorted({s.type for s in container.streams})) or "no streams"
+        raise VideoError("empty", f"has no video stream (found: {kinds})")
+    if stream.codec_context is None:
+        raise VideoError("decode", "there is no decoder for the video stream")
+    # One thread per file: the processes use the cores, and threads would reorder nothing but
+    # cost a third more CPU time.
+    stream.thread_type = "NONE"
+    stream.codec_context.thread_count = 1
+    return stream
+
+
+def frame_rate(stream: VideoStream) -> Fraction:
+    """Frames per second as announced, or a usual rate where the header has nonsense."""
+    for rate in (stream.average_rate, stream.guessed_rate, stream.base_rate):
+        if rate is not None and Fraction(1, 1000) < rate <= 1000:
+            return Fraction(rate)
+    return _FALLBACK_RATE
+
+
+def announced_us(container: InputContainer, stream: VideoStream, origin_us: int) -> int | None:
+    """Where the header says the video stream ends, in microseconds from ``origin_us``."""
+    if stream.duration and stream.time_base:
+        length = stream.duration + (stream.start_time or 0)
+        return round(length * stream.time_base * 1_000_000) - origin_us
+    # Matroska: the tag is about this stream, the container's duration may be that of the audio.
+    tag = re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
+    if tag:
+        hours, minutes, seconds = tag.groups()
+        return round((int(hours) * 3600 + int(minutes) * 60 + float(seconds)) * 1e6) - origin_us
+    return container.duration or None

@@ -1,0 +1,150 @@
+"""The options of one ingest, and which of them shape the bytes of the shards."""
+
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+PARTIAL_POLICIES = ("accept", "reject")
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+def default_workers() -> int:
+    """Cores this process may use, which in a container is often fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Everything an ingest is told.
+
+    Attributes:
+      source: folder of videos, CSV/TSV or JSONL file.
+      out: directory for the shards.
+      name: prefix of the shard names; by default made from the source's name.
+      root: what relative paths of a table are relative to; by default the table's folder.
+      split: split of rows that name none.
+      columns: our column name -> the table's, where they differ.
+      shards: number of shards per split; by default from ``shard_mb``.
+      shard_mb: intended shard size in 10^6 bytes.
+      short_side: pixels of the shorter side after shrinking; smaller videos are not enlarged;
+        0 keeps the size.
+      quality: JPEG quality, 1 to 100.
+      fps: frames per second to keep at most; None keeps all.
+      max_seconds: keep at most this much of each clip; None keeps all.
+      min_frames: reject clips with fewer frames.
+      partial: what to do with a video that decodes only in part.
+      classes_file: fixed class list; by default the sorted labels of the source.
+      flip_changes_label: recorded for training, which then does not flip horizontally.
+      workers: processes; 0 decodes in this process.
+      max_bad: share of rejected rows up to which the run counts as good.
+      stall_seconds: give up a file on which the decoder makes no progress for so long.
+
+    Raises:
+      ValueError: a value outside its range.
+    """
+
+    source: str
+    out: str
+    name: str = ""
+    root: str | None = None
+    split: str = "train"
+    columns: Mapping[str, str] = field(default_factory=dict)
+    shards: int | None = None
+    shard_mb: float = 256.0
+    short_side: int = 256
+    quality: int = 90
+    fps: float | None = None
+    max_seconds: float | None = None
+    min_frames: int = 2
+    partial: str = "accept"
+    classes_file: str | None = None
+    flip_changes_label: bool = False
+    workers: int = field(default_factory=default_workers)
+    max_bad: float = 0.01
+    stall_seconds: float = 300.0
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            object.__setattr__(self, "name", _name_from(self.source))
+        check_name("--name", self.name)
+        check_name("--split", self.split)
+        _require(self.shards is None or self.shards >= 1, "--shards", self.shards, "1 or more")
+        _require(_positive(self.shard_mb), "--shard-mb", self.shard_mb, "more than 0")
+        _require(
+            self.short_side == 0 or (self.short_side >= 16 and self.short_side % 2 == 0),
+            "--short-side",
+            self.short_side,
+            "0 (keep the size) or an even number from 16",
+        )
+        _require(1 <= self.quality <= 100, "--quality", self.quality, "1 to 100")
+        _require(self.fps is None or _positive(self.fps), "--fps", self.fps, "more than 0")
+        _require(
+            self.max_seconds is None or _positive(self.max_seconds),
+            "--max-seconds",
+            self.max_seconds,
+            "more than 0",
+        )
+        _require(self.min_frames >= 1, "--min-frames", self.min_frames, "1 or more")
+        _require(
+            self.partial in PARTIAL_POLICIES,
+            "--partial",
+            self.partial,
+            " or ".join(PARTIAL_POLICIES),
+        )
+        _require(self.workers >= 0, "--workers", self.workers, "0 or more")
+        _require(0 <= self.max_bad <= 1, "--max-bad", self.max_bad, "a share from 0 to 1")
+        _require(
+            _positive(self.stall_seconds), "--stall-seconds", self.stall_seconds, "more than 0"
+        )
+
+    def record_options(self) -> dict[str, Any]:
+        """The options that decide what is inside a record; the manifest repeats them."""
+        return {
+            "short_side": self.short_side,
+            "quality": self.quality,
+            "fps": self.fps,
+            "max_seconds": self.max_seconds,
+            "min_frames": self.min_frames,
+            "partial": self.partial,
+        }
+
+    def plan_options(self) -> dict[str, Any]:
+        """The options a resumed run must share with the run it continues."""
+        return {
+            "name": self.name,
+            "shards": self.shards,
+            "shard_mb": self.shard_mb if self.shards is None else None,
+            "flip_changes_label": self.flip_changes_label,
+            **self.record_options(),
+        }
+
+
+def check_name(what: str, name: str) -> None:
+    """Names become parts of file names; ValueError for what cannot."""
+    _require(
+        _NAME.fullmatch(name) is not None,
+        what,
+        repr(name),
+        "letters, digits, '_', '-' and '.', starting with a letter or digit",
+    )
+
+
+def _name_from(source: str) -> str:
+    base = os.path.basename(os.path.abspath(source))
+    stem = base if os.path.isdir(source) else os.path.splitext(base)[0]
+    return re.sub(r"[^A-Za-z0-9_]+", "_", stem).strip("_") or "videos"
+
+
+def _positive(value: float) -> bool:
+    return math.isfinite(value) and value > 0
+
+
+def _require(good: bool, option: str, found: object, expected: str) -> None:
+    if not good:
+        raise ValueError(f"{option}: found {found}, expected {expected}")

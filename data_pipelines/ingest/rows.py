@@ -1,0 +1,51 @@
+"""One row of a source: what to decode and what is known about it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One clip to make.
+
+    Attributes:
+      path: file to open.
+      name: the file as the source lists it; printable.
+      id: unique within its split.
+      split: name of the split.
+      labels: class names.
+      captions: texts, none of them empty.
+      start, end: seconds to cut at, None for the ends of the video.
+      extra: further columns.
+      where: place in the source, for messages.
+      problem: why the row cannot become a record although the file may be fine.
+    """
+
+    path: str
+    name: str
+    id: str
+    split: str
+    labels: tuple[str, ...] = ()
+    captions: tuple[str, ...] = ()
+    start: float | None = None
+    end: float | None = None
+    extra: Mapping[str, int | float | str] = field(default_factory=dict)
+    where: str = ""
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The rows of a source, and what was left out or looks odd, one sentence each."""
+
+    rows: list[Row]
+    notes: list[str]
+
+
+def printable(text: str) -> str:
+    """Text that can be stored and shown; bytes that are not UTF-8 become backslash escapes."""
+    try:
+        raw = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half a surrogate pair, which JSON escapes can spell
+        raw = text.encode("utf-8", "surrogatepass")
+    return raw.decode("utf-8", "backslashreplace")

@@ -1,0 +1,118 @@
+"""What to ingest: a folder, a CSV or a JSONL file as a list of rows."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+
+from data_pipelines.ingest import tables
+from data_pipelines.ingest.options import Options, check_name
+from data_pipelines.ingest.rows import Listing, Row, printable
+
+# fmt: off
+VIDEO_SUFFIXES = frozenset((
+    ".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg",
+    ".mts", ".ogv", ".ts", ".vob", ".webm", ".wmv",
+))
+# fmt: on
+SPLIT_FOLDERS = frozenset(("train", "val", "valid", "validation", "test"))
+
+
+def read(options: Options) -> Listing:
+    """List the source of an ingest.
+
+    Raises:
+      FileNotFoundError: the source does not exist.
+      ValueError: it lists nothing, lists something twice, or cannot be understood; the message
+        names file and line.
+    """
+    source = options.source
+    if os.path.isdir(source):
+        if options.columns:
+            raise ValueError(f"--columns is for tables, and {source} is a folder; leave it out")
+        listing = _read_folder(source, options.split)
+    elif not os.path.exists(source):
+        raise FileNotFoundError(
+            f"{source}: no such file or folder; --source takes a folder of videos, a .csv/.tsv or "
+            "a .jsonl file"
+        )
+    else:
+        listing = tables.read(source, options)
+    if not listing.rows:
+        raise ValueError(
+            f"{source}: lists no videos"
+            + "".join(f"; {note}" for note in listing.notes)
+            + ". Expected files ending in "
+            + " ".join(sorted(VIDEO_SUFFIXES))
+        )
+    for split in {row.split for row in listing.rows}:
+        check_name("split", split)
+    _check_ids(source, listing)
+    return listing
+
+
+def _check_ids(source: str, listing: Listing) -> None:
+    seen: dict[tuple[str, str], str] = {}
+    splits: dict[str, str] = {}
+    leaks: list[str] = []
+    for row in listing.rows:
+        key = (row.split, row.id)
+        if key in seen:
+            raise ValueError(
+                f"{source}: {seen[key]} and {row.where} have the same id {row.id!r} in split "
+                f"{row.split!r}; give them different ids in a column 'id', or remove one"
+            )
+        seen[key] = row.where
+        if splits.setdefault(row.id, row.split) != row.split:
+            leaks.append(row.id)
+    if leaks:
+        listing.notes.append(
+            f"{len(leaks)} ids are in more than one split, for example {leaks[0]!r}: "
+            "make sure that no test clip is trained on"
+        )
+
+
+def _read_folder(root: str, default_split: str) -> Listing:
+    """Class = parent folder; SPLIT/CLASS/file when all top folders are split names."""
+    files, ignored = [], Counter[str]()
+    for path in _walk(root):
+        suffix = os.path.splitext(path)[1].lower()
+        if suffix in VIDEO_SUFFIXES:
+            files.append(os.path.relpath(path, root))
+        else:
+            ignored[suffix or "no suffix"] += 1
+    parts = [file.split(os.sep) for file in files]
+    has_splits = bool(parts) and all(len(p) > 1 and p[0].lower() in SPLIT_FOLDERS for p in parts)
+    rows = []
+    for file, folders in zip(files, parts, strict=True):
+        split, inner = (folders[0], folders[1:-1]) if has_splits else (default_split, folders[:-1])
+        name = printable(file.replace(os.sep, "/"))
+        rows.append(
+            Row(
+                path=os.path.join(root, file),
+                name=name,
+                id=name,
+                split=split,
+                labels=(printable(inner[-1]),) if inner else (),
+                where=name,
+            )
+        )
+    notes = []
+    if ignored:
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in ignored.most_common(5))
+        notes.append(f"ignored {sum(ignored.values())} files that are not videos ({kinds})")
+    return Listing(rows, notes)
+
+
+def _walk(root: str) -> Iterator[str]:
+    """Files below ``root`` in a stable order; follows links, hidden names left out."""
+    visited: set[tuple[int, int]] = set()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        stat = os.stat(folder)
+        if (stat.st_dev, stat.st_ino) in visited:
+            folders.clear()  # a link back up would never end
+            continue
+        visited.add((stat.st_dev, stat.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if not name.startswith("."):
+                yield os.path.join(folder, name)

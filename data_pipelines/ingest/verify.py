@@ -1,0 +1,205 @@
+"""Read everything back: every checksum, every record, every picture."""
+
+import contextlib
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import simplejpeg
+
+from data_pipelines import manifest, schema
+from data_pipelines.ingest.pool import Progress, run_tasks
+from data_pipelines.ingest.progress import Bar
+from data_pipelines.ingest.work import file_sha256
+from data_pipelines.record_index import (
+    ENTRY,
+    CorruptRecordError,
+    build_index,
+    write_index,
+)
+from data_pipelines.records import RecordSource
+
+# One broken disk can damage every record; the first few say where.
+_FAULTS_SHOWN = 20
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyTask:
+    """One shard to read; ``crashed`` as in :mod:`data_pipelines.ingest.pool`."""
+
+    directory: str
+    shard: manifest.ShardInfo
+    num_classes: int
+    crashed: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def path(self) -> str:
+        return os.path.join(self.directory, self.shard.name)
+
+
+@dataclass(frozen=True, slots=True)
+class ShardCheck:
+    """What reading one shard gave: faults as sentences, totals, and the ids it holds."""
+
+    faults: tuple[str, ...]
+    records: int = 0
+    frames: int = 0
+    label_counts: tuple[int, ...] = ()
+    ids: tuple[str, ...] = ()
+
+
+def verify(directory: str, workers: int, *, quiet: bool = False) -> tuple[list[str], int, int]:
+    """Check a finished data set.
+
+    Every shard is compared with the manifest and its index, every record with its checksum and
+    the schema, and every frame is decoded.
+
+    Args:
+      directory: output of an ingest.
+      workers: processes; 0 reads in this process.
+      quiet: no progress bar.
+
+    Returns:
+      Faults as sentences (none when all is well), records read, frames decoded.
+
+    Raises:
+      FileNotFoundError, ValueError: there is no readable manifest.
+    """
+    found = manifest.load(directory)
+    tasks = [
+        VerifyTask(found.directory, shard, len(found.classes))
+        for split in found.splits.values()
+        for shard in split.shards
+    ]
+    checks: dict[int, ShardCheck] = {}
+    with Bar([task.shard.records for task in tasks], "record", quiet) as bar:
+        outcomes = run_tasks(
+            "data_pipelines.ingest.verify:check", tasks, workers, on_progress=bar.progress
+        )
+        with contextlib.closing(outcomes):
+            for outcome in outcomes:
+                result = outcome.result or ShardCheck(
+                    (f"{tasks[outcome.number].path}: {outcome.failure}",)
+                )
+                checks[outcome.number] = result
+                bar.done(outcome.number, result.frames)
+    faults, number = [], 0
+    for name, split in found.splits.items():
+        members = [checks[number + i] for i in range(len(split.shards))]
+        number += len(members)
+        faults += [fault for member in members for fault in member.faults]
+        # Totals can only be compared when everything could be read.
+        if not any(member.faults for member in members):
+            faults += _check_totals(name, split, members)
+    records = sum(check.records for check in checks.values())
+    return faults, records, sum(check.frames for check in checks.values())
+
+
+def _check_totals(name: str, split: manifest.SplitInfo, checks: list[ShardCheck]) -> list[str]:
+    faults = []
+    frames = sum(check.frames for check in checks)
+    if frames != split.frames:
+        faults.append(f"split {name}: {frames} frames, the manifest says {split.frames}")
+    counts = tuple(map(sum, zip(*(check.label_counts for check in checks), strict=True)))
+    if counts != split.label_counts:
+        faults.append(f"split {name}: records per class differ from the manifest")
+    twice = [key for key, n in Counter(i for c in checks for i in c.ids).items() if n > 1]
+    if twice:
+        faults.append(f"split {name}: {len(twice)} ids occur twice, for example {twice[0]!r}")
+    return faults
+
+
+def check(task: VerifyTask, progress: Progress) -> ShardCheck:
+    """Read one shard completely (a job for :mod:`data_pipelines.ingest.pool`)."""
+    try:
+        index = manifest.check_shard(task.path, task.shard)
+    except (FileNotFoundError, ValueError) as error:
+        return ShardCheck((str(error),))
+    faults: list[str] = []
+    if file_sha256(task.path) != task.shard.sha256:
+        faults.append(f"{task.path}: sha256 differs from the manifest")
+    source = RecordSource([task.path], indexes=[index])
+    frames = 0
+    label_counts = [0] * task.num_classes
+    ids = []
+    for i in range(len(source)):
+        progress.item(i)
+        if len(faults) > _FAULTS_SHOWN:
+            faults.append(f"{task.path}: more faults follow; stopped after record {i}")
+            break
+        _, _, offset = source.locate(i)
+        try:
+            if i in task.crashed:
+                raise schema.SchemaError(task.crashed[i])
+            record = schema.decode(source[i])
+            _check_record(record, source.num_frames(i), task.num_classes)
+        except CorruptRecordError as error:
+            faults.append(str(error))
+        except ValueError as error:
+            faults.append(f"{task.path}: record {i} at byte {offset}: {error}")
+        else:
+            frames += len(record.frames)
+            ids.append(record.media_id)
+            for label in record.labels:
+                label_counts[label] += 1
+            progress.tick(len(record.frames))
+    progress.item(len(source))
+    return ShardCheck(tuple(faults), len(source), frames, tuple(label_counts), tuple(ids))
+
+
+def _check_record(record: schema.Record, indexed_frames: int, num_classes: int) -> None:
+    if len(record.frames) != indexed_frames:
+        raise schema.SchemaError(f"{len(record.frames)} frames, the index says {indexed_frames}")
+    if any(not 0 <= label < num_classes for label in record.labels):
+        raise schema.SchemaError(f"label {record.labels} outside the {num_classes} classes")
+    times = np.asarray(record.timestamps_us)
+    if np.any(times[1:] <= times[:-1]):
+        raise schema.SchemaError("frame times do not increase")
+    for i, frame in enumerate(record.frames):
+        try:
+            picture = simplejpeg.decode_jpeg(frame)
+        except ValueError as error:
+            raise schema.SchemaError(f"frame {i} is not a readable JPEG ({error})") from error
+        if picture.shape != (record.height, record.width, 3):
+            raise schema.SchemaError(
+                f"frame {i} is {picture.shape[1]}x{picture.shape[0]}, the record says "
+                f"{record.width}x{record.height}"
+            )
+
+
+def reindex(directory: str, say: Callable[[str], None]) -> int:
+    """Write the index of every shard of a data set anew, from the shards.
+
+    Returns:
+      The number of shards that could not be indexed, or whose new index is not the one the
+      manifest knows.
+
+    Raises:
+      FileNotFoundError, ValueError: there is no readable manifest.
+    """
+    found = manifest.load(directory)
+    bad = 0
+    for split in found.splits.values():
+        for shard in split.shards:
+            path = os.path.join(directory, shard.name)
+            try:
+                crc = _reindex(path)
+            except (OSError, ValueError) as error:
+                say(f"{path}: {error}")
+                bad += 1
+                continue
+            if crc != shard.index_crc:
+                say(f"{path}: the shard is not the one the manifest describes; run --verify")
+                bad += 1
+    return bad
+
+
+def _reindex(path: str) -> int:
+    scanned = build_index(path)
+    source = RecordSource([path], indexes=[scanned])
+    entries = np.array(scanned.entries, dtype=ENTRY)
+    for i in range(len(source)):
+        entries[i]["frames"] = len(schema.decode(source[i]).frames)
+    return write_index(path, entries, scanned.shard_bytes)

@@ -1,0 +1,195 @@
+"""Write one shard: the unit of work, of restart and of failure."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from data_pipelines import schema
+from data_pipelines.ingest.container import VideoError
+from data_pipelines.ingest.decode import Clip, DecodeOptions, decode_clip
+from data_pipelines.ingest.pool import Progress
+from data_pipelines.ingest.rows import Row
+from data_pipelines.record_index import INDEX_SUFFIX, IndexFileError, read_index, write_atomic
+from data_pipelines.records import ShardWriter
+
+DONE_SUFFIX = ".done"
+
+
+@dataclass(frozen=True, slots=True)
+class ShardTask:
+    """What to write.
+
+    Attributes:
+      directory, name: of the shard file.
+      plan: digest of the plan the task belongs to.
+      rows: clips in record order.
+      classes: class names by index.
+      options: how to decode.
+      crashed: rows, by position, that are known to take a worker down, and how.
+    """
+
+    directory: str
+    name: str
+    plan: str
+    rows: tuple[Row, ...]
+    classes: tuple[str, ...]
+    options: DecodeOptions
+    crashed: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def path(self) -> str:
+        return os.path.join(self.directory, self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class ShardResult:
+    """What was written; the ``.done`` file beside the shard holds the same.
+
+    Attributes:
+      rejected: one mapping per row that gave no record: path, id, split, stage, error, bytes.
+      warnings: one mapping per remark on a record: path, id, split, kind, detail.
+      reused: the shard was already there.
+    """
+
+    name: str
+    plan: str
+    records: int
+    frames: int
+    bytes: int
+    sha256: str
+    index_crc: int
+    label_counts: tuple[int, ...]
+    rejected: tuple[dict[str, Any], ...]
+    warnings: tuple[dict[str, Any], ...]
+    reused: bool = False
+
+
+def write_shard(task: ShardTask, progress: Progress) -> ShardResult:
+    """Write a shard, its index and its ``.done`` file, or find that they are there already.
+
+    The bytes depend on the task alone, so a restart after any interruption gives the same shard.
+
+    Raises:
+      RuntimeError: the shard cannot be written, for example because the disk is full.
+    """
+    done = finished(task)
+    if done is not None:
+        progress.item(len(task.rows))
+        return done
+    try:
+        for suffix in (DONE_SUFFIX, INDEX_SUFFIX, ""):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(task.path + suffix)
+        return _write(task, progress)
+    except ConnectionError:
+        raise  # not the disk: the process that wanted the shard is gone
+    except OSError as error:
+        raise RuntimeError(f"cannot write {task.path}: {error.strerror}") from error
+
+
+def _write(task: ShardTask, progress: Progress) -> ShardResult:
+    class_index = {name: index for index, name in enumerate(task.classes)}
+    label_counts = [0] * len(task.classes)
+    rejected, warnings = [], []
+    with ShardWriter(task.path) as writer:
+        for position, row in enumerate(task.rows):
+            progress.item(position)
+            about = {"path": row.name, "id": row.id, "split": row.split}
+            try:
+                clip = _clip(task, position, progress)
+            except VideoError as error:
+                size = _size(row.path)
+                rejected.append({**about, "stage": error.stage, "error": str(error), "bytes": size})
+                continue
+            labels = tuple(class_index[label] for label in row.labels)
+            writer.append(schema.encode(_record(row, labels, clip)), len(clip.frames))
+            for label in labels:
+                label_counts[label] += 1
+            warnings.extend(
+                {**about, "kind": note.kind, "detail": note.detail} for note in clip.notes
+            )
+            progress.tick(len(clip.frames))
+        progress.item(len(task.rows))
+    result = ShardResult(
+        name=task.name,
+        plan=task.plan,
+        records=writer.count,
+        frames=writer.frames,
+        bytes=writer.bytes,
+        sha256=writer.sha256,
+        index_crc=writer.index_crc,
+        label_counts=tuple(label_counts),
+        rejected=tuple(rejected),
+        warnings=tuple(warnings),
+    )
+    write_atomic(task.path + DONE_SUFFIX, json.dumps(dataclasses.asdict(result)).encode())
+    return result
+
+
+def _clip(task: ShardTask, position: int, progress: Progress) -> Clip:
+    row = task.rows[position]
+    if row.problem:
+        raise VideoError("label", row.problem)
+    if position in task.crashed:
+        raise VideoError("decode", task.crashed[position])
+    return decode_clip(row.path, task.options, row.start, row.end, progress.tick)
+
+
+def _record(row: Row, labels: tuple[int, ...], clip: Clip) -> schema.Record:
+    return schema.Record(
+        media_id=row.id,
+        frames=clip.frames,
+        timestamps_us=clip.timestamps_us,
+        fps=clip.fps,
+        height=clip.height,
+        width=clip.width,
+        source_height=clip.source_height,
+        source_width=clip.source_width,
+        labels=labels,
+        label_names=row.labels,
+        captions=row.captions,
+        start_us=clip.start_us,
+        end_us=clip.end_us,
+        filename=row.name,
+        extra=row.extra,
+    )
+
+
+def finished(task: ShardTask) -> ShardResult | None:
+    """The result of an earlier run, if shard and index are still exactly what it wrote."""
+    try:
+        with open(task.path + DONE_SUFFIX, encoding="utf-8") as file:
+            values = json.load(file)
+        for name in ("label_counts", "rejected", "warnings"):
+            values[name] = tuple(values[name])
+        done = ShardResult(**{**values, "reused": True})
+        index = read_index(task.path)
+        if (
+            done.plan != task.plan
+            or os.path.getsize(task.path) != done.bytes
+            or index.crc != done.index_crc
+            or len(index.entries) != done.records
+            or file_sha256(task.path) != done.sha256
+        ):
+            return None
+    except (FileNotFoundError, IndexFileError, ValueError, KeyError, TypeError):
+        return None
+    return done
+
+
+def file_sha256(path: str) -> str:
+    """Hex digest of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _size(path: str) -> int | None:
+    try:
+        return os.path.getsize(path)
+    except (OSError, ValueError):
+        return None

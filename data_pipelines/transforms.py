@@ -1,0 +1,145 @@
+"""Crops, resizes and flips of uint8 clips.
+
+Every random choice comes from an explicit `numpy.random.Generator`, and is the same for all frames
+of a clip. Boxes are (y, x, height, width). Pixels stay uint8; normalising is the device's work.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+Box = tuple[int, int, int, int]
+
+# The pipeline has its own threads; OpenCV's pool would only fight with them.
+cv2.setNumThreads(0)
+
+MULTISCALE = (1.0, 0.875, 0.75, 0.66)
+
+
+def multiscale_sides(height: int, width: int, size: int) -> list[tuple[int, int]]:
+    """(width, height) pairs that MultiScaleCrop chooses from (VideoMAE pre-training)."""
+    short = min(height, width)
+    sides = [int(short * scale) for scale in MULTISCALE]
+    sides = [size if abs(side - size) < 3 else side for side in sides]
+    return [
+        (sides[j], sides[i])
+        for i in range(len(sides))
+        for j in range(len(sides))
+        if abs(i - j) <= 1
+    ]
+
+
+def multiscale_offsets(height: int, width: int, box: tuple[int, int]) -> list[tuple[int, int]]:
+    """The 13 fixed (x, y) positions of a (width, height) box: corners, edges, centre, quarters."""
+    x, y = (width - box[0]) // 4, (height - box[1]) // 4
+    grid = [(0, 0), (4, 0), (0, 4), (4, 4), (2, 2), (0, 2), (4, 2), (2, 4), (2, 0)]
+    quarters = [(1, 1), (3, 1), (1, 3), (3, 3)]
+    return [(i * x, j * y) for i, j in grid + quarters]
+
+
+def multiscale_crop(height: int, width: int, size: int, rng: np.random.Generator) -> Box:
+    """A box of one of four scales at one of 13 positions, nearly square."""
+    pairs = multiscale_sides(height, width, size)
+    box = pairs[rng.integers(len(pairs))]
+    offsets = multiscale_offsets(height, width, box)
+    x, y = offsets[rng.integers(len(offsets))]
+    return y, x, box[1], box[0]
+
+
+def random_resized_crop(
+    height: int,
+    width: int,
+    rng: np.random.Generator,
+    area: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> Box:
+    """A box of uniform area share and log-uniform aspect ratio; ten tries, then the centre."""
+    for _ in range(10):
+        wanted = height * width * rng.uniform(area[0], area[1])
+        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        w, h = round(math.sqrt(wanted * aspect)), round(math.sqrt(wanted / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
+    w = min(width, round(height * ratio[1]))
+    h = min(height, round(width / ratio[0]))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def short_side_shape(height: int, width: int, short: int) -> tuple[int, int]:
+    """(height, width) with the shorter side at `short`, the longer one truncated."""
+    if height < width:
+        return short, int(short * width / height)
+    return int(short * height / width), short
+
+
+def center_box(height: int, width: int, size: int) -> Box:
+    return round((height - size) / 2), round((width - size) / 2), size, size
+
+
+def crop_boxes(height: int, width: int, size: int, crops: int, rule: str = "even") -> list[Box]:
+    """`crops` square boxes along the longer side of a frame whose shorter side is `size`.
+
+    Rules: `even` spaces them evenly and truncates (VideoMAE); `slowfast` rounds the middle one up
+    (UniFormerV2, three crops). One crop is the centre.
+    """
+    if crops == 1:
+        return [center_box(height, width, size)]
+    room = max(height, width) - size
+    if rule == "even":
+        starts = [int(i * (room / (crops - 1))) for i in range(crops)]
+    elif rule == "slowfast" and crops == 3:
+        starts = [0, math.ceil(room / 2), room]
+    else:
+        raise ValueError(f"crop rule {rule!r} with {crops} crops; known: even, slowfast (3 crops)")
+    if height > width:
+        return [(start, 0, size, size) for start in starts]
+    return [(0, start, size, size) for start in starts]
+
+
+def resize_short_side(frame: np.ndarray, short: int) -> np.ndarray:
+    """(H, W, 3) uint8 with its shorter side at `short`, bilinear without antialiasing."""
+    height, width = short_side_shape(frame.shape[0], frame.shape[1], short)
+    if (height, width) == frame.shape[:2]:
+        return frame
+    return cv2.resize(frame, (width, height), interpolation=cv2.INTER_LINEAR)
+
+
+def crop_resize(
+    frames: Sequence[np.ndarray],
+    box: Box,
+    size: int,
+    *,
+    antialias: bool = True,
+    flip: bool = False,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """Cuts `box` out of every frame and scales it to size x size.
+
+    Args:
+      frames: (H, W, 3) uint8 each, all of one shape; the same object may appear several times.
+      antialias: average over source pixels when shrinking, as PIL does in pre-training; the
+        fine-tuning crop of the reference does not.
+      flip: mirror left-right.
+      out: (T, size, size, 3) uint8 to write into.
+
+    Returns:
+      (T, size, size, 3) uint8.
+    """
+    y, x, height, width = box
+    shrinking = height > size and width > size
+    method = cv2.INTER_AREA if antialias and shrinking else cv2.INTER_LINEAR
+    out = np.empty((len(frames), size, size, 3), np.uint8) if out is None else out
+    for i, frame in enumerate(frames):
+        if i and frame is frames[i - 1]:
+            out[i] = out[i - 1]
+            continue
+        patch = frame[y : y + height, x : x + width]
+        if flip:
+            out[i] = cv2.flip(cv2.resize(patch, (size, size), interpolation=method), 1)
+        else:
+            cv2.resize(patch, (size, size), dst=out[i], interpolation=method)
+    return out

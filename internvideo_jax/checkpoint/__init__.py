@@ -1,0 +1,1 @@
+"""Saving and loading: Orbax behind one wrapper, partial loads, provenance."""

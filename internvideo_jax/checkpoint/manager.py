@@ -1,0 +1,170 @@
+"""Checkpoints of a run: train state, data position and provenance, saved in the background."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from internvideo_jax.checkpoint.metadata import describe_tree, first_difference
+from internvideo_jax.config import CheckpointConfig
+from internvideo_jax.types import TrainState
+
+FOLDER = "checkpoints"
+# Version of the layout: items `state` (step, params, opt_state, ema, nonfinite) and `meta`.
+LAYOUT = 1
+
+
+def as_tree(state: TrainState) -> dict[str, Any]:
+    """The state as a plain dict, so that files do not depend on our classes."""
+    return {
+        "step": state.step,
+        "params": state.params,
+        "opt_state": state.opt_state,
+        "ema": state.ema,
+        "nonfinite": state.nonfinite,
+    }
+
+
+class Checkpoints:
+    """The checkpoints below `workdir/checkpoints`.
+
+    A step is complete or does not exist: what a killed process left behind is ignored by name and
+    removed on the next start.
+    """
+
+    def __init__(self, workdir: str | Path, config: CheckpointConfig):
+        self.folder = Path(workdir).absolute() / FOLDER
+        self._accept_new_data = config.accept_new_data
+        self._manager = ocp.CheckpointManager(
+            self.folder,
+            item_names=("state", "meta"),
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=config.keep,
+                create=True,
+                cleanup_tmp_directories=True,
+                enable_async_checkpointing=config.asynchronous,
+            ),
+        )
+
+    def latest(self) -> int | None:
+        """Number of the newest complete step."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: TrainState, meta: dict[str, Any]) -> None:
+        """Starts saving; returns as soon as the arrays are copied off the devices.
+
+        Raises:
+          RuntimeError: this or the previous save failed; says which step is still safe.
+        """
+        if self._manager.latest_step() == step:
+            return
+        tree = as_tree(state)
+        self._check_space(tree)
+        meta = {**meta, "layout": LAYOUT, "step": step, "tree": describe_tree(tree)}
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(tree),  # pyright: ignore[reportCallIssue]
+                    meta=ocp.args.JsonSave(meta),  # pyright: ignore[reportCallIssue]
+                ),
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise self._explain(step, error) from error
+
+    def _check_space(self, tree: Any) -> None:
+        """RuntimeError when the disk cannot hold another checkpoint; nothing is written then."""
+        needed = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+        free = shutil.disk_usage(self.folder).free
+        if free < 1.05 * needed:
+            raise self._explain(
+                int(tree["step"]),
+                OSError(f"{free / 2**20:.0f} MiB free, {1.05 * needed / 2**20:.0f} MiB needed"),
+            )
+
+    def wait(self) -> None:
+        """Blocks until everything is on disk; RuntimeError when it could not be written."""
+        try:
+            self._manager.wait_until_finished()
+        except (OSError, ValueError, RuntimeError) as error:
+            raise self._explain(None, error) from error
+
+    def _explain(self, step: int | None, error: Exception) -> RuntimeError:
+        complete = sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit())
+        safe = f"step {complete[-1]} in {self.folder} is complete" if complete else "none exists"
+        which = f"of step {step} " if step is not None else ""
+        return RuntimeError(
+            f"could not save the checkpoint {which}({_first_line(error)}); the last complete one: "
+            f"{safe}. Free space or fix the directory, then start the same command again"
+        )
+
+    def meta(self, step: int) -> dict[str, Any]:
+        """Provenance stored with a step."""
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(meta=ocp.args.JsonRestore()),  # pyright: ignore[reportCallIssue]
+        )
+        return dict(restored["meta"])
+
+    def check_data(self, step: int, identity: dict[str, Any]) -> None:
+        """ValueError unless the checkpoint's data stream is the one described by `identity`."""
+        stored = self.meta(step).get("data", {})
+        here = json.loads(json.dumps(identity))
+        if stored == here or self._accept_new_data:
+            return
+        lines = [
+            f"  {key}: found {here.get(key)!r}, the checkpoint has {stored.get(key)!r}"
+            for key in sorted(stored.keys() | here.keys())
+            if stored.get(key) != here.get(key)
+        ]
+        raise ValueError(
+            f"the data stream is not the one of {self.folder}/{step}:\n"
+            + "\n".join(lines)
+            + "\nGive the same data and settings, or another --workdir; "
+            "--config.checkpoint.accept_new_data goes on with the changed stream"
+        )
+
+    def restore(self, step: int, shapes: TrainState, shardings: TrainState) -> TrainState:
+        """The state of `step`, placed as `shardings` say, whatever mesh it was saved from.
+
+        Raises:
+          ValueError: the checkpoint holds another model, optimizer or layout.
+        """
+        meta = self.meta(step)
+        where = f"{self.folder}/{step}"
+        if meta.get("layout") != LAYOUT:
+            raise ValueError(
+                f"{where} has checkpoint layout {meta.get('layout')}, this program reads {LAYOUT}"
+            )
+        expected = as_tree(shapes)
+        difference = first_difference(meta["tree"], describe_tree(expected))
+        if difference:
+            raise ValueError(
+                f"{where} does not fit this config:\n{difference}\n"
+                "Use the config of that run, another --workdir, or start from its parameters with "
+                f"--config.init_from={where}"
+            )
+        target = jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            expected,
+            as_tree(shardings),
+        )
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(target),  # pyright: ignore[reportCallIssue]
+            ),
+        )
+        return TrainState(**restored["state"])
+
+    def close(self) -> None:
+        self._manager.close()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

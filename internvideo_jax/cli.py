@@ -1,0 +1,129 @@
+"""What the entry points share: flags, configs from the command line, errors as one message."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from internvideo_jax.config import TrainConfig, as_plain, to_typed
+from internvideo_jax.registry import suggest
+
+CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "Recipe and its options: configs/x/y.py or configs/x/y.py:size=base,smoke. Every field can be "
+    "overridden: --config.optim.lr=1e-3",
+    lock_config=True,
+)
+DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
+
+
+def config_dict(config: TrainConfig) -> ConfigDict:
+    """The recipe as a ConfigDict that holds every field, so that each can be overridden."""
+    # Once through the schema turns ints in float fields into floats, whose overrides may be any.
+    return ConfigDict(as_plain(to_typed(TrainConfig, as_plain(config))))
+
+
+def typed_config() -> TrainConfig:
+    """The config of this command line; ValueError where it does not fit the schema."""
+    try:
+        plain = None if CONFIG.value is None else CONFIG.value.to_dict()
+    except OSError as error:  # a missing file shows only here, in several lines
+        recipes = [str(path) for path in sorted(Path("configs").rglob("*.py"))]
+        place = str(error).strip().splitlines()[-1].strip()
+        name = place.split("'")[1] if "'" in place else place
+        raise ValueError(f"--config: {place}; {suggest(name, recipes)}") from error
+    if plain is None:
+        raise ValueError(
+            "no --config given; recipes are in configs/, for example "
+            "--config=configs/videomae/pretrain.py:size=base"
+        )
+    return to_typed(TrainConfig, plain)
+
+
+def parse_arg(arg: str | None, **defaults: Any) -> dict[str, Any]:
+    """Options after the colon of `--config=file.py:size=base,smoke`.
+
+    Args:
+      defaults: name -> default value, whose type decides how the text is read; a bare name of a
+        bool means True.
+
+    Raises:
+      ValueError: an unknown name or a value of the wrong type.
+    """
+    options = dict(defaults)
+    for item in filter(None, (arg or "").split(",")):
+        name, equals, text = item.partition("=")
+        if name not in defaults:
+            raise ValueError(f"unknown config option {name!r}: {suggest(name, defaults)}")
+        kind = type(defaults[name])
+        if kind is bool:
+            if text.lower() not in ("", "true", "false", "1", "0"):
+                raise ValueError(f"config option {name}: expected true or false, found {text!r}")
+            options[name] = not equals or text.lower() in ("true", "1")
+            continue
+        try:
+            options[name] = kind(text)
+        except ValueError as error:
+            raise ValueError(
+                f"config option {name}: expected {kind.__name__}, found {text!r}"
+            ) from error
+    return options
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Parses flags and runs `main`; our own errors become one message and exit code 2."""
+
+    def parse(arguments: Sequence[str]) -> list[str]:
+        try:
+            rest = flags.FLAGS(list(arguments))
+        except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+            sys.exit(_explain(_flag_message(error)))
+        if len(rest) > 1:
+            sys.exit(
+                _explain(f"unexpected argument {rest[1]!r}; options start with --, see --help")
+            )
+        return rest
+
+    def guarded(_: Sequence[str]) -> None:
+        # Libraries report every step of their work at INFO, and failures that they raise as well.
+        logging.set_verbosity(logging.WARNING if DEBUG.value else logging.FATAL)
+        try:
+            code = main()
+        except (ValueError, RuntimeError, OSError) as error:
+            if DEBUG.value:
+                raise
+            code = _explain(f"{error}\n(--debug shows where)")
+            sys.stdout.flush()
+            # Not sys.exit: threads of a failed save or a data worker could keep the process alive.
+            os._exit(code)
+        sys.exit(code or 0)
+
+    app.run(guarded, flags_parser=parse)
+
+
+def _flag_message(error: BaseException) -> str:
+    """What went wrong while flags were read, without the wrapping of the flag library."""
+    while "Traceback" in str(error) and error.__context__ is not None:
+        error = error.__context__
+    if isinstance(error, KeyError | AttributeError):
+        text = str(error.args[0])
+        with contextlib.suppress(ValueError, SyntaxError):
+            text = str(ast.literal_eval(text))  # some come quoted once more
+        field, _, hint = text.partition("\n")
+        field = field.strip("'")
+        return f"unknown config field {field!r}. {hint}".strip()
+    return str(error)
+
+
+def _explain(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    return 2

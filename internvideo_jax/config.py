@@ -1,0 +1,214 @@
+"""The typed schema of a run, and the strict road from a plain mapping to it.
+
+Recipes in `configs/` fill these dataclasses; the command line overrides single fields; everything
+below the entry points reads frozen dataclasses only. An unknown field is an error that names the
+nearest known one, at any depth.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from data_pipelines.config import DataConfig
+from internvideo_jax import registry
+
+
+def component(kind: str) -> Any:
+    """A field that holds one registered component, chosen by its `name`."""
+    return dataclasses.field(metadata={"kind": kind})
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Logical axes of the device mesh; one of them may be -1, "all that is left"."""
+
+    data: int = -1  # copies of the model, each with its part of the batch
+    fsdp: int = 1  # the batch is split over this axis too, and so are the parameters
+    tensor: int = 1  # heads and hidden units
+    # Parameters smaller than this many elements stay whole on every device.
+    shard_above: int = 2**16
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """AdamW with warm-up and cosine decay (spec of the VideoMAE recipes)."""
+
+    lr: float = 1.5e-4
+    min_lr: float = 1e-5
+    # Learning rates are given for this many examples per step and scaled linearly with
+    # data.global_batch; 0 takes them as they are.
+    lr_batch: int = 256
+    warmup_epochs: float = 0.0
+    warmup_steps: int = 0  # wins over warmup_epochs when positive
+    weight_decay: float = 0.05
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    layer_decay: float = 1.0  # lr factor per layer below the head; 1 = off
+    layer_stack: str = "encoder/blocks"  # the stack whose depth counts for layer_decay
+    clip_norm: float = 0.0  # global L2 norm of the gradient; 0 = off
+    freeze: Sequence[str] = ()  # regular expressions on parameter paths
+    accumulate: int = 1  # microbatches per step
+    ema_decay: float = 0.0  # 0 = no averaged parameters
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    every: int = 1000  # steps
+    keep: int = 3  # newest checkpoints kept
+    asynchronous: bool = True  # write in the background
+    # Continue although the data are not those of the checkpoint: the stream will change.
+    accept_new_data: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class LogConfig:
+    every: int = 50  # steps between log lines, the only points where the host waits for a value
+    report: bool = True  # write report.html at the end
+    tensorboard: bool = False  # needs the `tracking` extra
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """One training run."""
+
+    model: Any = component("model")
+    objective: Any = component("objective")
+    data: DataConfig = DataConfig()
+    optim: OptimConfig = OptimConfig()
+    mesh: MeshConfig = MeshConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+    evals: Mapping[str, Any] = dataclasses.field(
+        default_factory=dict, metadata={"kind": "evaluator", "many": True}
+    )
+    seed: int = 0  # parameters, masks and drop path; the data have data.seed
+    steps: int = 0  # length of the run; either this or epochs
+    epochs: float = 0.0
+    init_from: str = ""  # run, checkpoint, exported .safetensors or torch file to start from
+    max_nonfinite: int = 10  # skipped steps after which the run stops
+
+
+def as_plain(value: Any) -> Any:
+    """Dataclasses, mappings and sequences as dicts and tuples of plain values."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: as_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: as_plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return tuple(as_plain(item) for item in value)
+    return value
+
+
+def to_typed(cls: type, plain: Mapping[str, Any], path: str = "config") -> Any:
+    """Builds the dataclass `cls` from nested mappings.
+
+    Raises:
+      ValueError: unknown or missing field, wrong type, unknown component; names the field's path,
+        what was found, what was expected and the nearest known name.
+    """
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    hints = typing.get_type_hints(cls)
+    for name in plain:
+        if name not in fields:
+            raise ValueError(f"unknown field {path}.{name}: {registry.suggest(name, fields)}")
+    values = {}
+    for name, field in fields.items():
+        where = f"{path}.{name}"
+        if name not in plain:
+            if _required(field):
+                raise ValueError(f"missing field {where}: it has no default")
+            continue
+        found = plain[name]
+        kind = field.metadata.get("kind")
+        if kind and field.metadata.get("many"):
+            values[name] = {
+                key: _component(kind, item, f"{where}.{key}")
+                for key, item in _mapping(found, where).items()
+            }
+        elif kind:
+            values[name] = _component(kind, found, where)
+        else:
+            values[name] = _convert(hints[name], found, where)
+    return cls(**values)
+
+
+def _required(field: dataclasses.Field) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _mapping(found: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(found, Mapping):
+        raise ValueError(f"{where}: expected a mapping, found {found!r}")
+    return found
+
+
+def _component(kind: str, found: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(found):
+        return found
+    found = _mapping(found, where)
+    if "name" not in found:
+        raise ValueError(f"{where}: expected a field `name` that says which {kind} it is")
+    return to_typed(registry.resolve(kind, found["name"]), found, where)
+
+
+def _convert(hint: Any, found: Any, where: str) -> Any:
+    """`found` as the annotated type; ints become floats, lists become tuples, nothing else."""
+    if dataclasses.is_dataclass(hint):
+        if dataclasses.is_dataclass(found):
+            return found
+        return to_typed(hint, _mapping(found, where), where)  # pyright: ignore[reportArgumentType]
+    origin = typing.get_origin(hint)
+    if origin in (tuple, list, Sequence) or hint in (tuple, list):
+        if not isinstance(found, list | tuple):
+            raise ValueError(f"{where}: expected a sequence, found {found!r}")
+        item = (typing.get_args(hint) or (Any,))[0]
+        return tuple(_convert(item, entry, where) for entry in found)
+    if origin in (dict, Mapping):
+        return dict(_mapping(found, where))
+    if isinstance(hint, types.UnionType) or origin is typing.Union or hint is Any:
+        return found
+    if hint is float and isinstance(found, int) and not isinstance(found, bool):
+        return float(found)
+    if not isinstance(found, hint) or (hint is int and isinstance(found, bool)):
+        raise ValueError(
+            f"{where}: expected {hint.__name__}, found {found!r} ({type(found).__name__})"
+        )
+    return found
+
+
+def total_steps(config: TrainConfig, records: int) -> int:
+    """Number of optimizer steps of the run. An epoch is `records // global_batch` steps.
+
+    Raises:
+      ValueError: neither or both of steps and epochs given, or an epoch without a single step.
+    """
+    if (config.steps > 0) == (config.epochs > 0):
+        raise ValueError(
+            f"config.steps = {config.steps} and config.epochs = {config.epochs}: "
+            "expected exactly one of them to be positive"
+        )
+    return config.steps or round(config.epochs * steps_per_epoch(config, records))
+
+
+def steps_per_epoch(config: TrainConfig, records: int) -> int:
+    """Full batches in one pass over `records` records."""
+    steps = records // config.data.global_batch
+    if steps == 0:
+        raise ValueError(
+            f"the training split has {records} records, fewer than one batch "
+            f"(config.data.global_batch = {config.data.global_batch}); lower the batch size or "
+            "give the length as config.steps"
+        )
+    return steps
+
+
+def warmup_steps(config: TrainConfig, records: int) -> int:
+    """Steps of the linear warm-up."""
+    if config.optim.warmup_steps > 0 or config.optim.warmup_epochs == 0:
+        return config.optim.warmup_steps
+    return round(config.optim.warmup_epochs * steps_per_epoch(config, records))

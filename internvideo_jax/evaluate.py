@@ -1,0 +1,119 @@
+"""Offline evaluation: a checkpoint and evaluators in, one JSON file with protocols out.
+
+    python -m internvideo_jax.evaluate --config=configs/videomae/finetune.py:size=base \\
+        --checkpoint=runs/finetune --out=results.json --config.data.eval=shards/
+
+The checkpoint is a run, one of its steps, or a weight file (.safetensors, .pth).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import flags
+
+from data_pipelines import manifest
+from internvideo_jax import cli
+from internvideo_jax.build import with_classes
+from internvideo_jax.checkpoint.initial import initialise
+from internvideo_jax.checkpoint.metadata import devices, git_revision, params_digest, versions
+from internvideo_jax.config import TrainConfig, as_plain
+from internvideo_jax.evaluators.base import EvalContext, Evaluator
+from internvideo_jax.evaluators.run import check_evaluators, headline, run_evaluators, write_json
+from internvideo_jax.parallel import multihost
+from internvideo_jax.parallel.mesh import make_mesh
+from internvideo_jax.parallel.rules import param_shardings
+
+
+def evaluate(config: TrainConfig, checkpoint: str, out: Path) -> dict[str, Any]:
+    """Runs every evaluator of the config on a checkpoint and writes `out`.
+
+    Pictures and one JSON per evaluator go to a folder beside `out`, named like it without suffix.
+
+    Returns:
+      What was written: {"results": {label: {metrics, protocol, tables}}, ...}.
+
+    Raises:
+      ValueError: no evaluator, a checkpoint that does not fill the model, data that do not fit.
+    """
+    wanted = {label: each for label, each in config.evals.items() if each.every >= 0}
+    if not wanted:
+        raise ValueError("config.evals is empty: nothing to evaluate")
+    config = with_classes(config, _classes(config, next(iter(wanted.values()))))
+    model = config.model.model()
+    mesh = make_mesh(config.mesh)
+    shapes = model.shapes()
+    params, report = initialise(checkpoint, shapes, config.model)
+    if report.fresh:
+        raise ValueError(
+            f"{checkpoint} lacks {len(report.fresh)} parameters of the model, first "
+            f"{report.fresh[0]}; expected a checkpoint of this model"
+        )
+    shardings = param_shardings(shapes, config.model.sharding_rules, mesh, config.mesh.shard_above)
+    params = jax.tree.map(jax.device_put, params, shardings)
+    provenance = {
+        "checkpoint": str(Path(checkpoint).absolute()),
+        "params_digest": params_digest(params),
+        "versions": versions(),
+        "git": git_revision(),
+        "devices": devices(),
+    }
+    context = EvalContext(model, mesh, config.data, config.seed)
+    check_evaluators(wanted, context)
+    folder = out.with_suffix("")
+    results = run_evaluators(wanted, context, params, folder=folder, provenance=provenance)
+    content = {
+        **provenance,
+        "config": as_plain(config),
+        "results": {
+            label: {
+                "metrics": dict(result.metrics),
+                "protocol": dict(result.protocol),
+                "tables": dict(result.tables),
+            }
+            for label, result in results.items()
+        },
+    }
+    if multihost.is_main():
+        write_json(out, content)
+        print(headline(results).replace(" | ", "\n"))
+        print(f"written to {out}, pictures in {folder}", flush=True)
+    return content
+
+
+def _classes(config: TrainConfig, evaluator: Evaluator) -> int:
+    """Number of classes of the data that an evaluator looks at."""
+    directory = evaluator.inputs()[0].data or config.data.eval or config.data.train
+    return len(manifest.load(directory).classes)
+
+
+def main() -> None:
+    flags.adopt_module_key_flags(cli)
+    checkpoint = flags.DEFINE_string(
+        "checkpoint", None, "Run directory, one of its steps, or a .safetensors / .pth file."
+    )
+    out = flags.DEFINE_string("out", None, "JSON file to write.")
+    only = flags.DEFINE_list("only", [], "Labels of the evaluators to run; default: all.")
+
+    def run() -> int:
+        multihost.initialize()
+        if not checkpoint.value or not out.value:
+            raise ValueError("--checkpoint and --out are needed, see --help")
+        config = cli.typed_config()
+        unknown = [label for label in only.value if label not in config.evals]
+        if unknown:
+            raise ValueError(f"--only {unknown[0]!r}: known {', '.join(config.evals)}")
+        if only.value:
+            kept = {label: config.evals[label] for label in only.value}
+            config = dataclasses.replace(config, evals=kept)
+        evaluate(config, checkpoint.value, Path(out.value))
+        return 0
+
+    cli.run(run)
+
+
+if __name__ == "__main__":
+    main()

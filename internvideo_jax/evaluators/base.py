@@ -1,0 +1,152 @@
+"""What every evaluator gets and gives."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from data_pipelines import manifest
+from data_pipelines.config import DataConfig, ViewConfig
+from data_pipelines.pipeline import Dataset, ViewPass
+from internvideo_jax.parallel.mesh import batch_sharding, check_batch
+from internvideo_jax.parallel.multihost import is_main, to_global, to_host
+from internvideo_jax.types import Params
+
+EVAL_SPLITS = ("test", "val", "validation", "train")
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """Numbers, and everything needed to say what they mean."""
+
+    metrics: Mapping[str, float]
+    protocol: Mapping[str, Any]  # views, merge rule, data fingerprint ...
+    tables: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # JSON values
+    pictures: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)  # (H, W, 3)
+    animations: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)  # (T, H, W, 3)
+
+
+class Evaluator(Protocol):
+    """A frozen dataclass with the settings of one task."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def every(self) -> int:
+        """Steps between runs during training; 0 = only at the end, -1 = never."""
+        ...
+
+    def inputs(self) -> Sequence[Input]:
+        """What it will read, so that a run can check it before the first step."""
+        ...
+
+    def run(self, context: EvalContext) -> Result: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Input:
+    """One split that an evaluator reads."""
+
+    data: str  # directory; empty: the run's
+    split: str  # empty: the first of EVAL_SPLITS that is there
+    views: ViewConfig
+    labelled: bool  # whether it needs labels
+
+
+@dataclasses.dataclass
+class EvalContext:
+    """One model on one mesh, with its compiled functions kept from run to run."""
+
+    model: Any
+    mesh: Mesh
+    data: DataConfig
+    seed: int = 0
+    progress: bool = True
+    params: Params | None = None  # set before every run
+    _compiled: dict[Any, Any] = dataclasses.field(default_factory=dict)
+
+    def compiled(self, key: Any, build: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
+        """`jax.jit` of what `build` returns, made once per key."""
+        if key not in self._compiled:
+            self._compiled[key] = jax.jit(build())
+        return self._compiled[key]
+
+    def open(self, source: Input) -> ViewPass:
+        """A pass over a split; ValueError when it does not fit the model, the mesh or the task."""
+        config, views = self.model.config, source.views
+        if (views.clip.frames, views.clip.size) != (config.frames, config.size):
+            raise ValueError(
+                f"evaluation clips of {views.clip.frames} frames at {views.clip.size} pixels do "
+                f"not fit the model, which takes {config.frames} frames at {config.size}"
+            )
+        rows = views.batch * views.segments * views.crops
+        check_batch(self.mesh, rows, "evaluation batch x segments x crops")
+        directory = source.data or self.data.eval or self.data.train
+        split = source.split or default_split(directory)
+        stream = ViewPass(
+            directory,
+            split,
+            views,
+            process=jax.process_index(),
+            processes=jax.process_count(),
+        )
+        info = stream.dataset.manifest.split(split)
+        if source.labelled and not sum(info.label_counts):
+            raise ValueError(f"split {split!r} of {directory} has no labels, which are needed here")
+        return stream
+
+    def outputs(
+        self, views: ViewPass, key: Any, build: Callable[[], Callable[..., Any]], title: str
+    ) -> Generator[tuple[dict[str, np.ndarray], Any]]:
+        """Yields (batch without video, host copy of function(params, batch)) for every step.
+
+        On several hosts every host gets the rows of all of them.
+        """
+        function = self.compiled(key, build)
+        sharding = batch_sharding(self.mesh)
+        steps = tqdm(
+            views,
+            total=len(views),
+            desc=title,
+            unit="batch",
+            leave=False,
+            disable=None if self.progress and is_main() else True,
+            mininterval=1.0,
+        )
+        try:
+            for batch in steps:
+                placed = to_global(batch, sharding)
+                with jax.set_mesh(self.mesh):
+                    result = to_host(function(self.params, placed))
+                rows = {name: rows for name, rows in placed.items() if name != "video"}
+                yield to_host(rows), result
+        finally:
+            views.close()
+
+
+def default_split(directory: str) -> str:
+    """The split to evaluate on where none is named."""
+    present = manifest.load(directory).splits
+    return next((split for split in EVAL_SPLITS if split in present), next(iter(present), ""))
+
+
+def describe_data(dataset: Dataset, views: ViewConfig) -> dict[str, Any]:
+    """The part of a protocol that says which clips were looked at."""
+    return {
+        "data": dataset.manifest.directory,
+        "split": dataset.split,
+        "records": len(dataset),
+        "data_fingerprint": dataset.manifest.fingerprint(dataset.split)[:16],
+        "frames": views.clip.frames,
+        "stride": views.clip.stride,
+        "size": views.clip.size,
+        "sampling": views.clip.sampling,
+        "segments": views.segments,
+        "crops": views.crops,
+    }

@@ -1,0 +1,95 @@
+"""Frozen features of a split, for probes and nearest neighbours."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+
+from data_pipelines.config import ViewConfig
+from internvideo_jax.evaluators.base import EvalContext, Input, describe_data
+
+# Features are kept in host memory; beyond this, fewer clips or pooled features are needed.
+MEMORY_LIMIT = 4 << 30
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureTask:
+    """Settings of every task that learns from frozen features of one split and scores another."""
+
+    name: str = ""
+    every: int = 0  # steps; 0 = only at the end, -1 = never
+    data: str = ""  # default: the run's
+    train_split: str = "train"
+    split: str = ""  # default: test, else val, else train
+    views: ViewConfig = ViewConfig()
+
+    def inputs(self) -> tuple[Input, Input]:
+        return (
+            Input(self.data, self.train_split, self.views, labelled=True),
+            Input(self.data, self.split, self.views, labelled=True),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Features:
+    """Features of labelled clips in record order."""
+
+    values: np.ndarray  # (R, D) float32 pooled, or (R, N, D) float16 tokens
+    label: np.ndarray  # (R,)
+    classes: tuple[str, ...]
+    protocol: dict[str, object]
+
+
+def extract(context: EvalContext, source: Input, *, pooled: bool, limit: int = 0) -> Features:
+    """Runs the encoder over a split, one view per clip.
+
+    Args:
+      pooled: mean over tokens, else all tokens.
+      limit: use only the first `limit` labelled clips; 0 = all.
+
+    Raises:
+      ValueError: no labels, several views, or more tokens than MEMORY_LIMIT holds.
+    """
+    if source.views.segments * source.views.crops != 1:
+        raise ValueError("features are taken from one view per clip: set segments = crops = 1")
+    stream = context.open(source)
+    config = context.model.config
+    if not pooled:
+        clips = min(limit or len(stream.dataset), len(stream.dataset))
+        size = clips * config.tokens * config.encoder.width * 2
+        if size > MEMORY_LIMIT:
+            raise ValueError(
+                f"token features of {clips} clips take {size / 2**30:.1f} GiB, the limit is "
+                f"{MEMORY_LIMIT / 2**30:.0f} GiB; set max_clips of the probe to "
+                f"{clips * MEMORY_LIMIT // size} or less"
+            )
+
+    def build():
+        def forward(params, batch):
+            tokens = context.model.apply(params, batch["video"], method="features")
+            tokens = tokens.astype(jnp.float32)
+            return tokens.mean(axis=1) if pooled else tokens.astype(jnp.float16)
+
+        return forward
+
+    values, labels, seen = [], [], 0
+    outputs = context.outputs(
+        stream, ("features", pooled), build, f"features {stream.dataset.split}"
+    )
+    for batch, features in outputs:
+        keep = batch["valid"] & (batch["label"] >= 0)
+        values.append(features[keep])
+        labels.append(batch["label"][keep])
+        seen += int(keep.sum())
+        if limit and seen >= limit:
+            break
+    outputs.close()
+    end = limit or None
+    return Features(
+        np.concatenate(values)[:end],
+        np.concatenate(labels)[:end],
+        stream.dataset.classes,
+        describe_data(stream.dataset, source.views),
+    )

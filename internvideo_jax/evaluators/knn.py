@@ -1,0 +1,71 @@
+"""Nearest neighbours on frozen features: a monitor that trains nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from internvideo_jax.evaluators.base import EvalContext, Result
+from internvideo_jax.evaluators.features import FeatureTask, extract
+
+
+@dataclasses.dataclass(frozen=True)
+class NearestNeighbours(FeatureTask):
+    """Cosine-weighted vote of the k nearest training clips (as in DINO, Caron et al. 2021)."""
+
+    name: str = "knn"
+    neighbours: int = 20
+    temperature: float = 0.07
+    max_clips: int = 5000  # training clips used
+
+    def run(self, context: EvalContext) -> Result:
+        train, test = self.inputs()
+        bank = extract(context, train, pooled=True, limit=self.max_clips)
+        query = extract(context, test, pooled=True)
+        # Without centring the part that all clips share would drown the differences.
+        centre = bank.values.mean(axis=0)
+        top1 = vote(
+            _unit(bank.values - centre),
+            bank.label,
+            _unit(query.values - centre),
+            len(bank.classes),
+            self.neighbours,
+            self.temperature,
+        )
+        return Result(
+            metrics={"top1": float((top1 == query.label).mean())},
+            protocol={
+                **query.protocol,
+                "train_split": self.train_split,
+                "train_clips": len(bank.label),
+                "neighbours": self.neighbours,
+                "temperature": self.temperature,
+            },
+        )
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+
+
+def vote(
+    bank: np.ndarray,
+    label: np.ndarray,
+    query: np.ndarray,
+    classes: int,
+    neighbours: int,
+    temperature: float,
+) -> np.ndarray:
+    """Predicted class per query row; bank (R, D) and query (Q, D) have unit rows."""
+    neighbours = min(neighbours, len(bank))
+    predicted = np.empty(len(query), np.int64)
+    for start in range(0, len(query), 1024):  # bounds the similarity matrix
+        similarity = query[start : start + 1024] @ bank.T
+        nearest = np.argpartition(-similarity, neighbours - 1, axis=1)[:, :neighbours]
+        weight = np.exp(np.take_along_axis(similarity, nearest, axis=1) / temperature)
+        votes = np.zeros((len(similarity), classes))
+        rows = np.arange(len(similarity))[:, None]
+        np.add.at(votes, (rows, label[nearest]), weight)
+        predicted[start : start + 1024] = votes.argmax(axis=1)
+    return predicted

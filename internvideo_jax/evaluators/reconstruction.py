@@ -1,0 +1,120 @@
+"""How well hidden tubelets are predicted, as a number and as pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from data_pipelines.config import ViewConfig
+from internvideo_jax import masking
+from internvideo_jax.evaluators.base import EvalContext, Input, Result, describe_data
+from internvideo_jax.ops.pixels import patchify, to_unit, unpatchify
+from internvideo_jax.ops.reconstruction import pixel_loss, restore_pixels
+from internvideo_jax.ops.tokens import scatter, take
+from internvideo_jax.telemetry.pictures import side_by_side, strip
+
+GREY = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Reconstruction:
+    """Loss on all hidden tokens under fixed masks, and original / masked / reconstructed strips.
+
+    The mask of a record depends on the seed and its number only, so runs can be compared. Where the
+    target is normalised per tubelet, pictures borrow mean and contrast of the true tubelet.
+    """
+
+    name: str = "reconstruction"
+    every: int = 0  # steps; 0 = only at the end, -1 = never
+    data: str = ""  # default: the run's
+    split: str = ""  # default: test, else val, else train
+    views: ViewConfig = ViewConfig()
+    mask: str = "tube"
+    ratio: float = 0.9
+    normalized: bool = True
+    pictures: int = 4  # videos shown
+    scale: int = 2  # enlargement of the pictures
+
+    def inputs(self) -> tuple[Input, ...]:
+        return (Input(self.data, self.split, self.views, labelled=False),)
+
+    def run(self, context: EvalContext) -> Result:
+        views = context.open(*self.inputs())
+        masking.check(self.mask, context.model.config.grid, self.ratio)
+        total = weight = 0.0
+        shown: list[dict[str, np.ndarray]] = []
+        outputs = context.outputs(views, self, lambda: self._forward(context), self.name)
+        for batch, out in outputs:
+            total += float((out["error"] * batch["valid"]).sum())
+            weight += float(batch["valid"].sum())
+            for row in range(len(batch["valid"])):
+                if len(shown) < self.pictures and batch["valid"][row] and batch["view"][row] == 0:
+                    shown.append({key: value[row] for key, value in out.items()})
+        pictures = {
+            f"video{i}": strip(
+                [clip["original"], clip["masked"], clip["rebuilt"]], scale=self.scale
+            )
+            for i, clip in enumerate(shown)
+        }
+        animations = {
+            f"video{i}": side_by_side(
+                [clip["original"], clip["masked"], clip["rebuilt"]], scale=self.scale
+            )
+            for i, clip in enumerate(shown)
+        }
+        return Result(
+            metrics={"loss": total / max(weight, 1.0), "clips": weight},
+            protocol={
+                **describe_data(views.dataset, self.views),
+                "mask": self.mask,
+                "ratio": self.ratio,
+                "normalized": self.normalized,
+                "seed": context.seed,
+            },
+            pictures=pictures,
+            animations=animations,
+        )
+
+    def _forward(self, context: EvalContext) -> Any:
+        model, config = context.model, context.model.config
+        key = jax.random.key(context.seed)
+
+        def forward(params: Any, batch: Any) -> dict[str, jax.Array]:
+            video = batch["video"]
+            keys = masking.example_keys(key, batch["index"])
+            visible, hidden = masking.sample(self.mask, keys, config.grid, self.ratio)
+            predicted = model.apply(params, video, visible, hidden)
+            error = jax.vmap(
+                lambda p, x, v, h: pixel_loss(
+                    p[None],
+                    x[None],
+                    v[None],
+                    h[None],
+                    tubelet=config.tubelet,
+                    patch=config.patch,
+                    normalized=self.normalized,
+                ).value()
+            )(predicted, video, visible, hidden)  # one mean per clip
+            tokens = to_unit(patchify(video, config.tubelet, config.patch))
+            grey = jnp.full_like(predicted, GREY)
+            if self.normalized:
+                predicted = restore_pixels(predicted, take(tokens, hidden))
+
+            def picture(values: jax.Array) -> jax.Array:
+                whole = unpatchify(
+                    scatter(tokens, hidden, values), config.grid, config.tubelet, config.patch
+                )
+                return (jnp.clip(whole, 0.0, 1.0) * 255.0).round().astype(jnp.uint8)
+
+            return {
+                "error": error,
+                "original": (to_unit(video) * 255.0).round().astype(jnp.uint8),
+                "masked": picture(grey),
+                "rebuilt": picture(predicted),
+            }
+
+        return forward

@@ -1,0 +1,102 @@
+"""Running a set of evaluators and writing down what they found."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from internvideo_jax.evaluators.base import EvalContext, Evaluator, Result
+from internvideo_jax.parallel.multihost import is_main
+from internvideo_jax.telemetry.pictures import write_gif, write_png
+from internvideo_jax.types import Params
+
+RESULTS = "results"
+PICTURES = "pictures"
+
+
+def check_evaluators(evaluators: Mapping[str, Evaluator], context: EvalContext) -> None:
+    """Opens everything that the evaluators will read, so that errors come before the first step.
+
+    Raises:
+      ValueError: data that are missing or do not fit; names the evaluator.
+    """
+    for label, evaluator in evaluators.items():
+        for source in evaluator.inputs() if evaluator.every >= 0 else ():
+            try:
+                context.open(source).close()
+            except (ValueError, OSError) as error:
+                raise ValueError(
+                    f"config.evals.{label}: {error} (to leave it out: "
+                    f"--config.evals.{label}.every=-1)"
+                ) from error
+
+
+def run_evaluators(
+    evaluators: Mapping[str, Evaluator],
+    context: EvalContext,
+    params: Params,
+    *,
+    folder: Path,
+    provenance: Mapping[str, Any],
+) -> dict[str, Result]:
+    """Runs every evaluator on `params`.
+
+    Writes `folder/results/LABEL.json` (metrics, protocol, provenance) and pictures below
+    `folder/pictures`, replacing those of an earlier run.
+    """
+    context.params = params
+    results = {}
+    for label, evaluator in evaluators.items():
+        results[label] = evaluator.run(context)
+        if is_main():
+            write_result(folder, label, evaluator, results[label], provenance)
+    context.params = None
+    return results
+
+
+def write_result(
+    folder: Path,
+    label: str,
+    evaluator: Evaluator,
+    result: Result,
+    provenance: Mapping[str, Any],
+) -> None:
+    """One JSON file per evaluator, pictures beside it."""
+    drawings = {}
+    for name, picture in result.pictures.items():
+        drawings[name] = f"{PICTURES}/{label}-{name}.png"
+        write_png(folder / drawings[name], picture)
+    for name, clip in result.animations.items():
+        drawings[f"{name} animated"] = f"{PICTURES}/{label}-{name}.gif"
+        write_gif(folder / drawings[f"{name} animated"], clip)
+    write_json(
+        folder / RESULTS / f"{label}.json",
+        {
+            "evaluator": evaluator.name,
+            "metrics": dict(result.metrics),
+            "protocol": dict(result.protocol),
+            "tables": dict(result.tables),
+            "pictures": drawings,
+            **provenance,
+        },
+    )
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Atomically, so that a killed run leaves the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def headline(results: Mapping[str, Result]) -> str:
+    """`test: top1 0.912, top5 1.000 | knn: top1 0.5` for the log."""
+    parts = []
+    for label, result in results.items():
+        values = ", ".join(f"{name} {value:.4g}" for name, value in result.metrics.items())
+        parts.append(f"{label}: {values}")
+    return " | ".join(parts)

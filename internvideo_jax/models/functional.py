@@ -1,0 +1,43 @@
+"""Flax NNX modules as pure functions over plain nested dicts of arrays.
+
+A module is split once into a static graph definition and its arrays. Training code, sharding rules,
+optimizer, checkpoints and weight import see names and arrays only; nothing outside `models/`
+depends on the module library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import nnx
+
+from internvideo_jax.types import Params
+
+
+class Model:
+    """`init(key) -> params` and `apply(params, *args, method=...)` for one network.
+
+    `config` is the dataclass that the network was built from; objectives and evaluators read the
+    token grid and the like from it.
+    """
+
+    def __init__(self, config: Any, build: Callable[[nnx.Rngs], nnx.Module]):
+        self.config = config
+        self._build = build
+        abstract = nnx.eval_shape(lambda: build(nnx.Rngs(params=0)))
+        self._graph, state = nnx.split(abstract)
+        self._shapes: Params = nnx.to_pure_dict(state)
+
+    def init(self, key: jax.Array) -> Params:
+        """Fresh parameters, float32. Wrap in `jax.jit(..., out_shardings=...)` for large models."""
+        return nnx.to_pure_dict(nnx.split(self._build(nnx.Rngs(params=key)))[1])
+
+    def shapes(self) -> Params:
+        """The parameter tree as `jax.ShapeDtypeStruct`s."""
+        return self._shapes
+
+    def apply(self, params: Params, *args: Any, method: str = "__call__", **kwargs: Any) -> Any:
+        """Calls a method of the network with these parameters; pure, safe under jit and grad."""
+        return getattr(nnx.merge(self._graph, params), method)(*args, **kwargs)

@@ -1,0 +1,86 @@
+"""Multi-head self-attention of the VideoMAE family."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from internvideo_jax.models.layers.init import Init
+from internvideo_jax.ops.attention import attend
+
+LOG_10 = math.log(10.0)
+MAX_LOG_SCALE = math.log(100.0)
+
+
+class QKV(nnx.Module):
+    """Query, key and value projection; the key has no bias.
+
+    The kernel is (3, D_in, D_out): both matmul dimensions are full tiles on a TPU whatever the head
+    size, and heads shard with the last dimension.
+    """
+
+    def __init__(self, width: int, *, bias: bool, init: Init, dtype: jnp.dtype, rngs: nnx.Rngs):
+        kernel = init.linear(rngs.params(), width, 3 * width)
+        self.kernel = nnx.Param(kernel.reshape(width, 3, width).transpose(1, 0, 2))
+        self.q_bias = nnx.Param(jnp.zeros(width)) if bias else None
+        self.v_bias = nnx.Param(jnp.zeros(width)) if bias else None
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """x: (B, N, D) -> three (B, N, D)."""
+        kernel = self.kernel[...].astype(self.dtype)
+        q, k, v = jnp.einsum("bnc,sco->sbno", x.astype(self.dtype), kernel)
+        if self.q_bias is not None and self.v_bias is not None:
+            q = q + self.q_bias[...].astype(self.dtype)
+            v = v + self.v_bias[...].astype(self.dtype)
+        return q, k, v
+
+
+class Attention(nnx.Module):
+    """Self-attention over all tokens.
+
+    With `cosine` the logits are cosine similarities times a learned temperature per head, clamped
+    at 100 (VideoMAE V2's `cos_attn`, off in every published model).
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        qkv_bias: bool = True,
+        cosine: bool = False,
+        init: Init,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        if width % heads:
+            raise ValueError(f"width {width} is not divisible by {heads} heads")
+        self.heads = heads
+        self.qkv = QKV(width, bias=qkv_bias, init=init, dtype=dtype, rngs=rngs)
+        self.proj = init.layer(width, width, dtype=dtype, rngs=rngs)
+        self.scale = nnx.Param(jnp.full((heads,), LOG_10)) if cosine else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x: (B, N, D) -> (B, N, D)."""
+        batch, tokens, width = x.shape
+        q, k, v = (
+            part.reshape(batch, tokens, self.heads, width // self.heads) for part in self.qkv(x)
+        )
+        if self.scale is None:
+            out = attend(q, k, v)
+        else:
+            temperature = jnp.exp(jnp.minimum(self.scale[...], MAX_LOG_SCALE))
+            q = (unit(q) * temperature[:, None]).astype(v.dtype)
+            out = attend(q, unit(k).astype(v.dtype), v, scale=1.0)
+        return self.proj(out.reshape(batch, tokens, width))
+
+
+def unit(x: jax.Array) -> jax.Array:
+    """x / max(|x|, 1e-12) over the last axis, in float32, differentiable at zero."""
+    x = x.astype(jnp.float32)
+    square = jnp.square(x).sum(axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.maximum(square, 1e-24))

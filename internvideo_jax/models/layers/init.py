@@ -1,0 +1,52 @@
+"""Initial weights of linear layers, by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+@dataclasses.dataclass(frozen=True)
+class Init:
+    """How linear weights start.
+
+    `xavier`: uniform over the whole matrix, the pre-training rule of VideoMAE.
+    `normal`: normal with standard deviation 0.02, the fine-tuning rule (the reference truncates at
+    an absolute value of 2, a hundred standard deviations away).
+    """
+
+    kind: str = "xavier"
+
+    def linear(self, key: jax.Array, fan_in: int, fan_out: int) -> jax.Array:
+        """(fan_in, fan_out) float32."""
+        if self.kind == "xavier":
+            limit = math.sqrt(6.0 / (fan_in + fan_out))
+            return jax.random.uniform(key, (fan_in, fan_out), minval=-limit, maxval=limit)
+        if self.kind == "normal":
+            return 0.02 * jax.random.normal(key, (fan_in, fan_out))
+        raise ValueError(f"unknown initialisation {self.kind!r}; known: xavier, normal")
+
+    def layer(
+        self, fan_in: int, fan_out: int, *, dtype: jnp.dtype, rngs: nnx.Rngs, bias: bool = True
+    ) -> nnx.Linear:
+        """A linear layer with float32 parameters that computes in `dtype`; bias starts at 0."""
+        return nnx.Linear(
+            fan_in,
+            fan_out,
+            use_bias=bias,
+            dtype=dtype,
+            rngs=rngs,
+            kernel_init=lambda key, shape, _=None: self.linear(key, *shape),
+        )
+
+
+def torch_uniform(key: jax.Array, shape: Sequence[Any], fan_in: int) -> jax.Array:
+    """Uniform in +-1/sqrt(fan_in): what torch gives a layer that nobody initialises."""
+    limit = 1.0 / math.sqrt(fan_in)
+    return jax.random.uniform(key, shape, minval=-limit, maxval=limit)

@@ -1,0 +1,62 @@
+"""Supervised classification with mixup, CutMix and label smoothing."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from internvideo_jax import masking
+from internvideo_jax.ops.losses import smooth_labels, soft_cross_entropy
+from internvideo_jax.ops.mixup import mix_batch, mix_targets
+from internvideo_jax.ops.pixels import to_unit
+from internvideo_jax.types import Batch, Mean, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Classification:
+    """Cross entropy against soft targets."""
+
+    name: str = "classification"
+    smoothing: float = 0.1  # label smoothing
+    mixup: float = 0.8  # alpha; 0 = off
+    cutmix: float = 1.0  # alpha; 0 = off
+    switch: float = 0.5  # probability of CutMix when both are on
+
+    def check(self, config: Any) -> None:
+        del config
+
+    def loss(
+        self, model: Any, params: Params, batch: Batch, key: jax.Array, step: jax.Array
+    ) -> tuple[Mean, dict[str, Mean]]:
+        """The loss as an exact mean, and the training accuracy where nothing is mixed.
+
+        Args:
+          batch: `video` (B, T, H, W, 3), `label` (B,), `position` (B,).
+        """
+        classes = model.config.classes
+        video, label = batch["video"], batch["label"]
+        keys = masking.example_keys(key, batch["position"])
+        mixing = self.mixup > 0 or self.cutmix > 0
+        if mixing:
+            mix_key = jax.random.fold_in(jax.random.fold_in(key, step), batch["position"][0])
+            video, lam = mix_batch(
+                mix_key, to_unit(video), mixup=self.mixup, cutmix=self.cutmix, switch=self.switch
+            )
+            target = mix_targets(label, classes, lam, self.smoothing)
+        else:
+            target = smooth_labels(label, classes, self.smoothing)
+        logits = model.apply(params, video, keys)
+        if len(logits) != len(label):  # clips of one video averaged by the model
+            target = target[:: len(label) // len(logits)]
+            label = label[:: len(label) // len(logits)]
+        metrics = {}
+        if not mixing:
+            metrics["accuracy"] = Mean.of(jnp.argmax(logits, axis=-1) == label)
+        return Mean.of(soft_cross_entropy(logits, target)), metrics
+
+    def flops(self, config: Any) -> float:
+        """Model FLOPs of one training example: forward and twice that for the backward pass."""
+        return 3.0 * config.forward_flops()

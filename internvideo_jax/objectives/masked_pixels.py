@@ -1,0 +1,74 @@
+"""Reconstruction of hidden tubelets (VideoMAE), on all of them or on a part (VideoMAE V2)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from internvideo_jax import masking
+from internvideo_jax.ops.reconstruction import pixel_loss
+from internvideo_jax.types import Batch, Mean, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedPixels:
+    """Mean squared error on the pixels of hidden tokens.
+
+    With `decoder_ratio` > 0 the decoder reconstructs only the tokens that a running cell leaves
+    (dual masking, VideoMAE V2 section 3.2); those of them that the encoder saw carry no loss.
+    """
+
+    name: str = "masked_pixels"
+    mask: str = "tube"  # masking.py: tube | random | progressive | centering
+    ratio: float = 0.9  # share of tokens hidden from the encoder
+    decoder_ratio: float = 0.0  # share of tokens not decoded; 0 = decode all hidden ones
+    normalized: bool = True  # per-tubelet normalised target
+
+    def check(self, config: Any) -> None:
+        """Raises ValueError when the masks do not fit the model's token grid."""
+        masking.check(self.mask, config.grid, self.ratio)
+        if self.decoder_ratio > 0:
+            masking.running_cell_maps(config.grid, self.decoder_ratio)
+
+    def draw(self, config: Any, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Visible (B, V) and decoded (B, M) token indices for (B,) keys."""
+        visible, hidden = masking.sample(self.mask, keys, config.grid, self.ratio)
+        if self.decoder_ratio <= 0:
+            return visible, hidden
+        cell_keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
+        return visible, masking.sample_running_cell(cell_keys, config.grid, self.decoder_ratio)
+
+    def loss(
+        self, model: Any, params: Params, batch: Batch, key: jax.Array, step: jax.Array
+    ) -> tuple[Mean, dict[str, Mean]]:
+        """The loss as an exact mean, and further means to log.
+
+        Args:
+          model: gives `apply` and the model's `config`.
+          batch: `video` (B, T, H, W, 3) and `position` (B,).
+          key: of the run; the masks depend on it and on the positions only.
+        """
+        del step
+        keys = masking.example_keys(key, batch["position"])
+        visible, decoded = self.draw(model.config, keys)
+        predicted = model.apply(params, batch["video"], visible, decoded)
+        loss = pixel_loss(
+            predicted,
+            batch["video"],
+            visible,
+            decoded,
+            tubelet=model.config.tubelet,
+            patch=model.config.patch,
+            normalized=self.normalized,
+        )
+        return loss, {}
+
+    def flops(self, config: Any) -> float:
+        """Model FLOPs of one training example: forward and twice that for the backward pass."""
+        visible = sum(masking.visible_per_frame(self.mask, config.grid, self.ratio))
+        decoded = config.tokens - visible
+        if self.decoder_ratio > 0:
+            decoded = config.tokens * (4 - int(4 * self.decoder_ratio)) // 4
+        return 3.0 * config.forward_flops(visible, decoded)

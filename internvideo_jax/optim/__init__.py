@@ -1,0 +1,1 @@
+"""Optimizer, schedules, averaged parameters. The only package that imports optax."""

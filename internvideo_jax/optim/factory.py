@@ -1,0 +1,160 @@
+"""AdamW from a config: weight-decay mask, layer-wise rates, freezing, clipping."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from internvideo_jax.config import OptimConfig
+from internvideo_jax.optim.schedules import Schedule
+from internvideo_jax.types import Params, flatten_paths, path_name, unflatten_paths
+
+# Matmul weights. Everything else is free of weight decay by name: the rank would not tell, since
+# stacked biases have two axes.
+DECAYED = ("kernel",)
+# The lowest layer: what turns pixels and positions into tokens.
+EMBEDDINGS = ("patch_embed", "pos_embed", "mask_token", "cls_token")
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """`update` applies one step; the learning rate is a function of the run's step."""
+
+    transform: optax.GradientTransformation
+    schedule: Schedule
+    frozen: frozenset[str]  # paths without gradient or optimizer state
+    config: OptimConfig
+
+    def init(self, params: Params) -> Any:
+        return self.transform.init(params)
+
+    def stop_frozen(self, params: Params) -> Params:
+        """Cuts the gradient of frozen parameters, so that the backward pass skips them."""
+        if not self.frozen:
+            return params
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: (
+                jax.lax.stop_gradient(leaf) if path_name(path) in self.frozen else leaf
+            ),
+            params,
+        )
+
+    def update(
+        self, gradients: Params, state: Any, params: Params, step: jax.Array
+    ) -> tuple[Params, Any, dict[str, jax.Array]]:
+        """Returns (parameters, optimizer state, {"lr", "grad_norm"}) after one step."""
+        rate = jnp.asarray(self.schedule(step), jnp.float32)
+        norm = optax.global_norm(gradients)
+        direction, state = self.transform.update(gradients, state, params)
+        params = jax.tree.map(lambda p, d: p - rate * d, params, direction)
+        return params, state, {"lr": rate, "grad_norm": norm}
+
+
+def make_optimizer(config: OptimConfig, shapes: Params, schedule: Schedule) -> Optimizer:
+    """Builds the optimizer for parameters of these shapes.
+
+    Raises:
+      ValueError: a freeze pattern that matches nothing, layer decay without its stack.
+    """
+    paths = flatten_paths(shapes)
+    frozen = _frozen(config, list(paths))
+    scales = layer_scales(config, shapes)
+    chain = [
+        optax.clip_by_global_norm(config.clip_norm) if config.clip_norm > 0 else optax.identity(),
+        optax.scale_by_adam(config.b1, config.b2, config.eps),
+        optax.add_decayed_weights(config.weight_decay, mask=decay_mask(shapes)),
+    ]
+    if scales is not None:
+        chain.append(optax.stateless(lambda updates, _: scale_updates(updates, scales)))
+    transform = optax.chain(*chain)
+    if frozen:
+        labels = map_paths(shapes, lambda path, _: "frozen" if path in frozen else "trained")
+        transform = optax.multi_transform(
+            {"trained": transform, "frozen": optax.set_to_zero()}, labels
+        )
+    return Optimizer(transform, schedule, frozen, config)
+
+
+def scale_updates(updates: Any, scales: Params) -> Params:
+    """Updates times their factors; what freezing masked out is passed through."""
+
+    def masked(node: Any) -> bool:
+        return isinstance(node, optax.MaskedNode)
+
+    return jax.tree.map(
+        lambda update, scale: (
+            update if masked(update) else update * jnp.asarray(scale, update.dtype)
+        ),
+        updates,
+        scales,
+        is_leaf=masked,
+    )
+
+
+def _frozen(config: OptimConfig, paths: list[str]) -> frozenset[str]:
+    found: set[str] = set()
+    for pattern in config.freeze:
+        hits = [path for path in paths if re.search(pattern, path)]
+        if not hits:
+            raise ValueError(
+                f"config.optim.freeze pattern {pattern!r} matches no parameter; paths look like "
+                f"{', '.join(paths[:3])}"
+            )
+        found.update(hits)
+    return frozenset(found)
+
+
+def decay_mask(shapes: Params) -> Params:
+    """Tree of bools: which parameters weight decay pulls towards zero."""
+    return map_paths(shapes, lambda path, _: path.rsplit("/", 1)[-1] in DECAYED)
+
+
+def layer_scales(config: OptimConfig, shapes: Params) -> Params | None:
+    """Factor on the learning rate per parameter; for the stack a vector over its layers.
+
+    With L layers: embeddings decay^(L+1), layer i decay^(L-i), everything after the stack 1.
+
+    Returns:
+      Tree of numpy arrays that broadcast to the parameters, or None without layer decay.
+    """
+    if config.layer_decay == 1.0:
+        return None
+    prefix = config.layer_stack + "/"
+    depths = {
+        leaf.shape[0] for path, leaf in flatten_paths(shapes).items() if path.startswith(prefix)
+    }
+    if len(depths) != 1:
+        raise ValueError(
+            f"config.optim.layer_decay = {config.layer_decay} needs one stack of layers at "
+            f"{config.layer_stack!r} (config.optim.layer_stack), found none"
+        )
+    depth = depths.pop()
+    values = layer_values(config.layer_decay, depth)
+
+    def scale(path: str, leaf: Any) -> np.ndarray:
+        if path.startswith(prefix):
+            return values[1 : depth + 1].reshape(depth, *[1] * (len(leaf.shape) - 1))
+        if any(part in EMBEDDINGS for part in path.split("/")):
+            return values[:1].reshape(())
+        return values[-1:].reshape(())
+
+    return map_paths(shapes, scale)
+
+
+def layer_values(decay: float, depth: int) -> np.ndarray:
+    """(depth + 2,) factors from the embeddings up to the head, float64."""
+    return decay ** np.arange(depth + 1, -1, -1, dtype=np.float64)
+
+
+def map_paths(tree: Params, function: Callable[[str, Any], Any]) -> Params:
+    """Tree of `function(path, leaf)`."""
+    return unflatten_paths(
+        {path: function(path, leaf) for path, leaf in flatten_paths(tree).items()}
+    )

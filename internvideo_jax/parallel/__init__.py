@@ -1,0 +1,1 @@
+"""Every version-sensitive jax call: meshes, shardings, several processes, microbatches."""

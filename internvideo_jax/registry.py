@@ -1,0 +1,49 @@
+"""Names of models, objectives and evaluators, and where they live.
+
+One line adds one. The value is `module:attribute`, imported only when asked for, so that listing
+the names costs nothing and a broken room does not break the others.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterable
+from typing import Any
+
+MODELS = {
+    "videomae_pretrain": "internvideo_jax.models.videomae:PretrainConfig",
+    "videomae_classifier": "internvideo_jax.models.videomae:ClassifierConfig",
+}
+
+OBJECTIVES = {
+    "masked_pixels": "internvideo_jax.objectives.masked_pixels:MaskedPixels",
+    "classification": "internvideo_jax.objectives.classification:Classification",
+}
+
+EVALUATORS = {
+    "reconstruction": "internvideo_jax.evaluators.reconstruction:Reconstruction",
+    "classification": "internvideo_jax.evaluators.classification:Classification",
+    "knn": "internvideo_jax.evaluators.knn:NearestNeighbours",
+    "linear_probe": "internvideo_jax.evaluators.probes:LinearProbe",
+    "attentive_probe": "internvideo_jax.evaluators.probes:AttentiveProbe",
+}
+
+KINDS = {"model": MODELS, "objective": OBJECTIVES, "evaluator": EVALUATORS}
+
+
+def resolve(kind: str, name: str) -> Any:
+    """The class registered as `name`; ValueError with the near matches when there is none."""
+    table = KINDS[kind]
+    if name not in table:
+        raise ValueError(f"unknown {kind} {name!r}: {suggest(name, table)}")
+    module, attribute = table[name].split(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """`did you mean 'x'? known: x, y, z`, for error messages."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"{hint}known: {', '.join(known) or '(none)'}"

@@ -1,0 +1,104 @@
+"""Making the train state and the jitted train step, for any model and objective."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from internvideo_jax.build import Run
+from internvideo_jax.optim.ema import update_ema
+from internvideo_jax.parallel.mesh import batch_sharding, replicated
+from internvideo_jax.parallel.microbatch import value_and_gradient
+from internvideo_jax.state import new_state
+from internvideo_jax.types import Batch, Params, TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainStep:
+    """A jitted step on a mesh: (state, batch) -> (state, metrics), metrics on the device."""
+
+    jitted: Any
+    mesh: Mesh
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        # `constrain` inside the models reads the mesh from this context while tracing.
+        with jax.set_mesh(self.mesh):
+            return self.jitted(state, batch)
+
+    def lower(self, state: Any, batch: Any) -> Any:
+        """The step traced for these shapes (`jax.ShapeDtypeStruct` suffice), not yet compiled."""
+        with jax.set_mesh(self.mesh):
+            return self.jitted.lower(state, batch)
+
+
+def init_state(run: Run) -> TrainState:
+    """Fresh state, created directly in its shards.
+
+    The output shardings matter: without them jit would put the optimizer's moments on one device.
+    """
+    create = jax.jit(
+        lambda key: new_state(run.model.init(key), run.optimizer, run.config),
+        out_shardings=run.plan.shardings,
+    )
+    return create(jax.random.key(run.config.seed))
+
+
+def state_from(run: Run, params: Params) -> TrainState:
+    """State at step 0 around given parameters (host arrays or sharded ones)."""
+    params = jax.tree.map(jax.device_put, params, run.plan.shardings.params)
+    create = jax.jit(
+        lambda params: new_state(params, run.optimizer, run.config),
+        out_shardings=run.plan.shardings,
+    )
+    return create(params)
+
+
+def make_train_step(run: Run) -> TrainStep:
+    """One optimizer step: loss, gradient, update, average, non-finite guard.
+
+    The state is donated. A step whose loss or gradient norm is not finite changes nothing but the
+    step number and the counter `nonfinite`.
+    """
+    optim, optimizer = run.config.optim, run.optimizer
+    # Parameters took the seed itself; masks and drop path have their own stream.
+    key = jax.random.fold_in(jax.random.key(run.config.seed), 1)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        def loss_fn(params: Params, part: Batch) -> Any:
+            params = optimizer.stop_frozen(params)
+            return run.objective.loss(run.model, params, part, key, state.step)
+
+        loss, gradients, metrics = value_and_gradient(
+            loss_fn, state.params, batch, optim.accumulate
+        )
+        params, opt_state, report = optimizer.update(
+            gradients, state.opt_state, state.params, state.step
+        )
+        averaged = state.ema
+        if averaged is not None:
+            averaged = update_ema(averaged, params, optim.ema_decay, state.step)
+        finite = jnp.isfinite(loss) & jnp.isfinite(report["grad_norm"])
+        params, opt_state, averaged = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old),
+            (params, opt_state, averaged),
+            (state.params, state.opt_state, state.ema),
+        )
+        nonfinite = state.nonfinite + jnp.where(finite, 0, 1).astype(jnp.int32)
+        metrics = {"loss": loss, **metrics, **report, "nonfinite": nonfinite}
+        return (
+            TrainState(state.step + 1, params, opt_state, averaged, nonfinite),
+            {f"train/{name}": value for name, value in metrics.items()},
+        )
+
+    jitted = jax.jit(
+        train_step,
+        donate_argnums=0,
+        in_shardings=(run.plan.shardings, batch_sharding(run.mesh)),
+        out_shardings=(run.plan.shardings, replicated(run.mesh)),
+    )
+
+    return TrainStep(jitted, run.mesh)

@@ -1,0 +1,37 @@
+"""The table of parameters, shardings and memory that a run prints before it starts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from clu import parameter_overview
+
+from internvideo_jax.parallel.rules import bytes_per_device
+
+
+def parameter_table(shapes: Any, shardings: Any) -> str:
+    """Name, shape, dtype, size and sharding of every parameter."""
+    placed = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        shardings,
+    )
+    return parameter_overview.get_parameter_overview(placed, include_stats="sharding")
+
+
+def memory_estimate(shapes: Any, shardings: Any, batch_bytes: int) -> str:
+    """What the state and one batch take on a device, activations not included.
+
+    Args:
+      shapes, shardings: of the whole train state.
+      batch_bytes: of the global batch on the wire.
+    """
+    whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+    held = bytes_per_device(shapes, shardings)
+    devices = jax.device_count()
+    return (
+        f"per device: parameters, optimizer and average {held / 2**20:.1f} MiB "
+        f"(all {whole / 2**20:.1f} MiB on {devices} device{'s' if devices > 1 else ''}), "
+        f"batch {batch_bytes / devices / 2**20:.1f} MiB; activations come on top"
+    )

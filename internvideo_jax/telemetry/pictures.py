@@ -1,0 +1,95 @@
+"""Pictures a person would rather look at than a number: strips, animations, curves, tables."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+def strip(rows: Sequence[np.ndarray], *, gap: int = 2, scale: int = 1) -> np.ndarray:
+    """Clips below each other, frames side by side.
+
+    Args:
+      rows: (T, H, W, 3) uint8 each, all of one shape.
+      scale: whole-number enlargement.
+
+    Returns:
+      (H', W', 3) uint8.
+    """
+    frames, height, width, _ = rows[0].shape
+    canvas = np.full(
+        (len(rows) * (height + gap) - gap, frames * (width + gap) - gap, 3), 255, np.uint8
+    )
+    for i, row in enumerate(rows):
+        for t, frame in enumerate(row):
+            y, x = i * (height + gap), t * (width + gap)
+            canvas[y : y + height, x : x + width] = frame
+    return canvas.repeat(scale, axis=0).repeat(scale, axis=1)
+
+
+def side_by_side(clips: Sequence[np.ndarray], *, gap: int = 2, scale: int = 1) -> np.ndarray:
+    """Clips next to each other as one: (T, H, W, 3) each -> (T, H', W', 3)."""
+    bar = np.full((*clips[0].shape[:2], gap, 3), 255, np.uint8)
+    parts = [part for clip in clips for part in (clip, bar)][:-1]
+    return np.concatenate(parts, axis=2).repeat(scale, axis=1).repeat(scale, axis=2)
+
+
+def write_png(path: Path, picture: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture).save(path)
+
+
+def write_gif(path: Path, clip: np.ndarray, fps: float = 6.0) -> None:
+    """(T, H, W, 3) uint8 as an endless animation."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    first, *rest = [Image.fromarray(frame) for frame in clip]
+    first.save(path, save_all=True, append_images=rest, duration=int(1000 / fps), loop=0)
+
+
+def curve_svg(title: str, curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> str:
+    """Line chart as inline SVG: name -> (steps, values)."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.2, 2.8), layout="constrained")
+    axes = figure.add_subplot()
+    for name, (steps, values) in curves.items():
+        axes.plot(steps, values, label=name, linewidth=1.2, marker="." if len(steps) < 12 else "")
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel("step", fontsize=8)
+    axes.tick_params(labelsize=8)
+    axes.grid(alpha=0.3)
+    if len(curves) > 1:
+        axes.legend(fontsize=7)
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()[text.getvalue().index("<svg") :]
+
+
+def confusion_picture(table: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """(H, W, 3) uint8 heat map of a confusion table, rows normalised."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    share = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
+    side = 2.5 + 0.32 * len(names)
+    figure = Figure(figsize=(side + 1, side), dpi=90, layout="constrained")
+    axes = figure.add_subplot()
+    axes.imshow(share, vmin=0, vmax=1, cmap="Blues")
+    axes.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=8)
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    if len(names) <= 20:
+        for (row, column), value in np.ndenumerate(table):
+            if value:
+                colour = "white" if share[row, column] > 0.5 else "black"
+                axes.text(
+                    column, row, str(value), ha="center", va="center", fontsize=7, color=colour
+                )
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

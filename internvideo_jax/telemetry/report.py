@@ -1,0 +1,148 @@
+"""One HTML page about one or several runs; opens offline, pictures inside.
+
+python -m internvideo_jax.telemetry.report runs/a runs/b --out report.html
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from internvideo_jax.telemetry.pictures import curve_svg
+from internvideo_jax.telemetry.writer import METRICS, PERF, read_rows
+
+TEMPLATE = Path(__file__).with_name("report.html")
+MIME = {".png": "image/png", ".gif": "image/gif"}
+# Drawn for every run, where there are values.
+CURVES = {
+    "train/loss": "training loss",
+    "train/accuracy": "training accuracy",
+    "train/lr": "learning rate",
+    "train/grad_norm": "gradient norm",
+    "perf/clips_per_second": "clips per second",
+    "perf/data_wait": "share of time waiting for data",
+}
+SMOOTHING = 5  # rows in the running mean of noisy curves
+
+
+def write_report(workdirs: Sequence[Path], out: Path, title: str = "") -> Path:
+    """Writes the page and returns its path.
+
+    Raises:
+      ValueError: a directory that holds no run.
+    """
+    runs = [_read_run(Path(workdir)) for workdir in workdirs]
+    page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
+        TEMPLATE.read_text(encoding="utf-8")
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(
+        page.render(
+            title=title or ", ".join(run["name"] for run in runs),
+            runs=runs,
+            comparison=_compare(runs) if len(runs) > 1 else None,
+        ),
+        encoding="utf-8",
+    )
+    return out
+
+
+def _read_run(workdir: Path) -> dict[str, Any]:
+    description = workdir / "run.json"
+    if not description.exists():
+        raise ValueError(f"{workdir}: no run.json here; expected the --workdir of a training run")
+    about = json.loads(description.read_text(encoding="utf-8"))
+    metrics, perf = read_rows(workdir / METRICS), read_rows(workdir / PERF)
+    results = [
+        {"label": path.stem, **json.loads(path.read_text(encoding="utf-8"))}
+        for path in sorted((workdir / "results").glob("*.json"))
+    ]
+    for result in results:
+        result["images"] = [
+            (name, _inline(workdir / place)) for name, place in result["pictures"].items()
+        ]
+    return {
+        "name": workdir.name,
+        "about": about,
+        "config": json.dumps(about["config"], indent=1),
+        "steps": metrics[-1]["step"] if metrics else 0,
+        "results": results,
+        "curves": [*_train_curves(metrics + perf), *_eval_curves(metrics)],
+        "loss": _series(metrics, "train/loss"),
+    }
+
+
+def _inline(path: Path) -> str:
+    data = base64.b64encode(path.read_bytes()).decode()
+    return f"data:{MIME[path.suffix]};base64,{data}"
+
+
+def _series(rows: list[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:
+    found = [(row["step"], row[key]) for row in rows if key in row]
+    return [step for step, _ in found], [value for _, value in found]
+
+
+def _train_curves(rows: list[dict[str, Any]]) -> list[str]:
+    drawn = []
+    for key, title in CURVES.items():
+        steps, values = _series(rows, key)
+        if len(steps) < 2:
+            continue
+        curves = {title: (steps, values)}
+        if len(values) > 4 * SMOOTHING and key != "train/lr":
+            curves[f"mean of {SMOOTHING}"] = (steps, _running_mean(values))
+        drawn.append(curve_svg(title, curves))
+    return drawn
+
+
+def _eval_curves(rows: list[dict[str, Any]]) -> list[str]:
+    keys = sorted({key for row in rows for key in row if key.startswith("eval/")})
+    drawn = []
+    for key in keys:
+        steps, values = _series(rows, key)
+        if len(steps) > 1:
+            drawn.append(curve_svg(key, {key: (steps, values)}))
+    return drawn
+
+
+def _running_mean(values: list[float]) -> list[float]:
+    return [
+        sum(part) / len(part)
+        for i in range(len(values))
+        if (part := values[max(0, i - SMOOTHING + 1) : i + 1])
+    ]
+
+
+def _compare(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """All metrics of all runs in one table, and the loss curves over each other."""
+    rows = []
+    for run in runs:
+        for result in run["results"]:
+            rows.append((run["name"], result["label"], result["metrics"]))
+    curves = {run["name"]: run["loss"] for run in runs if len(run["loss"][0]) > 1}
+    return {"rows": rows, "loss": curve_svg("training loss", curves) if curves else ""}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m internvideo_jax.telemetry.report",
+        description="Write one HTML page about one or several training runs.",
+    )
+    parser.add_argument("workdirs", nargs="+", type=Path, help="directories given as --workdir")
+    parser.add_argument("--out", type=Path, default=Path("report.html"))
+    parser.add_argument("--title", default="", help="heading; default: the names of the runs")
+    options = parser.parse_args(arguments)
+    try:
+        print(write_report(options.workdirs, options.out, options.title))
+    except ValueError as error:
+        parser.exit(2, f"error: {error}\n")
+
+
+if __name__ == "__main__":
+    main()

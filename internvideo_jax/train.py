@@ -1,0 +1,246 @@
+"""The training loop. It knows no model, no objective and no data set by name.
+
+    python -m internvideo_jax.train --config=configs/videomae/pretrain.py:size=base \\
+        --workdir=runs/pretrain --config.data.train=shards/
+
+Starting the same command again continues where the newest checkpoint stands, to the bit.
+"""
+
+from __future__ import annotations
+
+import collections
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import flags
+
+from data_pipelines.pipeline import TrainStream
+from internvideo_jax import cli
+from internvideo_jax.build import Run, build
+from internvideo_jax.checkpoint.initial import initialise
+from internvideo_jax.checkpoint.manager import Checkpoints
+from internvideo_jax.checkpoint.metadata import devices, git_revision, params_digest, versions
+from internvideo_jax.config import TrainConfig, as_plain
+from internvideo_jax.evaluators.base import EvalContext
+from internvideo_jax.evaluators.run import (
+    check_evaluators,
+    headline,
+    run_evaluators,
+    write_json,
+)
+from internvideo_jax.interrupt import Interrupt
+from internvideo_jax.parallel import multihost
+from internvideo_jax.parallel.mesh import batch_sharding
+from internvideo_jax.step import init_state, make_train_step, state_from
+from internvideo_jax.telemetry.progress import Progress
+from internvideo_jax.telemetry.report import write_report
+from internvideo_jax.telemetry.writer import MetricWriter
+from internvideo_jax.types import TrainState
+
+# Steps that may be in flight. Without a bound the host would run ahead and pile up batches.
+IN_FLIGHT = 2
+
+
+def say(text: str, file: Any = None) -> None:
+    """Prints on the main process, at once."""
+    if multihost.is_main():
+        print(text, file=file or sys.stdout, flush=True)
+
+
+def train(config: TrainConfig, workdir: Path) -> int:
+    """Runs or continues one training run; returns the exit code (0 = finished)."""
+    run = build(config)
+    config = run.config
+    say(run.summary)
+    context = EvalContext(run.model, run.mesh, config.data, config.seed)
+    check_evaluators(config.evals, context)
+
+    # Continue, start from other weights, or start fresh. The step number is the data position.
+    checkpoints = Checkpoints(workdir, config.checkpoint)
+    start = checkpoints.latest() or 0
+    stream = TrainStream(
+        config.data,
+        process=jax.process_index(),
+        processes=jax.process_count(),
+        start_step=start,
+    )
+    if start:
+        checkpoints.check_data(start, stream.identity)
+        state = checkpoints.restore(start, run.plan.shapes, run.plan.shardings)
+        say(f"continuing at step {start} from {checkpoints.folder}")
+    else:
+        state = initial_state(run)
+
+    provenance = {
+        "config": as_plain(config),
+        "versions": versions(),
+        "git": git_revision(),
+        "devices": devices(),
+        "data": stream.identity,
+    }
+    if multihost.is_main():
+        write_json(workdir / "run.json", provenance)
+    writer = MetricWriter(workdir, resume_step=start, tensorboard=config.log.tensorboard)
+    progress = Progress(run.steps, config.data.global_batch, run.flops)
+    train_step = make_train_step(run)
+    sharding = batch_sharding(run.mesh)
+    in_flight: collections.deque[Any] = collections.deque()
+    watch = FiniteWatch(config.max_nonfinite, start, int(state.nonfinite))
+
+    with Interrupt() as interrupt:
+        for step in range(start + 1, run.steps + 1):
+            with progress.waiting():
+                batch = next(stream)
+            state, metrics = train_step(state, multihost.to_global(batch, sharding))
+            in_flight.append(metrics)
+            if len(in_flight) > IN_FLIGHT:
+                jax.block_until_ready(in_flight.popleft())
+
+            last = step == run.steps
+            regular = step % config.log.every == 0 or last or step == 1
+            log = regular or step == start + 1
+            stop = interrupt.requested
+            if log:
+                stop = multihost.any_process(stop)
+                values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+                watch.check(step, values["train/nonfinite"])
+                perf = progress.lap(step)
+                say(progress.line(step, values, perf))
+                # The extra line after a restart is not written: no uninterrupted run has it.
+                if regular:
+                    writer.metrics(
+                        step,
+                        {**values, "clips_seen": step * len(batch["index"]) * jax.process_count()},
+                    )
+                    writer.perf(step, {**perf, "perf/substituted": stream.substitutions})
+
+            due = {
+                label: evaluator
+                for label, evaluator in config.evals.items()
+                if (last and evaluator.every >= 0)
+                or (evaluator.every > 0 and step % evaluator.every == 0)
+            }
+            if due:
+                with progress.paused():
+                    evaluate(run, state, due, context, writer, workdir, step)
+
+            # Saving comes after logging and evaluating, so a restart never misses their rows.
+            stop = stop and (log or jax.process_count() == 1)
+            if step % config.checkpoint.every == 0 or last or stop:
+                with progress.paused():
+                    checkpoints.save(step, state, provenance)
+            if stop and not last:
+                checkpoints.wait()
+                say(
+                    f"{interrupt.name or 'another process was stopped'}: saved step {step} in "
+                    f"{checkpoints.folder}; start the same command again to go on"
+                )
+                return interrupt.exit_code or 1
+
+    checkpoints.wait()
+    finish(state, provenance, writer, workdir, report=config.log.report)
+    stream.close()
+    checkpoints.close()
+    return 0
+
+
+def initial_state(run: Run) -> TrainState:
+    """Fresh state, with the parameters of `config.init_from` where given."""
+    state = init_state(run)
+    if not run.config.init_from:
+        return state
+    params, report = initialise(run.config.init_from, state.params, run.config.model)
+    say(report.text())
+    return state_from(run, params)
+
+
+def evaluate(
+    run: Run,
+    state: TrainState,
+    due: dict[str, Any],
+    context: EvalContext,
+    writer: MetricWriter,
+    workdir: Path,
+    step: int,
+) -> None:
+    """Runs the evaluators that are due, on the averaged parameters where there are any."""
+    results = run_evaluators(
+        due,
+        context,
+        state.params if state.ema is None else state.ema,
+        folder=workdir,
+        provenance={"step": step, "params": "params" if state.ema is None else "ema"},
+    )
+    say(f"step {step} | {headline(results)}")
+    writer.metrics(
+        step,
+        {
+            f"eval/{label}/{name}": value
+            for label, result in results.items()
+            for name, value in result.metrics.items()
+        },
+    )
+
+
+class FiniteWatch:
+    """Reports steps that the guard skipped, and stops the run when there are too many."""
+
+    def __init__(self, limit: int, step: int, count: int):
+        self.limit, self.step, self.count = limit, step, count
+
+    def check(self, step: int, counted: float) -> None:
+        """At a log point; `counted` is the state's counter. RuntimeError beyond the limit."""
+        count, since = int(counted), self.step + 1
+        if count > self.count:
+            say(
+                f"warning: {count - self.count} of steps {since} to {step} had a loss or gradient "
+                f"that is not finite and changed nothing ({count} so far, {self.limit} allowed)",
+                sys.stderr,
+            )
+        if count > self.limit:
+            raise RuntimeError(
+                f"{count} steps had a loss or gradient that is not finite, config.max_nonfinite "
+                f"allows {self.limit}; the last ones lie in steps {since} to {step}. Lower "
+                "config.optim.lr, set config.optim.clip_norm, or look at those batches. The newest "
+                "checkpoint is intact"
+            )
+        self.step, self.count = step, count
+
+
+def finish(
+    state: TrainState,
+    provenance: dict[str, Any],
+    writer: MetricWriter,
+    workdir: Path,
+    *,
+    report: bool,
+) -> None:
+    """Leaves the digest of the final parameters and the report."""
+    digest = params_digest(state.params)
+    say(f"finished; parameters {digest}")
+    writer.close()
+    if multihost.is_main():
+        write_json(workdir / "run.json", {**provenance, "params_digest": digest})
+        if report:
+            say(f"report: {write_report([workdir], workdir / 'report.html')}")
+
+
+def main() -> None:
+    flags.adopt_module_key_flags(cli)
+    workdir = flags.DEFINE_string(
+        "workdir", None, "Directory of the run: checkpoints, metrics, pictures, report."
+    )
+
+    def run() -> int:
+        multihost.initialize()
+        if not workdir.value:
+            raise ValueError("no --workdir given; expected a directory for the run")
+        return train(cli.typed_config(), Path(workdir.value))
+
+    cli.run(run)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""The few types every room shares: the batch, the parameter tree, the train state, a mean."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+# A batch is a flat dict with fixed meanings:
+#   video     (B, T, H, W, 3) uint8, or float32 in [0, 1]
+#   label     (B,)   int32, -1 where there is none
+#   index     (B,)   int32, record number in the data set
+#   position  (B,)   uint32, place in the endless training stream; every random draw of an example
+#                    derives from it, so the draw does not depend on hosts, devices or microbatches
+#   valid     (B,)   bool, False for rows that only pad an evaluation batch
+Batch = Mapping[str, Any]
+
+# Nested dict of arrays, keys as in `encoder/blocks/attn/qkv/kernel`.
+Params = dict[str, Any]
+
+
+class Mean(NamedTuple):
+    """A mean that adds exactly over microbatches and hosts: `total / weight`."""
+
+    total: jax.Array
+    weight: jax.Array
+
+    @classmethod
+    def of(cls, values: jax.Array, weights: jax.Array | None = None) -> Mean:
+        """Mean of `values` (any shape) weighted by `weights` (same shape, default ones)."""
+        values = values.astype(jnp.float32)
+        if weights is None:
+            return cls(values.sum(), jnp.float32(values.size))
+        weights = weights.astype(jnp.float32)
+        return cls((values * weights).sum(), weights.sum())
+
+    def value(self) -> jax.Array:
+        """`total / weight`; 0 when nothing was counted."""
+        return self.total / jnp.maximum(self.weight, 1e-9)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything a step reads and writes. A checkpoint is this plus the data position."""
+
+    step: jax.Array  # int32, number of finished steps
+    params: Params
+    opt_state: Any
+    ema: Params | None  # averaged parameters, None when switched off
+    nonfinite: jax.Array  # int32, steps skipped because loss or gradient was not finite
+
+    def replace(self, **changes: Any) -> TrainState:
+        return dataclasses.replace(self, **changes)
+
+
+def flatten_paths(tree: Any) -> dict[str, Any]:
+    """Flattens nested dicts, lists, tuples and dataclasses to `{"a/b/c": leaf}`."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {path_name(path): leaf for path, leaf in leaves}
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """`a/b/c` for a jax key path."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def unflatten_paths(flat: Mapping[str, Any]) -> Params:
+    """Inverse of `flatten_paths` for trees of plain dicts."""
+    tree: Params = {}
+    for path, leaf in flat.items():
+        node = tree
+        *parents, last = path.split("/")
+        for name in parents:
+            node = node.setdefault(name, {})
+        node[last] = leaf
+    return tree

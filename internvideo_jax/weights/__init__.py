@@ -1,0 +1,1 @@
+"""Published torch weights <-> our parameter paths: one rule table per family."""

@@ -1,0 +1,96 @@
+"""Names of the VideoMAE family: VideoMAE, VideoMAE V2, InternVideo1 (all three use the same)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from internvideo_jax.weights.rules import LINEAR, PER_HEAD, QKV, TABLE, TOKEN, TUBELET, Rule
+
+
+def _block_rules(torch: str, path: str) -> list[Rule]:
+    t, p = f"{torch}blocks.{{i}}.", f"{path}blocks/"
+    return [
+        Rule(t + "norm1.weight", p + "norm1/scale"),
+        Rule(t + "norm1.bias", p + "norm1/bias"),
+        Rule(t + "norm2.weight", p + "norm2/scale"),
+        Rule(t + "norm2.bias", p + "norm2/bias"),
+        Rule(t + "attn.q_bias", p + "attn/qkv/q_bias"),
+        Rule(t + "attn.v_bias", p + "attn/qkv/v_bias"),
+        Rule(t + "attn.qkv.weight", p + "attn/qkv/kernel", QKV),
+        Rule(t + "attn.scale", p + "attn/scale", PER_HEAD),
+        Rule(t + "attn.proj.weight", p + "attn/proj/kernel", LINEAR),
+        Rule(t + "attn.proj.bias", p + "attn/proj/bias"),
+        Rule(t + "mlp.fc1.weight", p + "mlp/fc1/kernel", LINEAR),
+        Rule(t + "mlp.fc1.bias", p + "mlp/fc1/bias"),
+        Rule(t + "mlp.fc2.weight", p + "mlp/fc2/kernel", LINEAR),
+        Rule(t + "mlp.fc2.bias", p + "mlp/fc2/bias"),
+        Rule(t + "gamma_1", p + "gamma1"),
+        Rule(t + "gamma_2", p + "gamma2"),
+    ]
+
+
+def _encoder_rules(torch: str) -> list[Rule]:
+    return [
+        Rule(torch + "patch_embed.proj.weight", "encoder/patch_embed/kernel", TUBELET),
+        Rule(torch + "patch_embed.proj.bias", "encoder/patch_embed/bias"),
+        *_block_rules(torch, "encoder/"),
+        Rule(torch + "norm.weight", "encoder/norm/scale"),
+        Rule(torch + "norm.bias", "encoder/norm/bias"),
+    ]
+
+
+PRETRAIN = (
+    *_encoder_rules("encoder."),
+    Rule("encoder_to_decoder.weight", "encoder_to_decoder/kernel", LINEAR),
+    Rule("mask_token", "mask_token", TOKEN),
+    *_block_rules("decoder.", "decoder/"),
+    Rule("decoder.norm.weight", "decoder/norm/scale"),
+    Rule("decoder.norm.bias", "decoder/norm/bias"),
+    Rule("decoder.head.weight", "decoder/head/kernel", LINEAR),
+    Rule("decoder.head.bias", "decoder/head/bias"),
+)
+
+FINETUNE = (
+    *_encoder_rules(""),
+    Rule("pos_embed", "encoder/pos_embed", TABLE),
+    Rule("fc_norm.weight", "fc_norm/scale"),
+    Rule("fc_norm.bias", "fc_norm/bias"),
+    Rule("head.weight", "head/kernel", LINEAR),
+    Rule("head.bias", "head/bias"),
+)
+
+RULES = {"videomae_pretrain": PRETRAIN, "videomae_classifier": FINETUNE}
+
+# Fixed sine tables are rebuilt from the config; some files carry them as buffers.
+IGNORED = {
+    "videomae_pretrain": {r"(encoder|decoder)\.pos_embed": "fixed position table, rebuilt"},
+    "videomae_classifier": {},
+}
+
+
+def recognise(tensors: Mapping[str, np.ndarray]) -> str | None:
+    """`videomae_pretrain`, `videomae_classifier`, or None when it is neither."""
+    kernel = {
+        "encoder.patch_embed.proj.weight": "videomae_pretrain",
+        "patch_embed.proj.weight": "videomae_classifier",
+    }
+    for name, kind in kernel.items():
+        if name in tensors and tensors[name].ndim == 5 and _blocks_look_right(tensors, kind):
+            return kind
+    return None
+
+
+def _blocks_look_right(tensors: Mapping[str, np.ndarray], kind: str) -> bool:
+    # Other families share `patch_embed.proj`; only this one has a fused qkv without a k bias.
+    prefix = "encoder.blocks.0." if kind == "videomae_pretrain" else "blocks.0."
+    return f"{prefix}attn.qkv.weight" in tensors and f"{prefix}attn.qkv.bias" not in tensors
+
+
+def geometry(tensors: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """Tubelet and patch size of a torch file."""
+    for name in ("encoder.patch_embed.proj.weight", "patch_embed.proj.weight"):
+        if name in tensors:
+            return {"tubelet": tensors[name].shape[2], "patch": tensors[name].shape[3]}
+    raise ValueError("no patch embedding in the file, cannot tell tubelet and patch size")

@@ -1,0 +1,77 @@
+"""A small rendered and ingested world, and a way to run the commands as a user would."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = (
+    # Smaller still than `size=tiny`: what a test of the machinery needs, not of learning.
+    "--config.model.encoder.width=32",
+    "--config.model.encoder.hidden=64",
+    "--config.model.encoder.depth=2",
+    "--config.model.encoder.heads=2",
+    "--config.data.global_batch=8",
+    "--config.data.reader.threads=2",
+)
+TINY_PRETRAIN = (
+    *TINY,
+    "--config.model.decoder.width=32",
+    "--config.model.decoder.hidden=64",
+    "--config.model.decoder.heads=2",
+    "--config.model.decoder.depth=1",
+)
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def environment(devices: int = 1) -> dict[str, str]:
+    """Environment of a command on `devices` virtual CPU devices."""
+    kept = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    return {**kept, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
+
+
+@pytest.fixture(scope="session")
+def command() -> Run:
+    """Runs `python -m MODULE ARGUMENTS` and returns the finished process."""
+
+    def run(module: str, *arguments: str, devices: int = 1, timeout: float = 300):
+        return subprocess.run(
+            [sys.executable, "-m", module, *map(str, arguments)],
+            cwd=ROOT,
+            env=environment(devices),
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 training and 20 test clips of the built-in world as shards."""
+    from data_pipelines.ingest.__main__ import main as ingest
+    from data_pipelines.synthetic import World, write_world
+
+    folder = tmp_path_factory.mktemp("world")
+    write_world(World(size=64, frames=20), folder / "videos", {"train": 60, "test": 20})
+    code = ingest(
+        [
+            f"--source={folder}/videos/annotations.jsonl",
+            f"--out={folder}/shards",
+            "--name=world",
+            "--workers=1",
+            "--flip-changes-label",
+        ]
+    )
+    if code:
+        raise RuntimeError(f"ingest of the test world ended with {code}")
+    return folder / "shards"

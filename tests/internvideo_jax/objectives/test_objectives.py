@@ -1,0 +1,98 @@
+"""What the golden cases do not cover: checks before a run, counted operations, exact means."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from internvideo_jax.models.videomae import ClassifierConfig, PretrainConfig
+from internvideo_jax.objectives.classification import Classification
+from internvideo_jax.objectives.masked_pixels import MaskedPixels
+
+SMALL = {"frames": 4, "size": 32, "dtype": "float32"}
+
+
+@pytest.fixture(scope="module")
+def pretrain():
+    config = PretrainConfig.of_size("tiny", decoder_depth=1, **SMALL)
+    model = config.model()
+    return model, model.init(jax.random.key(0))
+
+
+def clips(batch: int) -> dict[str, jax.Array]:
+    rng = np.random.default_rng(0)
+    return {
+        "video": jnp.asarray(rng.integers(0, 256, (batch, 4, 32, 32, 3), np.uint8)),
+        "label": jnp.arange(batch) % 3,
+        "position": jnp.arange(batch, dtype=jnp.uint32),
+    }
+
+
+def part(batch, rows):
+    return {name: value[rows] for name, value in batch.items()}
+
+
+@pytest.mark.parametrize("decoder_ratio", [0.0, 0.5])
+def test_parts_of_a_batch_add_up_to_the_whole(pretrain, decoder_ratio):
+    """Masks follow positions, so splitting a batch changes neither them nor the loss."""
+    model, params = pretrain
+    objective = MaskedPixels(ratio=0.75, decoder_ratio=decoder_ratio)
+    key, step, batch = jax.random.key(3), jnp.int32(0), clips(6)
+    whole, _ = objective.loss(model, params, batch, key, step)
+    parts = [
+        objective.loss(model, params, part(batch, rows), key, step)[0]
+        for rows in (slice(0, 2), slice(2, 6))
+    ]
+    total = sum(float(mean.total) for mean in parts)
+    weight = sum(float(mean.weight) for mean in parts)
+    assert weight == float(whole.weight)
+    np.testing.assert_allclose(total / weight, float(whole.value()), rtol=1e-5)
+
+
+def test_masks_change_with_the_position_and_the_run(pretrain):
+    model, _ = pretrain
+    objective = MaskedPixels(ratio=0.75)
+    keys = jax.random.split(jax.random.key(0), 2)
+    one, _ = objective.draw(model.config, jax.random.split(keys[0], 8))
+    two, _ = objective.draw(model.config, jax.random.split(keys[1], 8))
+    assert len(np.unique(np.asarray(one), axis=0)) > 1
+    assert not np.array_equal(one, two)
+
+
+def test_a_mask_that_leaves_nothing_is_refused(pretrain):
+    model, _ = pretrain
+    with pytest.raises(ValueError, match="ratio"):
+        MaskedPixels(ratio=1.0).check(model.config)
+    with pytest.raises(ValueError, match="mask"):
+        MaskedPixels(mask="tubes").check(model.config)
+
+
+def test_counted_operations_follow_what_is_seen_and_decoded(pretrain):
+    config = pretrain[0].config
+    thin, thick = MaskedPixels(ratio=0.5).flops(config), MaskedPixels(ratio=0.75).flops(config)
+    dual = MaskedPixels(ratio=0.75, decoder_ratio=0.5).flops(config)
+    assert thin > thick > dual > 0
+
+
+def test_counted_operations_are_those_of_the_compiled_step():
+    """XLA's own count of the unrolled forward pass, matmuls dominating, within a tenth."""
+    config = ClassifierConfig.of_size(
+        "tiny", frames=4, size=64, dtype="float32", scan=False, classes=10
+    )
+    model = config.model()
+    params, video = model.init(jax.random.key(0)), jnp.zeros((2, 4, 64, 64, 3))
+    compiled = jax.jit(lambda p, v: model.apply(p, v)).lower(params, video).compile()
+    counted = compiled.cost_analysis()["flops"]
+    assert 0.9 < 2 * Classification().flops(config) / 3 / counted < 1.02
+
+
+def test_accuracy_is_logged_only_where_labels_are_whole():
+    config = ClassifierConfig.of_size("tiny", classes=3, **SMALL)
+    model = config.model()
+    params, batch = model.init(jax.random.key(0)), clips(4)
+    key, step = jax.random.key(1), jnp.int32(0)
+    _, plain = Classification(mixup=0.0, cutmix=0.0).loss(model, params, batch, key, step)
+    _, mixed = Classification().loss(model, params, batch, key, step)
+    assert set(plain) == {"accuracy"} and not mixed

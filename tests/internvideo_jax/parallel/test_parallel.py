@@ -1,0 +1,145 @@
+"""Meshes, sharding rules and microbatches, on eight virtual devices in a process of their own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT, environment
+
+PRELUDE = """
+import dataclasses, jax, jax.numpy as jnp, numpy as np, pytest
+from jax.sharding import PartitionSpec as P
+from internvideo_jax.config import MeshConfig, OptimConfig
+from internvideo_jax.models.videomae import PretrainConfig
+from internvideo_jax.optim.factory import make_optimizer
+from internvideo_jax.parallel.mesh import check_batch, constrain, make_mesh
+from internvideo_jax.parallel.microbatch import value_and_gradient
+from internvideo_jax.parallel.rules import bytes_per_device, param_shardings, state_shardings
+from internvideo_jax.types import Mean, flatten_paths
+assert jax.device_count() == 8
+MODEL = PretrainConfig.of_size("tiny", decoder_depth=2, frames=4, size=16)
+SHAPES = MODEL.model().shapes()
+"""
+
+
+def on_eight_devices(code: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PRELUDE + code],
+        cwd=ROOT,
+        env=environment(8),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_mesh_shapes_and_errors():
+    on_eight_devices("""
+assert dict(make_mesh(MeshConfig()).shape) == {"data": 8, "fsdp": 1, "tensor": 1}
+assert dict(make_mesh(MeshConfig(-1, 2, 2)).shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+assert dict(make_mesh(MeshConfig(2, -1, 1)).shape) == {"data": 2, "fsdp": 4, "tensor": 1}
+for bad, message in ((MeshConfig(3), "multiple of 3 devices, found 8"),
+                     (MeshConfig(4), "multiple of 4 devices, found 8"),
+                     (MeshConfig(-1, -1), "at most one -1"),
+                     (MeshConfig(0), "must be positive")):
+    with pytest.raises(ValueError, match=message):
+        make_mesh(bad)
+mesh = make_mesh(MeshConfig(-1, 2, 2))
+check_batch(mesh, 8, "batch")  # the tensor axis does not split the batch
+with pytest.raises(ValueError, match="10 cannot be split evenly over 4 devices.* 8 and 12"):
+    check_batch(mesh, 10, "batch")
+with pytest.raises(ValueError, match="2 microbatches; the nearest sizes are 8 and 16"):
+    check_batch(mesh, 12, "batch", 2)
+""")
+
+
+def test_parameters_and_moments_are_sharded_by_rule():
+    on_eight_devices("""
+mesh = make_mesh(MeshConfig(-1, 2, 2))
+specs = flatten_paths(param_shardings(SHAPES, MODEL.sharding_rules, mesh, 1000))
+assert specs["encoder/blocks/attn/qkv/kernel"].spec == P(None, None, "fsdp", "tensor")
+assert specs["encoder/blocks/mlp/fc2/kernel"].spec == P(None, "tensor", "fsdp")
+assert specs["encoder/patch_embed/kernel"].spec == P("fsdp")  # no rule: largest dimension
+assert specs["encoder/norm/scale"].spec == P()  # too small
+sharded = param_shardings(SHAPES, MODEL.sharding_rules, mesh, 1000)
+optimizer = make_optimizer(OptimConfig(freeze=("decoder/",)), SHAPES, lambda s: 0.1)
+state = jax.eval_shape(optimizer.init, SHAPES)
+moments = flatten_paths(state_shardings(state, SHAPES, sharded, mesh))
+found = {path for path in moments if path.endswith("/mu/encoder/blocks/attn/qkv/kernel")}
+assert len(found) == 1 and not [path for path in moments if "mu/decoder" in path]
+assert moments[found.pop()] == specs["encoder/blocks/attn/qkv/kernel"]
+whole = sum(leaf.size * 4 for leaf in jax.tree.leaves(SHAPES))
+assert bytes_per_device(SHAPES, sharded) < 0.4 * whole
+with pytest.raises(ValueError, match="belongs to no parameter"):
+    state_shardings({"loose": jax.ShapeDtypeStruct((1 << 20,), np.float32)}, SHAPES, sharded, mesh)
+""")
+
+
+def test_an_axis_that_does_not_divide_is_named():
+    on_eight_devices("""
+odd = dataclasses.replace(MODEL.encoder, width=90, heads=3)
+shapes = dataclasses.replace(MODEL, encoder=odd).model().shapes()
+with pytest.raises(ValueError, match="fsdp = 8 does not divide a dimension of 90.*1, 2, 3, 5, 6"):
+    param_shardings(shapes, MODEL.sharding_rules, make_mesh(MeshConfig(1, 8, 1)), 1000)
+with pytest.raises(ValueError, match="does not fit 'encoder/patch_embed/kernel'"):
+    param_shardings(SHAPES, [("patch_embed/kernel", ("fsdp",))], make_mesh(MeshConfig()), 1000)
+""")
+
+
+def test_microbatches_give_the_mean_over_the_whole_batch():
+    on_eight_devices("""
+mesh = make_mesh(MeshConfig(-1, 2, 1))
+x = jnp.arange(32.0).reshape(16, 2) / 10
+weight = (jnp.arange(16) % 3).astype(jnp.float32)  # parts have different total weights
+
+def loss(params, batch):
+    error = jnp.square(batch["x"] @ params["w"]).sum(axis=-1)
+    return Mean.of(error, batch["weight"]), {"mean_x": Mean.of(batch["x"])}
+
+params = {"w": jnp.array([[0.5, 1.0], [2.0, -1.0]])}
+batch = {"x": x, "weight": weight}
+plain = value_and_gradient(loss, params, batch, 1)
+with jax.set_mesh(mesh):
+    for parts in (2, 4):
+        split = jax.jit(lambda p, b: value_and_gradient(loss, p, b, parts))(params, batch)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), plain, split)
+expected = (np.square(x @ params["w"]).sum(-1) * weight).sum() / weight.sum()
+np.testing.assert_allclose(plain[0], expected, rtol=1e-5)
+np.testing.assert_allclose(plain[2]["mean_x"], x.mean(), rtol=1e-5)
+""")
+
+
+def test_constrain_is_a_no_op_without_a_mesh_and_pins_with_one():
+    on_eight_devices("""
+x = jnp.ones((8, 4))
+assert constrain(x, "batch") is x
+mesh = make_mesh(MeshConfig(-1, 2, 2))
+with jax.set_mesh(mesh):
+    y = jax.jit(lambda x: constrain(x * 2, "batch", "tensor"))(x)
+assert y.sharding.spec == P(("data", "fsdp"), "tensor")
+""")
+
+
+@pytest.mark.parametrize("mesh", ["(8, 1, 1)", "(2, 4, 1)", "(2, 2, 2)", "(1, 1, 8)"])
+def test_model_values_do_not_depend_on_the_mesh(mesh):
+    on_eight_devices(f"""
+from internvideo_jax import masking
+config = dataclasses.replace(MODEL, dtype="float32",
+                             encoder=dataclasses.replace(MODEL.encoder, heads=8),
+                             decoder=dataclasses.replace(MODEL.decoder, heads=8))
+model = config.model()
+video = jax.random.uniform(jax.random.key(1), (8, 4, 16, 16, 3))
+visible, hidden = masking.sample("tube", jax.random.split(jax.random.key(2), 8), config.grid, 0.5)
+params = model.init(jax.random.key(0))
+plain = jax.jit(model.apply)(params, video, visible, hidden)
+mesh = make_mesh(MeshConfig{mesh})
+placed = jax.tree.map(jax.device_put, params,
+                      param_shardings(model.shapes(), config.sharding_rules, mesh, 1000))
+with jax.set_mesh(mesh):
+    sharded = jax.jit(model.apply)(placed, video, visible, hidden)
+np.testing.assert_allclose(plain, sharded, atol=1e-5)
+""")

@@ -1,0 +1,146 @@
+"""The strict road from a plain mapping to a typed config."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+from internvideo_jax.cli import config_dict, parse_arg
+from internvideo_jax.config import TrainConfig, as_plain, to_typed, total_steps, warmup_steps
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def recipe(name: str, arg: str = "") -> dict:
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"configs/videomae/{name}.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look themselves up there
+    spec.loader.exec_module(module)
+    return module.get_config(arg).to_dict()
+
+
+@pytest.mark.parametrize(
+    ("name", "arg"),
+    [
+        ("pretrain", "size=tiny,monitor"),
+        ("pretrain", "size=small"),
+        ("pretrain", "size=base"),
+        ("pretrain", "size=large,recipe=internvideo1"),
+        ("pretrain", "size=huge,recipe=videomae"),
+        ("pretrain", "size=giant,recipe=v2"),
+        ("finetune", "size=tiny"),
+        ("finetune", "size=small"),
+        ("finetune", "size=base"),
+        ("finetune", "size=large"),
+        ("finetune", "size=huge"),
+        ("finetune", "size=giant"),
+    ],
+)
+def test_recipes_survive_the_schema(name, arg):
+    plain = recipe(name, arg)
+    typed = to_typed(TrainConfig, plain)
+    assert as_plain(typed) == as_plain(plain)
+    clip = typed.data.clip
+    assert (clip.frames, clip.size) == (typed.model.frames, typed.model.size)
+    typed.objective.check(typed.model)
+
+
+def change(plain: dict, path: str, value) -> dict:
+    *parents, last = path.split(".")
+    node = plain
+    for name in parents:
+        node = node[name]
+    node[last] = value
+    return plain
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("optim.lrr", 1.0, r"unknown field config\.optim\.lrr: did you mean 'lr'\?"),
+        ("model.encoder.widht", 1, r"config\.model\.encoder\.widht: did you mean 'width'"),
+        ("optim.lr", "fast", r"config\.optim\.lr: expected float, found 'fast' \(str\)"),
+        ("optim.accumulate", 1.5, r"config\.optim\.accumulate: expected int, found 1\.5"),
+        ("optim.accumulate", True, r"expected int, found True"),
+        ("objective.name", "maskd_pixels", r"unknown objective .* did you mean 'masked_pixels'"),
+        ("model.name", "vit", r"unknown model 'vit'"),
+        ("evals.x", {"name": "reconstructoin"}, r"unknown evaluator .*'reconstruction'"),
+        ("evals.x", {"every": 1}, r"config\.evals\.x: expected a field `name`"),
+        ("optim.freeze", "encoder", r"config\.optim\.freeze: expected a sequence"),
+        ("data.clip", 3, r"config\.data\.clip: expected a mapping, found 3"),
+    ],
+)
+def test_wrong_fields_are_named(path, value, message):
+    plain = change(recipe("pretrain", "size=tiny"), path, value)
+    with pytest.raises(ValueError, match=message):
+        to_typed(TrainConfig, plain)
+
+
+def test_missing_field_is_named():
+    plain = recipe("pretrain", "size=tiny")
+    del plain["model"]["encoder"]["heads"]
+    with pytest.raises(ValueError, match=r"missing field config\.model\.encoder\.heads"):
+        to_typed(TrainConfig, plain)
+
+
+def test_ints_in_float_fields_may_be_overridden_by_floats():
+    plain = recipe("pretrain", "size=base")
+    assert isinstance(plain["epochs"], float)
+    assert isinstance(plain["optim"]["warmup_epochs"], float)
+
+
+@pytest.mark.parametrize(
+    ("arg", "message"),
+    [
+        ("sise=base", r"unknown config option 'sise': did you mean 'size'"),
+        ("monitor=maybe", r"config option monitor: expected true or false, found 'maybe'"),
+        ("count=many", r"config option count: expected int, found 'many'"),
+    ],
+)
+def test_wrong_recipe_options(arg, message):
+    with pytest.raises(ValueError, match=message):
+        parse_arg(arg, size="base", monitor=False, count=3)
+
+
+def test_recipe_options():
+    assert parse_arg("size=tiny,monitor,count=5", size="base", monitor=False, count=3) == {
+        "size": "tiny",
+        "monitor": True,
+        "count": 5,
+    }
+    assert parse_arg(None, size="base") == {"size": "base"}
+
+
+def test_unknown_recipe_names_the_nearest():
+    with pytest.raises(ValueError, match="no recipe videomae/giant: .*v2/giant"):
+        recipe("pretrain", "size=giant")
+
+
+def with_length(**length) -> TrainConfig:
+    plain = recipe("pretrain", "size=tiny")
+    plain.update({"steps": 0, "epochs": 0.0, **length})
+    plain["optim"].update({"warmup_steps": 0, "warmup_epochs": 2.0})
+    return to_typed(TrainConfig, plain)
+
+
+def test_length_of_a_run():
+    # 100 records, 32 a step: 3 full batches an epoch, the rest of 4 is dropped as in the reference.
+    assert total_steps(with_length(epochs=5.0), 100) == 15
+    assert warmup_steps(with_length(epochs=5.0), 100) == 6
+    assert total_steps(with_length(steps=7), 100) == 7
+    with pytest.raises(ValueError, match="exactly one"):
+        total_steps(with_length(), 100)
+    with pytest.raises(ValueError, match="exactly one"):
+        total_steps(with_length(steps=7, epochs=1.0), 100)
+    with pytest.raises(ValueError, match="31 records, fewer than one batch"):
+        total_steps(with_length(epochs=1.0), 31)
+
+
+def test_config_dict_holds_every_field():
+    config = config_dict(with_length(steps=3))
+    assert config.data.reader.max_substitutions == 100
+    assert config.checkpoint.accept_new_data is False

@@ -1,0 +1,22 @@
+"""Every golden case against our implementation, through the weight importer."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.parity import data_adapters, model_adapters  # noqa: F401  (they register themselves)
+from tests.parity.cases import Case, discover, find_adapter
+
+CASES = discover()
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.group}/{case.name}")
+def test_case(case: Case):
+    check = find_adapter(case)
+    if check is None:
+        pytest.skip(f"no adapter for {case.group}/{case.name}")
+    check(case)
+
+
+def test_the_folder_holds_cases():
+    assert CASES, "IVJ_GOLDEN_DIR holds no case.json"

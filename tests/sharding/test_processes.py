@@ -1,0 +1,89 @@
+"""The same run in two processes: same losses, one set of files, and one process can take over."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import ROOT, TINY_PRETRAIN, environment
+
+
+def arguments(shards: Path, workdir: Path, steps: int) -> list[str]:
+    return [
+        sys.executable,
+        "-m",
+        "internvideo_jax.train",
+        "--config=configs/videomae/pretrain.py:size=tiny",
+        *TINY_PRETRAIN,
+        f"--workdir={workdir}",
+        f"--config.data.train={shards}",
+        f"--config.steps={steps}",
+        "--config.optim.warmup_steps=4",
+        "--config.log.every=1",
+        "--config.log.report=False",
+        "--config.checkpoint.every=6",
+        "--config.evals.reconstruction.views.batch=8",
+    ]
+
+
+def together(command: list[str], processes: int) -> None:
+    """Runs the command as a job of several processes on this machine."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    jobs = [
+        subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={
+                **environment(),
+                "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+                "JAX_NUM_PROCESSES": str(processes),
+                "JAX_PROCESS_ID": str(number),
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for number in range(processes)
+    ]
+    outputs = [job.communicate(timeout=300)[0] for job in jobs]
+    assert [job.returncode for job in jobs] == [0] * processes, "\n".join(outputs)[-4000:]
+
+
+def rows(workdir: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(workdir: Path) -> np.ndarray:
+    return np.array([row["train/loss"] for row in rows(workdir) if "train/loss" in row])
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_losses_of_one(shards, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    subprocess.run(
+        arguments(shards, one, 12), cwd=ROOT, env=environment(), check=True, capture_output=True
+    )
+    together(arguments(shards, two, 12), 2)
+    assert len(losses(two)) == 12
+    np.testing.assert_allclose(losses(two), losses(one), atol=1e-5, rtol=0)
+    last = [rows(run)[-1]["eval/reconstruction/loss"] for run in (one, two)]
+    np.testing.assert_allclose(last[1], last[0], atol=1e-5)
+    assert rows(two)[-1]["eval/reconstruction/clips"] == 20
+
+    # One process takes over at step 6, where two of them left a checkpoint.
+    shutil.rmtree(two / "checkpoints/12")
+    done = subprocess.run(
+        arguments(shards, two, 12), cwd=ROOT, env=environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "continuing at step 6" in done.stdout
+    np.testing.assert_allclose(losses(two), losses(one), atol=1e-5, rtol=0)

@@ -1,0 +1,257 @@
+"""What the commands say when something is wrong, and that nothing is lost by it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from tests.conftest import TINY, TINY_PRETRAIN
+from tests.smoke.conftest import FINETUNE, PRETRAIN, SHORT
+
+ERRORS = {
+    "unknown field": (["--config.optim.lrr=1"], "unknown config field 'lrr'. Did you mean \"lr\""),
+    "wrong type": (["--config.optim.lr=fast"], "flag --config.optim.lr=fast: could not convert"),
+    "missing data": (["--config.data.train=/nowhere"], "/nowhere: no such directory"),
+    "no data": (["--config.data.train="], "no data directory given"),
+    "unknown split": (["--config.data.split=trian"], "did you mean 'train'"),
+    "size and patch": (
+        ["--config.model.size=50", "--config.data.clip.size=50"],
+        "image size 50 is not divisible by the patch size 8; the nearest sizes are 48 and 56",
+    ),
+    "mask hides all": (["--config.objective.ratio=1.0"], "leaves 0 of 144 tokens visible"),
+    "clip and model": (
+        ["--config.data.clip.frames=4"],
+        "gives 4 frames of 48 pixels, config.model takes 8",
+    ),
+    "length twice": (["--config.epochs=2.0"], "exactly one of them to be positive"),
+    "evaluator data": (
+        ["--config.evals.knn.split=val"],
+        "config.evals.knn: ",
+    ),
+    "init from nothing": (["--config.init_from=/nowhere"], "no checkpoint here"),
+    "mesh": (["--config.mesh.fsdp=3"], "asks for a multiple of 3 devices, found 1"),
+    "non-integer heads": (["--config.model.encoder.heads=5"], "width 32 is not divisible by 5"),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_bad_input_is_one_clear_message(command, shards, tmp_path, case):
+    overrides, message = ERRORS[case]
+    done = command(
+        "internvideo_jax.train",
+        PRETRAIN,
+        *TINY_PRETRAIN,
+        *SHORT,
+        f"--workdir={tmp_path}/run",
+        f"--config.data.train={shards}",
+        *overrides,
+    )
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run/checkpoints").exists() or case == "init from nothing"
+
+
+def test_a_batch_that_devices_cannot_share(command, shards, tmp_path):
+    done = command(
+        "internvideo_jax.train",
+        PRETRAIN,
+        *TINY_PRETRAIN,
+        *SHORT,
+        f"--workdir={tmp_path}/run",
+        f"--config.data.train={shards}",
+        "--config.data.global_batch=12",
+        devices=8,
+    )
+    assert done.returncode == 2
+    assert "global_batch = 12 cannot be split evenly over 8 devices" in done.stderr
+    assert "8 and 16" in done.stderr
+
+
+def test_unknown_recipe_and_option(command, shards, tmp_path):
+    for config, message in (
+        ("configs/videomae/pretrian.py", "did you mean 'configs/videomae/pretrain.py'"),
+        ("configs/videomae/pretrain.py:sise=tiny", "did you mean 'size'"),
+        ("configs/videomae/pretrain.py:size=bas", "did you mean 'videomae/base'"),
+    ):
+        done = command("internvideo_jax.train", f"--config={config}", f"--workdir={tmp_path}/run")
+        assert done.returncode == 2 and message in done.stderr, done.stderr[-1500:]
+        assert "Traceback" not in done.stderr
+
+
+def test_a_checkpoint_of_another_model(command, runs, tmp_path):
+    shutil.copytree(runs.folder / "pretrain", tmp_path / "run")
+    other = [f for f in TINY_PRETRAIN if "decoder.depth" not in f]
+    done = command(
+        "internvideo_jax.train",
+        PRETRAIN,
+        *other,
+        *SHORT,
+        f"--workdir={tmp_path}/run",
+        f"--config.data.train={runs.shards}",
+    )
+    assert done.returncode == 2
+    assert "does not fit this config" in done.stderr
+    assert "decoder/blocks/attn/proj/bias: found float32(1, 32), expected float32(2, 32)" in (
+        done.stderr
+    )
+    assert (tmp_path / "run/checkpoints/6").is_dir()
+
+
+def test_a_checkpoint_with_another_data_stream(command, runs, tmp_path):
+    shutil.copytree(runs.folder / "pretrain", tmp_path / "run")
+    arguments = (
+        "internvideo_jax.train",
+        PRETRAIN,
+        *TINY_PRETRAIN,
+        *SHORT,
+        f"--workdir={tmp_path}/run",
+        f"--config.data.train={runs.shards}",
+        "--config.data.seed=5",
+        "--config.steps=8",
+    )
+    done = command(*arguments)
+    assert done.returncode == 2
+    assert "the data stream is not the one of" in done.stderr
+    assert "seed: found 5, the checkpoint has 0" in done.stderr
+    done = command(*arguments, "--config.checkpoint.accept_new_data")
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_weights_of_another_size(command, runs, tmp_path):
+    done = command(
+        "internvideo_jax.train",
+        FINETUNE,
+        *SHORT,
+        f"--workdir={tmp_path}/run",
+        f"--config.data.train={runs.shards}",
+        f"--config.init_from={runs.folder}/pretrain",
+    )
+    assert done.returncode == 2
+    assert "does not fit this model" in done.stderr
+    assert "encoder/blocks/attn/proj/bias: found (2, 32), expected (4, 96)" in done.stderr
+
+
+def test_classes_unlike_those_of_the_data(command, runs, tmp_path):
+    done = command(
+        "internvideo_jax.train",
+        FINETUNE,
+        *TINY,
+        *SHORT,
+        f"--workdir={tmp_path}/run",
+        f"--config.data.train={runs.shards}",
+        "--config.model.classes=7",
+    )
+    assert done.returncode == 2
+    assert "config.model.classes = 7, the data set has 10 classes" in done.stderr
+
+
+def test_evaluating_a_checkpoint_without_a_head(command, runs, tmp_path):
+    done = command(
+        "internvideo_jax.evaluate",
+        FINETUNE,
+        *TINY,
+        f"--checkpoint={runs.folder}/pretrain",
+        f"--config.data.train={runs.shards}",
+        f"--out={tmp_path}/results.json",
+    )
+    assert done.returncode == 2
+    assert "lacks 4 parameters of the model, first fc_norm/bias" in done.stderr
+
+
+def test_losses_that_are_not_finite_are_skipped_counted_and_end_the_run(command, shards, tmp_path):
+    done = command(
+        "internvideo_jax.train",
+        PRETRAIN,
+        *TINY_PRETRAIN,
+        f"--workdir={tmp_path}/run",
+        f"--config.data.train={shards}",
+        "--config.steps=40",
+        "--config.optim.warmup_steps=2",
+        "--config.optim.lr=1e30",
+        "--config.log.every=4",
+        "--config.max_nonfinite=5",
+        "--config.checkpoint.every=1000",
+    )
+    assert done.returncode == 2
+    assert "warning: " in done.stderr and "changed nothing" in done.stderr
+    assert "config.max_nonfinite allows 5; the last ones lie in steps" in done.stderr
+
+
+def test_a_full_disk_loses_no_checkpoint(command, shards, tmp_path):
+    """A limit on the file size stands in for the full disk: writes fail half-way."""
+    import subprocess
+    import sys
+
+    from tests.conftest import ROOT, environment
+
+    workdir = tmp_path / "run"
+    arguments = [
+        "-m",
+        "internvideo_jax.train",
+        PRETRAIN,
+        *TINY_PRETRAIN,
+        f"--workdir={workdir}",
+        f"--config.data.train={shards}",
+        "--config.optim.warmup_steps=2",
+        "--config.log.every=2",
+        "--config.checkpoint.every=4",
+        "--config.log.report=False",
+        "--config.evals.knn.every=-1",
+        "--config.evals.reconstruction.every=-1",
+    ]
+    done = command(*arguments[1:], "--config.steps=4")
+    assert done.returncode == 0, done.stderr[-2000:]
+    code = (
+        "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (60000, 60000));"
+        "sys.argv = sys.argv[1:]; runpy.run_module('internvideo_jax.train', run_name='__main__')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "train", *arguments[2:], "--config.steps=12"],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 2, done.stderr[-3000:]
+    assert "could not save the checkpoint" in done.stderr
+    assert f"step 4 in {workdir}/checkpoints is complete" in done.stderr
+    done = command(*arguments[1:], "--config.steps=12")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "continuing at step 4" in done.stdout
+
+
+def test_reading_a_damaged_record_in_training(command, shards, tmp_path):
+    from data_pipelines.records import read_index
+
+    copy = tmp_path / "damaged"
+    shutil.copytree(shards, copy)
+    (shard,) = copy.glob("*-train-*.tfrecord")
+    data = bytearray(shard.read_bytes())
+    data[int(read_index(str(shard)).entries[3]["offset"]) + 2000] ^= 1
+    shard.write_bytes(data)
+    arguments = (
+        "internvideo_jax.train",
+        PRETRAIN,
+        *TINY_PRETRAIN,
+        *SHORT,
+        f"--config.data.train={copy}",
+        "--config.steps=16",
+    )
+    done = command(*arguments, f"--workdir={tmp_path}/a")
+    assert done.returncode == 2
+    assert "record 3 " in done.stderr and "checksum" in done.stderr
+    done = command(
+        *arguments,
+        f"--workdir={tmp_path}/b",
+        "--config.data.reader.on_corrupt=substitute",
+        "--config.evals.knn.views.reader.on_corrupt=substitute",
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = [json.loads(row) for row in (tmp_path / "b/perf.jsonl").read_text().splitlines()]
+    assert rows[-1]["perf/substituted"] == 2
+    result = json.loads((tmp_path / "b/results/knn.json").read_text())
+    assert result["protocol"]["train_clips"] == 59

@@ -1,0 +1,180 @@
+"""The documented commands, one after the other."""
+
+from __future__ import annotations
+
+import json
+import re
+
+from safetensors.numpy import load_file
+
+from tests.conftest import TINY, TINY_PRETRAIN
+from tests.smoke.conftest import FINETUNE, SHORT
+
+
+def test_a_run_tells_what_it_does(runs):
+    out = runs.pretrain_output
+    assert "encoder/blocks/attn/qkv/kernel" in out and "Sharding" in out
+    assert "per device: parameters, optimizer and average" in out
+    assert "learning rate 0.001 x 1 = 0.001 after 2 steps" in out
+    line = next(row for row in out.splitlines() if row.startswith("step 6/6 100%"))
+    for part in ("loss", "lr", "clips/s", "data wait", "ETA"):
+        assert part in line
+    assert "step 4 | knn: top1" in out
+
+
+def test_initial_weights_are_accounted_for(runs):
+    out = runs.finetune_output
+    assert "loaded: 15: encoder/blocks (13), encoder/patch_embed (2)" in out
+    assert "skipped (not in this model)" in out and "decoder/blocks (13)" in out
+    assert "fresh (not in the file): 4: fc_norm/bias, fc_norm/scale, head/bias, head/kernel" in out
+
+
+def test_a_run_leaves_its_provenance_results_and_pictures(runs):
+    folder = runs.folder / "pretrain"
+    about = json.loads((folder / "run.json").read_text())
+    assert about["config"]["objective"]["ratio"] == 0.85
+    assert {"jax", "flax", "grain"} <= about["versions"].keys()
+    assert about["data"]["records"] and about["params_digest"]
+    result = json.loads((folder / "results/reconstruction.json").read_text())
+    assert result["metrics"]["clips"] == 20 and 0 < result["metrics"]["loss"] < 3
+    assert result["protocol"]["split"] == "test" and result["protocol"]["ratio"] == 0.85
+    for picture in result["pictures"].values():
+        assert (folder / picture).stat().st_size > 500
+    page = (folder / "report.html").read_text()
+    assert page.count("data:image/gif;base64") == 4 and "<svg" in page
+    # It opens offline: nothing is fetched from elsewhere.
+    assert not re.search(r'(src|href)="(?!data:|#)|<script|<link|@import', page)
+
+
+def test_metrics_are_rows_of_the_documented_steps(runs):
+    text = (runs.folder / "pretrain/metrics.jsonl").read_text()
+    rows = [json.loads(line) for line in text.splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 4, 4, 6, 6]
+    assert rows[1]["clips_seen"] == 16 and rows[0]["train/lr"] == 0.0
+    assert "eval/knn/top1" in rows[3] and "eval/reconstruction/loss" in rows[-1]
+
+
+def test_starting_a_finished_run_again_changes_nothing(command, runs):
+    workdir = runs.folder / "finetune"
+    before = (workdir / "metrics.jsonl").read_bytes()
+    again = command(
+        "internvideo_jax.train",
+        FINETUNE,
+        *TINY,
+        *SHORT,
+        f"--workdir={workdir}",
+        f"--config.data.train={runs.shards}",
+        f"--config.init_from={runs.folder}/pretrain",
+        "--config.optim.ema_decay=0.99",
+    )
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert "continuing at step 6" in again.stdout
+    assert (workdir / "metrics.jsonl").read_bytes() == before
+
+
+def test_evaluation_from_a_run_equals_the_one_in_training(command, runs, tmp_path):
+    done = command(
+        "internvideo_jax.evaluate",
+        FINETUNE,
+        *TINY,
+        f"--checkpoint={runs.folder}/finetune",
+        f"--config.data.train={runs.shards}",
+        f"--out={tmp_path}/results.json",
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    content = json.loads((tmp_path / "results.json").read_text())
+    inside = json.loads((runs.folder / "finetune/results/test.json").read_text())
+    assert content["results"]["test"]["metrics"] == inside["metrics"]
+    assert content["results"]["test"]["protocol"] == inside["protocol"]
+    assert (tmp_path / "results/pictures/test-confusion.png").exists()
+
+
+def test_exported_weights_evaluate_the_same(command, runs, tmp_path):
+    torch_file = tmp_path / "torch.safetensors"
+    done = command(
+        "internvideo_jax.weights", "export", runs.folder / "finetune", "--out", torch_file
+    )
+    assert done.returncode == 0, done.stderr
+    assert "blocks.0.attn.qkv.weight" in load_file(torch_file)
+    for views in ((1, 1), (2, 3)):
+        outs = []
+        for i, checkpoint in enumerate((runs.folder / "finetune", torch_file)):
+            out = tmp_path / f"{views[0]}-{i}.json"
+            done = command(
+                "internvideo_jax.evaluate",
+                FINETUNE,
+                *TINY,
+                f"--checkpoint={checkpoint}",
+                f"--config.data.train={runs.shards}",
+                f"--out={out}",
+                f"--config.evals.test.views.segments={views[0]}",
+                f"--config.evals.test.views.crops={views[1]}",
+            )
+            assert done.returncode == 0, done.stderr[-3000:]
+            outs.append(json.loads(out.read_text())["results"]["test"])
+        assert outs[0]["metrics"] == outs[1]["metrics"]
+        assert outs[0]["protocol"]["segments"] == views[0]
+
+
+def test_probes_run_offline(command, runs, tmp_path):
+    done = command(
+        "internvideo_jax.evaluate",
+        "--config=configs/videomae/pretrain.py:size=tiny,probes",
+        *TINY_PRETRAIN,
+        "--only=linear_probe,attentive_probe",
+        "--config.evals.linear_probe.steps=40",
+        "--config.evals.attentive_probe.steps=10",
+        "--config.evals.attentive_probe.heads=2",
+        f"--checkpoint={runs.folder}/pretrain",
+        f"--config.data.train={runs.shards}",
+        f"--out={tmp_path}/probes.json",
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = json.loads((tmp_path / "probes.json").read_text())["results"]
+    for label in ("linear_probe", "attentive_probe"):
+        assert 0.0 <= results[label]["metrics"]["top1"] <= 1.0
+        assert results[label]["protocol"]["train_clips"] == 60
+        assert len(results[label]["tables"]["learning_rates"]) >= 3
+
+
+def test_report_over_several_runs(command, runs, tmp_path):
+    done = command(
+        "internvideo_jax.telemetry.report",
+        runs.folder / "pretrain",
+        runs.folder / "finetune",
+        f"--out={tmp_path}/report.html",
+    )
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "report.html").read_text()
+    assert "Comparison" in page and page.count("<h2>") == 3
+
+
+def test_help_explains_the_flags(command):
+    done = command("internvideo_jax.train", "--help")
+    assert "--workdir" in done.stdout and "configs/x/y.py" in done.stdout
+    done = command("internvideo_jax.evaluate", "--help")
+    assert "--checkpoint" in done.stdout
+
+
+def test_a_run_without_labels_or_test_split(command, tmp_path):
+    """A plain folder of videos is enough for pre-training."""
+    from data_pipelines.synthetic import World, encode_mp4
+
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for i in range(10):
+        encode_mp4(videos / f"{i}.mp4", World().clip(i).video, fps=12)
+    done = command("data_pipelines.ingest", f"--source={videos}", f"--out={tmp_path}/shards")
+    assert done.returncode == 0, done.stderr[-2000:]
+    recipe = "--config=configs/videomae/pretrain.py:size=tiny"
+    arguments = (*TINY_PRETRAIN, *SHORT, f"--config.data.train={tmp_path}/shards")
+    done = command("internvideo_jax.train", recipe, *arguments, f"--workdir={tmp_path}/run")
+    assert done.returncode == 0, done.stderr[-2000:]
+    result = json.loads((tmp_path / "run/results/reconstruction.json").read_text())
+    assert result["protocol"]["split"] == "train"
+    done = command(
+        "internvideo_jax.train", f"{recipe},monitor", *arguments, f"--workdir={tmp_path}/other"
+    )
+    assert done.returncode == 2
+    assert "config.evals.knn: " in done.stderr and "has no labels" in done.stderr
+    assert "--config.evals.knn.every=-1" in done.stderr
