@@ -14,6 +14,7 @@ would shift all later positions.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -340,15 +341,18 @@ def _iterate(examples: Any, batch: int, reader: ReaderConfig) -> Any:
             flags.FLAGS.mark_as_parsed()  # grain's workers read absl flags
         stream = stream.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=reader.workers),
-            worker_init_fn=_end_with_parent,
+            worker_init_fn=functools.partial(_end_with_parent, os.getpid()),
         )
     return iter(stream)
 
 
-def _end_with_parent(worker: int, workers: int) -> None:
-    """In a worker process: exit when the parent is gone, however it died."""
+def _end_with_parent(parent: int, worker: int, workers: int) -> None:
+    """In a worker process: exit when the parent is gone, however it died.
+
+    The parent's number comes from the parent: a worker that asked for it here would never end if
+    the parent died while the worker was still starting.
+    """
     del worker, workers
-    parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:
