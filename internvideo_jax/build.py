@@ -7,7 +7,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from data_pipelines.pipeline import open_dataset
+from data_pipelines.dataset import open_dataset
 from internvideo_jax.config import TrainConfig, total_steps, warmup_steps
 from internvideo_jax.optim.factory import Optimizer, make_optimizer
 from internvideo_jax.optim.schedules import cosine

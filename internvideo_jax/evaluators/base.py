@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from data_pipelines import manifest
 from data_pipelines.config import DataConfig, ViewConfig
-from data_pipelines.pipeline import Dataset, ViewPass
+from data_pipelines.dataset import Dataset
+from data_pipelines.pipeline import ViewPass
 from internvideo_jax.parallel.mesh import batch_sharding, check_batch
 from internvideo_jax.parallel.multihost import is_main, to_global, to_host
 from internvideo_jax.types import Params

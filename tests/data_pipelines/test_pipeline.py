@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from data_pipelines.config import ClipConfig, DataConfig, ReaderConfig, ViewConfig
-from data_pipelines.pipeline import TrainStream, UnreadableRecordError, ViewPass
+from data_pipelines.dataset import UnreadableRecordError
+from data_pipelines.pipeline import TrainStream, ViewPass
 from data_pipelines.records import read_index
 
 CLIP = ClipConfig(frames=4, stride=2, size=32)
@@ -156,7 +157,7 @@ def test_a_batch_that_hosts_cannot_share(shards):
 
 
 def test_flip_follows_the_data_set(shards):
-    assert TrainStream(config(shards, flip="auto")).flip is False
+    assert TrainStream(config(shards, flip="auto")).transform.flip is False
 
 
 @pytest.fixture
