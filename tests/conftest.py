@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -27,6 +28,9 @@ TINY_PRETRAIN = (
     "--config.model.decoder.heads=2",
     "--config.model.decoder.depth=1",
 )
+
+# A shell starts background jobs with ctrl-c ignored, and every child would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
