@@ -2,7 +2,8 @@
 
 Names in all functions: n frames in the video, T frames in a clip, r stride. Functions that draw
 take a `numpy.random.Generator`. Each rule is the one that the published weights were trained or
-tested with (VideoMAE, VideoMAE V2, InternVideo1), padding of short videos included.
+tested with (VideoMAE, VideoMAE V2, InternVideo1, ViCLIP, InternVideo2), padding of short videos
+included. `by_time` is ours, for videos whose frames are not evenly spaced in time.
 """
 
 from __future__ import annotations
@@ -120,12 +121,136 @@ def _sparse_part(n: int, T: int) -> int:
     return n // T
 
 
+def _uniform_edges(n: int, T: int) -> np.ndarray:
+    """Borders of min(n, T) parts that are as equal as whole frames allow."""
+    return np.linspace(0, n, min(n, T) + 1).astype(np.int64)
+
+
+def _repeat_last(frames: np.ndarray, T: int) -> np.ndarray:
+    return np.pad(frames, (0, T - len(frames)), mode="edge")
+
+
+def uniform_random(n: int, T: int, rng: np.random.Generator) -> np.ndarray:
+    """ViCLIP and InternVideo2 training (`rand`): one random frame from each of T equal parts.
+
+    As in the reference the last frame of a part is never drawn, and where a part has but one frame
+    any min(n, T) different frames are drawn instead. Shorter videos repeat the last index drawn.
+    """
+    edges = _uniform_edges(n, T)
+    low, high = edges[:-1], edges[1:] - 1
+    if (high > low).all():
+        return rng.integers(low, high)
+    return _repeat_last(np.sort(rng.permutation(n)[: len(low)]), T)
+
+
+def uniform_center(n: int, T: int) -> np.ndarray:
+    """ViCLIP and InternVideo2 evaluation (`middle`): the middle frame of each of T equal parts.
+
+    Unlike `segments_center` the parts cover the whole video. Videos shorter than T repeat the last
+    index; InternVideo-MM does not, its clip is the first min(n, T) indices.
+    """
+    edges = _uniform_edges(n, T)
+    return _repeat_last((edges[:-1] + edges[1:] - 1) // 2, T)
+
+
+def uniform_offset(n: int, T: int, offset: int) -> np.ndarray:
+    """ViCLIP's `fix_start`: the frame `offset` after the start of each of T equal parts.
+
+    As in the reference an offset beyond the parts gives an index beyond them, and beyond the video.
+    """
+    return _repeat_last(_uniform_edges(n, T)[:-1] + offset, T)
+
+
+def linspace(n: int, T: int) -> np.ndarray:
+    """InternVideo-MM demo: T frames from the first to the last, both included."""
+    return np.linspace(0, n - 1, T).astype(np.int64)
+
+
+def strided(n: int, T: int) -> np.ndarray:
+    """ViCLIP demo: every (n // T)-th frame from the first on, T of them.
+
+    Raises:
+      ValueError: fewer than T frames; the reference asserts.
+    """
+    if n < T:
+        raise ValueError(f"{T} frames at one stride needs as many in the video, found {n}")
+    return np.arange(T) * (n // T)
+
+
+def at_rate(n: int, fps: float, rate: float, T: int | None = None) -> np.ndarray:
+    """ViCLIP's `fpsX`: the middle frame of each 1 / `rate` seconds of a video of `fps` frames/s.
+
+    Returns:
+      (m,) int64 with m <= T where T is given. Not padded: m is 0 where the video is shorter than
+      half a step.
+    """
+    step = 1 / rate
+    seconds = np.arange(step / 2, n / fps + step / 2, step)
+    frames = np.around(seconds * fps).astype(np.int64)
+    return frames[frames < n][:T]
+
+
+def thinned(n: int, T: int, r: int) -> np.ndarray:
+    """Text-video retrieval (CLIP4Clip): every r-th frame, evenly thinned to T if there are more.
+
+    With r = fps this is a frame a second.
+
+    Returns:
+      (m,) int64, m <= T. Not padded: the reference fills the clip up with zeros.
+    """
+    frames = np.arange(0, n, r)
+    return frames if len(frames) <= T else frames[linspace(len(frames), T)]
+
+
+def by_time_starts(timestamps_us: np.ndarray, T: int, fps: float) -> int:
+    """The latest start of `by_time` in microseconds after the first frame, at least 0."""
+    duration = int(timestamps_us[-1]) - int(timestamps_us[0])
+    return max(duration - round((T - 1) * 1e6 / fps), 0)
+
+
+def by_time(timestamps_us: np.ndarray, T: int, fps: float, start_us: int = 0) -> np.ndarray:
+    """T frames at `fps` on the clock: for each instant the frame nearest in time.
+
+    For variable frame rate, where index arithmetic would change the speed. Nearest, as ffmpeg's
+    `fps` filter does it, and not the latest before: containers round timestamps, Matroska to whole
+    milliseconds, and an instant must not fall short of its own frame. Of two frames equally near
+    the earlier counts; instants after the last timestamp give the last frame.
+
+    Args:
+      timestamps_us: (n,) not decreasing, microseconds; need not begin at 0.
+      fps: wanted frames per second; above the rate of the video frames repeat.
+      start_us: first instant, microseconds after the first frame.
+
+    Returns:
+      (T,) int64, not decreasing.
+
+    Raises:
+      ValueError: no timestamps, decreasing ones, fps not positive.
+    """
+    times = np.asarray(timestamps_us, np.int64)
+    if times.ndim != 1 or not len(times):
+        raise ValueError(f"by_time needs the timestamps of at least one frame, found {times.shape}")
+    if (back := np.flatnonzero(np.diff(times) < 0)).size:
+        raise ValueError(
+            f"timestamps must not decrease; number {back[0] + 1} is {times[back[0] + 1]} us after "
+            f"{times[back[0]]} us. Sample by index where only the order of the frames is known"
+        )
+    if not fps > 0:
+        raise ValueError(f"fps must be positive, found {fps}")
+    instants = times[0] + start_us + np.around(np.arange(T) * 1e6 / fps).astype(np.int64)
+    after = np.clip(np.searchsorted(times, instants), 1, max(len(times) - 1, 1))
+    before = after - 1
+    after = np.minimum(after, len(times) - 1)
+    return np.where(times[after] - instants < instants - times[before], after, before)
+
+
 # Training: (n, T, r, generator) -> (T,).
 TRAIN = {
     "window": lambda n, T, r, rng: window(n, T, r, int(rng.integers(window_starts(n, T, r)))),
     "dense": dense_random,
     "segments": lambda n, T, r, rng: segments_random(n, T, rng),
     "sparse": lambda n, T, r, rng: sparse_random(n, T, rng),
+    "uniform": lambda n, T, r, rng: uniform_random(n, T, rng),
 }
 
 # Evaluation: (n, T, r, segments) -> (segments, T). A single view is the validation rule.
@@ -135,4 +260,5 @@ VIEWS = {
         segments_center(n, T)[None] if s == 1 else segments_views(n, T, s)
     ),
     "sparse": lambda n, T, r, s: sparse_center(n, T)[None] if s == 1 else segments_views(n, T, s),
+    "uniform": lambda n, T, r, s: uniform_center(n, T)[None] if s == 1 else segments_views(n, T, s),
 }

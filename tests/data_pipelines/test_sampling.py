@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -63,3 +65,79 @@ def test_short_videos():
     assert sampling.segments_center(3, 5).tolist() == [0, 0, 0, 1, 2]
     assert sampling.dense_center(3, 4, 4).tolist() == [2, 2, 2, 2]
     assert sampling.window(1, 3, 2, 0).tolist() == [0, 0, 0]
+
+
+@given(n=st.integers(1, 300), T=st.integers(1, 32), seed=st.integers(0, 99))
+def test_uniform_random_draws_one_frame_of_each_part(n, T, seed):
+    frames = sampling.uniform_random(n, T, np.random.default_rng(seed))
+    edges = [int(edge) for edge in np.linspace(0, n, min(n, T) + 1)]
+    parts = list(itertools.pairwise(edges))
+    if all(end - 1 > start for start, end in parts):
+        assert all(
+            start <= frame < end - 1 for frame, (start, end) in zip(frames, parts, strict=True)
+        )
+    else:
+        drawn = frames[: min(n, T)]
+        assert (np.diff(drawn) > 0).all() and (frames[len(drawn) :] == drawn[-1]).all()
+
+
+def test_uniform_rules_use_the_whole_range():
+    rng = np.random.default_rng(0)
+    drawn = np.array([sampling.uniform_random(32, 8, rng) for _ in range(200)])
+    assert {int(frame) for frame in drawn[:, 0]} == {0, 1, 2}
+    # Parts of one frame: any different frames, all of them in turn.
+    assert {int(sampling.uniform_random(5, 4, rng)[0]) for _ in range(200)} == {0, 1}
+
+
+def test_rules_at_a_rate_pad_nothing():
+    assert sampling.at_rate(4, 10, 1).tolist() == []
+    assert sampling.at_rate(300, 30, 2).tolist()[:3] == [8, 22, 38]  # 7.5, 22.5, 37.5 to even
+    assert sampling.at_rate(300, 30, 2, 4).shape == (4,)
+    assert sampling.thinned(30, 8, 25).tolist() == [0, 25]
+
+
+@pytest.mark.parametrize("tick", [1, 1000], ids=["microseconds", "milliseconds"])
+def test_by_time_equals_index_arithmetic_where_frames_are_even(tick):
+    # 30 frames/s, rounded as containers do: 15 frames/s is every second frame.
+    times = np.round(np.arange(90) * 1e6 / 30 / tick).astype(np.int64) * tick + 12345
+    assert sampling.by_time(times, 16, 15).tolist() == list(range(0, 32, 2))
+    assert sampling.by_time(times, 90, 30).tolist() == list(range(90))
+    # Beyond the rate of the video frames repeat, beyond its end the last one does.
+    assert sampling.by_time(times, 7, 90).tolist() == [0, 0, 1, 1, 1, 2, 2]
+    assert sampling.by_time(times, 4, 1, start_us=1_000_000).tolist() == [30, 60, 89, 89]
+
+
+def test_by_time_keeps_the_speed_of_variable_frame_rate():
+    # One second at 10 frames/s, then one at 50: ten instants a second see both alike.
+    times = np.concatenate([np.arange(10) * 100_000, 1_000_000 + np.arange(50) * 20_000])
+    frames = sampling.by_time(times, 20, 10)
+    assert frames.tolist() == [*range(10), *range(10, 60, 5)]
+    np.testing.assert_array_equal(times[frames], np.arange(20) * 100_000)
+
+
+@given(
+    gaps=st.lists(st.integers(0, 10**6), min_size=0, max_size=40),
+    first=st.integers(-(10**9), 10**12),
+    T=st.integers(1, 20),
+    fps=st.floats(0.1, 240),
+    start=st.integers(0, 10**7),
+)
+def test_by_time_gives_the_nearest_frame(gaps, first, T, fps, start):
+    times = np.cumsum([first, *gaps])
+    for step, frame in enumerate(sampling.by_time(times, T, fps, start)):
+        distance = np.abs(times - (first + start + round(step * 1e6 / fps)))
+        assert distance[frame] == distance.min()
+    assert 0 <= sampling.by_time_starts(times, T, fps) <= sum(gaps)
+
+
+@pytest.mark.parametrize(
+    ("times", "fps", "message"),
+    [
+        ([], 10, "at least one frame"),
+        ([0, 40, 20], 10, "number 2 is 20 us after 40 us"),
+        ([0, 40], 0, "fps must be positive"),
+    ],
+)
+def test_by_time_refuses(times, fps, message):
+    with pytest.raises(ValueError, match=message):
+        sampling.by_time(np.array(times), 4, fps)

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from tests.parity import data_adapters, model_adapters  # noqa: F401  (they register themselves)
+from tests.parity import (  # noqa: F401  (they register themselves)
+    data_adapters,
+    model_adapters,
+    text_adapters,
+)
 from tests.parity.cases import Case, discover, find_adapter
 
 CASES = discover()
