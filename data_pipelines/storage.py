@@ -13,7 +13,6 @@ import contextlib
 import errno
 import os
 import re
-import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -336,15 +335,13 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
 
 
 def publish(tmp: str, path: str | os.PathLike[str]) -> None:
-    """Move a finished local file to its final place, which may be remote."""
+    """Move a finished file to its final place: remote, or local on the same file system."""
     if is_remote(path):
         system, inner = _filesystem(os.fspath(path))
         _retried(f"{path}: uploading", lambda: system.put_file(tmp, inner))
         os.unlink(tmp)
-    elif os.stat(tmp).st_dev == os.stat(os.path.dirname(_local(path)) or ".").st_dev:
-        os.replace(tmp, _local(path))
     else:
-        shutil.move(tmp, _local(path))
+        os.replace(tmp, _local(path))
 
 
 def remove(path: str | os.PathLike[str]) -> None:
