@@ -17,7 +17,8 @@ records it hits. All numbers are little endian::
 
 Opening reads up to the checksum; a block of the frame table carries its own checksum and is read
 with its record. A frame count of 2^32 - 1 means unknown. With section 2 the binding is the checksum
-fields of the first and the last record of the shard, which tell shards of equal size apart. Further sections may follow; a reader skips what it does not know.
+fields of the first and the last record of the shard, which tell shards of equal size apart. Further
+sections may follow; a reader skips what it does not know.
 
 Version 1 has no binding, no block sizes and no frame table, and its checksum is the last field of
 the file, behind the sections.
