@@ -238,6 +238,8 @@ def parse_index(data: bytes, path: str = "index", file_size: int | None = None) 
             f"{path}: index version {version}, this program reads up to {_INDEX_VERSION}; "
             "update the program"
         )
+    if version < 1:
+        raise broken("index version 0, which does not exist")
     if size != file_size:
         raise broken(f"is {file_size} bytes long, its header says {size}")
     # Python integers cannot overflow, so absurd counts fail here and allocate nothing.

@@ -152,6 +152,7 @@ def fuzz(name: str, runs: int, seconds: int) -> None:
             f"-rss_limit_mb={_MEMORY_MB}",
             f"-timeout={_SECONDS_PER_INPUT}",
             "-max_len=4096",
+            f"-artifact_prefix={tempfile.gettempdir()}/fuzz-{name}-",
             corpus.name,
         ],
         function,
