@@ -10,6 +10,9 @@ from av.container import InputContainer
 from av.error import FFmpegError
 from av.video.stream import VideoStream
 
+# Containers in which seeking lands where it should.
+SEEKABLE = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
+
 _FALLBACK_RATE = Fraction(25)
 
 
@@ -17,7 +20,8 @@ class VideoError(ValueError):
     """A file that gives no usable clip.
 
     Attributes:
-      stage: ``open``, ``decode``, ``empty``, ``short`` or ``long``.
+      stage: ``open``, ``decode``, ``empty``, ``short`` or ``long``; ``label`` where the file is
+        fine and what is said about it is not.
     """
 
     def __init__(self, stage: str, message: str):
@@ -75,6 +79,14 @@ def video_stream(container: InputContainer) -> VideoStream:
     stream.thread_type = "NONE"
     stream.codec_context.thread_count = 1
     return stream
+
+
+def origin_us(container: InputContainer) -> int | None:
+    """Where the time of a file begins, on the clock of its streams; None if it does not say.
+
+    AVI stores no display times; those derived for its video start late by the reordering delay.
+    """
+    return None if container.format.name == "avi" else container.start_time
 
 
 def frame_rate(stream: VideoStream) -> Fraction:
