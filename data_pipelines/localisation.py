@@ -29,6 +29,7 @@ from data_pipelines.messages import (
     put_floats,
     put_ints,
     put_texts,
+    shortest,
     texts,
 )
 
@@ -86,8 +87,10 @@ def check(segments: Sequence[Segment], boxes: Sequence[Box]) -> str:
         if not _fit(segment.start_us, segment.end_us, segment.label):
             return f"segment {number}: a label or time does not fit 64 bits"
     for number, box in enumerate(boxes):
+        # As they will be read back: edges that differ by less than that make no box.
+        y1, x1, y2, x2 = map(shortest, (box.y1, box.x1, box.y2, box.x2))
         # Written so that a NaN fails it.
-        if not (0 <= box.y1 < box.y2 <= 1 and 0 <= box.x1 < box.x2 <= 1):
+        if not (0 <= y1 < y2 <= 1 and 0 <= x1 < x2 <= 1):
             return (
                 f"box {number} is y {box.y1} to {box.y2}, x {box.x1} to {box.x2}; expected "
                 "0 <= y1 < y2 <= 1 and 0 <= x1 < x2 <= 1"

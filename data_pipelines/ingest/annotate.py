@@ -19,11 +19,11 @@ from typing import Any, NamedTuple
 from data_pipelines.ingest.container import VideoError
 from data_pipelines.ingest.rows import RowBox, RowSegment, printable
 from data_pipelines.localisation import Box, Segment
+from data_pipelines.messages import INT64, shortest
 
 _CLOCK = re.compile(r"(?:(\d+):)?(\d{1,2}):(\d{1,2}(?:\.\d+)?)")
 # Annotated times are rounded to milliseconds or to hundredths of a second.
 _EDGE_US = 10_000
-_TRACKS = range(-(2**63), 2**63)
 
 
 def read_segments(value: Any) -> tuple[RowSegment, ...]:
@@ -66,7 +66,7 @@ def read_boxes(value: Any) -> tuple[RowBox, ...]:
         values = labels if isinstance(labels, list) else [] if labels is None else [labels]
         names = dict.fromkeys(_text(name, "label", label) for label in values)
         track = -1 if item.get("track") is None else item["track"]
-        if isinstance(track, bool) or not isinstance(track, int) or track not in _TRACKS:
+        if isinstance(track, bool) or not isinstance(track, int) or track not in INT64:
             raise ValueError(f"{name}: track is {track!r}, expected an integer")
         result.append(RowBox(time, y1, x1, y2, x2, tuple(n for n in names if n), track))
     return tuple(sorted(result, key=lambda b: (b.time, b.track)))
@@ -164,7 +164,8 @@ def _seconds(name: str, item: Mapping[str, Any], key: str) -> float:
 
 
 def _share(name: str, item: Mapping[str, Any], key: str) -> float:
-    return _number(name, key, item.get(key), 0, 1, "a share of the picture from 0 to 1")
+    share = _number(name, key, item.get(key), 0, 1, "a share of the picture from 0 to 1")
+    return shortest(share)  # records hold single precision
 
 
 def _number(name: str, key: str, value: Any, low: float, high: float, expected: str) -> float:

@@ -116,6 +116,8 @@ class _Reading:
         self._resampler: AudioResampler | None = None
         self._format: tuple[str, str, int] | None = None
         self._next_us = 0.0
+        self._heard_us = 0.0  # until where there is sound
+        self._missing_us = 0.0
         self._damaged = 0
         self._error = ""
 
@@ -178,6 +180,8 @@ class _Reading:
         if self._next_us < self._start_us - _LEAD_US:
             return  # long before the window
         if gap:
+            if self._runs and begin_us > self._start_us:
+                self._missing_us += max(0.0, begin_us - self._heard_us)
             self._flush()
             self._resampler = AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE)
             self._format = kind
@@ -185,6 +189,7 @@ class _Reading:
         # Positions are counted here; times that jitter would make the resampler stretch.
         frame.pts = None
         self._append(frame)
+        self._heard_us = self._next_us
 
     def _append(self, frame: av.AudioFrame | None) -> None:
         if self._resampler is not None:
@@ -226,4 +231,7 @@ class _Reading:
     def _problem(self) -> str:
         if self._error:
             return f"the sound stops early: {self._error}"
-        return f"{self._damaged} damaged packets of sound became silence" if self._damaged else ""
+        found = [f"{self._damaged} packets of sound are damaged"] if self._damaged else []
+        if self._missing_us:
+            found.append(f"{self._missing_us / 1e6:.2f} s of sound are missing")
+        return f"{' and '.join(found)}; silence took their place" if found else ""

@@ -14,8 +14,7 @@ from data_pipelines.ingest.container import VideoError, check_file
 
 IMAGE_SUFFIXES = frozenset((".jpeg", ".jpg", ".png", ".webp"))
 
-# MPO: what many phones write into .jpg files.
-_FORMATS = ("JPEG", "MPO", "PNG", "WEBP")
+_FORMATS = ("JPEG", "PNG", "WEBP")
 
 
 def is_image(path: str, media: str) -> bool:
