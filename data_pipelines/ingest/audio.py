@@ -14,7 +14,7 @@ from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.error import FFmpegError
 
-from data_pipelines.ingest.container import SEEKABLE, VideoError, open_video
+from data_pipelines.ingest.container import SEEKABLE, Note, VideoError, open_video
 from data_pipelines.waveform import Audio
 
 SAMPLE_RATE = 16_000
@@ -49,7 +49,7 @@ def read_audio(
     origin_us: int,
     max_bytes: int,
     tick: Callable[[], None] = lambda: None,
-) -> tuple[Audio, str]:
+) -> tuple[Audio, tuple[Note, ...]]:
     """Decode, mix down and resample the sound of a time window.
 
     Gaps in the sound, and the time before it begins, become silence, so that every sample is at
@@ -63,7 +63,7 @@ def read_audio(
       tick: called for every packet, so that the caller sees progress and can stop.
 
     Returns:
-      The sound at 16 kHz, and what was wrong with it in one sentence, empty if nothing.
+      The sound at 16 kHz, and what is worth recording about it.
 
     Raises:
       AudioError: there is no audio stream, or nothing of it in the window can be decoded.
@@ -205,7 +205,8 @@ class _Reading:
             self._append(None)
         self._resampler = None
 
-    def result(self, total: int) -> tuple[Audio, str]:
+    def result(self, total: int) -> tuple[Audio, tuple[Note, ...]]:
+        """The sound as ``total`` samples at most; AudioError where there is none of it."""
         samples = np.zeros(total, np.int16)
         filled = 0
         for time_us, chunks in self._runs:
@@ -217,16 +218,19 @@ class _Reading:
             if low < high:
                 samples[low:high] = run[low - at : high - at]
                 filled = max(filled, high)
+        problem = self._problem()
+        if not filled and problem:
+            raise AudioError("audio", f"no sound at the time of the clip: {problem}")
         if not filled:
-            raise AudioError(
-                *(
-                    ("audio", f"none of the sound could be decoded: {self._problem()}")
-                    if self._problem()
-                    else ("silent", "the audio stream has nothing at the time of the clip")
-                )
+            raise AudioError("silent", "the audio stream has nothing at the time of the clip")
+        notes = [Note("audio", problem)] if problem else []
+        streams = len(self._container.streams.audio)
+        if streams > 1:
+            notes.append(
+                Note("streams", f"{streams} audio streams; took stream {self._stream.index}")
             )
         data = samples[:filled].astype("<i2").tobytes()
-        return Audio(data, SAMPLE_RATE, self._start_us), self._problem()
+        return Audio(data, SAMPLE_RATE, self._start_us), tuple(notes)
 
     def _problem(self) -> str:
         if self._error:

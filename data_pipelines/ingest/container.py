@@ -3,6 +3,7 @@
 import os
 import re
 import stat
+from dataclasses import dataclass
 from fractions import Fraction
 
 import av
@@ -27,6 +28,21 @@ class VideoError(ValueError):
     def __init__(self, stage: str, message: str):
         super().__init__(message)
         self.stage = stage
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something about an accepted clip worth recording.
+
+    Attributes:
+      kind: ``partial`` (the file is damaged and ended early), ``corrupt`` (frames left out),
+        ``timestamps`` (times counted, not read), ``streams`` (there was a choice), ``silent``
+        (sound is wanted, there is none), ``audio`` (the sound is damaged) or ``annotation`` (a
+        segment was cut to the clip).
+    """
+
+    kind: str
+    detail: str
 
 
 def check_file(path: str) -> None:

@@ -22,6 +22,7 @@ from av.error import FFmpegError
 from data_pipelines.ingest.audio import AudioError, read_audio
 from data_pipelines.ingest.container import (
     SEEKABLE,
+    Note,
     VideoError,
     announced_us,
     frame_rate,
@@ -57,21 +58,6 @@ class DecodeOptions:
     partial: str = "accept"
     audio: str = "off"
     media: str = "video"
-
-
-@dataclass(frozen=True, slots=True)
-class Note:
-    """Something about an accepted clip worth recording.
-
-    Attributes:
-      kind: ``partial`` (the file is damaged and ended early), ``corrupt`` (frames left out),
-        ``timestamps`` (times counted, not read), ``streams`` (there was a choice), ``silent``
-        (sound is wanted, there is none), ``audio`` (the sound is damaged) or ``annotation`` (a
-        segment was cut to the clip).
-    """
-
-    kind: str
-    detail: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,11 +171,10 @@ def _with_audio(path: str, clip: Clip, origin: int, tick: Callable[[], None]) ->
     size = sum(map(len, clip.frames))
     room = MAX_RECORD_BYTES - size
     try:
-        audio, problem = read_audio(path, clip.start_us, clip.end_us, origin, room, tick)
+        audio, notes = read_audio(path, clip.start_us, clip.end_us, origin, room, tick)
     except AudioError as error:
-        return replace(clip, notes=(*clip.notes, Note(error.kind, str(error))))
-    notes = (*clip.notes, Note("audio", problem)) if problem else clip.notes
-    return replace(clip, audio=audio, notes=notes)
+        audio, notes = None, (Note(error.kind, str(error)),)
+    return replace(clip, audio=audio, notes=(*clip.notes, *notes))
 
 
 class _Pass:

@@ -11,8 +11,8 @@ from typing import Any
 
 from data_pipelines import schema
 from data_pipelines.ingest.annotate import Placed, place
-from data_pipelines.ingest.container import VideoError
-from data_pipelines.ingest.decode import Clip, DecodeOptions, Note, decode_clip
+from data_pipelines.ingest.container import Note, VideoError
+from data_pipelines.ingest.decode import Clip, DecodeOptions, decode_clip
 from data_pipelines.ingest.pool import Progress
 from data_pipelines.ingest.rows import Row
 from data_pipelines.record_index import INDEX_SUFFIX, IndexFileError, read_index, write_atomic
