@@ -155,7 +155,7 @@ def test_sound_covers_the_frames(name):
     found = decode_clip(path, options, 1.0, 9.0)
     assert found.audio is not None and found.audio.start_us == found.start_us == 1_000_000
     assert len(found.audio) / 16_000 == pytest.approx(SOUND[name], abs=0.05)
-    assert found.audio.samples.any()
+    assert found.audio.samples.any() or name == "imageio_cockatoo.mp4"  # which is silent
 
 
 def test_tables_are_complete():
