@@ -6,6 +6,7 @@ from fractions import Fraction
 
 import numpy as np
 
+from data_pipelines.ingest.audio import SAMPLE_RATE
 from data_pipelines.ingest.container import (
     VideoError,
     announced_us,
@@ -14,6 +15,7 @@ from data_pipelines.ingest.container import (
     video_stream,
 )
 from data_pipelines.ingest.decode import DecodeOptions
+from data_pipelines.ingest.image import image_size, is_image
 from data_pipelines.ingest.picture import stored_size
 from data_pipelines.ingest.pool import Progress
 from data_pipelines.ingest.rows import Row
@@ -52,6 +54,10 @@ def estimate_bytes(row: Row, options: DecodeOptions) -> float:
     Raises:
       VideoError: the file cannot be opened or has no video.
     """
+    per_pixel = float(np.interp(options.quality, _QUALITIES, _BYTES_PER_PIXEL))
+    if is_image(row.path, options.media):
+        width, height = stored_size(*image_size(row.path), Fraction(1), options.short_side)
+        return width * height * per_pixel
     with open_video(row.path) as container:
         stream = video_stream(container)
         rate = float(frame_rate(stream))
@@ -63,5 +69,5 @@ def estimate_bytes(row: Row, options: DecodeOptions) -> float:
         width, height = stored_size(
             max(1, context.width), max(1, context.height), aspect, options.short_side
         )
-    per_pixel = float(np.interp(options.quality, _QUALITIES, _BYTES_PER_PIXEL))
-    return seconds * min(rate, options.fps or rate) * width * height * per_pixel
+    sound = 2 * SAMPLE_RATE if options.audio != "off" else 0
+    return seconds * (min(rate, options.fps or rate) * width * height * per_pixel + sound)

@@ -60,7 +60,7 @@ def test_every_option_reaches_the_ingest():
         "--source s.csv --out o --name n --root r --split val --columns path=p,label=l --shards 3 "
         "--shard-mb 7 --short-side 64 --quality 80 --fps 5 --max-seconds 2 --min-frames 4 "
         "--partial reject --classes c --flip-changes-label --workers 5 --max-bad 0.5 "
-        "--stall-seconds 9"
+        "--stall-seconds 9 --audio pcm16 --media auto"
     )
     options = cli._options(cli.parser().parse_args(text.split()))
     assert options == Options(
@@ -78,6 +78,8 @@ def test_every_option_reaches_the_ingest():
         max_seconds=2.0,
         min_frames=4,
         partial="reject",
+        audio="pcm16",
+        media="auto",
         classes_file="c",
         flip_changes_label=True,
         workers=5,
