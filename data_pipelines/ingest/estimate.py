@@ -6,6 +6,7 @@ from fractions import Fraction
 
 import numpy as np
 
+from data_pipelines.ingest import media
 from data_pipelines.ingest.container import (
     VideoError,
     announced_us,
@@ -52,6 +53,13 @@ def estimate_bytes(row: Row, options: DecodeOptions) -> float:
     Raises:
       VideoError: the file cannot be opened or has no video.
     """
+    per_pixel = float(np.interp(options.quality, _QUALITIES, _BYTES_PER_PIXEL))
+    pictures = media.measure_pictures(row.path)
+    if pictures is not None:
+        *size, rate, seconds = pictures
+        width, height = stored_size(size[0], size[1], Fraction(1), options.short_side)
+        seconds = min(seconds, options.max_seconds or seconds)
+        return seconds * min(rate, options.fps or rate) * width * height * per_pixel
     with open_video(row.path) as container:
         stream = video_stream(container)
         rate = float(frame_rate(stream))
@@ -63,5 +71,4 @@ def estimate_bytes(row: Row, options: DecodeOptions) -> float:
         width, height = stored_size(
             max(1, context.width), max(1, context.height), aspect, options.short_side
         )
-    per_pixel = float(np.interp(options.quality, _QUALITIES, _BYTES_PER_PIXEL))
     return seconds * min(rate, options.fps or rate) * width * height * per_pixel
