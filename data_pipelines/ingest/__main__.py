@@ -196,7 +196,8 @@ def parser() -> argparse.ArgumentParser:
         metavar="TEXT",
         type=shlex.split,
         default=[],
-        help="arguments for the Beam pipeline; may also follow after --",
+        help="arguments for the Beam pipeline, as in --beam-options='--runner=FlinkRunner'; may "
+        "also follow after --",
     )
     run.add_argument(
         "--max-bad",

@@ -224,7 +224,7 @@ def picture_of(data: bytes) -> Picture:
         raise VideoError("decode", f"damaged picture: {error}") from error
     if pixels is None:
         raise VideoError("decode", "is not a picture that can be read")
-    return av.VideoFrame.from_ndarray(pixels, format="bgr24")
+    return av.VideoFrame.from_ndarray(np.asarray(pixels, np.uint8), format="bgr24")
 
 
 def is_storable(data: bytes) -> bool:

@@ -35,6 +35,7 @@ _BY_NUMBERS: Mapping[int, tuple[str, ...]] = {
     4: ("path", "total", "start", "end", "label"),
 }
 _NUMBER = re.compile(r"[-+]?\d+(\.\d*)?")
+_WHOLE = re.compile(r"-?\d+")
 _DEFAULT_SPLIT = "train"  # nobody asked for it, so the file name may know better
 _SPLITS = frozenset(("train", "val", "valid", "validation", "test"))
 
@@ -54,6 +55,7 @@ def read(path: str, options: Options) -> Listing:
     root = options.root if options.root is not None else os.path.dirname(path)
     split = (options.split == _DEFAULT_SPLIT and split_of(base)) or options.split
     rows = []
+    numeric = None
     for number, line in lines:
         where = f"{base} line {number}"
         cells = _tail(line, separator, len(columns) - 1)
@@ -62,11 +64,19 @@ def read(path: str, options: Options) -> Listing:
                 f"{where}: expected {', '.join(columns)} separated by "
                 f"{_name(separator)}, found {line!r}"
             )
-        rows.append(_row(where, dict(zip(columns, cells, strict=True)), root, split, options))
+        named = dict(zip(columns, cells, strict=True))
+        whole = _WHOLE.fullmatch(named.get("label", "0")) is not None
+        numeric = whole if numeric is None else numeric
+        if numeric and not whole:
+            raise ValueError(
+                f"{where}: label is {named['label']!r}, expected a whole number as in line "
+                f"{lines[0][0]}"
+            )
+        rows.append(_row(where, named, root, split, options))
     frames = sum(row.path.startswith(FrameFolder.SCHEME) for row in rows)
-    named = ", ".join(name or "(ignored)" for name in columns)
+    order = ", ".join(name or "(ignored)" for name in columns)
     note = (
-        f"read as a {'raw-frame' if frames else 'Kinetics'} list: columns {named}, separated by "
+        f"read as a {'raw-frame' if frames else 'Kinetics'} list: columns {order}, separated by "
         f"{_name(separator)}; split {split}"
     )
     if frames:
