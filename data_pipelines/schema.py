@@ -2,9 +2,7 @@
 
 Writer and reader share this file. The keys are those of DMVR, which existing JAX video projects
 read and write, so their shards load here and ours load there; a few keys of our own follow the
-same naming. Messages are built from descriptors at import, in a pool of their own: no generated
-code to keep in step with the protobuf runtime, and no clash with a TensorFlow that registered
-the same message names in the default pool.
+same naming.
 
 Keys (context unless said otherwise):
 
@@ -19,13 +17,16 @@ Keys (context unless said otherwise):
 ``video/height|width``         int64     stored size in pixels
 ``video/source_height|width``  int64     size before resizing, after display rotation
 ``video/num_frames``           int64     number of steps of ``image/encoded``
+``media/type``                 bytes     ``image`` for a picture; a video's record has no such key
 ``schema/version``             int64     ``SCHEMA_VERSION`` of the writer
 ``extra/NAME``                 any       one value of an annotation column
 ``image/encoded``              sequence  bytes: one JPEG per step
 ``image/timestamp``            sequence  int64: microseconds in the source video
+``WAVEFORM/...``, ``audio/``             see :mod:`data_pipelines.waveform`
+``segment/...``, ``box/...``             see :mod:`data_pipelines.localisation`
 =============================  ========  =====================================================
 
-Unknown keys are ignored, so a later version can add audio, segments or boxes beside these
+Unknown keys are ignored and missing ones have defaults, so content can be added beside these
 without a new ``SCHEMA_VERSION``; the version grows only when the meaning of an existing key
 changes.
 """
@@ -37,19 +38,43 @@ from typing import Any, overload
 
 import numpy as np
 import simplejpeg
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
+
+from data_pipelines import localisation, waveform
+from data_pipelines.localisation import Box, Segment
+from data_pipelines.messages import (
+    INT64,
+    SchemaError,
+    SequenceExample,
+    floats,
+    ints,
+    put_floats,
+    put_ints,
+    put_texts,
+    shortest,
+    texts,
+)
+from data_pipelines.waveform import Audio
+
+__all__ = [
+    "DMVR_FPS",
+    "MEDIA_TYPES",
+    "SCHEMA_VERSION",
+    "Audio",
+    "Box",
+    "Record",
+    "SchemaError",
+    "Segment",
+    "decode",
+    "encode",
+]
 
 SCHEMA_VERSION = 1
 
 # What a record without `video/fps` is taken to run at: the rate DMVR's own generator extracts.
 DMVR_FPS = 10.0
 
-_INT64 = range(-(2**63), 2**63)
-
-
-class SchemaError(ValueError):
-    """A record that cannot be written or understood."""
+MEDIA_TYPES = ("video", "image")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +95,10 @@ class Record:
       start_us, end_us: the span of the source video this clip covers.
       filename: the source file as the ingest listed it.
       extra: further annotation columns by name. Floats are stored in single precision.
+      media_type: ``video``, or ``image`` for a picture, which has one frame at time 0.
+      audio: the sound of the same span, None when the clip has none.
+      segments: spans of the clip with a class or text.
+      boxes: rectangles at single times of the clip.
     """
 
     media_id: str
@@ -87,53 +116,19 @@ class Record:
     end_us: int = 0
     filename: str = ""
     extra: Mapping[str, int | float | str] = field(default_factory=dict)
+    media_type: str = "video"
+    audio: Audio | None = None
+    segments: tuple[Segment, ...] = ()
+    boxes: tuple[Box, ...] = ()
 
+    def audio_window(self, start_us: int, end_us: int, samples: int) -> tuple[np.ndarray, int]:
+        """The sound of a time window; see :meth:`data_pipelines.waveform.Audio.window`.
 
-def _build_message_class() -> Any:
-    """The ``tensorflow.SequenceExample`` message class (wire compatible with TensorFlow's)."""
-    file = descriptor_pb2.FileDescriptorProto(
-        name="data_pipelines/sequence_example.proto", package="tensorflow", syntax="proto3"
-    )
-    one, many = 1, 3  # LABEL_OPTIONAL, LABEL_REPEATED
-    int64, single, text, message, raw = 3, 2, 9, 11, 12  # descriptor type numbers
-
-    def message_type(name: str) -> Any:
-        return file.message_type.add(name=name)
-
-    def add(owner: Any, name: str, number: int, label: int, kind: int, of: str = "") -> Any:
-        result = owner.field.add(name=name, number=number, label=label, type=kind)
-        if of:
-            result.type_name = f".tensorflow.{of}"
-        return result
-
-    def add_map(owner: Any, name: str, number: int, of: str) -> None:
-        entry = owner.nested_type.add(name="".join(w.title() for w in name.split("_")) + "Entry")
-        entry.options.map_entry = True
-        add(entry, "key", 1, one, text)
-        add(entry, "value", 2, one, message, of)
-        add(owner, name, number, many, message, f"{owner.name}.{entry.name}")
-
-    add(message_type("BytesList"), "value", 1, many, raw)
-    add(message_type("FloatList"), "value", 1, many, single).options.packed = True
-    add(message_type("Int64List"), "value", 1, many, int64).options.packed = True
-    feature = message_type("Feature")
-    feature.oneof_decl.add(name="kind")
-    kinds = (("bytes_list", "BytesList"), ("float_list", "FloatList"), ("int64_list", "Int64List"))
-    for number, (name, of) in enumerate(kinds, start=1):
-        add(feature, name, number, one, message, of).oneof_index = 0
-    add_map(message_type("Features"), "feature", 1, "Feature")
-    add(message_type("FeatureList"), "feature", 1, many, message, "Feature")
-    add_map(message_type("FeatureLists"), "feature_list", 1, "FeatureList")
-    example = message_type("SequenceExample")
-    add(example, "context", 1, one, message, "Features")
-    add(example, "feature_lists", 2, one, message, "FeatureLists")
-
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName("tensorflow.SequenceExample"))
-
-
-_SequenceExample = _build_message_class()
+        A clip without sound gives zeros, none of them valid.
+        """
+        if self.audio is None:
+            return np.zeros(samples, np.float32), 0
+        return self.audio.window(start_us, end_us, samples)
 
 
 class _FrameView(Sequence[bytes]):
@@ -182,39 +177,34 @@ def encode(record: Record) -> bytes:
         label names that do not match the labels, or a value no feature can hold.
     """
     _check(record)
-    message = _SequenceExample()
+    message = SequenceExample()
     context = message.context.feature
-
-    def put_text(key: str, *values: str) -> None:
-        # surrogateescape keeps file names that are not valid UTF-8 byte for byte.
-        context[key].bytes_list.value.extend(
-            [value.encode("utf-8", "surrogateescape") for value in values]
-        )
-
-    def put_int(key: str, *values: int) -> None:
-        context[key].int64_list.value.extend([int(value) for value in values])
-
-    put_int("schema/version", SCHEMA_VERSION)
-    put_text("clip/media_id", record.media_id)
-    put_int("clip/label/index", *record.labels)
-    put_text("clip/label/text", *record.label_names)
-    put_text("caption/string", *record.captions)
-    put_text("video/filename", record.filename)
-    put_int("clip/start/timestamp", record.start_us)
-    put_int("clip/end/timestamp", record.end_us)
-    context["video/fps"].float_list.value.append(record.fps)
-    put_int("video/height", record.height)
-    put_int("video/width", record.width)
-    put_int("video/source_height", record.source_height)
-    put_int("video/source_width", record.source_width)
-    put_int("video/num_frames", len(record.frames))
+    put_ints(context, "schema/version", SCHEMA_VERSION)
+    put_texts(context, "clip/media_id", record.media_id)
+    put_ints(context, "clip/label/index", *record.labels)
+    put_texts(context, "clip/label/text", *record.label_names)
+    put_texts(context, "caption/string", *record.captions)
+    put_texts(context, "video/filename", record.filename)
+    put_ints(context, "clip/start/timestamp", record.start_us)
+    put_ints(context, "clip/end/timestamp", record.end_us)
+    put_floats(context, "video/fps", record.fps)
+    put_ints(context, "video/height", record.height)
+    put_ints(context, "video/width", record.width)
+    put_ints(context, "video/source_height", record.source_height)
+    put_ints(context, "video/source_width", record.source_width)
+    put_ints(context, "video/num_frames", len(record.frames))
+    if record.media_type != "video":
+        put_texts(context, "media/type", record.media_type)
     for name, value in record.extra.items():
         if isinstance(value, str):
-            put_text(f"extra/{name}", value)
+            put_texts(context, f"extra/{name}", value)
         elif isinstance(value, int):
-            put_int(f"extra/{name}", value)
+            put_ints(context, f"extra/{name}", value)
         else:
-            context[f"extra/{name}"].float_list.value.append(value)
+            put_floats(context, f"extra/{name}", value)
+    localisation.put(context, record.segments, record.boxes)
+    if record.audio is not None:
+        waveform.put(message, record.audio)
     images = message.feature_lists.feature_list["image/encoded"].feature
     times = message.feature_lists.feature_list["image/timestamp"].feature
     for frame, time_us in zip(record.frames, record.timestamps_us, strict=True):
@@ -241,15 +231,24 @@ def _check(record: Record) -> None:
     if not record.fps > 0:
         raise SchemaError(f"{where}: fps is {record.fps}; it must be positive")
     numbers = [*times, *record.labels, record.start_us, record.end_us]
-    if any(number not in _INT64 for number in numbers):
+    if any(number not in INT64 for number in numbers):
         raise SchemaError(f"{where}: a label or time does not fit 64 bits")
+    if record.media_type not in MEDIA_TYPES:
+        raise SchemaError(
+            f"{where}: media type {record.media_type!r}, expected {' or '.join(MEDIA_TYPES)}"
+        )
+    problem = localisation.check(record.segments, record.boxes)
+    if record.audio is not None:
+        problem = problem or waveform.check(record.audio)
+    if problem:
+        raise SchemaError(f"{where}: {problem}")
     for name, value in record.extra.items():
         if isinstance(value, bool) or not isinstance(value, (int, float, str)):
             raise SchemaError(
                 f"{where}: extra column {name!r} is a {type(value).__name__}; "
                 "int, float or str can be stored"
             )
-        if isinstance(value, int) and value not in _INT64:
+        if isinstance(value, int) and value not in INT64:
             raise SchemaError(f"{where}: extra column {name!r} = {value} does not fit 64 bits")
 
 
@@ -264,7 +263,7 @@ def decode(data: bytes) -> Record:
       SchemaError: the bytes are not a SequenceExample, have no ``image/encoded``, disagree
         with themselves, or were written by a newer schema version.
     """
-    message = _SequenceExample()
+    message = SequenceExample()
     try:
         message.ParseFromString(data)
     except DecodeError as error:
@@ -281,6 +280,9 @@ def decode(data: bytes) -> Record:
             f"record has schema version {version}, this program reads up to {SCHEMA_VERSION}; "
             "update the program or ingest the videos again"
         )
+    media_type = "".join(texts(context, "media/type")[:1]) or "video"
+    if media_type not in MEDIA_TYPES:
+        raise SchemaError(f"media/type is {media_type!r}, expected {' or '.join(MEDIA_TYPES)}")
     steps = lists["image/encoded"].feature if "image/encoded" in lists else ()
     if not steps:
         keys = ", ".join(sorted([*context, *lists])) or "none"
@@ -300,7 +302,7 @@ def decode(data: bytes) -> Record:
     if not (height > 0 and width > 0):
         height, width = _jpeg_size(frames[0])
     return Record(
-        media_id="".join(_texts(context, "clip/media_id")[:1]),
+        media_id="".join(texts(context, "clip/media_id")[:1]),
         frames=frames,
         timestamps_us=_timestamps(lists, len(frames), start_us, fps),
         fps=fps,
@@ -308,38 +310,29 @@ def decode(data: bytes) -> Record:
         width=width,
         source_height=_int(context, "video/source_height", 0),
         source_width=_int(context, "video/source_width", 0),
-        labels=tuple(context["clip/label/index"].int64_list.value)
-        if "clip/label/index" in context
-        else (),
-        label_names=_texts(context, "clip/label/text"),
-        captions=_texts(context, "caption/string"),
+        labels=ints(context, "clip/label/index"),
+        label_names=texts(context, "clip/label/text"),
+        captions=texts(context, "caption/string"),
         start_us=start_us,
         end_us=end_us,
-        filename="".join(_texts(context, "video/filename")[:1]),
+        filename="".join(texts(context, "video/filename")[:1]),
         extra=_extra(context),
+        media_type=media_type,
+        audio=waveform.get(message, start_us),
+        segments=localisation.get_segments(context),
+        boxes=localisation.get_boxes(context),
     )
 
 
 def _int(context: Any, key: str, default: int) -> int:
-    # Indexing a protobuf map creates a missing key, hence the membership tests in this file.
-    values = context[key].int64_list.value if key in context else ()
-    return int(values[0]) if values else default
-
-
-def _texts(context: Any, key: str) -> tuple[str, ...]:
-    values = context[key].bytes_list.value if key in context else ()
-    return tuple(value.decode("utf-8", "surrogateescape") for value in values)
-
-
-def _shortest(value: float) -> float:
-    """The decimal a single-precision value was written as: 29.97, not 29.969999313354492."""
-    return float(str(np.float32(value)))
+    values = ints(context, key)
+    return values[0] if values else default
 
 
 def _fps(context: Any, num_frames: int, span_us: int) -> float:
-    values = context["video/fps"].float_list.value if "video/fps" in context else ()
+    values = floats(context, "video/fps")
     if values:
-        fps = _shortest(values[0])
+        fps = values[0]
         if not 0 < fps < float("inf"):
             raise SchemaError(f"video/fps is {fps}; it must be positive")
         return fps
@@ -373,7 +366,7 @@ def _extra(context: Any) -> dict[str, int | float | str]:
         if feature.int64_list.value:
             result[name] = int(feature.int64_list.value[0])
         elif feature.float_list.value:
-            result[name] = _shortest(feature.float_list.value[0])
+            result[name] = shortest(feature.float_list.value[0])
         elif feature.bytes_list.value:
             result[name] = feature.bytes_list.value[0].decode("utf-8", "surrogateescape")
     return result

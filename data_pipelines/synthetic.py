@@ -262,6 +262,21 @@ def encode_mp4(path: Path, video: np.ndarray, fps: int) -> None:
         container.mux(stream.encode())
 
 
+def _boxes_in_time(clip: Clip, size: int, fps: int) -> list[dict[str, float]]:
+    """The boxes as the ingest takes them: seconds, and edges as shares of the picture."""
+    return [
+        {
+            "time": round(t / fps, 6),
+            "y1": y0 / size,
+            "x1": x0 / size,
+            "y2": y1 / size,
+            "x2": x1 / size,
+        }
+        for t, boxes in enumerate(clip.boxes)
+        for x0, y0, x1, y1 in boxes
+    ]
+
+
 def write_world(world: World, out: Path, splits: dict[str, int], fps: int = 12) -> int:
     """Renders `splits` (name -> number of clips) below `out`; returns the number of files.
 
@@ -288,7 +303,7 @@ def write_world(world: World, out: Path, splits: dict[str, int], fps: int = 12) 
                         "count": clip.count,
                         "shape": clip.shape,
                         "colour": clip.colour,
-                        "boxes": clip.boxes,
+                        "boxes": _boxes_in_time(clip, world.size, fps),
                     }
                 )
                 index += 1

@@ -10,8 +10,10 @@ from typing import Any
 
 from data_pipelines.ingest.frames import DEFAULT_TEMPLATE
 from data_pipelines.ingest.options import (
+    AUDIO_FORMATS,
     CUT_POLICIES,
     FORMATS,
+    MEDIA_KINDS,
     PARTIAL_POLICIES,
     RUNNERS,
     Options,
@@ -33,6 +35,9 @@ data set (tfds:NAME), InternVid's JSONL, or a CSV or TSV with a header, or JSONL
   label | labels      class name or index; several as "a|b" or a JSON list
   caption | captions  text; several as a JSON list
   start, end          seconds or HH:MM:SS.mmm
+  segments, boxes     JSON lists of objects, times as in start and end:
+                      {"start", "end", "label", "caption"},
+                      {"time", "y1", "x1", "y2", "x2", "labels", "track"}
   split, id           optional
   any other column    stored with the record
 """
@@ -164,6 +169,19 @@ def parser() -> argparse.ArgumentParser:
         choices=PARTIAL_POLICIES,
         default="accept",
         help="damaged videos of which the beginning can be read (default: %(default)s)",
+    )
+
+    clips.add_argument(
+        "--audio",
+        choices=AUDIO_FORMATS,
+        default="off",
+        help="store the sound at 16 kHz mono (default: %(default)s)",
+    )
+    clips.add_argument(
+        "--media",
+        choices=MEDIA_KINDS,
+        default="video",
+        help="what the files are; auto goes by their suffixes (default: %(default)s)",
     )
 
     shards = result.add_argument_group("shards")
@@ -320,6 +338,8 @@ def _options(arguments: argparse.Namespace) -> Options:
         max_seconds=arguments.max_seconds,
         min_frames=arguments.min_frames,
         partial=arguments.partial,
+        audio=arguments.audio,
+        media=arguments.media,
         classes_file=arguments.classes,
         flip_changes_label=arguments.flip_changes_label,
         workers=arguments.workers,

@@ -3,12 +3,16 @@
 import os
 import re
 import stat
+from dataclasses import dataclass
 from fractions import Fraction
 
 import av
 from av.container import InputContainer
 from av.error import FFmpegError
 from av.video.stream import VideoStream
+
+# Containers in which seeking lands where it should.
+SEEKABLE = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
 
 _FALLBACK_RATE = Fraction(25)
 
@@ -17,12 +21,28 @@ class VideoError(ValueError):
     """A file that gives no usable clip.
 
     Attributes:
-      stage: ``open``, ``decode``, ``empty``, ``short`` or ``long``.
+      stage: ``open``, ``decode``, ``empty``, ``short`` or ``long``; ``label`` where the file is
+        fine and what is said about it is not.
     """
 
     def __init__(self, stage: str, message: str):
         super().__init__(message)
         self.stage = stage
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something about an accepted clip worth recording.
+
+    Attributes:
+      kind: ``partial`` (the file is damaged and ended early), ``corrupt`` (frames left out),
+        ``timestamps`` (times counted, not read), ``streams`` (there was a choice), ``silent``
+        (sound is wanted, there is none), ``audio`` (the sound is damaged) or ``annotation`` (a
+        segment was cut to the clip).
+    """
+
+    kind: str
+    detail: str
 
 
 def check_file(path: str) -> None:
@@ -75,6 +95,14 @@ def video_stream(container: InputContainer) -> VideoStream:
     stream.thread_type = "NONE"
     stream.codec_context.thread_count = 1
     return stream
+
+
+def origin_us(container: InputContainer) -> int | None:
+    """Where the time of a file begins, on the clock of its streams; None if it does not say.
+
+    AVI stores no display times; those derived for its video start late by the reordering delay.
+    """
+    return None if container.format.name == "avi" else container.start_time
 
 
 def frame_rate(stream: VideoStream) -> Fraction:

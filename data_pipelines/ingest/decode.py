@@ -12,21 +12,27 @@ What real files do wrong decides the shape of this module:
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import av
 from av.container import InputContainer
 from av.error import FFmpegError
 
+from data_pipelines.ingest.audio import AudioError, read_audio
 from data_pipelines.ingest.container import (
+    SEEKABLE,
+    Note,
     VideoError,
     announced_us,
     frame_rate,
     open_video,
+    origin_us,
     video_stream,
 )
+from data_pipelines.ingest.image import is_image, read_image
 from data_pipelines.ingest.picture import FrameEncoder
+from data_pipelines.waveform import Audio
 
 # The format allows 2 GiB, but a worker holds a record three times while writing it, and training
 # reads records whole.
@@ -38,7 +44,6 @@ _COMPLETE = 0.9
 _EDGE_US = 1000
 # Sequential decoding up to here costs less than the risk of a seek.
 _SEEK_FROM_US = 2_000_000
-_SEEKABLE = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,19 +56,8 @@ class DecodeOptions:
     max_seconds: float | None = None
     min_frames: int = 2
     partial: str = "accept"
-
-
-@dataclass(frozen=True, slots=True)
-class Note:
-    """Something about an accepted clip worth recording.
-
-    Attributes:
-      kind: ``partial`` (the file is damaged and ended early), ``corrupt`` (frames left out),
-        ``timestamps`` (times counted, not read) or ``streams`` (there was a choice).
-    """
-
-    kind: str
-    detail: str
+    audio: str = "off"
+    media: str = "video"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +74,8 @@ class Clip:
     start_us: int
     end_us: int
     notes: tuple[Note, ...]
+    media_type: str = "video"
+    audio: Audio | None = None
 
 
 class _SeekMissed(Exception):
@@ -113,6 +109,9 @@ def decode_clip(
 ) -> Clip:
     """Decode a video, or the part of it from ``start`` up to but not including ``end``.
 
+    With ``options.media`` ``image``, or ``auto`` and a file named as a picture, a picture becomes
+    a clip of one frame.
+
     Args:
       path: file to open.
       options: size, rate and acceptance rules.
@@ -122,6 +121,10 @@ def decode_clip(
     Raises:
       VideoError: no clip could be made; ``stage`` says where it failed.
     """
+    if is_image(path, options.media):
+        if start is not None or end is not None:
+            raise VideoError("label", "a picture has no times; leave start and end empty")
+        return _picture(path, options)
     low = round((start or 0.0) * 1e6)
     ends = [round(end * 1e6)] if end is not None else []
     if options.max_seconds is not None:
@@ -131,7 +134,9 @@ def decode_clip(
     while True:
         try:
             with open_video(path) as container:
-                return _Pass(container, options, low, high, by_index).run(seek, tick)
+                whole = _Pass(container, options, low, high, by_index)
+                clip, origin = whole.run(seek, tick), whole.origin
+            return clip if options.audio == "off" else _with_audio(path, clip, origin, tick)
         except _SeekMissed:
             seek = False
         except _TimesBroken:
@@ -141,6 +146,35 @@ def decode_clip(
         except (FFmpegError, ValueError, ArithmeticError, MemoryError) as error:
             # One odd file must not stop the ingest of a million; it is listed with its reason.
             raise VideoError("decode", f"{type(error).__name__}: {error}") from error
+
+
+def _picture(path: str, options: DecodeOptions) -> Clip:
+    encoder = FrameEncoder(None, options.short_side, options.quality)
+    jpeg = encoder.encode(av.VideoFrame.from_ndarray(read_image(path), format="rgb24"))
+    return Clip(
+        frames=[jpeg],
+        timestamps_us=[0],
+        fps=1.0,
+        height=encoder.height,
+        width=encoder.width,
+        source_height=encoder.source_height,
+        source_width=encoder.source_width,
+        start_us=0,
+        end_us=0,
+        notes=(),
+        media_type="image",
+    )
+
+
+def _with_audio(path: str, clip: Clip, origin: int, tick: Callable[[], None]) -> Clip:
+    """The clip with the sound of the time its frames cover."""
+    size = sum(map(len, clip.frames))
+    room = MAX_RECORD_BYTES - size
+    try:
+        audio, notes = read_audio(path, clip.start_us, clip.end_us, origin, room, tick)
+    except AudioError as error:
+        audio, notes = None, (Note(error.kind, str(error)),)
+    return replace(clip, audio=audio, notes=(*clip.notes, *notes))
 
 
 class _Pass:
@@ -161,10 +195,14 @@ class _Pass:
         self._high = high
         self._by_index = by_index
         self._rate = frame_rate(self._stream)
-        # AVI stores no display times; those derived for it start late by the reordering delay.
-        self._origin_us = None if container.format.name == "avi" else container.start_time
+        self._origin_us = origin_us(container)
         self._last_us: int | None = None
         self._tally = _Tally()
+
+    @property
+    def origin(self) -> int:
+        """Time 0 of the clip's clock, in microseconds on the clock of the file's streams."""
+        return 0 if origin_us(self._container) is None else self._origin_us or 0
 
     def run(self, seek: bool, tick: Callable[[], None]) -> Clip:
         """Decode, then judge what came out."""
@@ -230,7 +268,7 @@ class _Pass:
         """Go to the key frame before the start; False where that cannot be relied on."""
         time_base = self._stream.time_base
         if (
-            self._container.format.name not in _SEEKABLE
+            self._container.format.name not in SEEKABLE
             or self._origin_us is None
             or not time_base
             or self._by_index

@@ -7,6 +7,7 @@ from fractions import Fraction
 import numpy as np
 
 from data_pipelines.ingest import media
+from data_pipelines.ingest.audio import SAMPLE_RATE
 from data_pipelines.ingest.container import (
     VideoError,
     announced_us,
@@ -15,6 +16,7 @@ from data_pipelines.ingest.container import (
     video_stream,
 )
 from data_pipelines.ingest.decode import DecodeOptions
+from data_pipelines.ingest.image import image_size, is_image
 from data_pipelines.ingest.picture import stored_size
 from data_pipelines.ingest.pool import Progress
 from data_pipelines.ingest.rows import Row
@@ -60,6 +62,9 @@ def estimate_bytes(row: Row, options: DecodeOptions) -> float:
         width, height = stored_size(size[0], size[1], Fraction(1), options.short_side)
         seconds = min(seconds, options.max_seconds or seconds)
         return seconds * min(rate, options.fps or rate) * width * height * per_pixel
+    if is_image(row.path, options.media):
+        width, height = stored_size(*image_size(row.path), Fraction(1), options.short_side)
+        return width * height * per_pixel
     with open_video(row.path) as container:
         stream = video_stream(container)
         rate = float(frame_rate(stream))
@@ -71,4 +76,5 @@ def estimate_bytes(row: Row, options: DecodeOptions) -> float:
         width, height = stored_size(
             max(1, context.width), max(1, context.height), aspect, options.short_side
         )
-    return seconds * min(rate, options.fps or rate) * width * height * per_pixel
+    sound = 2 * SAMPLE_RATE if options.audio != "off" else 0
+    return seconds * (min(rate, options.fps or rate) * width * height * per_pixel + sound)

@@ -18,8 +18,8 @@ import numpy as np
 import simplejpeg
 from av.error import FFmpegError
 
-from data_pipelines.ingest.container import VideoError, check_file
-from data_pipelines.ingest.decode import MAX_RECORD_BYTES, Clip, DecodeOptions, Note
+from data_pipelines.ingest.container import Note, VideoError, check_file
+from data_pipelines.ingest.decode import MAX_RECORD_BYTES, Clip, DecodeOptions
 from data_pipelines.ingest.decode import _Sampler as Sampler
 from data_pipelines.ingest.picture import FrameEncoder
 

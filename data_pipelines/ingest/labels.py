@@ -21,7 +21,7 @@ def resolve(
     """Fix the class list; the position of a name is the index stored in the records.
 
     Without a file the classes are those the source ``listed``, or else the sorted labels of all
-    rows. Labels that are all integers
+    rows, those of segments and boxes included. Labels that are all integers
     keep their value: they index the file's names, or become the classes "0" to "N-1".
 
     Returns:
@@ -31,7 +31,7 @@ def resolve(
       ValueError: an unreadable class file, a file that knows none of the labels, or integers too
         large for class indices.
     """
-    used = sorted({label for row in rows for label in row.labels})
+    used = sorted({label for row in rows for label in _labels(row)})
     integers = bool(used) and all(_INDEX.fullmatch(label) for label in used)
     if classes_file is not None:
         classes = read_classes(classes_file)
@@ -61,15 +61,24 @@ def resolve(
     return [_fit(row, names, classes, labelled[row.split]) for row in rows], classes
 
 
+def _labels(row: Row) -> list[str]:
+    """All class names of a row: of the clip, its segments and its boxes."""
+    return [
+        *row.labels,
+        *(segment.label for segment in row.segments if segment.label),
+        *(label for box in row.boxes for label in box.labels),
+    ]
+
+
 def _fit(row: Row, names: dict[str, str], classes: tuple[str, ...], labelled: int) -> Row:
-    if not row.labels:
-        if not labelled:
-            return row
+    if row.problem:
+        return row
+    if not row.labels and labelled:
         return replace(
             row,
             problem=f"{row.where}: has no label, while {labelled} rows of split {row.split} do",
         )
-    unknown = [label for label in row.labels if label not in names]
+    unknown = [label for label in _labels(row) if label not in names]
     if unknown:
         near = difflib.get_close_matches(unknown[0], classes, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -79,7 +88,12 @@ def _fit(row: Row, names: dict[str, str], classes: tuple[str, ...], labelled: in
             f"classes{hint}",
         )
     # A label listed twice is one label.
-    return replace(row, labels=tuple(dict.fromkeys(names[label] for label in row.labels)))
+    return replace(
+        row,
+        labels=tuple(dict.fromkeys(names[label] for label in row.labels)),
+        segments=tuple(s._replace(label=names.get(s.label, "")) for s in row.segments),
+        boxes=tuple(b._replace(labels=tuple(names[n] for n in b.labels)) for b in row.boxes),
+    )
 
 
 def read_classes(path: str) -> tuple[str, ...]:

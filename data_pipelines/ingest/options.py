@@ -11,6 +11,8 @@ PARTIAL_POLICIES = ("accept", "reject")
 FORMATS = ("auto", "table", "kinetics", "rawframes", "json")
 CUT_POLICIES = ("auto", "yes", "no")
 RUNNERS = ("local", "beam")
+AUDIO_FORMATS = ("off", "pcm16")
+MEDIA_KINDS = ("video", "image", "auto")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
@@ -50,6 +52,9 @@ class Options:
       max_seconds: keep at most this much of each clip; None keeps all.
       min_frames: reject clips with fewer frames.
       partial: what to do with a video that decodes only in part.
+      audio: ``pcm16`` stores the sound of each clip at 16 kHz mono; ``off`` stores none.
+      media: ``video``; ``image`` for pictures, each a record of one frame; ``auto`` decides by the
+        suffix of each file.
       classes_file: fixed class list; by default the sorted labels of the source.
       flip_changes_label: recorded for training, which then does not flip horizontally.
       workers: processes; 0 decodes in this process.
@@ -82,6 +87,8 @@ class Options:
     max_seconds: float | None = None
     min_frames: int = 2
     partial: str = "accept"
+    audio: str = "off"
+    media: str = "video"
     classes_file: str | None = None
     flip_changes_label: bool = False
     workers: int = field(default_factory=default_workers)
@@ -122,6 +129,8 @@ class Options:
             ("--format", self.format, FORMATS),
             ("--cut", self.cut, CUT_POLICIES),
             ("--runner", self.runner, RUNNERS),
+            ("--audio", self.audio, AUDIO_FORMATS),
+            ("--media", self.media, MEDIA_KINDS),
         ):
             _require(value in known, option, value, " or ".join(known))
         _require(
@@ -157,6 +166,8 @@ class Options:
             "max_seconds": self.max_seconds,
             "min_frames": self.min_frames,
             "partial": self.partial,
+            "audio": self.audio,
+            "media": self.media,
         }
 
     def plan_options(self) -> dict[str, Any]:

@@ -118,6 +118,8 @@ def hash_rows(rows: Sequence[Row]) -> str:
                     row.start,
                     row.end,
                     dict(row.extra),
+                    row.segments,
+                    row.boxes,
                     bool(row.problem),
                 ],
                 sort_keys=True,

@@ -2,6 +2,28 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
+
+
+class RowSegment(NamedTuple):
+    """A span in seconds of the source video, with a class name, a text, or both."""
+
+    start: float
+    end: float
+    label: str = ""
+    caption: str = ""
+
+
+class RowBox(NamedTuple):
+    """A rectangle at a time in seconds of the source video; edges as shares of the picture."""
+
+    time: float
+    y1: float
+    x1: float
+    y2: float
+    x2: float
+    labels: tuple[str, ...] = ()
+    track: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +39,7 @@ class Row:
       captions: texts, none of them empty.
       start, end: seconds to cut at, None for the ends of the video.
       extra: further columns.
+      segments, boxes: what happens when and where, in time order.
       where: place in the source, for messages.
       problem: why the row cannot become a record although the file may be fine.
     """
@@ -30,6 +53,8 @@ class Row:
     start: float | None = None
     end: float | None = None
     extra: Mapping[str, int | float | str] = field(default_factory=dict)
+    segments: tuple[RowSegment, ...] = ()
+    boxes: tuple[RowBox, ...] = ()
     where: str = ""
     problem: str = ""
 

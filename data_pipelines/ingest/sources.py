@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from data_pipelines.ingest import lists, tables, tfds
+from data_pipelines.ingest.image import IMAGE_SUFFIXES
 from data_pipelines.ingest.options import Options, check_name
 from data_pipelines.ingest.rows import Listing, Row, printable
 
@@ -14,6 +15,12 @@ VIDEO_SUFFIXES = frozenset((
     ".mts", ".ogv", ".ts", ".vob", ".webm", ".wmv",
 ))
 # fmt: on
+# What --media asks for in a folder.
+_WANTED = {
+    "video": ("videos", VIDEO_SUFFIXES),
+    "image": ("pictures", IMAGE_SUFFIXES),
+    "auto": ("videos or pictures", VIDEO_SUFFIXES | IMAGE_SUFFIXES),
+}
 SPLIT_FOLDERS = frozenset(("train", "val", "valid", "validation", "test"))
 
 
@@ -31,7 +38,7 @@ def read(options: Options) -> Listing:
     elif os.path.isdir(source):
         if options.columns:
             raise ValueError(f"--columns is for tables, and {source} is a folder; leave it out")
-        listing = _read_folder(source, options.split)
+        listing = _read_folder(source, options.split, options.media)
     elif not os.path.exists(source):
         raise FileNotFoundError(
             f"{source}: no such file or folder; --source takes a folder of videos, a .csv/.tsv or "
@@ -41,10 +48,10 @@ def read(options: Options) -> Listing:
         listing = _READERS[detect(options)](source, options)
     if not listing.rows:
         raise ValueError(
-            f"{source}: lists no videos"
+            f"{source}: lists no {_WANTED[options.media][0]}"
             + "".join(f"; {note}" for note in listing.notes)
             + ". Expected files ending in "
-            + " ".join(sorted(VIDEO_SUFFIXES))
+            + " ".join(sorted(_WANTED[options.media][1]))
         )
     for split in {row.split for row in listing.rows}:
         check_name("split", split)
@@ -112,12 +119,13 @@ def _check_ids(source: str, listing: Listing) -> None:
         )
 
 
-def _read_folder(root: str, default_split: str) -> Listing:
+def _read_folder(root: str, default_split: str, media: str) -> Listing:
     """Class = parent folder; SPLIT/CLASS/file when all top folders are split names."""
+    wanted, suffixes = _WANTED[media]
     files, ignored = [], Counter[str]()
     for path in _walk(root):
         suffix = os.path.splitext(path)[1].lower()
-        if suffix in VIDEO_SUFFIXES:
+        if suffix in suffixes:
             files.append(os.path.relpath(path, root))
         else:
             ignored[suffix or "no suffix"] += 1
@@ -140,7 +148,7 @@ def _read_folder(root: str, default_split: str) -> Listing:
     notes = []
     if ignored:
         kinds = ", ".join(f"{count} {suffix}" for suffix, count in ignored.most_common(5))
-        notes.append(f"ignored {sum(ignored.values())} files that are not videos ({kinds})")
+        notes.append(f"ignored {sum(ignored.values())} files that are not {wanted} ({kinds})")
     return Listing(rows, notes)
 
 

@@ -7,6 +7,7 @@
 ``caption, captions``   one text, or a JSON list of texts
 ``start, end``          seconds or ``HH:MM:SS.mmm`` in the video
 ``split``               name of the split
+``segments, boxes``     what happens when and where; see :mod:`data_pipelines.ingest.annotate`
 ``id``                  unique id; by default the path, with the span when there is one
 anything else           stored in the record as ``extra/NAME``
 ======================  =====================================================================
@@ -27,11 +28,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from data_pipelines.ingest import annotate
 from data_pipelines.ingest.options import Options
 from data_pipelines.ingest.path_template import PathTemplate
-from data_pipelines.ingest.rows import Listing, Row, printable
+from data_pipelines.ingest.rows import Listing, Row, RowBox, RowSegment, printable
 
-COLUMNS = ("path", "label", "labels", "caption", "captions", "start", "end", "split", "id")
+# fmt: off
+COLUMNS = (
+    "path", "label", "labels", "caption", "captions", "start", "end", "segments", "boxes",
+    "split", "id",
+)
+# fmt: on
 
 # InternVid: one clip per line, several of a video, files named by the id of the video.
 _INTERNVID_KEY = "YoutubeID"
@@ -270,6 +277,7 @@ def _row(
     name = printable(path)
     span = "" if start is None and end is None else f"#{_time(start)}-{_time(end)}"
     kept = tuple(caption for caption in captions if caption)
+    segments, boxes, problem = _annotations(where, values)
     row = Row(
         path=os.path.join(root, path),
         name=name,
@@ -279,9 +287,23 @@ def _row(
         captions=kept,
         start=start,
         end=end,
+        segments=segments,
+        boxes=boxes,
         where=where,
+        problem=problem,
     )
     return row, len(captions) - len(kept)
+
+
+def _annotations(
+    where: str, values: Mapping[str, Any]
+) -> tuple[tuple[RowSegment, ...], tuple[RowBox, ...], str]:
+    """Segments and boxes, or the problem that costs this row, not the whole table."""
+    try:
+        segments = annotate.read_segments(values.get("segments"))
+        return segments, annotate.read_boxes(values.get("boxes")), ""
+    except ValueError as error:
+        return (), (), f"{where}: {error}"
 
 
 def _time(seconds: float | None) -> str:

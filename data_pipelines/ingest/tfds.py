@@ -21,13 +21,14 @@ from urllib.parse import parse_qsl, urlencode
 
 import av
 import numpy as np
+from google.protobuf.message import DecodeError
 
-from data_pipelines import schema
 from data_pipelines.ingest.container import VideoError
 from data_pipelines.ingest.decode import Clip, DecodeOptions
 from data_pipelines.ingest.frames import Picture, PictureEncoder, assemble, picture_of
 from data_pipelines.ingest.options import Options
 from data_pipelines.ingest.rows import Listing, Row, printable
+from data_pipelines.messages import SequenceExample
 from data_pipelines.record_index import CorruptRecordError
 from data_pipelines.records import RecordSource
 
@@ -275,10 +276,10 @@ def _source(directory: str, split: str) -> Any:
 
 def _parse(data: bytes, where: str) -> dict[str, Sequence[Any]]:
     """Feature -> values. An Example is what a SequenceExample calls its context."""
-    message = schema._SequenceExample()
+    message = SequenceExample()
     try:
         message.ParseFromString(data)
-    except schema.DecodeError as error:
+    except DecodeError as error:
         raise ValueError(f"{where}: is not a tf.train.Example ({error})") from error
     result = {}
     for name, feature in message.context.feature.items():

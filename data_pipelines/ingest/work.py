@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data_pipelines import schema
-from data_pipelines.ingest.container import VideoError
+from data_pipelines.ingest.annotate import Placed, place
+from data_pipelines.ingest.container import Note, VideoError
 from data_pipelines.ingest.decode import Clip, DecodeOptions
 from data_pipelines.ingest.media import load_clip
 from data_pipelines.ingest.pool import Progress
@@ -103,17 +104,17 @@ def _write(task: ShardTask, progress: Progress) -> ShardResult:
             about = {"path": row.name, "id": row.id, "split": row.split}
             try:
                 clip = _clip(task, position, progress)
+                placed = place(row.segments, row.boxes, clip.start_us, clip.end_us, class_index)
             except VideoError as error:
                 size = _size(row.path)
                 rejected.append({**about, "stage": error.stage, "error": str(error), "bytes": size})
                 continue
             labels = tuple(class_index[label] for label in row.labels)
-            writer.append(schema.encode(_record(row, labels, clip)), len(clip.frames))
+            writer.append(schema.encode(_record(row, labels, clip, placed)), len(clip.frames))
             for label in labels:
                 label_counts[label] += 1
-            warnings.extend(
-                {**about, "kind": note.kind, "detail": note.detail} for note in clip.notes
-            )
+            notes = [*clip.notes, *(Note("annotation", remark) for remark in placed.remarks)]
+            warnings.extend({**about, "kind": note.kind, "detail": note.detail} for note in notes)
             progress.tick(len(clip.frames))
         progress.item(len(task.rows))
     result = ShardResult(
@@ -141,7 +142,7 @@ def _clip(task: ShardTask, position: int, progress: Progress) -> Clip:
     return load_clip(row.path, task.options, row.start, row.end, progress.tick)
 
 
-def _record(row: Row, labels: tuple[int, ...], clip: Clip) -> schema.Record:
+def _record(row: Row, labels: tuple[int, ...], clip: Clip, placed: Placed) -> schema.Record:
     return schema.Record(
         media_id=row.id,
         frames=clip.frames,
@@ -158,6 +159,10 @@ def _record(row: Row, labels: tuple[int, ...], clip: Clip) -> schema.Record:
         end_us=clip.end_us,
         filename=row.name,
         extra=row.extra,
+        media_type=clip.media_type,
+        audio=clip.audio,
+        segments=placed.segments,
+        boxes=placed.boxes,
     )
 
 

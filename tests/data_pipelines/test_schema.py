@@ -152,7 +152,8 @@ def test_plain_dmvr_record_gets_defaults():
             "clip/label/text": bytes_feature(b"run"),
             "clip/start/timestamp": int_feature(1_000_000),
             "clip/end/timestamp": int_feature(1_300_000),
-            "WAVEFORM/sample_rate": float_feature(48000.0),  # not ours: ignored
+            "WAVEFORM/sample_rate": float_feature(44100.0),
+            "segment/label/string": bytes_feature(b"not", b"ours"),
         },
         {
             "image/encoded": [bytes_feature(JPEG)] * 3,
@@ -161,6 +162,10 @@ def test_plain_dmvr_record_gets_defaults():
     )
     record = decode(data)
     assert record.media_id == "" and record.labels == (4,) and record.label_names == ("run",)
+    assert record.media_type == "video" and record.segments == () and record.boxes == ()
+    assert record.audio is not None
+    assert (record.audio.sample_rate, record.audio.start_us) == (44_100, 1_000_000)
+    assert list(record.audio.samples) == [0, 16384]
     assert (record.height, record.width) == (48, 64)
     assert record.fps == pytest.approx(10.0)
     assert list(record.timestamps_us) == [1_000_000, 1_100_000, 1_200_000]

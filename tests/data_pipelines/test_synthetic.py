@@ -119,7 +119,11 @@ def test_written_files_are_real_videos_with_annotations(tmp_path):
     for index, row in enumerate(rows):
         clip = world.clip(index)
         assert row["label"] == ACTIONS[clip.action] and row["caption"] == clip.caption
-        assert row["boxes"] == [[list(box) for box in frame] for frame in clip.boxes]
+        found = [
+            (round(box["time"] * 12), *(round(32 * box[edge]) for edge in ("x1", "y1", "x2", "y2")))
+            for box in row["boxes"]
+        ]
+        assert found == [(t, *box) for t, boxes in enumerate(clip.boxes) for box in boxes]
         with av.open(str(tmp_path / row["path"])) as container:
             assert container.streams.video[0].codec_context.name == "h264"
             decoded = np.stack([f.to_ndarray(format="rgb24") for f in container.decode(video=0)])

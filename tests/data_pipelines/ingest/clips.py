@@ -32,6 +32,7 @@ def make_video(
     height: int = 48,
     width: int = 64,
     codec: str = "mpeg4",
+    pix_fmt: str = "yuv420p",
     gop: int = 5,
     b_frames: int = 0,
     pixel_aspect: Fraction | None = None,
@@ -48,7 +49,7 @@ def make_video(
     ) as file:
         stream = file.add_stream(codec, rate=fps, options=options or {})
         stream.width, stream.height = width, height
-        stream.pix_fmt = "yuv420p"
+        stream.pix_fmt = pix_fmt
         stream.gop_size = gop
         if b_frames:
             stream.max_b_frames = b_frames

@@ -60,8 +60,9 @@ def test_every_option_reaches_the_ingest():
         "--source s.csv --out o --name n --root r --split val --columns path=p,label=l --shards 3 "
         "--shard-mb 7 --short-side 64 --quality 80 --fps 5 --max-seconds 2 --min-frames 4 "
         "--partial reject --classes c --flip-changes-label --workers 5 --max-bad 0.5 "
-        "--stall-seconds 9 --format rawframes --path-template {x} --cut no --frame-template f{} "
-        "--frame-start 0 --frame-fps 12 --runner beam --beam-options=--a=1 -- --runner F"
+        "--stall-seconds 9 --audio pcm16 --media auto --format rawframes --path-template {x} "
+        "--cut no --frame-template f{} --frame-start 0 --frame-fps 12 --runner beam "
+        "--beam-options=--a=1 -- --runner F"
     )
     options = cli._options(cli.parse(text.split()))
     assert options == Options(
@@ -79,6 +80,8 @@ def test_every_option_reaches_the_ingest():
         max_seconds=2.0,
         min_frames=4,
         partial="reject",
+        audio="pcm16",
+        media="auto",
         classes_file="c",
         flip_changes_label=True,
         workers=5,

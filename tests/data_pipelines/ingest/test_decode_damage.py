@@ -40,6 +40,7 @@ def bad_files(folder) -> dict[str, tuple]:
         truncate(make_video(folder / "cut.mp4", 30), 0.6): ("open", "not a readable video"),
         make_video(folder / "none.mkv", 0): ("open", "not a readable video"),
         make_video(folder / "none.avi", 0): ("empty", "no frames"),
+        make_video(folder / "none.mp4", 0): ("empty", "no video stream (found: no streams)"),
     }
 
 
@@ -163,6 +164,9 @@ def test_minimum_number_of_frames(tmp_path):
     assert len(clip_of(path, min_frames=5).frames) == 5
     assert stage_of(path, min_frames=6) == ("short", "5 frames, at least 6 needed")
     assert len(clip_of(make_video(tmp_path / "1.mp4", 1), min_frames=1).frames) == 1
+    jpeg = simplejpeg.encode_jpeg(picture(0), 90, "RGB", "420")
+    (tmp_path / "jpeg.mp4").write_bytes(jpeg)
+    assert len(clip_of(tmp_path / "jpeg.mp4", min_frames=1).frames) == 1
 
 
 def test_cut_outside_the_video(tmp_path):

@@ -42,6 +42,8 @@ def test_folder_gives_its_whole_name(tmp_path):
         ({"max_seconds": -1.0}, "--max-seconds"),
         ({"min_frames": 0}, "--min-frames"),
         ({"partial": "maybe"}, "--partial: found maybe, expected accept or reject"),
+        ({"audio": "mp3"}, "--audio: found mp3, expected off or pcm16"),
+        ({"media": "text"}, "--media: found text, expected video or image or auto"),
         ({"workers": -1}, "--workers"),
         ({"max_bad": 2.0}, "--max-bad: found 2.0, expected a share from 0 to 1"),
         ({"stall_seconds": 0.0}, "--stall-seconds"),

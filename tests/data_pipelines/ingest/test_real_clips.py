@@ -139,6 +139,25 @@ def test_diverse(name):
     check(Path(REAL, "diverse", name), DIVERSE[name])
 
 
+SOUND = {
+    "decord_pancake.mkv": 8.0,
+    "derived_vp9_opus.webm": 4.0,
+    "imageio_cockatoo.mp4": 8.0,
+    "paddle_example.avi": 4.2,
+    "torchcodec_nasa_multistream.mp4": 8.0,
+}
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_sound_covers_the_frames(name):
+    path = str(Path(REAL, "diverse", name))
+    options = DecodeOptions(short_side=64, quality=50, audio="pcm16")
+    found = decode_clip(path, options, 1.0, 9.0)
+    assert found.audio is not None and found.audio.start_us == found.start_us == 1_000_000
+    assert len(found.audio) / 16_000 == pytest.approx(SOUND[name], abs=0.05)
+    assert found.audio.samples.any() or name == "imageio_cockatoo.mp4"  # which is silent
+
+
 def test_tables_are_complete():
     for folder, table in (("damaged", DAMAGED), ("diverse", DIVERSE)):
         names = {name for name in os.listdir(Path(REAL, folder)) if not name.endswith(".json")}

@@ -185,14 +185,14 @@ def test_table_columns_reach_the_record(tmp_path):
                 "split": "val",
                 "id": "seg 1",
                 "score": 0.5,
-                "boxes": [1, 2],
+                "region": [1, 2],
             }
         ],
     )
     run(source, tmp_path / "out")
     [(key, record)] = records(tmp_path / "out", "val").items()
     assert key == "seg 1" and record.label_names == ("run", "jump") and record.labels == (1, 0)
-    assert record.captions == ("eins", "две") and record.extra == {"score": 0.5, "boxes": "[1, 2]"}
+    assert record.captions == ("eins", "две") and record.extra == {"score": 0.5, "region": "[1, 2]"}
     assert (record.start_us, record.end_us) == (1_000_000, 2_000_000)
     assert record.timestamps_us[0] == 1_000_000 and len(record.frames) == 10
 
@@ -288,4 +288,6 @@ def test_flip_and_options_are_in_the_manifest(tmp_path):
         "max_seconds": None,
         "min_frames": 2,
         "partial": "accept",
+        "audio": "off",
+        "media": "video",
     }

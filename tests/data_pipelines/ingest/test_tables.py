@@ -49,7 +49,7 @@ def test_jsonl_with_the_same_keys(table):
                 "label": 7,
                 "captions": ["one", "zwei ü"],
                 "start": 1,
-                "boxes": [[1, 2], [3, 4]],
+                "regions": [[1, 2], [3, 4]],
                 "ok": True,
                 "none": None,
             }
@@ -57,7 +57,7 @@ def test_jsonl_with_the_same_keys(table):
     )
     [row] = read(path).rows
     assert row.labels == ("7",) and row.captions == ("one", "zwei ü") and row.start == 1.0
-    assert row.extra == {"boxes": "[[1, 2], [3, 4]]", "ok": 1}
+    assert row.extra == {"regions": "[[1, 2], [3, 4]]", "ok": 1}
 
 
 def test_tsv_and_byte_order_mark(table):

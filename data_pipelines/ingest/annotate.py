@@ -1,0 +1,186 @@
+"""Segments and boxes of a row: from the cells of a table to what the record stores.
+
+Both columns hold a JSON list of objects, with times in seconds or ``HH:MM:SS.mmm`` of the source
+video, like the columns ``start`` and ``end``, whatever part of it the row cuts out::
+
+    "segments": [{"start": 1.5, "end": 4, "label": "pour", "caption": "pours tea"}]
+    "boxes": [{"time": 2, "y1": 0.1, "x1": 0.2, "y2": 0.9, "x2": 0.6,
+               "labels": ["stand", "talk"], "track": 0}]
+
+``label``, ``labels``, ``caption`` and ``track`` may be left out.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from data_pipelines.ingest.container import VideoError
+from data_pipelines.ingest.rows import RowBox, RowSegment, printable
+from data_pipelines.localisation import Box, Segment
+from data_pipelines.messages import INT64, shortest
+
+_CLOCK = re.compile(r"(?:(\d+):)?(\d{1,2}):(\d{1,2}(?:\.\d+)?)")
+# Annotated times are rounded to milliseconds or to hundredths of a second.
+_EDGE_US = 10_000
+
+
+def read_segments(value: Any) -> tuple[RowSegment, ...]:
+    """Parse a cell ``segments``; sorted by time.
+
+    Raises:
+      ValueError: the cell or a segment in it is not as described above.
+    """
+    result = []
+    for number, item in enumerate(_objects("segments", value)):
+        name = f"segment {number}"
+        _known(name, item, {"start", "end", "label", "caption"})
+        start, end = (_seconds(name, item, key) for key in ("start", "end"))
+        if end <= start:
+            raise ValueError(f"{name} ends at {end:g} s, not after its start at {start:g} s")
+        label, caption = (_text(name, key, item.get(key)) for key in ("label", "caption"))
+        result.append(RowSegment(start, end, label, caption))
+    return tuple(sorted(result, key=lambda s: (s.start, s.end)))
+
+
+def read_boxes(value: Any) -> tuple[RowBox, ...]:
+    """Parse a cell ``boxes``; sorted by time, then by track.
+
+    Raises:
+      ValueError: the cell or a box in it is not as described above.
+    """
+    result = []
+    for number, item in enumerate(_objects("boxes", value)):
+        name = f"box {number}"
+        _known(name, item, {"time", "y1", "x1", "y2", "x2", "label", "labels", "track"})
+        time = _seconds(name, item, "time")
+        y1, x1, y2, x2 = (_share(name, item, key) for key in ("y1", "x1", "y2", "x2"))
+        if not (y1 < y2 and x1 < x2):
+            raise ValueError(
+                f"{name} is y {y1:g} to {y2:g}, x {x1:g} to {x2:g}; expected y1 < y2 and x1 < x2"
+            )
+        if item.get("label") is not None and item.get("labels") is not None:
+            raise ValueError(f"{name} has both 'label' and 'labels'; keep one of them")
+        labels = item.get("labels", item.get("label"))
+        values = labels if isinstance(labels, list) else [] if labels is None else [labels]
+        names = dict.fromkeys(_text(name, "label", label) for label in values)
+        track = -1 if item.get("track") is None else item["track"]
+        if isinstance(track, bool) or not isinstance(track, int) or track not in INT64:
+            raise ValueError(f"{name}: track is {track!r}, expected an integer")
+        result.append(RowBox(time, y1, x1, y2, x2, tuple(n for n in names if n), track))
+    return tuple(sorted(result, key=lambda b: (b.time, b.track)))
+
+
+class Placed(NamedTuple):
+    """What a record stores, and what had to be changed for it, one sentence each."""
+
+    segments: tuple[Segment, ...]
+    boxes: tuple[Box, ...]
+    remarks: tuple[str, ...]
+
+
+def place(
+    segments: Sequence[RowSegment],
+    boxes: Sequence[RowBox],
+    start_us: int,
+    end_us: int,
+    class_index: Mapping[str, int],
+) -> Placed:
+    """Put the annotations of a row onto the clip that was made of it.
+
+    A segment that ends after the clip is cut there, since annotated ends and the last frame
+    rarely agree; one that lies outside, or begins before the clip, is a mistake of the row.
+
+    Args:
+      segments, boxes: of the row.
+      start_us, end_us: the span of the source video the clip covers.
+      class_index: index by class name.
+
+    Raises:
+      VideoError: stage ``label``, an annotation lies outside the clip.
+    """
+    span = f"the clip, which covers {start_us / 1e6:g} to {end_us / 1e6:g} s of the video"
+    remarks: list[str] = []
+    placed: list[Segment] = []
+    for segment in segments:
+        low, high = round(segment.start * 1e6), round(segment.end * 1e6)
+        text = f"segment {segment.start:g} to {segment.end:g} s"
+        if low < start_us - _EDGE_US:
+            raise VideoError("label", f"{text} begins before {span}")
+        if low >= end_us:
+            raise VideoError("label", f"{text} begins after {span}")
+        if high > end_us + _EDGE_US:
+            remarks.append(f"{text} was cut at {end_us / 1e6:g} s, the end of the clip")
+        low, high = max(low, start_us), max(low + 1, min(high, end_us))
+        label = class_index[segment.label] if segment.label else -1
+        placed.append(Segment(low, high, label, segment.label, segment.caption))
+    found: list[Box] = []
+    for box in boxes:
+        time = round(box.time * 1e6)
+        if not start_us - _EDGE_US <= time <= end_us + _EDGE_US:
+            raise VideoError("label", f"the box at {box.time:g} s is outside {span}")
+        found.append(
+            Box(
+                time_us=min(max(time, start_us), end_us),
+                y1=box.y1,
+                x1=box.x1,
+                y2=box.y2,
+                x2=box.x2,
+                labels=tuple(class_index[label] for label in box.labels),
+                label_names=box.labels,
+                track=box.track,
+            )
+        )
+    return Placed(tuple(placed), tuple(found), tuple(remarks))
+
+
+def _objects(column: str, value: Any) -> list[dict[str, Any]]:
+    if isinstance(value, str):
+        try:
+            value = json.loads(value) if value.strip() else None
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise ValueError(f"{column} is not JSON ({error})") from error
+    if value is None:
+        return []
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise ValueError(f"{column} is not a list of objects")
+    return value
+
+
+def _known(name: str, item: Mapping[str, Any], keys: set[str]) -> None:
+    unknown = [key for key in item if key not in keys]
+    if unknown:
+        raise ValueError(f"{name} has {unknown[0]!r}, expected {', '.join(sorted(keys))}")
+
+
+def _seconds(name: str, item: Mapping[str, Any], key: str) -> float:
+    value = item.get(key)
+    clock = _CLOCK.fullmatch(value) if isinstance(value, str) else None
+    if clock:
+        hours, minutes, seconds = clock.groups()
+        return int(hours or 0) * 3600 + int(minutes) * 60 + float(seconds)
+    return _number(name, key, value, 0, 1e9, "seconds from 0 or HH:MM:SS.mmm")
+
+
+def _share(name: str, item: Mapping[str, Any], key: str) -> float:
+    share = _number(name, key, item.get(key), 0, 1, "a share of the picture from 0 to 1")
+    return shortest(share)  # records hold single precision
+
+
+def _number(name: str, key: str, value: Any, low: float, high: float, expected: str) -> float:
+    try:
+        result = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        result = math.nan
+    if not low <= result <= high:
+        raise ValueError(f"{name}: {key} is {value!r}, expected {expected}")
+    return result
+
+
+def _text(name: str, key: str, value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        raise ValueError(f"{name}: {key} is {value!r}, expected text")
+    return printable(str(value).strip())

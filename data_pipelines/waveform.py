@@ -1,0 +1,168 @@
+"""The sound of a clip: mono samples on the clock of its frames, and how a record holds them.
+
+====================================  ========  ==============================================
+``WAVEFORM/feature/bytes``            sequence  bytes, one step: all samples, 16-bit signed
+                                                little endian, full scale 32768
+``WAVEFORM/feature/floats``           sequence  float, one step: DMVR's form, full scale 1
+``audio/sample_rate``                 int64     samples per second
+``audio/start/timestamp``             int64     microseconds in the source video
+====================================  ========  ==============================================
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from data_pipelines.messages import INT64, SchemaError, ints
+
+BYTES_KEY = "WAVEFORM/feature/bytes"
+FLOATS_KEY = "WAVEFORM/feature/floats"
+
+# What DMVR's own generator extracts; it stores no rate.
+DMVR_SAMPLE_RATE = 48_000
+
+_DTYPES = {"pcm16": np.dtype("<i2"), "float32": np.dtype("<f4")}
+
+
+@dataclass(frozen=True, slots=True)
+class Audio:
+    """Mono samples; equal audio compares equal.
+
+    Attributes:
+      data: the samples as stored, little endian.
+      sample_rate: samples per second.
+      start_us: time of the first sample, microseconds from the start of the source video, the
+        clock of ``Record.timestamps_us``.
+      encoding: ``pcm16`` (ours) or ``float32`` (DMVR).
+    """
+
+    data: bytes
+    sample_rate: int
+    start_us: int = 0
+    encoding: str = "pcm16"
+
+    def __len__(self) -> int:
+        return len(self.data) // _DTYPES[self.encoding].itemsize
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} samples at {self.sample_rate} per second from {self.start_us} us>"
+
+    @property
+    def samples(self) -> np.ndarray:
+        """All samples (n,) int16, a read-only view where the encoding is ``pcm16``."""
+        stored = np.frombuffer(self.data, _DTYPES[self.encoding])
+        if self.encoding == "pcm16":
+            return stored
+        return np.clip(np.rint(np.nan_to_num(stored) * 32768), -32768, 32767).astype(np.int16)
+
+    def window(self, start_us: int, end_us: int, samples: int) -> tuple[np.ndarray, int]:
+        """The sound from ``start_us`` up to ``end_us`` in an array of fixed length.
+
+        Sample ``k`` of the result is the sound at ``start_us + k * 1e6 / sample_rate``, so two
+        windows of one clip stay aligned with its frames. Where the window begins before the
+        sound does there is silence, which counts as sound; what lies behind its end is padding,
+        which does not.
+
+        Args:
+          start_us, end_us: microseconds from the start of the source video.
+          samples: length of the result; what the window has beyond it is left out.
+
+        Returns:
+          Samples (samples,) float32 in [-1, 1], zero where there is none, and how many from the
+          beginning on are valid.
+        """
+        result = np.zeros(samples, np.float32)
+        first = _round_div((start_us - self.start_us) * self.sample_rate, 1_000_000)
+        wanted = _round_div((end_us - start_us) * self.sample_rate, 1_000_000)
+        low, high = max(0, first), min(len(self), first + max(0, min(wanted, samples)))
+        if high <= low:
+            return result, 0
+        part = np.frombuffer(self.data, _DTYPES[self.encoding])[low:high]
+        scale = np.float32(1 / 32768) if self.encoding == "pcm16" else np.float32(1)
+        np.multiply(part, scale, out=result[low - first : high - first], casting="same_kind")
+        return result, high - first
+
+
+def _round_div(numerator: int, denominator: int) -> int:
+    return (2 * numerator + denominator) // (2 * denominator)
+
+
+def check(audio: Audio) -> str:
+    """What keeps an audio from being stored, or an empty text."""
+    if audio.encoding not in _DTYPES:
+        return f"audio encoding {audio.encoding!r}, expected {' or '.join(_DTYPES)}"
+    if audio.sample_rate <= 0:
+        return f"audio sample rate is {audio.sample_rate}; it must be positive"
+    if audio.sample_rate not in INT64 or audio.start_us not in INT64:
+        return "the audio's rate or start does not fit 64 bits"
+    if len(audio.data) % _DTYPES[audio.encoding].itemsize:
+        return f"{len(audio.data)} bytes of audio are not whole {audio.encoding} samples"
+    return ""
+
+
+def put(message: Any, audio: Audio) -> None:
+    """Store into a SequenceExample."""
+    message.context.feature["audio/sample_rate"].int64_list.value.append(audio.sample_rate)
+    message.context.feature["audio/start/timestamp"].int64_list.value.append(audio.start_us)
+    lists = message.feature_lists.feature_list
+    if audio.encoding == "pcm16":
+        lists[BYTES_KEY].feature.add().bytes_list.value.append(audio.data)
+    else:
+        values = lists[FLOATS_KEY].feature.add().float_list
+        values.MergeFromString(b"\x0a" + _varint(len(audio.data)) + audio.data)
+
+
+def get(message: Any, start_us: int) -> Audio | None:
+    """The audio of a SequenceExample; None when it has none.
+
+    Args:
+      message: of the class :data:`data_pipelines.messages.SequenceExample`.
+      start_us: where the audio begins in a record that does not say so.
+
+    Raises:
+      SchemaError: bytes that are not samples.
+    """
+    context, lists = message.context.feature, message.feature_lists.feature_list
+    # DMVR's own name for the rate is a float; readers of its records find it in either type.
+    known = ints(context, "audio/sample_rate") or ints(context, "WAVEFORM/sample_rate")
+    if not known and "WAVEFORM/sample_rate" in context:
+        known = tuple(round(v) for v in context["WAVEFORM/sample_rate"].float_list.value if v < 1e9)
+    rate = known[0] if known else DMVR_SAMPLE_RATE
+    start = (ints(context, "audio/start/timestamp") or (start_us,))[0]
+    audio = None
+    if BYTES_KEY in lists and lists[BYTES_KEY].feature:
+        steps = lists[BYTES_KEY].feature
+        if not known:
+            raise SchemaError(f"{BYTES_KEY} is there, audio/sample_rate is not")
+        data = b"".join(value for step in steps for value in step.bytes_list.value)
+        audio = Audio(data, rate, start)
+    elif FLOATS_KEY in lists and lists[FLOATS_KEY].feature:
+        steps = lists[FLOATS_KEY].feature
+        data = b"".join(_packed(step.float_list) for step in steps)
+        audio = Audio(data, rate, start, "float32")
+    if audio is None:
+        return None
+    problem = check(audio)
+    if problem:
+        raise SchemaError(problem)
+    return audio
+
+
+def _packed(values: Any) -> bytes:
+    """The bytes of a FloatList; element by element, 10 s of sound would cost 20 ms."""
+    count = len(values.value)
+    if not count:
+        return b""
+    data = values.SerializeToString()
+    # Field 1, packed: a tag byte, the length as a varint, the floats; unknown fields follow.
+    start = 1 + len(_varint(4 * count))
+    return data[start : start + 4 * count]
+
+
+def _varint(value: int) -> bytes:
+    result = bytearray()
+    while value > 127:
+        result.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*result, value])
