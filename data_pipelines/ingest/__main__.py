@@ -2,15 +2,20 @@
 
 import argparse
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
 from typing import Any
 
+from data_pipelines.ingest.frames import DEFAULT_TEMPLATE
 from data_pipelines.ingest.options import (
     AUDIO_FORMATS,
+    CUT_POLICIES,
+    FORMATS,
     MEDIA_KINDS,
     PARTIAL_POLICIES,
+    RUNNERS,
     Options,
     default_workers,
 )
@@ -23,8 +28,9 @@ GOOD, TOO_MANY_BAD, USAGE, FAILED, INTERRUPTED = 0, 1, 2, 3, 130
 _DESCRIPTION = """\
 Turn video files into indexed TFRecord shards, once, before training.
 
-The source is a folder (class = parent folder; SPLIT/CLASS/file is understood), a CSV or TSV with
-a header, or JSONL with the same keys:
+The source is a folder (class = parent folder; SPLIT/CLASS/file is understood), a list of
+"path label" or "folder frames label" lines, a JSON list of {"video", "caption"}, a prepared TFDS
+data set (tfds:NAME), InternVid's JSONL, or a CSV or TSV with a header, or JSONL with the same keys:
   path                required
   label | labels      class name or index; several as "a|b" or a JSON list
   caption | captions  text; several as a JSON list
@@ -41,6 +47,11 @@ examples:
   python -m data_pipelines.ingest --source videos/ --out shards/
   python -m data_pipelines.ingest --source clips.csv --out shards/ --fps 10 --shards 64
   python -m data_pipelines.ingest --source c.jsonl --out shards/ --columns path=video,caption=text
+  python -m data_pipelines.ingest --source k400/train.csv --root k400/ --out shards/
+  python -m data_pipelines.ingest --source ssv2/train.csv --frame-fps 12 --out shards/
+  python -m data_pipelines.ingest --source iv.jsonl --path-template '{YoutubeID}.mp4' --out shards/
+  python -m data_pipelines.ingest --source tfds:ucf101 --frame-fps 25 --out shards/
+  python -m data_pipelines.ingest --source c.csv --out /nfs/s --runner beam -- --runner FlinkRunner
   python -m data_pipelines.ingest --verify --out shards/
 
 Run the same command again after an interruption: finished shards are kept.
@@ -60,15 +71,52 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--out", metavar="DIR", required=True, help="directory of the shards")
 
     source = result.add_argument_group("source")
-    source.add_argument("--source", metavar="PATH", help="folder, .csv, .tsv or .jsonl")
+    source.add_argument("--source", metavar="PATH", help="folder, file, or tfds:NAME")
     source.add_argument(
-        "--root", metavar="DIR", help="what relative paths start from (default: the table's folder)"
+        "--format",
+        choices=FORMATS,
+        default="auto",
+        help="what a file is: a table with column names, a list without (kinetics, rawframes), "
+        "JSON; auto looks at it and says (default: %(default)s)",
+    )
+    source.add_argument(
+        "--root",
+        metavar="DIR",
+        help="what relative paths start from (default: the table's folder); "
+        "for tfds, the data directory",
     )
     source.add_argument(
         "--columns",
         metavar="OURS=THEIRS,...",
         default="",
-        help="names of the table's columns where they differ, such as path=video,label=class",
+        help="names of the table's columns where they differ, such as path=video,label=class; "
+        "numbers from 1 for a list",
+    )
+    source.add_argument(
+        "--path-template",
+        metavar="TEXT",
+        help="file names made from columns, such as '{YoutubeID}_{start:.3f}.mp4'",
+    )
+    source.add_argument(
+        "--cut",
+        choices=CUT_POLICIES,
+        default="auto",
+        help="cut files at start and end; auto: unless the path template names the times, as for "
+        "clips that are cut already (default: %(default)s)",
+    )
+    source.add_argument(
+        "--frame-template",
+        metavar="TEXT",
+        help=f"names of image files in a folder of frames (default: {DEFAULT_TEMPLATE})",
+    )
+    source.add_argument(
+        "--frame-start",
+        metavar="N",
+        type=int,
+        help="number of the first image file (default: 1)",
+    )
+    source.add_argument(
+        "--frame-fps", metavar="N", type=float, help="rate of frame folders and of TFDS videos"
     )
     source.add_argument(
         "--split", default="train", help="split of rows that name none (default: %(default)s)"
@@ -156,6 +204,20 @@ def parser() -> argparse.ArgumentParser:
         help="processes; 0 works in this one (default: %(default)s, the cores available)",
     )
     run.add_argument(
+        "--runner",
+        choices=RUNNERS,
+        default="local",
+        help="processes of this machine, or an Apache Beam pipeline (default: %(default)s)",
+    )
+    run.add_argument(
+        "--beam-options",
+        metavar="TEXT",
+        type=shlex.split,
+        default=[],
+        help="arguments for the Beam pipeline, as in --beam-options='--runner=FlinkRunner'; may "
+        "also follow after --",
+    )
+    run.add_argument(
         "--max-bad",
         metavar="SHARE",
         type=float,
@@ -194,9 +256,18 @@ def _columns(text: str) -> dict[str, str]:
     return {ours.strip(): theirs.strip() for ours, theirs in pairs}
 
 
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse a command line; what follows ``--`` is for Beam."""
+    arguments = list(argv)
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    result = parser().parse_args(arguments[:end])
+    result.beam_options = [*result.beam_options, *arguments[end + 1 :]]
+    return result
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    arguments = parser().parse_args(argv)
+    arguments = parse(sys.argv[1:] if argv is None else argv)
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         return _run(arguments)
@@ -252,7 +323,13 @@ def _options(arguments: argparse.Namespace) -> Options:
         name=arguments.name,
         root=arguments.root,
         split=arguments.split,
+        format=arguments.format,
         columns=_columns(arguments.columns),
+        path_template=arguments.path_template,
+        cut=arguments.cut,
+        frame_template=arguments.frame_template,
+        frame_start=arguments.frame_start,
+        frame_fps=arguments.frame_fps,
         shards=arguments.shards,
         shard_mb=arguments.shard_mb,
         short_side=arguments.short_side,
@@ -266,6 +343,8 @@ def _options(arguments: argparse.Namespace) -> Options:
         classes_file=arguments.classes,
         flip_changes_label=arguments.flip_changes_label,
         workers=arguments.workers,
+        runner=arguments.runner,
+        beam_options=tuple(arguments.beam_options),
         max_bad=arguments.max_bad,
         stall_seconds=arguments.stall_seconds,
     )

@@ -6,6 +6,7 @@ from fractions import Fraction
 
 import numpy as np
 
+from data_pipelines.ingest import media
 from data_pipelines.ingest.audio import SAMPLE_RATE
 from data_pipelines.ingest.container import (
     VideoError,
@@ -55,6 +56,12 @@ def estimate_bytes(row: Row, options: DecodeOptions) -> float:
       VideoError: the file cannot be opened or has no video.
     """
     per_pixel = float(np.interp(options.quality, _QUALITIES, _BYTES_PER_PIXEL))
+    pictures = media.measure_pictures(row.path)
+    if pictures is not None:
+        *size, rate, seconds = pictures
+        width, height = stored_size(size[0], size[1], Fraction(1), options.short_side)
+        seconds = min(seconds, options.max_seconds or seconds)
+        return seconds * min(rate, options.fps or rate) * width * height * per_pixel
     if is_image(row.path, options.media):
         width, height = stored_size(*image_size(row.path), Fraction(1), options.short_side)
         return width * height * per_pixel

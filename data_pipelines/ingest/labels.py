@@ -15,11 +15,13 @@ _MAX_INDEX = 100_000
 _INDEX = re.compile(r"0|[1-9]\d*")
 
 
-def resolve(rows: list[Row], classes_file: str | None) -> tuple[list[Row], tuple[str, ...]]:
+def resolve(
+    rows: list[Row], classes_file: str | None, listed: tuple[str, ...] = ()
+) -> tuple[list[Row], tuple[str, ...]]:
     """Fix the class list; the position of a name is the index stored in the records.
 
-    Without a file the classes are the sorted labels of all rows, those of segments and boxes
-    included. Labels that are all integers
+    Without a file the classes are those the source ``listed``, or else the sorted labels of all
+    rows, those of segments and boxes included. Labels that are all integers
     keep their value: they index the file's names, or become the classes "0" to "N-1".
 
     Returns:
@@ -33,6 +35,8 @@ def resolve(rows: list[Row], classes_file: str | None) -> tuple[list[Row], tuple
     integers = bool(used) and all(_INDEX.fullmatch(label) for label in used)
     if classes_file is not None:
         classes = read_classes(classes_file)
+    elif listed:
+        classes = listed
     elif integers:
         largest = max(int(label) for label in used)
         if largest >= _MAX_INDEX:

@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 PARTIAL_POLICIES = ("accept", "reject")
+FORMATS = ("auto", "table", "kinetics", "rawframes", "json")
+CUT_POLICIES = ("auto", "yes", "no")
+RUNNERS = ("local", "beam")
 AUDIO_FORMATS = ("off", "pcm16")
 MEDIA_KINDS = ("video", "image", "auto")
 
@@ -26,12 +29,20 @@ class Options:
     """Everything an ingest is told.
 
     Attributes:
-      source: folder of videos, CSV/TSV or JSONL file.
+      source: folder of videos, CSV/TSV or JSONL table, list or JSON file, or ``tfds:NAME``.
+      format: what a source file is; ``auto`` looks at its name and first line.
       out: directory for the shards.
       name: prefix of the shard names; by default made from the source's name.
       root: what relative paths of a table are relative to; by default the table's folder.
       split: split of rows that name none.
-      columns: our column name -> the table's, where they differ.
+      columns: our column name -> the table's, where they differ; numbers from 1 for lists.
+      path_template: names of the files, made from the columns of a table.
+      cut: whether the times of a table are to be cut from its files; ``auto``: unless the
+        template names them.
+      frame_template: names of the files in a folder of frames, a format string of their number.
+      frame_start: number of the first of them, where the list does not tell;
+        by default 1.
+      frame_fps: rate of frames that come without one: folders of frames and TFDS.
       shards: number of shards per split; by default from ``shard_mb``.
       shard_mb: intended shard size in 10^6 bytes.
       short_side: pixels of the shorter side after shrinking; smaller videos are not enlarged;
@@ -47,6 +58,8 @@ class Options:
       classes_file: fixed class list; by default the sorted labels of the source.
       flip_changes_label: recorded for training, which then does not flip horizontally.
       workers: processes; 0 decodes in this process.
+      runner: where the shards are written: ``local`` processes or Apache ``beam``.
+      beam_options: arguments for Beam's pipeline.
       max_bad: share of rejected rows up to which the run counts as good.
       stall_seconds: give up a file on which the decoder makes no progress for so long.
 
@@ -59,7 +72,13 @@ class Options:
     name: str = ""
     root: str | None = None
     split: str = "train"
+    format: str = "auto"
     columns: Mapping[str, str] = field(default_factory=dict)
+    path_template: str | None = None
+    cut: str = "auto"
+    frame_template: str | None = None
+    frame_start: int | None = None
+    frame_fps: float | None = None
     shards: int | None = None
     shard_mb: float = 256.0
     short_side: int = 256
@@ -73,6 +92,8 @@ class Options:
     classes_file: str | None = None
     flip_changes_label: bool = False
     workers: int = field(default_factory=default_workers)
+    runner: str = "local"
+    beam_options: tuple[str, ...] = ()
     max_bad: float = 0.01
     stall_seconds: float = 300.0
 
@@ -104,11 +125,32 @@ class Options:
             self.partial,
             " or ".join(PARTIAL_POLICIES),
         )
-        for name, found, known in (
+        for option, value, known in (
+            ("--format", self.format, FORMATS),
+            ("--cut", self.cut, CUT_POLICIES),
+            ("--runner", self.runner, RUNNERS),
             ("--audio", self.audio, AUDIO_FORMATS),
             ("--media", self.media, MEDIA_KINDS),
         ):
-            _require(found in known, name, found, " or ".join(known))
+            _require(value in known, option, value, " or ".join(known))
+        _require(
+            self.frame_start is None or self.frame_start >= 0,
+            "--frame-start",
+            self.frame_start,
+            "0 or more",
+        )
+        _require(
+            self.frame_fps is None or _positive(self.frame_fps),
+            "--frame-fps",
+            self.frame_fps,
+            "more than 0",
+        )
+        _require(
+            self.runner == "beam" or not self.beam_options,
+            "--beam-options",
+            " ".join(self.beam_options),
+            "none without --runner beam",
+        )
         _require(self.workers >= 0, "--workers", self.workers, "0 or more")
         _require(0 <= self.max_bad <= 1, "--max-bad", self.max_bad, "a share from 0 to 1")
         _require(
@@ -134,6 +176,9 @@ class Options:
             "name": self.name,
             "shards": self.shards,
             "shard_mb": self.shard_mb if self.shards is None else None,
+            "frame_template": self.frame_template,
+            "frame_start": self.frame_start,
+            "frame_fps": self.frame_fps,
             "flip_changes_label": self.flip_changes_label,
             **self.record_options(),
         }
@@ -150,6 +195,8 @@ def check_name(what: str, name: str) -> None:
 
 
 def _name_from(source: str) -> str:
+    if source.startswith("tfds:") and not os.path.exists(source):
+        source = source.removeprefix("tfds:").replace("/", "_").replace(":", "_").replace(".", "_")
     base = os.path.basename(os.path.abspath(source))
     stem = base if os.path.isdir(source) else os.path.splitext(base)[0]
     return re.sub(r"[^A-Za-z0-9_]+", "_", stem).strip("_") or "videos"

@@ -61,10 +61,14 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """The rows of a source, and what was left out or looks odd, one sentence each."""
+    """The rows of a source; what was left out or looks odd, one sentence each; its class list.
+
+    Most sources have no class list (empty); it is then made from the labels of the rows.
+    """
 
     rows: list[Row]
     notes: list[str]
+    classes: tuple[str, ...] = ()
 
 
 def printable(text: str) -> str:

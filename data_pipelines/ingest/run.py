@@ -4,14 +4,15 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from data_pipelines import manifest, schema
-from data_pipelines.ingest import labels, losses, plan, sources
+from data_pipelines.ingest import beam, labels, losses, plan, sources
 from data_pipelines.ingest.lock import DirectoryLock
 from data_pipelines.ingest.options import Options
 from data_pipelines.ingest.pool import Outcome, run_tasks
@@ -72,13 +73,15 @@ def ingest(options: Options, *, quiet: bool = False) -> Report:
     """
     tell: Callable[[str], None] = (lambda message: None) if quiet else say
     listing = sources.read(options)
-    rows, classes = labels.resolve(listing.rows, options.classes_file)
+    rows, classes = labels.resolve(listing.rows, options.classes_file, listing.classes)
     for note in listing.notes:
         tell(f"note: {note}")
     try:
         os.makedirs(options.out, exist_ok=True)
         with DirectoryLock(options.out) as lock:
             return _ingest_locked(options, rows, classes, lock, tell, quiet)
+    except beam.BeamError as error:
+        raise IngestError(f"{error}. {_AGAIN}") from error
     except OSError as error:
         raise IngestError(
             f"cannot write {error.filename or options.out}: {error.strerror}. {_AGAIN}"
@@ -115,10 +118,15 @@ def _remove_temporary(options: Options) -> None:
     """Remove what an interrupted run of ours left half written, and nobody else's files."""
     lists = (CLASSES_FILE, REJECTED_FILE, WARNINGS_FILE)
     ours = {f"{n}.tmp" for n in (*lists, plan.FILE_NAME, losses.FILE_NAME, manifest.FILE_NAME)}
-    shard = re.compile(rf"{re.escape(options.name)}-.*\.tfrecord(\.idx|\.done)?\.tmp")
+    part = r"idx|done|task|task\.tmp|failed|failed\.tmp|[0-9a-f]{32}"
+    shard = re.compile(rf"{re.escape(options.name)}-.*\.tfrecord(\.({part}))?\.tmp")
     for name in os.listdir(options.out):
         if name in ours or shard.fullmatch(name):
-            os.unlink(os.path.join(options.out, name))
+            path = os.path.join(options.out, name)
+            if os.path.isdir(path):  # where a Beam machine was writing
+                shutil.rmtree(path)
+            else:
+                os.unlink(path)
 
 
 def _write_shards(
@@ -131,14 +139,7 @@ def _write_shards(
     results: dict[int, ShardResult] = {}
     failures: list[str] = []
     with Bar([len(task.rows) for task in tasks], "clip", quiet) as bar:
-        outcomes = run_tasks(
-            "data_pipelines.ingest.work:write_shard",
-            tasks,
-            options.workers,
-            on_progress=bar.progress,
-            stall_seconds=options.stall_seconds,
-            keep_open=(lock.fileno(),),
-        )
+        outcomes = _outcomes(options, tasks, lock, bar)
         with contextlib.closing(outcomes):
             for outcome in outcomes:
                 if outcome.result is not None:
@@ -156,6 +157,21 @@ def _write_shards(
             f"{failures[0]}{more}. {len(results)} of {len(tasks)} shards are finished. {_AGAIN}"
         )
     return [results[number] for number in range(len(tasks))]
+
+
+def _outcomes(
+    options: Options, tasks: Sequence[ShardTask], lock: DirectoryLock, bar: Bar
+) -> Generator[Outcome, None, None]:
+    if options.runner == "beam":
+        return beam.run(options, tasks)
+    return run_tasks(
+        "data_pipelines.ingest.work:write_shard",
+        tasks,
+        options.workers,
+        on_progress=bar.progress,
+        stall_seconds=options.stall_seconds,
+        keep_open=(lock.fileno(),),
+    )
 
 
 def _failure(out: str, tasks: Sequence[ShardTask], outcome: Outcome) -> str:

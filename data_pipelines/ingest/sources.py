@@ -1,10 +1,10 @@
-"""What to ingest: a folder, a CSV or a JSONL file as a list of rows."""
+"""What to ingest: a folder, a table, a list, a JSON file or a TFDS data set as rows."""
 
 import os
 from collections import Counter
 from collections.abc import Iterator
 
-from data_pipelines.ingest import tables
+from data_pipelines.ingest import lists, tables, tfds
 from data_pipelines.ingest.image import IMAGE_SUFFIXES
 from data_pipelines.ingest.options import Options, check_name
 from data_pipelines.ingest.rows import Listing, Row, printable
@@ -33,17 +33,19 @@ def read(options: Options) -> Listing:
         names file and line.
     """
     source = options.source
-    if os.path.isdir(source):
+    if source.startswith(tfds.PREFIX) and not os.path.exists(source):
+        listing = tfds.read(options)
+    elif os.path.isdir(source):
         if options.columns:
             raise ValueError(f"--columns is for tables, and {source} is a folder; leave it out")
         listing = _read_folder(source, options.split, options.media)
     elif not os.path.exists(source):
         raise FileNotFoundError(
             f"{source}: no such file or folder; --source takes a folder of videos, a .csv/.tsv or "
-            "a .jsonl file"
+            "a .jsonl file, a list (.csv, .txt), a .json file, or tfds:NAME"
         )
     else:
-        listing = tables.read(source, options)
+        listing = _READERS[detect(options)](source, options)
     if not listing.rows:
         raise ValueError(
             f"{source}: lists no {_WANTED[options.media][0]}"
@@ -55,6 +57,45 @@ def read(options: Options) -> Listing:
         check_name("split", split)
     _check_ids(source, listing)
     return listing
+
+
+_READERS = {
+    "table": tables.read,
+    "json": tables.read_json,
+    "kinetics": lists.read,
+    "rawframes": lists.read,
+}
+
+
+def detect(options: Options) -> str:
+    """The format of a source file: what ``options.format`` says, or what the file looks like.
+
+    By the suffix ``.json``, ``.jsonl`` and ``.tsv``. A ``.csv`` is a table if its first line has a
+    column of a known name, a list if it ends with a number, otherwise a table; other text files
+    are lists.
+    """
+    if options.format != "auto":
+        return options.format
+    suffix = os.path.splitext(options.source)[1].lower()
+    if suffix == ".json":
+        return "json"
+    if suffix not in lists.SUFFIXES:
+        return "table"
+    if suffix != ".csv":
+        return "kinetics" if _first_line(options.source) else "table"
+    if options.columns:
+        return "kinetics" if all(map(str.isdigit, options.columns.values())) else "table"
+    line = _first_line(options.source)
+    names = {name.strip().strip('"') for name in line.split(",")}
+    if names.intersection(tables.COLUMNS) or options.path_template is not None:
+        return "table"
+    return "kinetics" if lists.looks_like(line) else "table"
+
+
+def _first_line(path: str) -> str:
+    """The first line that is not empty, as far as it can be read."""
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
+        return next((line.strip() for line in file if line.strip()), "")
 
 
 def _check_ids(source: str, listing: Listing) -> None:

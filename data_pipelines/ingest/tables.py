@@ -11,11 +11,15 @@
 ``id``                  unique id; by default the path, with the span when there is one
 anything else           stored in the record as ``extra/NAME``
 ======================  =====================================================================
+
+InternVid's columns are known by their own names. The training sets of the reference repositories
+are JSON lists of ``{"video": ..., "caption": ...}``, the same table in another dress.
 """
 
 import contextlib
 import csv
 import difflib
+import itertools
 import json
 import math
 import os
@@ -26,6 +30,7 @@ from typing import Any
 
 from data_pipelines.ingest import annotate
 from data_pipelines.ingest.options import Options
+from data_pipelines.ingest.path_template import PathTemplate
 from data_pipelines.ingest.rows import Listing, Row, RowBox, RowSegment, printable
 
 # fmt: off
@@ -34,6 +39,12 @@ COLUMNS = (
     "split", "id",
 )
 # fmt: on
+
+# InternVid: one clip per line, several of a video, files named by the id of the video.
+_INTERNVID_KEY = "YoutubeID"
+_INTERNVID = {"caption": "Caption", "start": "Start_timestamp", "end": "End_timestamp"}
+# What a JSON list calls the file: video sets and image sets of the reference repositories.
+_MEDIA_KEYS = ("path", "video", "image")
 
 _CLOCK = re.compile(r"(?:(\d+):)?(\d{1,2}):(\d{1,2}(?:\.\d+)?)")
 # Leading zeros mark an identifier, not a number.
@@ -50,23 +61,55 @@ def read(path: str, options: Options) -> Listing:
         lines = _read_jsonl(path)
     else:
         raise ValueError(
-            f"{path}: do not know how to read {suffix or 'a file without suffix'}; "
-            "expected .csv, .tsv, .jsonl or a folder"
+            f"{path}: do not know how to read {suffix or 'a file without suffix'} as a table; "
+            "expected .csv, .tsv, .jsonl or a folder, or name the --format"
         )
+    return _listing(path, lines, options, [])
+
+
+def read_json(path: str, options: Options) -> Listing:
+    """Rows of a JSON list of ``{video | image, caption | captions}``; errors as in :func:`read`."""
+    lines, notes = _read_json(path, options.columns)
+    return _listing(path, iter(lines), options, notes)
+
+
+def _listing(
+    path: str, lines: Iterator[tuple[str, dict[str, Any]]], options: Options, notes: list[str]
+) -> Listing:
     unknown = [ours for ours in options.columns if ours not in COLUMNS]
     if unknown:
         raise ValueError(
             f"{path}: --columns names {unknown[0]!r}, expected one of {', '.join(COLUMNS)}"
         )
+    first = next(lines, None)
+    if first is not None:
+        lines = itertools.chain([first], lines)
+    columns = options.columns
+    if first is not None and _INTERNVID_KEY in first[1] and "path" not in first[1]:
+        columns = {**_INTERNVID, **columns}
+        notes.append(f"read as InternVid's layout: {', '.join(columns.values())}")
+    template = None
+    if options.path_template is not None:
+        template = PathTemplate(options.path_template, columns)
+    cut = options.cut == "yes" or (options.cut == "auto" and not (template and template.has_times))
+    if template and options.cut == "auto" and template.has_times:
+        notes.append("--path-template names the times, so the files are taken as already cut")
     root = options.root if options.root is not None else os.path.dirname(path)
     rows, empty_captions = [], 0
     raw_extras: list[dict[str, Any]] = []
     seen: set[str] = set()
     for where, values in lines:
         seen.update(values)
-        known, extra = _divide(values, options.columns)
+        known, extra = _divide(values, columns)
+        start, end = _span(where, known)
+        if template is not None:
+            known["path"] = template.fill(where, values, start, end)
         _check_columns(where, known, values)
-        row, dropped = _row(where, known, root, options.split)
+        if not cut:
+            times = {columns.get(key, key): known.get(key) for key in ("start", "end")}
+            extra |= {name: time for name, time in times.items() if time not in (None, "")}
+            start = end = None
+        row, dropped = _row(where, known, root, options.split, start, end)
         empty_captions += dropped
         rows.append(row)
         raw_extras.append(extra)
@@ -76,7 +119,8 @@ def read(path: str, options: Options) -> Listing:
                 f"{path}: no column {theirs!r} for --columns {ours}={theirs}; "
                 f"found {', '.join(sorted(seen))}"
             )
-    notes = [f"dropped {empty_captions} empty captions"] if empty_captions else []
+    if empty_captions:
+        notes.append(f"dropped {empty_captions} empty captions")
     typed = _type_extras(raw_extras)
     rows = [replace(row, extra=extra) for row, extra in zip(rows, typed, strict=True)]
     return Listing(rows, notes)
@@ -145,26 +189,85 @@ def _read_jsonl(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
         raise ValueError(f"{path}: is not UTF-8 ({error}); save it as UTF-8") from error
 
 
+def _read_json(
+    path: str, columns: Mapping[str, str]
+) -> tuple[list[tuple[str, dict[str, Any]]], list[str]]:
+    """The entries of a list under our column names, and what is kept without being obeyed."""
+    base = os.path.basename(path)
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            entries = json.load(file)
+    except (json.JSONDecodeError, RecursionError) as error:
+        line = f" line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise ValueError(f"{base}{line}: is not JSON ({error})") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: is not UTF-8 ({error}); save it as UTF-8") from error
+    if not isinstance(entries, list):
+        raise ValueError(
+            f"{path}: is a JSON {type(entries).__name__}, expected a list of "
+            '{"video": path, "caption": text}; for one object per line name the file .jsonl'
+        )
+    result, framed, doubled = [], 0, 0
+    for number, entry in enumerate(entries, start=1):
+        where = f"{base} entry {number}"
+        if not isinstance(entry, dict):
+            raise ValueError(
+                f"{where}: is a {type(entry).__name__}, expected an object with 'video'"
+            )
+        values = dict(entry)
+        media = next((key for key in _MEDIA_KEYS if key in values), None)
+        if media and "path" not in columns:
+            values["path"] = values.pop(media)
+        elif "audio" in values and "path" not in columns:
+            raise ValueError(f"{where}: has only audio; a record needs a video or an image")
+        if values.get("captions") is not None and values.get("caption") is not None:
+            # The reference takes the list where both are given.
+            doubled += values.pop("caption") is not None
+        framed += any(key in values for key in ("video_start_frame", "video_end_frame"))
+        result.append((where, values))
+    notes = []
+    if doubled:
+        notes.append(f"{doubled} entries have 'caption' and 'captions'; took 'captions'")
+    if framed:
+        notes.append(
+            f"{framed} entries limit the video by frame numbers; these are stored, but not cut by: "
+            "give 'start' and 'end' in seconds to cut"
+        )
+    return result, notes
+
+
 def _check_columns(where: str, known: Mapping[str, Any], values: Mapping[str, Any]) -> None:
     if "path" not in known:
         near = difflib.get_close_matches("path", list(values), n=1, cutoff=0.3)
         guess = near[0] if near else next(iter(values), "COLUMN")
         raise ValueError(
             f"{where}: no column 'path'; found {', '.join(values) or 'nothing'}. "
-            f"If the files are in another column, add --columns path={guess}"
+            f"If the files are in another column, add --columns path={guess}; if their names are "
+            f"made from columns, add for example --path-template '{{{guess}}}.mp4'"
         )
     for one, many in (("label", "labels"), ("caption", "captions")):
         if known.get(one) is not None and known.get(many) is not None:
             raise ValueError(f"{where}: has both {one!r} and {many!r}; keep one of them")
 
 
-def _row(where: str, values: Mapping[str, Any], root: str, default_split: str) -> tuple[Row, int]:
-    path = _raw(where, "path", values["path"])
-    if not path:
-        raise ValueError(f"{where}: the path is empty")
+def _span(where: str, values: Mapping[str, Any]) -> tuple[float | None, float | None]:
     start, end = (_seconds(where, key, values.get(key)) for key in ("start", "end"))
     if end is not None and end <= (start or 0.0):
         raise ValueError(f"{where}: end {end:g} s is not after start {start or 0:g} s")
+    return start, end
+
+
+def _row(
+    where: str,
+    values: Mapping[str, Any],
+    root: str,
+    default_split: str,
+    start: float | None,
+    end: float | None,
+) -> tuple[Row, int]:
+    path = _raw(where, "path", values["path"])
+    if not path:
+        raise ValueError(f"{where}: the path is empty")
     labels = _list(where, "label", values.get("label")) or _list(
         where, "labels", values.get("labels"), "|"
     )

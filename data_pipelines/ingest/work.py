@@ -12,7 +12,8 @@ from typing import Any
 from data_pipelines import schema
 from data_pipelines.ingest.annotate import Placed, place
 from data_pipelines.ingest.container import Note, VideoError
-from data_pipelines.ingest.decode import Clip, DecodeOptions, decode_clip
+from data_pipelines.ingest.decode import Clip, DecodeOptions
+from data_pipelines.ingest.media import load_clip
 from data_pipelines.ingest.pool import Progress
 from data_pipelines.ingest.rows import Row
 from data_pipelines.record_index import INDEX_SUFFIX, IndexFileError, read_index, write_atomic
@@ -138,7 +139,7 @@ def _clip(task: ShardTask, position: int, progress: Progress) -> Clip:
         raise VideoError("label", row.problem)
     if position in task.crashed:
         raise VideoError("decode", task.crashed[position])
-    return decode_clip(row.path, task.options, row.start, row.end, progress.tick)
+    return load_clip(row.path, task.options, row.start, row.end, progress.tick)
 
 
 def _record(row: Row, labels: tuple[int, ...], clip: Clip, placed: Placed) -> schema.Record:
@@ -165,14 +166,19 @@ def _record(row: Row, labels: tuple[int, ...], clip: Clip, placed: Placed) -> sc
     )
 
 
+def read_done(task: ShardTask) -> ShardResult:
+    """What the ``.done`` file of a shard says, unchecked; raises what an unreadable file does."""
+    with open(task.path + DONE_SUFFIX, encoding="utf-8") as file:
+        values = json.load(file)
+    for name in ("label_counts", "rejected", "warnings"):
+        values[name] = tuple(values[name])
+    return ShardResult(**values)
+
+
 def finished(task: ShardTask) -> ShardResult | None:
     """The result of an earlier run, if shard and index are still exactly what it wrote."""
     try:
-        with open(task.path + DONE_SUFFIX, encoding="utf-8") as file:
-            values = json.load(file)
-        for name in ("label_counts", "rejected", "warnings"):
-            values[name] = tuple(values[name])
-        done = ShardResult(**{**values, "reused": True})
+        done = dataclasses.replace(read_done(task), reused=True)
         index = read_index(task.path)
         if (
             done.plan != task.plan

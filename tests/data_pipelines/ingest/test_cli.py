@@ -60,9 +60,11 @@ def test_every_option_reaches_the_ingest():
         "--source s.csv --out o --name n --root r --split val --columns path=p,label=l --shards 3 "
         "--shard-mb 7 --short-side 64 --quality 80 --fps 5 --max-seconds 2 --min-frames 4 "
         "--partial reject --classes c --flip-changes-label --workers 5 --max-bad 0.5 "
-        "--stall-seconds 9 --audio pcm16 --media auto"
+        "--stall-seconds 9 --audio pcm16 --media auto --format rawframes --path-template {x} "
+        "--cut no --frame-template f{} --frame-start 0 --frame-fps 12 --runner beam "
+        "--beam-options=--a=1 -- --runner F"
     )
-    options = cli._options(cli.parser().parse_args(text.split()))
+    options = cli._options(cli.parse(text.split()))
     assert options == Options(
         source="s.csv",
         out="o",
@@ -85,6 +87,14 @@ def test_every_option_reaches_the_ingest():
         workers=5,
         max_bad=0.5,
         stall_seconds=9.0,
+        format="rawframes",
+        path_template="{x}",
+        cut="no",
+        frame_template="f{}",
+        frame_start=0,
+        frame_fps=12.0,
+        runner="beam",
+        beam_options=("--a=1", "--runner", "F"),
     )
     default = Options(source="s", out="o")
     for name in Options.__slots__:
@@ -93,7 +103,7 @@ def test_every_option_reaches_the_ingest():
 
 
 def test_defaults_of_the_command_line_are_those_of_the_options():
-    parsed = cli._options(cli.parser().parse_args(["--source", "s", "--out", "o"]))
+    parsed = cli._options(cli.parse(["--source", "s", "--out", "o"]))
     assert parsed == Options(source="s", out="o")
 
 

@@ -10,6 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 from .clips import make_video
@@ -241,3 +243,26 @@ def test_two_ingests_into_one_directory(videos, undisturbed, tmp_path):
     assert f"another ingest is writing there (process {first.pid}" in second.stderr
     first.communicate(timeout=60)
     assert first.returncode == 0 and contents(out) == undisturbed
+
+
+@pytest.mark.slow
+def test_killed_ingest_of_frame_folders_and_a_list(tmp_path):
+    """SIGKILL to everybody in the middle of shards of pictures that must be encoded."""
+    frame = np.random.default_rng(0).integers(0, 256, (240, 320, 3), np.uint8)
+    data = cv2.imencode(".png", frame)[1].tobytes()
+    for clip in range(12):
+        (tmp_path / f"c {clip} ü").mkdir()
+        for number in range(1, 21):
+            (tmp_path / f"c {clip} ü" / f"{number}.png").write_bytes(data)
+    listed = tmp_path / "train.csv"
+    listed.write_text("".join(f"c {clip} ü 20 {clip % 3}\n" for clip in range(12)))
+    extra = ("--frame-fps", "12", "--frame-template", "{:d}.png")
+    finish(listed, tmp_path / "calm", *extra)
+    out = tmp_path / "out"
+    process = start(listed, out, *extra)
+    wait_until_in_the_middle(process, out)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=30)
+    assert not (out / "manifest.json").exists()
+    finish(listed, out, *extra, "--verify")
+    assert contents(out) == contents(tmp_path / "calm")

@@ -1,0 +1,284 @@
+"""Clips from pictures instead of a video file: folders of frames, arrays of a data set.
+
+JPEG frames that already are what a record holds (4:2:0, even size, small enough) are stored as
+they are: encoding them again would cost time and quality. All others are decoded and go the way of
+video frames.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from typing import ClassVar
+from urllib.parse import parse_qsl, urlencode
+
+import av
+import cv2
+import numpy as np
+import simplejpeg
+from av.error import FFmpegError
+
+from data_pipelines.ingest.container import Note, VideoError, check_file
+from data_pipelines.ingest.decode import MAX_RECORD_BYTES, Clip, DecodeOptions
+from data_pipelines.ingest.decode import _Sampler as Sampler
+from data_pipelines.ingest.picture import FrameEncoder
+
+DEFAULT_TEMPLATE = "img_{:05d}.jpg"
+
+_JPEG = b"\xff\xd8"
+
+# A picture: JPEG bytes to store as they are, or a frame to encode.
+Picture = bytes | av.VideoFrame
+
+
+@dataclass(frozen=True, slots=True)
+class FrameFolder:
+    """A clip as numbered image files.
+
+    Attributes:
+      folder: where they are.
+      template: their names, a format string of the number such as ``img_{:05d}.jpg``.
+      first: number of the first one.
+      count: how many.
+      fps: their rate, which image files do not tell.
+    """
+
+    SCHEME: ClassVar[str] = "frames:?"
+
+    folder: str
+    template: str
+    first: int
+    count: int
+    fps: float
+
+    def address(self) -> str:
+        """The same as a string, for ``Row.path``."""
+        return self.SCHEME + urlencode(asdict(self), errors="surrogateescape")
+
+    @classmethod
+    def parse(cls, address: str) -> "FrameFolder":
+        """The inverse of :meth:`address`."""
+        query = address.removeprefix(cls.SCHEME)
+        values = dict(parse_qsl(query, strict_parsing=True, errors="surrogateescape"))
+        return cls(
+            folder=values["folder"],
+            template=values["template"],
+            first=int(values["first"]),
+            count=int(values["count"]),
+            fps=float(values["fps"]),
+        )
+
+    def file(self, index: int) -> str:
+        """Path of the frame with this index from 0."""
+        return os.path.join(self.folder, self.template.format(self.first + index))
+
+
+def check_template(template: str) -> None:
+    """ValueError for a template that does not number files."""
+    try:
+        good = template.format(1) != template.format(2)
+    except (ValueError, LookupError):
+        good = False
+    if not good:
+        raise ValueError(
+            f"--frame-template: found {template!r}, expected a file name with one number, such as "
+            f"{DEFAULT_TEMPLATE}"
+        )
+
+
+def load_folder(
+    source: FrameFolder,
+    options: DecodeOptions,
+    start: float | None = None,
+    end: float | None = None,
+    tick: Callable[[], None] = lambda: None,
+) -> Clip:
+    """The clip of a folder of frames; as :func:`data_pipelines.ingest.decode.decode_clip`."""
+    if not os.path.isdir(source.folder):
+        raise VideoError("open", "cannot open the folder of frames: no such folder")
+    if source.count and not os.path.exists(source.file(0)):
+        raise VideoError(
+            "open",
+            f"has no {os.path.basename(source.file(0))}; --frame-template and --frame-start tell "
+            "how frames are named",
+        )
+    encoder = PictureEncoder(options)
+    return assemble(
+        source.count,
+        source.fps,
+        lambda index: encoder.encode(read_image(source.file(index))),
+        encoder,
+        options,
+        start,
+        end,
+        tick,
+    )
+
+
+def assemble(
+    count: int,
+    fps: float,
+    load: Callable[[int], bytes],
+    encoder: "PictureEncoder",
+    options: DecodeOptions,
+    start: float | None,
+    end: float | None,
+    tick: Callable[[], None],
+) -> Clip:
+    """A clip of ``count`` pictures that follow each other at ``fps``.
+
+    Args:
+      load: index -> JPEG; a VideoError leaves the picture out.
+      encoder: what ``load`` encodes with; knows the size afterwards.
+
+    Raises:
+      VideoError: no clip could be made.
+    """
+    low = round((start or 0.0) * 1e6)
+    ends = [round(count * 1e6 / fps)]
+    if end is not None:
+        ends.append(round(end * 1e6))
+    if options.max_seconds is not None:
+        ends.append(low + round(options.max_seconds * 1e6))
+    high = min(ends)
+    sampler = Sampler(options.fps, Fraction(fps).limit_denominator(1_000_000))
+    frames: list[bytes] = []
+    times: list[int] = []
+    lost: list[str] = []
+    size = 0
+    for index in range(count):
+        time_us = round(index * 1e6 / fps)
+        if not low <= time_us < high or not sampler.takes(time_us):
+            continue
+        tick()
+        try:
+            frame = load(index)
+        except VideoError as error:
+            lost.append(str(error))
+            continue
+        size += len(frame)
+        if size > MAX_RECORD_BYTES:
+            raise VideoError(
+                "long",
+                f"more than {MAX_RECORD_BYTES >> 20} MiB of JPEG after {len(frames)} frames; "
+                "use --max-seconds, --fps or a smaller --short-side",
+            )
+        frames.append(frame)
+        times.append(time_us)
+    _accept(frames, lost, low, high, options)
+    shortfall = f"{len(frames)} of {len(frames) + len(lost)} frames: {lost[0]}" if lost else ""
+    return Clip(
+        frames=frames,
+        timestamps_us=times,
+        fps=sampler.fps,
+        height=encoder.height,
+        width=encoder.width,
+        source_height=encoder.source_height,
+        source_width=encoder.source_width,
+        start_us=low,
+        end_us=max(high, times[-1]),
+        notes=(Note("partial", shortfall),) if lost else (),
+    )
+
+
+def _accept(
+    frames: Sequence[bytes], lost: Sequence[str], low: int, high: int, options: DecodeOptions
+) -> None:
+    if lost and not frames:
+        raise VideoError("decode", f"none of its frames can be read: {lost[0]}")
+    if not frames:
+        raise VideoError("short", f"no frame from {low / 1e6:g} s to {high / 1e6:g} s")
+    if len(frames) < options.min_frames:
+        raise VideoError("short", f"{len(frames)} frames, at least {options.min_frames} needed")
+    if lost and options.partial == "reject":
+        raise VideoError("decode", f"{len(lost)} frames cannot be read: {lost[0]}")
+
+
+def read_image(path: str) -> Picture:
+    """An image file as :func:`picture_of` gives it; VideoError when it is missing or damaged."""
+    name = os.path.basename(path)
+    try:
+        check_file(path)
+        with open(path, "rb") as file:
+            return picture_of(file.read())
+    except VideoError as error:
+        raise VideoError(error.stage, f"{name}: {error}") from error
+    except OSError as error:
+        raise VideoError("open", f"{name}: {error.strerror}") from error
+
+
+def picture_of(data: bytes) -> Picture:
+    """The bytes of an image file if a record can hold them, else the picture as it is shown.
+
+    Raises:
+      VideoError: stage ``decode``.
+    """
+    try:
+        if data.startswith(_JPEG):
+            # OpenCV fills what a torn file lacks with grey and says nothing.
+            simplejpeg.decode_jpeg(data, "GRAY", fastdct=True, strict=True)
+            if is_storable(data):
+                return data
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    except (ValueError, cv2.error) as error:
+        raise VideoError("decode", f"damaged picture: {error}") from error
+    if pixels is None:
+        raise VideoError("decode", "is not a picture that can be read")
+    return av.VideoFrame.from_ndarray(np.asarray(pixels, np.uint8), format="bgr24")
+
+
+def is_storable(data: bytes) -> bool:
+    """Whether these are JPEG bytes as records hold them, whatever their size in pixels."""
+    if not data.startswith(_JPEG) or b"Exif\0\0" in data[:65536]:
+        return False  # Exif may tell to turn the picture
+    try:
+        height, width, space, sampling = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return False
+    height, width = int(height), int(width)
+    return space == "YCbCr" and sampling == "420" and height % 2 == 0 and width % 2 == 0
+
+
+class PictureEncoder:
+    """JPEGs of one size for a record; the first picture decides.
+
+    Attributes (after the first picture): ``height``, ``width`` of the JPEGs; ``source_height``,
+    ``source_width`` before shrinking.
+    """
+
+    def __init__(self, options: DecodeOptions):
+        self._limit = options.short_side
+        self._encoder = FrameEncoder(None, options.short_side, options.quality)
+        self._first = b""  # when stored as it was
+        self.height = self.width = self.source_height = self.source_width = 0
+
+    def encode(self, picture: Picture) -> bytes:
+        """JPEG bytes of the size of the first picture; VideoError when that is impossible."""
+        try:
+            if isinstance(picture, bytes):
+                height, width = map(int, simplejpeg.decode_jpeg_header(picture)[:2])
+                small = not self._limit or min(height, width) <= self._limit
+                if small and (not self.height or (height, width) == (self.height, self.width)):
+                    if not self.height:
+                        self._first = picture
+                        self._set_size(height, width, height, width)
+                    return picture
+                picture = _decode(picture)
+            if self._first:
+                self._encoder.encode(_decode(self._first))  # brings this one to that size
+                self._first = b""
+            jpeg = self._encoder.encode(picture)
+        except (FFmpegError, ValueError) as error:
+            raise VideoError("decode", f"{type(error).__name__}: {error}") from error
+        made = self._encoder
+        if not self.height:
+            self._set_size(made.height, made.width, made.source_height, made.source_width)
+        return jpeg
+
+    def _set_size(self, height: int, width: int, source_height: int, source_width: int) -> None:
+        self.height, self.width = height, width
+        self.source_height, self.source_width = source_height, source_width
+
+
+def _decode(jpeg: bytes) -> av.VideoFrame:
+    return av.VideoFrame.from_ndarray(simplejpeg.decode_jpeg(jpeg, "RGB"), format="rgb24")

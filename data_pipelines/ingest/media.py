@@ -1,0 +1,48 @@
+"""What a row's path may name, and the clip behind it.
+
+============  =====================================================================
+a file        a video, :mod:`.decode`
+``frames:?``  a folder of image files, :class:`.frames.FrameFolder`
+``tfds:?``    an example of a prepared TFDS data set, :class:`.tfds.Example`
+============  =====================================================================
+"""
+
+from collections.abc import Callable
+
+from data_pipelines.ingest import tfds
+from data_pipelines.ingest.decode import Clip, DecodeOptions, decode_clip
+from data_pipelines.ingest.frames import FrameFolder, PictureEncoder, load_folder, read_image
+
+
+def load_clip(
+    path: str,
+    options: DecodeOptions,
+    start: float | None = None,
+    end: float | None = None,
+    tick: Callable[[], None] = lambda: None,
+) -> Clip:
+    """The clip of a row; arguments and errors as :func:`.decode.decode_clip`."""
+    if path.startswith(FrameFolder.SCHEME):
+        return load_folder(FrameFolder.parse(path), options, start, end, tick)
+    if path.startswith(tfds.Example.SCHEME):
+        return tfds.load_example(tfds.Example.parse(path), options, start, end, tick)
+    return decode_clip(path, options, start, end, tick)
+
+
+def measure_pictures(path: str) -> tuple[int, int, float, float] | None:
+    """(width, height, frames/s, seconds) of what is not a video file; None for a file.
+
+    Raises:
+      VideoError: it cannot be opened or has no picture.
+    """
+    if path.startswith(FrameFolder.SCHEME):
+        folder = FrameFolder.parse(path)
+        # Side 0: nothing is to be done to the picture but to be measured.
+        encoder = PictureEncoder(DecodeOptions(short_side=0))
+        encoder.encode(read_image(folder.file(0)))
+        return encoder.width, encoder.height, folder.fps, folder.count / folder.fps
+    if path.startswith(tfds.Example.SCHEME):
+        example = tfds.Example.parse(path)
+        count, height, width = tfds.measure(example)
+        return width, height, example.fps, count / example.fps
+    return None
