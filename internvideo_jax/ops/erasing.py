@@ -7,6 +7,7 @@ axis may be sharded in any way.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -52,21 +53,21 @@ def erasing_boxes(
       (B, 4) int32 y0, y1, x0, x1 with exclusive ends; all zero where nothing is erased.
     """
 
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+
     def one(key):
-        coin, area_key, ratio_key, y_key, x_key = jax.random.split(key, 5)
-        wanted = (
-            height * width * jax.random.uniform(area_key, (TRIES,), minval=area[0], maxval=area[1])
-        )
-        low, high = jnp.log(jnp.asarray(ratio, jnp.float32))
-        aspect = jnp.exp(jax.random.uniform(ratio_key, (TRIES,), minval=low, maxval=high))
+        draws = jax.random.uniform(key, (3 + 2 * TRIES,))  # one call, which is cheaper than five
+        coin, y, x = draws[:3]
+        wanted = height * width * (area[0] + (area[1] - area[0]) * draws[3 : 3 + TRIES])
+        aspect = jnp.exp(low + (high - low) * draws[3 + TRIES :])
         heights = jnp.round(jnp.sqrt(wanted * aspect)).astype(jnp.int32)
         widths = jnp.round(jnp.sqrt(wanted / aspect)).astype(jnp.int32)
         fits = (heights < height) & (widths < width)
         first = jnp.argmax(fits)
         h, w = heights[first], widths[first]
-        y = jax.random.randint(y_key, (), 0, jnp.maximum(height - h + 1, 1))
-        x = jax.random.randint(x_key, (), 0, jnp.maximum(width - w + 1, 1))
-        erased = fits[first] & (jax.random.uniform(coin) < probability)
+        y = (y * (height - h + 1)).astype(jnp.int32)
+        x = (x * (width - w + 1)).astype(jnp.int32)
+        erased = fits[first] & (coin < probability)
         return jnp.where(erased, jnp.stack([y, y + h, x, x + w]), 0)
 
     return jax.vmap(one)(keys)

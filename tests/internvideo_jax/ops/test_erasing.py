@@ -8,16 +8,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from internvideo_jax.ops.erasing import erase, erasing_boxes
-from internvideo_jax.ops.pixels import IMAGENET_MEAN, IMAGENET_STD, normalize
+from internvideo_jax.ops.pixels import IMAGENET_MEAN, IMAGENET_STD
 
 KEYS = jax.random.split(jax.random.key(0), 4000)
 
 
+def jitted(function, **settings):
+    return jax.jit(functools.partial(function, **settings))
+
+
 def test_boxes_have_the_wanted_statistics():
-    boxes = np.asarray(erasing_boxes(KEYS, 60, 80, probability=0.25))
+    draw = jitted(erasing_boxes, height=60, width=80, probability=0.25)
+    boxes = np.asarray(draw(KEYS))
     y0, y1, x0, x1 = boxes.T
     erased = y1 > y0
     assert 0.22 < erased.mean() < 0.28 and not boxes[~erased].any()
@@ -33,14 +37,15 @@ def test_boxes_have_the_wanted_statistics():
 
 
 def test_a_box_that_cannot_fit_leaves_the_clip_whole():
-    boxes = erasing_boxes(KEYS[:50], 20, 20, probability=1.0, area=(1.0, 1.0), ratio=(1.0, 1.0))
-    assert not np.asarray(boxes).any()
+    whole = {"probability": 1.0, "area": (1.0, 1.0), "ratio": (1.0, 1.0)}
+    draw = jitted(erasing_boxes, height=20, width=20, **whole)
+    assert not np.asarray(draw(KEYS[:50])).any()
 
 
 def erased_clip(mode: str) -> tuple[np.ndarray, tuple[slice, slice]]:
     video = jnp.full((1, 3, 40, 50, 3), 7.0)
     key = KEYS[:1]
-    out = np.asarray(jax.jit(functools.partial(erase, probability=1.0, mode=mode))(video, key))[0]
+    out = np.asarray(jitted(erase, probability=1.0, mode=mode)(video, key))[0]
     changed = (out != 7.0).any(axis=(0, 3))
     rows, columns = np.flatnonzero(changed.any(1)), np.flatnonzero(changed.any(0))
     box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
@@ -67,22 +72,21 @@ def test_noise_per_pixel_and_frame():
 
 
 def test_erasing_before_and_after_normalising_is_the_same():
-    video = jax.random.uniform(jax.random.key(1), (6, 2, 20, 20, 3))
-    before = erase(video, KEYS[:6], probability=1.0, mean=IMAGENET_MEAN, std=IMAGENET_STD)
-    after = erase(normalize(video, IMAGENET_MEAN, IMAGENET_STD), KEYS[:6], probability=1.0)
-    np.testing.assert_allclose(normalize(before, IMAGENET_MEAN, IMAGENET_STD), after, atol=1e-5)
+    video = np.random.default_rng(0).random((6, 2, 20, 20, 3), np.float32)
+    mean, std = np.float32(IMAGENET_MEAN), np.float32(IMAGENET_STD)
+    before = jitted(erase, probability=1.0, mean=IMAGENET_MEAN, std=IMAGENET_STD)(video, KEYS[:6])
+    after = jitted(erase, probability=1.0)((video - mean) / std, KEYS[:6])
+    np.testing.assert_allclose((before - mean) / std, after, atol=1e-5)
 
 
 def test_an_example_depends_on_its_own_key_only():
-    video = jax.random.uniform(jax.random.key(1), (8, 2, 20, 20, 3))
-    run = jax.jit(functools.partial(erase, probability=0.5))
+    video = np.random.default_rng(0).random((8, 2, 20, 20, 3), np.float32)
+    run = jitted(erase, probability=0.5)
     whole = np.asarray(run(video, KEYS[:8]))
-    untouched = [bool((whole[i] == np.asarray(video[i])).all()) for i in range(8)]
+    untouched = [bool((whole[i] == video[i]).all()) for i in range(8)]
     assert any(untouched) and not all(untouched)
-    np.testing.assert_array_equal(run(video[3:], KEYS[3:8]), whole[3:])
-    sharding = NamedSharding(Mesh(np.array(jax.devices()), ("data",)), PartitionSpec("data"))
-    sharded = run(jax.device_put(video, sharding), jax.device_put(KEYS[:8], sharding))
-    np.testing.assert_array_equal(sharded, whole)
+    order = np.array([3, 0, 7, 1, 2, 6, 5, 4])
+    np.testing.assert_array_equal(run(video[order], KEYS[:8][order]), whole[order])
 
 
 @pytest.mark.parametrize(
