@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
+from data_pipelines.colour import CUT
+
 FILL = 128  # grey, the recipes' fill colour
 INTERPOLATIONS = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
 
@@ -52,9 +54,10 @@ def translation_y(share: float, height: int, width: int) -> np.ndarray:
 def warp(frames: Sequence[np.ndarray], matrix: np.ndarray, interpolation: str) -> list[np.ndarray]:
     """Applies one map to several frames of one shape.
 
-    Positions are rounded to 1/32 pixel, and levels to the nearest one where PIL cuts off: the mean
-    difference is half a level, and a few levels at sharp edges. A bit-exact kernel would cost
-    several times as much.
+    Translations have PIL's kernel and arithmetic. For the others OpenCV rounds positions to 1/32
+    pixel and levels to the nearest one where PIL cuts off, and its cubic kernel has a = -0.75 where
+    PIL's has -1: the mean difference is half a level, at sharp edges it is a few levels. A
+    bit-exact kernel would cost several times as much.
 
     Args:
       frames: (H, W, 3) uint8 each.
@@ -64,6 +67,8 @@ def warp(frames: Sequence[np.ndarray], matrix: np.ndarray, interpolation: str) -
       new arrays of the same shape.
     """
     height, width = frames[0].shape[:2]
+    if (matrix[:, :2] == np.eye(2)).all():
+        return [_translate(frame, matrix[:, 2], interpolation) for frame in frames]
     outside = _outside(matrix, height, width)
     shifted = matrix.copy()  # OpenCV counts from the centre of the first pixel
     shifted[:, 2] += matrix[:, :2].sum(axis=1) / 2 - 0.5
@@ -76,6 +81,39 @@ def warp(frames: Sequence[np.ndarray], matrix: np.ndarray, interpolation: str) -
         result.reshape(-1, 3)[outside] = FILL
         results.append(result)
     return results
+
+
+def _translate(frame: np.ndarray, shift: np.ndarray, interpolation: str) -> np.ndarray:
+    """Output pixel (x, y) comes from (x, y) + shift: one filter, then a move by whole pixels."""
+    kernels, moves = zip(*(_taps(part, interpolation) for part in shift), strict=True)
+    filtered = cv2.sepFilter2D(frame, -1, *kernels, delta=CUT, borderType=cv2.BORDER_REPLICATE)
+    result = np.full_like(frame, FILL)
+    to, source = [], []
+    for move, size in zip(moves[::-1], frame.shape, strict=False):
+        low, high = min(max(-move, 0), size), max(min(size - move, size), 0)
+        to.append(slice(low, high))
+        source.append(slice(low + move, high + move))
+    result[tuple(to)] = filtered[tuple(source)]
+    return result
+
+
+def _taps(shift: float, interpolation: str) -> tuple[np.ndarray, int]:
+    """Five weights about the nearest whole pixel of a shift, and that whole number."""
+    nearest, below = math.floor(shift + 0.5), math.floor(shift)
+    d = shift - below
+    if interpolation == "bilinear":
+        weights = [0, 1 - d, d, 0]
+    else:  # PIL's cubic, a = -1
+        weights = [
+            -d + 2 * d**2 - d**3,
+            1 - 2 * d**2 + d**3,
+            d + d**2 - d**3,
+            -(d**2) + d**3,
+        ]
+    kernel = np.zeros(5)
+    first = 1 + below - nearest  # the tap before `below`, counted from nearest - 2
+    kernel[first : first + 4] = weights
+    return kernel, nearest
 
 
 def _outside(matrix: np.ndarray, height: int, width: int) -> np.ndarray:
