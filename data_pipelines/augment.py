@@ -102,7 +102,8 @@ class TrainTransform:
             for key, frame in resized.items():
                 resized[key] = transforms.resize_short_side(frame, short, method)
             frames = [resized[id(frame)] for frame in frames]
-            return frames, transforms.random_box(*frames[0].shape[:2], size, rng)
+            height, width = frames[0].shape[:2]
+            return frames, transforms.random_box(height, width, size, rng)
         if self.crop == "center":
             return frames, transforms.center_box(height, width, min(height, width))
         return frames, (0, 0, height, width)

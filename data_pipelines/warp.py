@@ -72,14 +72,14 @@ def warp(frames: Sequence[np.ndarray], matrix: np.ndarray, interpolation: str) -
     outside = _outside(matrix, height, width)
     shifted = matrix.copy()  # OpenCV counts from the centre of the first pixel
     shifted[:, 2] += matrix[:, :2].sum(axis=1) / 2 - 0.5
+    grey = np.full_like(frames[0], FILL)
     flags = INTERPOLATIONS[interpolation] | cv2.WARP_INVERSE_MAP
     results = []
     for frame in frames:
         result = cv2.warpAffine(
             frame, shifted, (width, height), flags=flags, borderMode=cv2.BORDER_REPLICATE
         )
-        result.reshape(-1, 3)[outside] = FILL
-        results.append(result)
+        results.append(cv2.copyTo(grey, outside, result))
     return results
 
 
@@ -117,10 +117,10 @@ def _taps(shift: float, interpolation: str) -> tuple[np.ndarray, int]:
 
 
 def _outside(matrix: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Flat numbers of the output pixels whose centre comes from outside the frame."""
+    """(H, W) uint8, not 0 at the output pixels whose centre comes from outside the frame."""
     x, y = np.arange(width) + 0.5, np.arange(height)[:, None] + 0.5
     inside = np.ones((height, width), bool)
     for (a, b, c), size in zip(matrix, (width, height), strict=True):
         source = a * x + b * y + c
         inside &= (source >= 0) & (source < size)
-    return np.flatnonzero(~inside)
+    return (~inside).view(np.uint8)

@@ -14,8 +14,8 @@ from data_pipelines import colour, rand_augment, warp
 # Operation -> (largest difference in levels, mean difference, largest share of pixels more than
 # 2 levels off). The colour operations are PIL's level for level. So are translations, except where
 # the interpolated level is a whole number: PIL's sum falls just below some of them and is cut off.
-# In rotations and shears OpenCV rounds where PIL cuts off, which makes half a level of the mean; the
-# rest is the position rounded to 1/32 pixel and the cubic kernel (a = -0.75, PIL has -1).
+# In rotations and shears OpenCV rounds where PIL cuts off, which makes half a level of the mean;
+# the rest is the position rounded to 1/32 pixel and the cubic kernel (a = -0.75, PIL has -1).
 EXACT = (0, 0.0, 0.0)
 WHOLE = (1, 0.05, 0.0)
 BICUBIC = (12, 0.7, 0.03)
