@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 # Recorded in every checkpoint. Raise it when the same settings would give other pixels or another
 # order, so that a run refuses to continue on a stream that silently changed.
@@ -34,6 +35,25 @@ class ClipConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class AugmentConfig:
+    """Random changes of the pixels of a training clip, the same for all its frames (augment.py)."""
+
+    # timm's policy string, such as rand-m7-n4-mstd0.5-inc1; empty = no RandAugment.
+    rand_augment: str = ""
+    rand_augment_interpolation: str = "bicubic"  # bilinear | bicubic, of its geometric operations
+    area: Sequence[float] = (0.08, 1.0)  # crop=random_resized: share of the frame
+    ratio: Sequence[float] = (3 / 4, 4 / 3)  # crop=random_resized: width over height
+    short_side: Sequence[int] = (256, 320)  # crop=random: range of the short side before the cut
+    # transforms.py: area | bilinear | bicubic | pil_bilinear | pil_bicubic; empty takes what the
+    # reference does with this crop.
+    resize: str = ""
+    # Half widths of brightness, contrast, saturation and hue; 0 = off.
+    jitter: Sequence[float] = (0.0, 0.0, 0.0, 0.0)
+    # Half widths of shifts of hue (of 180), saturation and value, whole levels; 0 = off.
+    hsv_shift: Sequence[int] = (0, 0, 0)
+
+
+@dataclasses.dataclass(frozen=True)
 class DataConfig:
     """The training stream."""
 
@@ -42,7 +62,8 @@ class DataConfig:
     eval: str = ""  # default directory of the evaluators; empty: the same as `train`
     global_batch: int = 256  # examples per step over all hosts and devices
     clip: ClipConfig = ClipConfig()
-    crop: str = "multiscale"  # transforms.py: multiscale | random_resized | center
+    crop: str = "multiscale"  # augment.py: multiscale | random_resized | random | center | squash
+    augment: AugmentConfig = AugmentConfig()
     # "auto" flips left-right unless the data set says that this changes the label.
     flip: str = "off"  # off | on | auto
     seed: int = 0  # order and augmentation

@@ -23,7 +23,7 @@ import grain
 import numpy as np
 
 from data_pipelines import augment, sampling, schema, transforms
-from data_pipelines.config import STREAM_VERSION, ClipConfig, DataConfig, ViewConfig
+from data_pipelines.config import STREAM_VERSION, AugmentConfig, ClipConfig, DataConfig, ViewConfig
 from data_pipelines.dataset import Dataset, UnreadableRecordError, label_of, open_dataset
 from data_pipelines.prefetch import check_reader, iterate
 
@@ -97,6 +97,7 @@ class TrainStream(Iterator[Batch]):
             size=config.clip.size,
             crop=config.crop,
             flip=augment.resolve_flip(config.flip, self.dataset.manifest),
+            config=config.augment,
         )
         self.substitutions = 0
         order: Any = grain.MapDataset.range(len(self.dataset))
@@ -113,6 +114,8 @@ class TrainStream(Iterator[Batch]):
             # The order comes from a library: should a release draw it otherwise, we notice.
             "first": [int(order[i]) for i in range(min(16, len(self.dataset)))],
         }
+        if config.augment != AugmentConfig():  # checkpoints from before these settings go on
+            self.identity["augment"] = dataclasses.asdict(config.augment)
         examples = order.map_with_index(_TrainExample(self.dataset, config, self.transform))
         first = start_step * config.global_batch + process
         local = examples.slice(slice(first, None, processes))

@@ -2,12 +2,14 @@
 
 Every random choice comes from an explicit `numpy.random.Generator`, and is the same for all frames
 of a clip. Boxes are (y, x, height, width). Pixels stay uint8; normalising is the device's work.
+Nothing changes its input.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -18,6 +20,12 @@ Box = tuple[int, int, int, int]
 cv2.setNumThreads(0)
 
 MULTISCALE = (1.0, 0.875, 0.75, 0.66)
+
+# How pixels are resized. `bilinear` and `bicubic` take 2 or 4 neighbours per axis even when
+# shrinking, as OpenCV and torch do (bicubic a = -0.75). `area` averages when shrinking in both
+# directions and is bilinear otherwise: the fast stand-in for PIL's filters. The `pil_` methods are
+# those filters themselves, antialiased, for protocols that are to match level for level.
+RESIZE = ("area", "bilinear", "bicubic", "pil_bilinear", "pil_bicubic")
 
 
 def multiscale_sides(height: int, width: int, size: int) -> list[tuple[int, int]]:
@@ -69,6 +77,16 @@ def random_resized_crop(
     return (height - h) // 2, (width - w) // 2, h, w
 
 
+def random_box(height: int, width: int, size: int, rng: np.random.Generator) -> Box:
+    """A square box at a uniform position; `size` at most the shorter side."""
+    return int(rng.integers(height - size + 1)), int(rng.integers(width - size + 1)), size, size
+
+
+def jittered_side(sides: tuple[int, int], rng: np.random.Generator) -> int:
+    """A short side, uniform between the two ends, rounded (SlowFast's scale jitter)."""
+    return round(rng.uniform(*sides))
+
+
 def short_side_shape(height: int, width: int, short: int) -> tuple[int, int]:
     """(height, width) with the shorter side at `short`, the longer one truncated."""
     if height < width:
@@ -84,28 +102,78 @@ def crop_boxes(height: int, width: int, size: int, crops: int, rule: str = "even
     """`crops` square boxes along the longer side of a frame whose shorter side is `size`.
 
     Rules: `even` spaces them evenly and truncates (VideoMAE); `slowfast` rounds the middle one up
-    (UniFormerV2, three crops). One crop is the centre.
+    (UniFormerV2, three crops); `corners` takes the four corners, row by row, and the centre (five
+    crops). One crop is the centre.
     """
     if crops == 1:
         return [center_box(height, width, size)]
+    if rule == "corners" and crops == 5:
+        bottom, right = height - size, width - size
+        corners = [(y, x, size, size) for y in (0, bottom) for x in (0, right)]
+        return [*corners, center_box(height, width, size)]
     room = max(height, width) - size
     if rule == "even":
         starts = [int(i * (room / (crops - 1))) for i in range(crops)]
     elif rule == "slowfast" and crops == 3:
         starts = [0, math.ceil(room / 2), room]
     else:
-        raise ValueError(f"crop rule {rule!r} with {crops} crops; known: even, slowfast (3 crops)")
+        raise ValueError(
+            f"crop rule {rule!r} with {crops} crops; known: even, slowfast (3 crops), corners "
+            "(5 crops)"
+        )
     if height > width:
         return [(start, 0, size, size) for start in starts]
     return [(0, start, size, size) for start in starts]
 
 
-def resize_short_side(frame: np.ndarray, short: int) -> np.ndarray:
-    """(H, W, 3) uint8 with its shorter side at `short`, bilinear without antialiasing."""
+def resize(
+    frame: np.ndarray, height: int, width: int, method: str, out: np.ndarray | None = None
+) -> np.ndarray:
+    """(H, W, 3) uint8 -> (height, width, 3) uint8, both directions freely (a squash).
+
+    Args:
+      method: one of RESIZE.
+      out: written into if given, and returned.
+    """
+    if method.startswith("pil_"):
+        result = _pil_resize(frame, height, width, method)
+        if out is None:
+            return result
+        out[...] = result
+        return out
+    interpolation = _opencv(method, frame, height, width)
+    if out is not None and out.flags.c_contiguous:  # what OpenCV can write into
+        return cv2.resize(frame, (width, height), dst=out, interpolation=interpolation)
+    result = cv2.resize(frame, (width, height), interpolation=interpolation)
+    if out is None:
+        return result
+    out[...] = result
+    return out
+
+
+def _opencv(method: str, frame: np.ndarray, height: int, width: int) -> int:
+    if method == "area":
+        shrinking = frame.shape[0] > height and frame.shape[1] > width
+        return cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR
+    return {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}[method]
+
+
+def _pil_resize(frame: np.ndarray, height: int, width: int, method: str) -> np.ndarray:
+    from PIL import Image  # only the exact protocols need it
+
+    kernel: Any = {
+        "pil_bilinear": Image.Resampling.BILINEAR,
+        "pil_bicubic": Image.Resampling.BICUBIC,
+    }[method]
+    return np.asarray(Image.fromarray(frame).resize((width, height), kernel))
+
+
+def resize_short_side(frame: np.ndarray, short: int, method: str = "bilinear") -> np.ndarray:
+    """(H, W, 3) uint8 with its shorter side at `short`; the frame itself if it already is."""
     height, width = short_side_shape(frame.shape[0], frame.shape[1], short)
     if (height, width) == frame.shape[:2]:
         return frame
-    return cv2.resize(frame, (width, height), interpolation=cv2.INTER_LINEAR)
+    return resize(frame, height, width, method)
 
 
 def crop_resize(
@@ -113,16 +181,16 @@ def crop_resize(
     box: Box,
     size: int,
     *,
-    antialias: bool = True,
+    method: str = "area",
     flip: bool = False,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
     """Cuts `box` out of every frame and scales it to size x size.
 
     Args:
-      frames: (H, W, 3) uint8 each, all of one shape; the same object may appear several times.
-      antialias: average over source pixels when shrinking, as PIL does in pre-training; the
-        fine-tuning crop of the reference does not.
+      frames: (H, W, 3) uint8 each, all of one shape; the same object may appear several times and
+        is then resized once.
+      method: one of RESIZE.
       flip: mirror left-right.
       out: (T, size, size, 3) uint8 to write into.
 
@@ -130,16 +198,15 @@ def crop_resize(
       (T, size, size, 3) uint8.
     """
     y, x, height, width = box
-    shrinking = height > size and width > size
-    method = cv2.INTER_AREA if antialias and shrinking else cv2.INTER_LINEAR
     out = np.empty((len(frames), size, size, 3), np.uint8) if out is None else out
+    first: dict[int, int] = {}
     for i, frame in enumerate(frames):
-        if i and frame is frames[i - 1]:
-            out[i] = out[i - 1]
+        if (done := first.setdefault(id(frame), i)) != i:
+            out[i] = out[done]
             continue
         patch = frame[y : y + height, x : x + width]
         if flip:
-            out[i] = cv2.flip(cv2.resize(patch, (size, size), interpolation=method), 1)
+            out[i] = cv2.flip(resize(patch, size, size, method), 1)
         else:
-            cv2.resize(patch, (size, size), dst=out[i], interpolation=method)
+            resize(patch, size, size, method, out[i])
     return out

@@ -1,18 +1,22 @@
-"""Supervised classification with mixup, CutMix and label smoothing."""
+"""Supervised classification with random erasing, mixup, CutMix and label smoothing."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from internvideo_jax import masking
+from internvideo_jax.ops import erasing
 from internvideo_jax.ops.losses import smooth_labels, soft_cross_entropy
 from internvideo_jax.ops.mixup import mix_batch, mix_targets
 from internvideo_jax.ops.pixels import to_unit
 from internvideo_jax.types import Batch, Mean, Params
+
+ERASING = 0x45  # folded into the keys of random erasing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,9 +28,14 @@ class Classification:
     mixup: float = 0.8  # alpha; 0 = off
     cutmix: float = 1.0  # alpha; 0 = off
     switch: float = 0.5  # probability of CutMix when both are on
+    erasing: float = 0.0  # probability of random erasing per clip; 0 = off
+    erasing_mode: str = "pixel"  # ops/erasing.py: const | rand | pixel
+    erasing_area: Sequence[float] = (0.02, 1 / 3)  # share of the frame
+    erasing_ratio: Sequence[float] = (0.3, 1 / 0.3)  # height over width
 
     def check(self, config: Any) -> None:
         del config
+        erasing.check(self.erasing_mode, self.erasing, self.erasing_area, self.erasing_ratio)
 
     def loss(
         self, model: Any, params: Params, batch: Batch, key: jax.Array, step: jax.Array
@@ -39,6 +48,8 @@ class Classification:
         classes = model.config.classes
         video, label = batch["video"], batch["label"]
         keys = masking.example_keys(key, batch["position"])
+        if self.erasing > 0:
+            video = self.erase(video, keys, model.config)
         mixing = self.mixup > 0 or self.cutmix > 0
         if mixing:
             mix_key = jax.random.fold_in(jax.random.fold_in(key, step), batch["position"][0])
@@ -56,6 +67,21 @@ class Classification:
         if not mixing:
             metrics["accuracy"] = Mean.of(jnp.argmax(logits, axis=-1) == label)
         return Mean.of(soft_cross_entropy(logits, target)), metrics
+
+    def erase(self, video: jax.Array, keys: jax.Array, config: Any) -> jax.Array:
+        """Random erasing in the model's units: (B, T, H, W, 3) float, 0..1 but for the noise."""
+        # Apart from the draws of the model, which start from the same keys.
+        keys = jax.vmap(lambda key: jax.random.fold_in(key, ERASING))(keys)
+        return erasing.erase(
+            to_unit(video),
+            keys,
+            probability=self.erasing,
+            mode=self.erasing_mode,
+            area=self.erasing_area,
+            ratio=self.erasing_ratio,
+            mean=config.pixel_mean,
+            std=config.pixel_std,
+        )
 
     def flops(self, config: Any) -> float:
         """Model FLOPs of one training example: forward and twice that for the backward pass."""

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipelines.config import ClipConfig, DataConfig, ReaderConfig, ViewConfig
+from data_pipelines.config import AugmentConfig, ClipConfig, DataConfig, ReaderConfig, ViewConfig
 from data_pipelines.dataset import UnreadableRecordError
 from data_pipelines.pipeline import TrainStream, ViewPass
 from data_pipelines.records import read_index
@@ -124,11 +124,23 @@ def test_what_belongs_to_the_fingerprint(shards):
         {"clip": dataclasses.replace(CLIP, stride=1)},
         {"crop": "center"},
         {"split": "test"},
+        {"augment": AugmentConfig(rand_augment="rand-m7-n4")},
     ):
         assert TrainStream(config(shards, **change)).fingerprint != base.fingerprint, change
     reader = ReaderConfig(threads=5, workers=2, on_corrupt="substitute")
     assert TrainStream(config(shards, reader=reader)).fingerprint == base.fingerprint
+    assert "augment" not in base.identity  # or checkpoints from before it would be refused
     base.close()
+
+
+def test_augmentation_follows_the_position(shards, reference):
+    settings = AugmentConfig(rand_augment="rand-m7-n4-p1", jitter=(0.4, 0.4, 0.4, 0.1))
+    augmented = config(shards, augment=settings)
+    batches = take(TrainStream(augmented), 4)
+    assert (batches[0]["index"] == reference[0]["index"]).all()
+    assert (batches[0]["video"] != reference[0]["video"]).any()
+    workers = dataclasses.replace(augmented, reader=ReaderConfig(threads=1, workers=1))
+    assert same(take(TrainStream(workers, start_step=2), 2), batches[2:])
 
 
 @pytest.mark.parametrize(
@@ -251,7 +263,7 @@ def test_workers_end_with_their_parent(shards, tmp_path, moment):
     script = tmp_path / "read.py"
     script.write_text(f"""
 import time
-from data_pipelines.config import ClipConfig, DataConfig, ReaderConfig
+from data_pipelines.config import AugmentConfig, ClipConfig, DataConfig, ReaderConfig
 from data_pipelines.pipeline import TrainStream
 if __name__ == "__main__":
     stream = TrainStream(DataConfig(train={str(shards)!r}, global_batch=8,

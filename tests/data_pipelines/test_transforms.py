@@ -42,6 +42,15 @@ def test_crops_tile_the_longer_side():
     assert transforms.crop_boxes(20, 27, 20, 3) == [(0, 0, 20, 20), (0, 3, 20, 20), (0, 7, 20, 20)]
     assert transforms.crop_boxes(27, 20, 20, 3, "slowfast")[1] == (4, 0, 20, 20)
     assert transforms.crop_boxes(20, 27, 20, 1) == [(0, 4, 20, 20)]
+    assert [box[:2] for box in transforms.crop_boxes(30, 27, 20, 5, "corners")] == [
+        (0, 0),
+        (0, 7),
+        (10, 0),
+        (10, 7),
+        (5, 4),
+    ]
+    with pytest.raises(ValueError, match="crop rule 'corners' with 3 crops"):
+        transforms.crop_boxes(20, 27, 20, 3, "corners")
     with pytest.raises(ValueError, match="crop rule 'slowfast' with 2 crops"):
         transforms.crop_boxes(20, 27, 20, 2, "slowfast")
 
@@ -65,7 +74,7 @@ def test_shrinking_averages_unless_told_otherwise():
     stripes[:, ::2] = 200
     smooth = transforms.crop_resize([stripes], (0, 0, 32, 32), 16)
     assert (smooth == 100).all()
-    aliased = transforms.crop_resize([stripes], (0, 0, 32, 32), 12, antialias=False)
+    aliased = transforms.crop_resize([stripes], (0, 0, 32, 32), 12, method="bilinear")
     assert aliased.std() > 10
 
 
@@ -82,3 +91,30 @@ def test_resize_short_side():
     assert transforms.resize_short_side(frame, 20).shape == (20, 25, 3)
     assert transforms.resize_short_side(frame.transpose(1, 0, 2), 20).shape == (25, 20, 3)
     assert transforms.resize_short_side(frame, 40) is frame
+
+
+def test_jittered_sides_and_random_boxes_reach_both_ends():
+    rng = np.random.default_rng(0)
+    sides = {transforms.jittered_side((8, 10), rng) for _ in range(100)}
+    assert sides == {8, 9, 10}
+    boxes = {transforms.random_box(20, 21, 19, rng) for _ in range(100)}
+    assert boxes == {(y, x, 19, 19) for y in (0, 1) for x in (0, 1, 2)}
+
+
+@pytest.mark.parametrize("method", transforms.RESIZE)
+def test_resize_writes_into_the_row_it_is_given(method):
+    frame = clip(1)[0]
+    rows = np.zeros((2, 24, 16, 3), np.uint8)
+    result = transforms.resize(frame, 24, 16, method, rows[1])
+    assert np.shares_memory(result, rows) and not rows[0].any()
+    assert (rows[1] == transforms.resize(frame, 24, 16, method)).all()
+    strided = np.zeros((24, 32, 3), np.uint8)[:, ::2]
+    assert (transforms.resize(frame, 24, 16, method, strided) == rows[1]).all()
+
+
+@pytest.mark.parametrize("method", ["pil_bilinear", "pil_bicubic"])
+def test_pil_filters_average_when_shrinking(method):
+    stripes = np.zeros((32, 64, 3), np.uint8)
+    stripes[:, ::2] = 200
+    middle = transforms.resize(stripes, 16, 16, method)[:, 2:-2]
+    assert np.abs(middle.astype(int) - 100).max() <= 6

@@ -11,7 +11,7 @@ from internvideo_jax import masking
 from internvideo_jax.evaluators.metrics import merge_views, top_k
 from internvideo_jax.ops.losses import soft_cross_entropy
 from internvideo_jax.ops.mixup import cutmix_box, mix_box, mix_linear, mix_targets
-from internvideo_jax.ops.pixels import IMAGENET_MEAN, IMAGENET_STD, normalize
+from internvideo_jax.ops.pixels import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, normalize
 from internvideo_jax.optim.schedules import cosine, slowfast_cosine
 from tests.parity.cases import Case, adapter
 
@@ -212,3 +212,26 @@ def view_merging(case: Case) -> None:
         if how == "probability":
             case.close("video_prob", scores)
     case.close("u2_video_sum", merge_views(record, view, flat, "probability_sum")[1])
+
+
+@adapter("video_language", "preprocess")
+def preprocess(case: Case) -> None:
+    count, size = case.config["fnum"], case.config["size"]
+    rgb = case.io["rgb"]
+
+    # Zero-shot demo: every n//count-th frame, the whole frame squashed.
+    frames = list(rgb[:: len(rgb) // count][:count])
+    squashed = transforms.crop_resize(frames, (0, 0, *rgb.shape[1:3]), size, method="bilinear")
+    tube = normalize(jnp.asarray(squashed), IMAGENET_MEAN, IMAGENET_STD)
+    case.close("viclip_tube", np.asarray(tube).transpose(0, 3, 1, 2)[None])
+
+    # InternVideo1 multimodal: PIL's antialiased filter, then the centre.
+    short = case.config["mm_scale"]
+    resized = [transforms.resize_short_side(f, short, "pil_bilinear") for f in rgb[:count]]
+    box = transforms.center_box(*resized[0].shape[:2], size)
+    cropped = transforms.crop_resize(resized, box, size)
+    case.equal("mm_uint8_after_crop", cropped)
+    case.close(
+        "mm_clip",
+        np.asarray(normalize(jnp.asarray(cropped), CLIP_MEAN, CLIP_STD)).transpose(3, 0, 1, 2),
+    )

@@ -96,3 +96,51 @@ def test_accuracy_is_logged_only_where_labels_are_whole():
     _, plain = Classification(mixup=0.0, cutmix=0.0).loss(model, params, batch, key, step)
     _, mixed = Classification().loss(model, params, batch, key, step)
     assert set(plain) == {"accuracy"} and not mixed
+
+
+class Recorder:
+    """A model that keeps the clips it is shown."""
+
+    config = ClassifierConfig.of_size("tiny", classes=3, **SMALL)
+
+    def apply(self, params, video, keys):
+        del params, keys
+        self.video = video
+        return jnp.zeros((len(video), 3))
+
+
+def shown(**settings):
+    """A function from a batch to the clips that the model is shown."""
+    objective = Classification(**{"mixup": 0.0, "cutmix": 0.0, **settings})
+
+    @jax.jit
+    def run(batch):
+        recorder = Recorder()
+        objective.loss(recorder, {}, batch, jax.random.key(1), jnp.int32(0))
+        return recorder.video
+
+    return run
+
+
+def test_erasing_follows_positions_and_comes_before_mixing():
+    batch, settings = clips(8), {"erasing": 0.5, "erasing_mode": "const"}
+    plain = np.asarray(batch["video"]) / np.float32(255)
+    erase = shown(**settings)
+    erased = np.asarray(erase(batch))
+    changed = ~np.isclose(erased, plain, atol=1e-6)
+    assert 0 < changed.any(axis=(1, 2, 3, 4)).sum() < 8
+    mean = np.broadcast_to(np.float32(Recorder.config.pixel_mean), erased.shape)
+    np.testing.assert_allclose(erased[changed], mean[changed], atol=1e-6)
+    order = np.array([3, 0, 7, 1, 2, 6, 5, 4])
+    np.testing.assert_array_equal(erase(part(batch, order)), erased[order])
+    # Every pixel of a CutMix batch is one of the erased clips.
+    mixed = np.asarray(shown(cutmix=1.0, **settings)(batch))
+    assert (np.isclose(mixed, erased) | np.isclose(mixed, erased[::-1])).all()
+    assert not np.isclose(mixed, erased).all()
+
+
+def test_wrong_erasing_is_refused():
+    with pytest.raises(ValueError, match="erasing mode 'noise'"):
+        Classification(erasing_mode="noise").check(None)
+    with pytest.raises(ValueError, match="erasing probability"):
+        Classification(erasing=2.0).check(None)
