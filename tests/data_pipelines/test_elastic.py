@@ -6,7 +6,12 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import grain
 import numpy as np
@@ -298,8 +303,6 @@ def test_pixels_are_written_once(sets, monkeypatch):
 
 
 def test_no_more_batches_are_made_ahead_than_the_buffer_holds(sets, monkeypatch):
-    import time
-
     from data_pipelines import assemble
 
     made = []
@@ -314,3 +317,21 @@ def test_no_more_batches_are_made_ahead_than_the_buffer_holds(sets, monkeypatch)
         assert len(made) <= taken + 3
     stream.close()
     assert sorted(made) == list(range(len(made))) and len(made) >= 4
+
+
+def test_a_program_that_forgets_to_close_ends(sets):
+    code = f"""
+from data_pipelines.config import ClipConfig, DataConfig
+from data_pipelines.pipeline import TrainStream
+clip = ClipConfig(frames=2, stride=2, size=24)
+stream = TrainStream(DataConfig(train="{sets}/a", global_batch=8, clip=clip))
+print(next(stream)["video"].shape)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0 and done.stdout.strip() == "(8, 2, 24, 24, 3)", done.stderr

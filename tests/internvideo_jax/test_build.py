@@ -60,3 +60,8 @@ def test_pictures_need_a_model_that_takes_them(sets):
     text = f"a={sets}/a, p={sets}/p; media=image"
     with pytest.raises(ValueError, match="sets of media=image, config.model takes video only"):
         build(pretrain(text, image=ImageConfig(global_batch=4)))
+
+
+def test_captions_need_a_model_that_reads_them(sets):
+    with pytest.raises(ValueError, match="text = 'random', but config.model reads no text"):
+        build(pretrain(f"a={sets}/a", text="random"))
