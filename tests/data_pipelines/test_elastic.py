@@ -335,3 +335,26 @@ print(next(stream)["video"].shape)
         timeout=60,
     )
     assert done.returncode == 0 and done.stdout.strip() == "(8, 2, 24, 24, 3)", done.stderr
+
+
+def test_an_option_of_the_transform_belongs_to_the_identity_when_it_is_on(sets):
+    @dataclasses.dataclass(frozen=True)
+    class Blur:
+        radius: int = 0
+
+    @dataclasses.dataclass(frozen=True)
+    class Blurred(augment.TrainTransform):
+        blur: Blur = Blur()
+
+    stream = TrainStream(config(sets, "plain"))
+    stream.close()
+    (source,) = stream.sources
+    plain, off, on = (
+        dataclasses.replace(source, transform=transform).identity()
+        for transform in (
+            source.transform,
+            Blurred(24, "multiscale", False),
+            Blurred(24, "multiscale", False, Blur(3)),
+        )
+    )
+    assert plain == off and on == {**off, "blur": {"radius": 3}}
