@@ -132,7 +132,7 @@ class TrainStream(Iterator[Batch]):
                 f"{self.substitutions} unreadable records were substituted in this run, the limit "
                 f"config.data.reader.max_substitutions is "
                 f"{self.config.reader.max_substitutions}; find them with `python -m "
-                f"data_pipelines.ingest --verify --out {self.config.train}`"
+                f"data_pipelines verify {self.config.train}`"
             )
         return batch
 

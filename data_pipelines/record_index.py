@@ -149,8 +149,8 @@ def parse_index(data: bytes, path: str = "index") -> Index:
 
     def broken(problem: str) -> IndexFileError:
         return IndexFileError(
-            f"{path}: {problem}. Rebuild it: python -m data_pipelines.ingest --reindex "
-            f"--out {os.path.dirname(path) or '.'}"
+            f"{path}: {problem}. Rebuild it: python -m data_pipelines reindex "
+            f"{os.path.dirname(path) or '.'}"
         )
 
     if len(data) < _HEADER.size + CRC.size:

@@ -256,7 +256,7 @@ class RecordSource(Sequence[bytes]):
                 offset,
                 f"the shard has a record of {found} bytes here, the index says {length}",
                 "The index belongs to another version of the shard: copy both again, or rebuild "
-                "it with python -m data_pipelines.ingest --reindex",
+                f"it with python -m data_pipelines reindex {os.path.dirname(path) or '.'}",
             )
         data = _pread(file.fd, length, offset + LENGTH.size)
         footer = _pread(file.fd, CRC.size, offset + LENGTH.size + length)
@@ -328,7 +328,7 @@ def _check_size(shard: str, index: Index) -> None:
         raise IndexFileError(
             f"{shard}: the shard has {size} bytes, its index describes {index.shard_bytes}: one "
             "of them is truncated, older, or of another dataset. Copy both again, or rebuild the "
-            "index with python -m data_pipelines.ingest --reindex"
+            f"index with python -m data_pipelines reindex {os.path.dirname(shard) or '.'}"
         )
 
 

@@ -8,6 +8,5 @@
 ``work``      one shard: the unit of work, of restart and of failure
 ``pool``      processes for the shards (``worker``), and what to do when one dies
 ``run``       all of it, with ``lock``, ``losses`` and ``progress``
-``verify``    reading everything back
 ============  ===================================================================
 """

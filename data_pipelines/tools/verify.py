@@ -76,7 +76,7 @@ def verify(directory: str, workers: int, *, quiet: bool = False) -> tuple[list[s
     checks: dict[int, ShardCheck] = {}
     with Bar([task.shard.records for task in tasks], "record", quiet) as bar:
         outcomes = run_tasks(
-            "data_pipelines.ingest.verify:check", tasks, workers, on_progress=bar.progress
+            "data_pipelines.tools.verify:check", tasks, workers, on_progress=bar.progress
         )
         with contextlib.closing(outcomes):
             for outcome in outcomes:
@@ -191,7 +191,9 @@ def reindex(directory: str, say: Callable[[str], None]) -> int:
                 bad += 1
                 continue
             if crc != shard.index_crc:
-                say(f"{path}: the shard is not the one the manifest describes; run --verify")
+                say(f"{path}: the shard is not the one the manifest describes; run "
+                    f"python -m data_pipelines verify {directory}"
+                )
                 bad += 1
     return bad
 
