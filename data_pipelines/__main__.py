@@ -32,13 +32,13 @@ Say what a data set holds, and draw the clips a step of training or evaluation s
 
 Writes OUT.png, a contact sheet with one row per clip, and OUT.html, the same as a self-contained
 page with ids, labels, captions, positions and the shapes of the batch. The clips are the pixels
-the model gets, after sampling, cropping and flipping. A step that has more clips than --clips is
-thinned out evenly.
+the model gets, after sampling, cropping and flipping. Of a larger step
+--clips are shown.
 
 {_SETTINGS}
 examples:
   python -m data_pipelines inspect shards/
-  python -m data_pipelines inspect shards/ --step 1200 --config=configs/videomae/pretrain.py:size=base
+  python -m data_pipelines inspect shards/ --step 9 --config=configs/videomae/pretrain.py:size=base
   python -m data_pipelines inspect shards/ --config.data.crop=random_resized --config.data.flip=on
   python -m data_pipelines inspect shards/ --split test --views --segments 2 --crops 3
 """
@@ -110,7 +110,9 @@ def parser() -> argparse.ArgumentParser:
         "--clips", metavar="N", type=int, default=8, help="at most so many (default: %(default)s)"
     )
     inspect.add_argument(
-        "--views", action="store_true", help="show an evaluation pass instead of the training stream"
+        "--views",
+        action="store_true",
+        help="show an evaluation pass instead of the training stream",
     )
     inspect.add_argument(
         "--segments",

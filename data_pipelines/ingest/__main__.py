@@ -34,7 +34,8 @@ examples:
 
 Run the same command again after an interruption: finished shards are kept.
 `python -m data_pipelines verify shards/` reads everything back.
-Exit code: 0 good, 1 more than --max-bad rejected, 2 wrong use, 3 the run could not finish, 130 interrupted.
+Exit code: 0 good, 1 more than --max-bad rejected, 2 wrong use, 3 the run could not finish,
+130 interrupted.
 """
 
 

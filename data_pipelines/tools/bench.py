@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 
 import numpy as np
+import simplejpeg
 
 from data_pipelines import sampling
 from data_pipelines.config import DataConfig
@@ -45,8 +46,9 @@ def measure(config: DataConfig, seconds: float) -> Speed:
       FileNotFoundError, ValueError: as :class:`data_pipelines.pipeline.TrainStream`.
     """
     stream = TrainStream(config)
+    split = stream.dataset.manifest.split(config.split)
     try:
-        stages, bytes_per_clip, record_bytes, bare = _bare(stream, seconds)
+        stages, bytes_per_clip, bare = _bare(stream, seconds)
         per_core, per_second, through = _through(stream, seconds)
     finally:
         stream.close()
@@ -56,36 +58,41 @@ def measure(config: DataConfig, seconds: float) -> Speed:
         stream_per_second=per_second,
         stages=stages,
         bytes_per_clip=bytes_per_clip,
-        record_bytes=record_bytes,
+        record_bytes=sum(shard.bytes for shard in split.shards) / split.records,
         clips=(bare, through),
     )
 
 
-def _bare(stream: TrainStream, seconds: float) -> tuple[dict[str, float], float, float, int]:
-    """Seconds per clip and stage, bytes read per clip, bytes per record, clips."""
+def _bare(stream: TrainStream, seconds: float) -> tuple[dict[str, float], float, int]:
+    """Seconds per clip and stage, bytes read per clip, clips."""
     dataset, clip = stream.dataset, stream.config.clip
     draw = sampling.TRAIN[clip.sampling]
     spent = dict.fromkeys(STAGES, 0.0)
-    sizes, clips = 0, 0
-    before = dataset.source.bytes_read
+    clips = 0
     end = time.monotonic() + seconds
+    read = 0
     while time.monotonic() < end or not clips:
         rng = np.random.Generator(np.random.Philox(key=[stream.config.seed, clips]))
         index = int(rng.integers(len(dataset)))
-        times = [time.thread_time()]
+        before, began = dataset.source.bytes_read, time.thread_time()
         record = dataset.load(index)
-        times.append(time.thread_time())
         wanted = draw(len(record.frames), clip.frames, clip.stride, rng)
         frames = dataset.frames(index, record, wanted)
-        times.append(time.thread_time())
+        loaded = time.thread_time()
         stream.transform(frames, rng)
-        times.append(time.thread_time())
-        for stage, took in zip(STAGES, np.diff(times), strict=True):
-            spent[stage] += float(took)
-        sizes += sum(map(len, record.frames))
+        done = time.thread_time()
+        read += dataset.source.bytes_read - before
+        # Frames may be read when they are decoded: decoding again, from memory, tells them apart.
+        jpegs = [record.frames[int(number)] for number in np.unique(wanted)]
+        again = time.thread_time()
+        for jpeg in jpegs:
+            simplejpeg.decode_jpeg(jpeg, colorspace="RGB")
+        decoding = min(time.thread_time() - again, loaded - began)
+        spent["read"] += loaded - began - decoding
+        spent["decode"] += decoding
+        spent["crop"] += done - loaded
         clips += 1
-    read = dataset.source.bytes_read - before
-    return {s: t / clips for s, t in spent.items()}, read / clips, sizes / clips, clips
+    return {s: t / clips for s, t in spent.items()}, read / clips, clips
 
 
 def _through(stream: TrainStream, seconds: float) -> tuple[float, float, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -78,24 +79,19 @@ def train_page(config: DataConfig, step: int, clips: int) -> Page:
     Args:
       config: the training stream.
       step: any step number, 0 being the first.
-      clips: at most so many, evenly spaced over the batch.
+      clips: at most so many of the batch.
 
     Raises:
       ValueError: as :class:`data_pipelines.pipeline.TrainStream`, or a negative step.
     """
     if step < 0:
         raise ValueError(f"--step: found {step}, expected 0 or more")
-    # A host of many gets every n-th clip of the step; that is also how to see few of a large one.
-    shown = max(n for n in range(1, clips + 1) if config.global_batch % n == 0)
-    stream = TrainStream(
-        dataclasses.replace(config, reader=_one_ahead(config.reader)),
-        processes=config.global_batch // shown,
-        start_step=step,
-    )
+    stream = _part_of_a_step(config, step, clips)
     try:
         batch = next(stream)
     finally:
         stream.close()
+    shown = min(clips, len(batch["video"]))
     facts = [
         ("split", config.split),
         ("step", f"{step}: {shown} of {config.global_batch} clips"),
@@ -103,8 +99,23 @@ def train_page(config: DataConfig, step: int, clips: int) -> Page:
         *((f"stream {name}", str(value)) for name, value in stream.identity.items()),
         *_shapes(batch),
     ]
-    rows = [_row(stream.dataset, batch, i) for i in range(len(batch["video"]))]
+    rows = [_row(stream.dataset, batch, i) for i in range(shown)]
     return Page(f"{config.train}: training step {step}", facts, rows)
+
+
+def _part_of_a_step(config: DataConfig, step: int, clips: int) -> TrainStream:
+    """A stream that makes at most `clips` clips per step, or as few as the settings allow.
+
+    A step of thousands of clips is divided among hosts; being one of many is how to see few.
+    """
+    batch = config.global_batch
+    config = dataclasses.replace(config, reader=_one_ahead(config.reader))
+    for hosts in range(-(-batch // clips), batch + 1):
+        if batch % hosts == 0:
+            # Settings may ask for more than one example per host, such as several crops of a clip.
+            with contextlib.suppress(ValueError):
+                return TrainStream(config, processes=hosts, start_step=step)
+    return TrainStream(config, start_step=step)
 
 
 def view_page(config: DataConfig, step: int, clips: int, segments: int, crops: int) -> Page:
@@ -178,12 +189,14 @@ def _row(dataset: Dataset, batch: Mapping[str, np.ndarray], i: int) -> Row:
     try:
         record = dataset.load(index)
     except ValueError as error:  # a pass shows unreadable records as invalid
-        return Row(f"record {index}: unreadable", [("error", str(error)), *facts], batch["video"][i])
+        return Row(
+            f"record {index}: unreadable", [("error", str(error)), *facts], batch["video"][i]
+        )
     labels = ", ".join(record.label_names or _names(dataset.classes, record.labels))
-    title = f"{record.media_id or index} [{labels}]"
+    title = str(record.media_id or index) + (f" [{labels}]" if labels else "")
     known = [
         ("record", dataset.address(index, record)),
-        ("labels", labels),
+        *([("labels", labels)] if labels else []),
         *(("caption", caption) for caption in record.captions),
         ("stored", _stored(record)),
         *facts,

@@ -111,8 +111,10 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         return {key: _convert(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
     if origin is not None and issubclass(origin, Sequence) and isinstance(value, list | tuple):
         return tuple(_convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
-    if not isinstance(kind, type) or not isinstance(value, kind) or (
-        kind is int and isinstance(value, bool)
+    if (
+        not isinstance(kind, type)
+        or not isinstance(value, kind)
+        or (kind is int and isinstance(value, bool))
     ):
         name = getattr(kind, "__name__", kind)
         raise ValueError(f"{where}: found {value!r}, expected {name}")

@@ -67,9 +67,7 @@ def contact_sheet(page: Page) -> bytes:
         # OpenCV's fonts know ASCII only; the page shows all characters.
         plain = text.encode("ascii", "replace").decode()
         black = (0, 0, 0)
-        cv2.putText(
-            heading, plain, (2, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.4, black, 1, cv2.LINE_AA
-        )
+        cv2.putText(heading, plain, (2, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.4, black, 1, cv2.LINE_AA)
         wide = np.full((part.shape[0], width, 3), 255, np.uint8)
         wide[:, : part.shape[1]] = part
         parts += [heading, wide]

@@ -191,7 +191,8 @@ def reindex(directory: str, say: Callable[[str], None]) -> int:
                 bad += 1
                 continue
             if crc != shard.index_crc:
-                say(f"{path}: the shard is not the one the manifest describes; run "
+                say(
+                    f"{path}: the shard is not the one the manifest describes; run "
                     f"python -m data_pipelines verify {directory}"
                 )
                 bad += 1

@@ -11,8 +11,8 @@ import simplejpeg
 from data_pipelines import manifest, schema
 from data_pipelines.ingest.options import Options
 from data_pipelines.ingest.run import ingest
-from data_pipelines.tools.verify import reindex, verify
 from data_pipelines.records import ShardWriter, build_index, read_index, write_index
+from data_pipelines.tools.verify import reindex, verify
 
 from ..ingest.clips import make_video, picture
 

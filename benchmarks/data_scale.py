@@ -1,0 +1,150 @@
+"""Rate and memory over many files, many batches and many records. Needs Linux (/proc)."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from data_pipelines import manifest
+from data_pipelines.config import DataConfig
+from data_pipelines.pipeline import TrainStream
+from data_pipelines.record_index import ENTRY, write_index
+
+ROOT = Path(__file__).resolve().parents[1]
+SECONDS_PER_FILE = 2.0
+SHARD_RECORDS = 10_000
+RECORD_BYTES, RECORD_FRAMES = 6_000_000, 300  # ten seconds
+
+
+def resident(pid: int | str = "self") -> int:
+    """Bytes of memory a process holds now."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def _quarters(samples: Sequence[int]) -> tuple[int, int]:
+    """Medians of the second and of the last quarter; the first one is still filling up."""
+    quarter = max(1, len(samples) // 4)
+    return int(median(samples[quarter : 2 * quarter] or samples)), int(median(samples[-quarter:]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Ingested:
+    """What one ingest process took; memory in bytes."""
+
+    frames: int
+    cpu_seconds: float
+    peak: int
+    early: int
+    late: int
+
+
+def ingest_many(clips: Sequence[Path], files: int, out: Path) -> Ingested:
+    """Ingests the beginnings of `files` files, which are the clips under many names.
+
+    Raises:
+      RuntimeError: the ingest failed; with its message.
+    """
+    table = out.with_suffix(".csv")
+    links = out.with_suffix(".videos")
+    links.mkdir()
+    with open(table, "w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["path"])
+        for i in range(files):
+            link = links / f"{i:06d}{clips[i % len(clips)].suffix}"
+            link.symlink_to(clips[i % len(clips)].resolve())
+            rows.writerow([link])
+    command = [
+        *(sys.executable, "-m", "data_pipelines.ingest", "--quiet", "--workers", "0"),
+        *("--source", table, "--out", out, "--max-seconds", SECONDS_PER_FILE, "--shard-mb", 64),
+    ]
+    process = subprocess.Popen(
+        [str(part) for part in command], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    samples = []
+    while True:
+        pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+        if pid:
+            break
+        samples.append(resident(process.pid))
+        time.sleep(0.05)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        message = process.stderr.read().decode() if process.stderr else ""
+        raise RuntimeError(f"the ingest ended with code {process.returncode}: {message}")
+    early, late = _quarters(samples)
+    return Ingested(
+        frames=manifest.load(out).split("train").frames,
+        cpu_seconds=usage.ru_utime + usage.ru_stime,
+        peak=usage.ru_maxrss * 1024,
+        early=early,
+        late=late,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Use:
+    """Seconds until the stream stood, and memory of the process in bytes."""
+
+    seconds: float
+    peak: int
+    gained: int  # between before and after the stream was made
+    early: int
+    late: int
+
+
+def loader_memory(config: DataConfig, batches: int) -> Use:
+    """Takes batches as a training loop does, holding the last one."""
+    before, began = resident(), time.monotonic()
+    stream = TrainStream(config)
+    seconds = time.monotonic() - began
+    samples = []
+    held = None
+    for _ in range(batches):
+        held = next(stream)
+        samples.append(resident())
+    del held
+    stream.close()
+    early, late = _quarters(samples)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return Use(seconds, peak, max(samples) - before, early, late)
+
+
+def start(config: DataConfig) -> Use:
+    """Makes a stream and lets it stand."""
+    before, began = resident(), time.monotonic()
+    stream = TrainStream(config)
+    seconds, after = time.monotonic() - began, resident()
+    stream.close()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return Use(seconds, peak, after - before, after, after)
+
+
+def simulate(directory: Path, records: int) -> None:
+    """A data set of which only manifest and indexes are real; the shards are holes of that size."""
+    directory.mkdir()
+    shards = []
+    for number, first in enumerate(range(0, records, SHARD_RECORDS)):
+        count = min(SHARD_RECORDS, records - first)
+        name = f"simulated-train-{number:05d}.tfrecord"
+        size = count * (RECORD_BYTES + 16)
+        entries = np.zeros(count, ENTRY)
+        entries["offset"] = np.arange(count, dtype=np.uint64) * (RECORD_BYTES + 16)
+        entries["length"], entries["frames"] = RECORD_BYTES, RECORD_FRAMES
+        (directory / name).touch()
+        os.truncate(directory / name, size)
+        crc = write_index(directory / name, entries, size)
+        shards.append(manifest.ShardInfo(name, count, size, f"{number:064x}", crc))
+    split = manifest.SplitInfo(tuple(shards), records, records * RECORD_FRAMES, ())
+    found = manifest.Manifest(str(directory), "simulated", 1, (), False, {}, {"train": split})
+    manifest.save(found)
