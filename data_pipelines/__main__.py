@@ -271,7 +271,7 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _reindex(arguments: argparse.Namespace) -> int:
-    from data_pipelines.tools.verify import reindex
+    from data_pipelines.reindex import reindex
 
     bad = reindex(arguments.directory, say)
     print(f"{arguments.directory}: indexes rebuilt, {bad} shards with problems")

@@ -12,7 +12,8 @@ from data_pipelines import manifest, schema
 from data_pipelines.ingest.options import Options
 from data_pipelines.ingest.run import ingest
 from data_pipelines.records import ShardWriter, build_index, read_index, write_index
-from data_pipelines.tools.verify import reindex, verify
+from data_pipelines.reindex import reindex
+from data_pipelines.tools.verify import verify
 
 from ..ingest.clips import make_video, picture
 
