@@ -31,8 +31,14 @@ class TrainTransform:
         if self.crop not in CROPS:
             raise ValueError(f"unknown config.data.crop {self.crop!r}; known: {', '.join(CROPS)}")
 
-    def __call__(self, frames: Sequence[np.ndarray], rng: np.random.Generator) -> np.ndarray:
-        """T frames (H, W, 3) uint8 -> (T, size, size, 3) uint8."""
+    def __call__(
+        self,
+        frames: Sequence[np.ndarray],
+        rng: np.random.Generator,
+        *,
+        out: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """T frames (H, W, 3) uint8 -> (T, size, size, 3) uint8, written into `out` if given."""
         height, width = frames[0].shape[:2]
         if self.crop == "multiscale":
             box = transforms.multiscale_crop(height, width, self.size, rng)
@@ -42,7 +48,9 @@ class TrainTransform:
             box = transforms.center_box(height, width, min(height, width))
         flip = self.flip and bool(rng.random() < 0.5)
         antialias = self.crop != "random_resized"
-        return transforms.crop_resize(frames, box, self.size, antialias=antialias, flip=flip)
+        return transforms.crop_resize(
+            frames, box, self.size, antialias=antialias, flip=flip, out=out
+        )
 
 
 def resolve_flip(flip: str, manifest: Manifest) -> bool:

@@ -1,178 +1,245 @@
 """From records to batches: the endless training stream and the finite evaluation pass.
 
 The training stream is a pure function of (settings, position). Positions count examples over all
-hosts; step s of a run holds positions s * B to (s + 1) * B - 1, host h of n takes every n-th of
-them. So the step number alone is the data position of a checkpoint, on any number of hosts,
-threads or worker processes.
+hosts; step s of a run holds positions s * B to (s + 1) * B - 1, host h of n the h-th part of them
+(with media types of different batch sizes: the positions after those of all earlier steps). So the
+step number alone is the data position of a checkpoint, on any number of hosts, threads or worker
+processes, and the rows of a global batch are in the order of their positions on all of them.
 
-Order of operations (each reason was measured): shuffle and repeat act on record numbers, then every
-example is read, decoded and augmented by its position alone, then hosts take their slice, and
-batches are formed before anything becomes parallel. Nothing is filtered, ever: a dropped example
-would shift all later positions.
+Order of operations (each reason was measured): shuffle and repeat act on the record numbers of each
+set, mixing says which set has which place, then every example is read, decoded and augmented by its
+position alone, written to its row of the batch, and only whole batches are made in parallel.
+Nothing is filtered, ever: a dropped example would shift all later positions.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import grain
 import numpy as np
 
-from data_pipelines import augment, sampling, schema, transforms
+from data_pipelines import augment, identity, mixture, sampling, schema, transforms
+from data_pipelines.assemble import Batch, Source, Tokenize, TrainBatches, check_text
 from data_pipelines.config import STREAM_VERSION, ClipConfig, DataConfig, ViewConfig
 from data_pipelines.dataset import Dataset, UnreadableRecordError, label_of, open_dataset
-from data_pipelines.prefetch import check_reader, iterate
+from data_pipelines.prefetch import RowPool, check_reader, iterate
 
-Batch = dict[str, np.ndarray]
-Example = dict[str, Any]  # arrays and numpy scalars
-
-
-@dataclasses.dataclass(frozen=True)
-class _TrainExample:
-    """(position, record number) -> one training example. Picklable, for worker processes."""
-
-    dataset: Dataset
-    config: DataConfig
-    transform: augment.TrainTransform
-
-    def __call__(self, position: int, index: int) -> Example:
-        # Counter-based, so that neighbouring positions are independent without a long warm-up.
-        rng = np.random.Generator(np.random.Philox(key=[self.config.seed, position]))
-        index, record, frames, substituted = self._read(index, rng)
-        return {
-            "video": self.transform(frames, rng),
-            "label": label_of(record),
-            "index": np.int32(index),
-            "position": np.uint32(position & 0xFFFFFFFF),
-            "substituted": np.bool_(substituted),
-        }
-
-    def _read(
-        self, index: int, rng: np.random.Generator
-    ) -> tuple[int, schema.Record, list[np.ndarray], bool]:
-        """The record, or under `substitute` the next readable one in index order."""
-        clip, tries = self.config.clip, 0
-        while True:
-            try:
-                record = self.dataset.load(index)
-                sample = sampling.TRAIN[clip.sampling]
-                wanted = sample(len(record.frames), clip.frames, clip.stride, rng)
-                return index, record, self.dataset.frames(index, record, wanted), tries > 0
-            except UnreadableRecordError:
-                tries += 1
-                if self.config.reader.on_corrupt == "raise" or tries >= len(self.dataset):
-                    raise
-                index = (index + 1) % len(self.dataset)
+# Steps are numbers without an end; grain wants to know one.
+_ENDLESS = 2**62
 
 
 class TrainStream(Iterator[Batch]):
     """Batches of one process, endless, starting at any step.
 
+    A batch has `video` (b, T, H, W, 3) uint8, `label` (b,) int32, `index` (b,) int32, the record's
+    number in its set, and `position` (b,) uint32; in a mixture also `dataset` (b,) int32; with
+    config.text also `has_text` (b,) bool and either `text` (b, L) int32 from the tokeniser or,
+    without one, `caption` (b,) strings. b is the batch of the step's media type over `processes`.
+
     Args:
       config: what the stream is.
       process, processes: which of how many hosts this is.
       start_step: first step to deliver.
+      tokenize: n captions -> (n, L) int32. It must not depend on anything else; its attribute
+        `name`, or else its type's or its own name, is part of the stream's identity.
 
     Raises:
       ValueError: the settings contradict each other or the data set.
     """
 
     def __init__(
-        self, config: DataConfig, *, process: int = 0, processes: int = 1, start_step: int = 0
+        self,
+        config: DataConfig,
+        *,
+        process: int = 0,
+        processes: int = 1,
+        start_step: int = 0,
+        tokenize: Tokenize | None = None,
     ):
         _check_clip(config.clip, sampling.TRAIN)
         check_reader(config.reader)
-        if config.global_batch % processes:
-            raise ValueError(
-                f"config.data.global_batch = {config.global_batch} cannot be split evenly over "
-                f"{processes} processes"
-            )
+        check_text(config.text)
         self.config = config
-        self.dataset = open_dataset(config.train, config.split, check_crc=config.reader.check_crc)
-        self.transform = augment.TrainTransform(
-            size=config.clip.size,
-            crop=config.crop,
-            flip=augment.resolve_flip(config.flip, self.dataset.manifest),
+        opened = mixture.open_components(config)
+        self.classes, tables = mixture.join_classes(opened, config.merge_classes)
+        self.sources = tuple(
+            Source.of(number, *opened[number], tables[number], self.classes is not None, config)
+            for number in range(len(opened))
         )
+        self.plan = mixture.make_plan(
+            config, [source.component for source in self.sources], [len(s) for s in self.sources]
+        )
+        for group in self.plan.groups:
+            if group.batch % (processes * config.repeats):
+                raise ValueError(
+                    f"{_field(group.media)} = {group.batch} cannot be split evenly over "
+                    f"{processes} processes"
+                    + (f" x {config.repeats} repeats" if config.repeats > 1 else "")
+                )
         self.substitutions = 0
-        order: Any = grain.MapDataset.range(len(self.dataset))
-        order = order.seed(config.seed).shuffle().repeat(None)
-        self.identity = {
-            "records": self.dataset.manifest.fingerprint(config.split),
-            "split": config.split,
+        self.identity = self._identity(tokenize)
+        self._pool = RowPool(config.reader.threads)
+        make = TrainBatches(
+            config, self.sources, self.plan, process, processes, self._pool, tokenize
+        )
+        steps = grain.MapDataset.range(start_step, _ENDLESS)
+        self._batches = iterate(steps.map(make), config.reader)
+
+    def _identity(self, tokenize: Tokenize | None) -> dict[str, Any]:
+        config = self.config
+        shared = {
             "seed": config.seed,
             "global_batch": config.global_batch,
             "clip": dataclasses.asdict(config.clip),
-            "crop": self.transform.crop,
-            "flip": self.transform.flip,
             "version": STREAM_VERSION,
-            # The order comes from a library: should a release draw it otherwise, we notice.
-            "first": [int(order[i]) for i in range(min(16, len(self.dataset)))],
         }
-        examples = order.map_with_index(_TrainExample(self.dataset, config, self.transform))
-        first = start_step * config.global_batch + process
-        local = examples.slice(slice(first, None, processes))
-        self._batches = iterate(local, config.global_batch // processes, config.reader)
+        # What is off is not mentioned, so that streams without it keep their identity.
+        if config.repeats > 1:
+            shared["repeats"] = config.repeats
+        if config.text != "off":
+            shared["text"] = {"choice": config.text, "tokenizer": _name_of(tokenize)}
+        if not config.mixture:
+            (source,) = self.sources
+            # The order comes from a library: should a release draw it otherwise, we notice.
+            first = [source.record(i) for i in range(min(16, len(source)))]
+            return {**source.identity(), **shared, "first": first}
+        first = {}
+        for group in self.plan.groups:
+            places = [group.order.place(i) for i in range(16)]
+            first[group.media] = [
+                [group.members[part], self.sources[group.members[part]].record(k)]
+                for part, k in places
+            ]
+        sets = {
+            source.component.name: {
+                **source.identity(),
+                "dataset": source.number,
+                "media": source.component.media,
+            }
+            for source in self.sources
+        }
+        for group in self.plan.groups:
+            for part, member in enumerate(group.members):
+                sets[self.sources[member].component.name]["share"] = str(group.order.share(part))
+        media = {
+            group.media: {
+                "batch": group.batch,
+                "frames": group.clip.frames,
+                "size": group.clip.size,
+                "steps": str(self.plan.steps.share(i)),
+            }
+            for i, group in enumerate(self.plan.groups)
+        }
+        merge = config.merge_classes
+        return {**shared, "mixture": sets, "media": media, "merge_classes": merge, "first": first}
+
+    @property
+    def dataset(self) -> Dataset:
+        """The data set; of a mixture the first."""
+        return self.sources[0].dataset
+
+    @property
+    def transform(self) -> augment.TrainTransform:
+        """The transform; of a mixture that of the first set."""
+        return self.sources[0].transform
 
     @property
     def fingerprint(self) -> str:
         """Digest of everything that decides which pixels come at which position."""
-        text = json.dumps(self.identity, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return identity.digest(self.identity)
+
+    def seen(self, step: int) -> dict[str, float]:
+        """What the first `step` steps of all hosts hold of each set of a mixture.
+
+        Returns:
+          `data/NAME/share` of the examples and `data/NAME/epochs` over the set; empty without a
+          mixture.
+        """
+        if not self.config.mixture:
+            return {}
+        draws, values = self.plan.draws(step), {}
+        for source, count in zip(self.sources, draws, strict=True):
+            name = source.component.name
+            values[f"data/{name}/share"] = count / max(sum(draws), 1)
+            values[f"data/{name}/epochs"] = count / (len(source) * self.config.repeats)
+        return values
 
     def __next__(self) -> Batch:
         batch = next(self._batches)
-        self.substitutions += int(batch.pop("substituted").sum())
+        self.substitutions += int(batch.pop("substituted"))
         if self.substitutions > self.config.reader.max_substitutions:
+            places = " or ".join(source.component.directory for source in self.sources)
             raise RuntimeError(
                 f"{self.substitutions} unreadable records were substituted in this run, the limit "
                 f"config.data.reader.max_substitutions is "
                 f"{self.config.reader.max_substitutions}; find them with `python -m "
-                f"data_pipelines verify {self.config.train}`"
+                f"data_pipelines verify {places}`"
             )
         return batch
 
     def close(self) -> None:
         """Stops the reading threads and worker processes."""
         self._batches.close()
+        self._pool.close()
+
+
+def _field(media: str) -> str:
+    return "config.data.image.global_batch" if media == "image" else "config.data.global_batch"
+
+
+def _name_of(tokenize: Tokenize | None) -> str:
+    if tokenize is None:
+        return ""
+    name = getattr(tokenize, "name", "") or getattr(tokenize, "__qualname__", "")
+    return str(name or type(tokenize).__qualname__)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Views:
-    """Place in the pass -> all views of one record. Picklable, for worker processes."""
+class _ViewBatches:
+    """Step -> all views of this process's records. Picklable, for worker processes."""
 
     dataset: Dataset
     config: ViewConfig
+    process: int
+    processes: int
+    pool: RowPool
 
-    def __call__(self, place: int) -> Example:
+    def __call__(self, step: int) -> Batch:
         config, clip = self.config, self.config.clip
-        index = min(place, len(self.dataset) - 1)
-        valid, unreadable = place < len(self.dataset), False
-        count = config.segments * config.crops
-        try:
-            record = self.dataset.load(index)
-            video = self._views(index, record)
-            label = label_of(record)
-        except UnreadableRecordError:
-            if config.reader.on_corrupt == "raise":
-                raise
-            shape = (count, clip.frames, clip.size, clip.size, 3)
-            video, label = np.zeros(shape, np.uint8), np.int32(-1)
-            valid, unreadable = False, valid
+        count, size = config.segments * config.crops, clip.size
+        first = step * config.batch + self.process
+        places = range(first, (step + 1) * config.batch, self.processes)
+        # All rows are written below, straight from the decoder's frames.
+        video = np.empty((len(places), count, clip.frames, size, size, 3), np.uint8)
+        rows = self.pool.map(lambda row: self._fill(places[row], video[row]), range(len(places)))
+        index, label, valid, unreadable = zip(*rows, strict=True)
         return {
-            "video": video,
-            "label": np.full(count, label, np.int32),
-            "index": np.full(count, index, np.int32),
-            "view": np.arange(count, dtype=np.int32),
-            "valid": np.full(count, valid),
-            "unreadable": np.bool_(unreadable),
+            "video": video.reshape(-1, *video.shape[2:]),
+            "label": np.repeat(np.array(label, np.int32), count),
+            "index": np.repeat(np.array(index, np.int32), count),
+            "view": np.tile(np.arange(count, dtype=np.int32), len(places)),
+            "valid": np.repeat(np.array(valid), count),
+            "unreadable": np.array(sum(unreadable), np.int32),
         }
 
-    def _views(self, index: int, record: schema.Record) -> np.ndarray:
+    def _fill(self, place: int, out: np.ndarray) -> tuple[int, int, bool, bool]:
+        """Writes (segments * crops, T, H, W, 3); returns (index, label, valid, unreadable)."""
+        index = min(place, len(self.dataset) - 1)
+        valid = place < len(self.dataset)
+        try:
+            record = self.dataset.load(index)
+            self._views(index, record, out)
+            return index, int(label_of(record)), valid, False
+        except UnreadableRecordError:
+            if self.config.reader.on_corrupt == "raise":
+                raise
+            out[:] = 0
+            return index, -1, False, valid
+
+    def _views(self, index: int, record: schema.Record, out: np.ndarray) -> None:
         """(segments * crops, T, H, W, 3) uint8, segment-major."""
         config, clip = self.config, self.config.clip
         wanted = sampling.VIEWS[clip.sampling](
@@ -185,13 +252,11 @@ class _Views:
                 resized[int(number)] = transforms.resize_short_side(frame, clip.size)
         shape = resized[int(wanted[0, 0])].shape
         boxes = transforms.crop_boxes(shape[0], shape[1], clip.size, config.crops)
-        out = np.empty((len(wanted) * len(boxes), clip.frames, clip.size, clip.size, 3), np.uint8)
         for segment, numbers in enumerate(wanted):
             pictures = [resized[int(number)] for number in numbers]
             for crop, box in enumerate(boxes):
                 row = out[segment * len(boxes) + crop]
                 transforms.crop_resize(pictures, box, clip.size, out=row)
-        return out
 
 
 class ViewPass(Iterator[Batch]):
@@ -222,21 +287,22 @@ class ViewPass(Iterator[Batch]):
         self.dataset = open_dataset(directory, split, check_crc=config.reader.check_crc)
         self.steps = -(-len(self.dataset) // config.batch)
         self.skipped = 0
-        places = grain.MapDataset.range(self.steps * config.batch)
-        local = places.slice(slice(process, None, processes)).map(_Views(self.dataset, config))
-        self._batches = iterate(local, config.batch // processes, config.reader)
+        self._pool = RowPool(config.reader.threads)
+        make = _ViewBatches(self.dataset, config, process, processes, self._pool)
+        self._batches = iterate(grain.MapDataset.range(self.steps).map(make), config.reader)
 
     def __len__(self) -> int:
         return self.steps
 
     def __next__(self) -> Batch:
         batch = next(self._batches)
-        self.skipped += int(batch.pop("unreadable").sum())
-        return {name: rows.reshape(-1, *rows.shape[2:]) for name, rows in batch.items()}
+        self.skipped += int(batch.pop("unreadable"))
+        return batch
 
     def close(self) -> None:
         """Stops the reading threads and worker processes."""
         self._batches.close()
+        self._pool.close()
 
 
 def _check_clip(clip: ClipConfig, known: dict[str, Callable[..., Any]]) -> None:

@@ -6,12 +6,17 @@ import functools
 import os
 import threading
 import time
-from typing import Any
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import grain
 from absl import flags
 
 from data_pipelines.config import ReaderConfig
+
+Item = TypeVar("Item")
+Row = TypeVar("Row")
 
 CORRUPT_POLICIES = ("raise", "substitute")
 
@@ -26,12 +31,40 @@ def check_reader(reader: ReaderConfig) -> None:
         raise ValueError(f"reader needs threads >= 1, buffer >= 1, workers >= 0; found {reader}")
 
 
-def iterate(examples: Any, batch: int, reader: ReaderConfig) -> Any:
-    """A parallel iterator over full batches of a MapDataset."""
-    batches = examples.batch(batch, drop_remainder=True)
-    # The default buffer of 500 elements would be 500 batches.
+class RowPool:
+    """Threads that fill the rows of batches; only their number travels to worker processes."""
+
+    def __init__(self, threads: int):
+        self.threads = threads
+        self._lock = threading.Lock()
+        self._executor: ThreadPoolExecutor | None = None
+
+    def __getstate__(self) -> int:
+        return self.threads
+
+    def __setstate__(self, threads: int) -> None:
+        RowPool.__init__(self, threads)
+
+    def map(self, function: Callable[[Item], Row], items: Iterable[Item]) -> list[Row]:
+        """Results in the order of the items; raises the error of the first that failed."""
+        with self._lock:
+            if self._executor is None:
+                self._executor = ThreadPoolExecutor(self.threads, thread_name_prefix="rows")
+        return list(self._executor.map(function, items))
+
+    def close(self) -> None:
+        """Ends the threads; what waits is dropped."""
+        with self._lock:
+            if self._executor is not None:
+                self._executor.shutdown(wait=False, cancel_futures=True)
+
+
+def iterate(batches: Any, reader: ReaderConfig) -> Any:
+    """An iterator over a MapDataset whose elements are whole batches, made ahead."""
+    # The elements that grain counts are batches here: its default buffer would hold 500 of them.
+    # Two at a time, so that the threads of the rows never wait for the end of a batch.
     options = grain.ReadOptions(
-        num_threads=reader.threads, prefetch_buffer_size=max(reader.threads, reader.buffer)
+        num_threads=min(2, reader.buffer), prefetch_buffer_size=reader.buffer
     )
     stream = batches.to_iter_dataset(options)
     if reader.workers > 0:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from jax.sharding import Mesh
 
-from data_pipelines.dataset import open_dataset
-from internvideo_jax.config import TrainConfig, total_steps, warmup_steps
+from data_pipelines import mixture
+from internvideo_jax.config import Records, TrainConfig, total_steps, warmup_steps
 from internvideo_jax.optim.factory import Optimizer, make_optimizer
 from internvideo_jax.optim.schedules import cosine
 from internvideo_jax.parallel.mesh import check_batch, make_mesh
@@ -36,28 +37,28 @@ class Run:
         return self.objective.flops(self.config.model)
 
 
-def build(config: TrainConfig, records: int | None = None, classes: int = 0) -> Run:
+def build(config: TrainConfig, records: Records | None = None, classes: int = 0) -> Run:
     """Builds the pieces of a run.
 
     Args:
-      records, classes: of the training split; by default read from config.data.train.
+      records, classes: of the training split; by default read from config.data.
 
     Raises:
       ValueError: settings that contradict each other, the data or the devices.
     """
     if records is None:
-        dataset = open_dataset(config.data.train, config.data.split)
-        records, classes = len(dataset), len(dataset.classes)
+        records, classes = read_data(config)
+    per_media = {"video": records} if isinstance(records, int) else records
     config = with_classes(config, classes)
     mesh = make_mesh(config.mesh)
     batch, optim = config.data.global_batch, config.optim
     check_batch(mesh, batch, "config.data.global_batch", optim.accumulate)
+    if "image" in per_media:
+        images = config.data.batch_of("image")
+        check_batch(mesh, images, "config.data.image.global_batch", optim.accumulate)
     clip = config.data.clip
-    if (clip.frames, clip.size) != (config.model.frames, config.model.size):
-        raise ValueError(
-            f"config.data.clip gives {clip.frames} frames of {clip.size} pixels, config.model "
-            f"takes {config.model.frames} frames of {config.model.size}"
-        )
+    for media in per_media:
+        check_clip(config, media)
     model = config.model.model()
     config.objective.check(config.model)
 
@@ -70,12 +71,51 @@ def build(config: TrainConfig, records: int | None = None, classes: int = 0) -> 
         [
             parameter_table(model.shapes(), plan.shardings.params),
             memory_estimate(plan.shapes, plan.shardings, batch * clip.frames * clip.size**2 * 3),
-            f"mesh {dict(mesh.shape)} of {mesh.devices.flat[0].device_kind}; {records} clips; "
+            f"mesh {dict(mesh.shape)} of {mesh.devices.flat[0].device_kind}; "
+            f"{sum(per_media.values())} clips; "
             f"{steps} steps of {batch} clips; learning rate {optim.lr:g} x {scale:g} = "
             f"{optim.lr * scale:g} after {warmup} steps of warm-up",
         ]
     )
-    return Run(config, mesh, model, config.objective, optimizer, plan, records, steps, summary)
+    total = sum(per_media.values())
+    return Run(config, mesh, model, config.objective, optimizer, plan, total, steps, summary)
+
+
+def read_data(config: TrainConfig) -> tuple[Mapping[str, int], int]:
+    """Records of each media type and the number of classes of the training data.
+
+    Raises:
+      ValueError: the model learns classes, and the sets of a mixture have different ones.
+    """
+    opened = mixture.open_components(config.data)
+    classes, _ = mixture.join_classes(opened, config.data.merge_classes)
+    if classes is None and hasattr(config.model, "classes"):
+        lists = ", ".join(f"{part.name} {len(dataset.classes)}" for part, dataset in opened)
+        raise ValueError(
+            f"the sets of config.data.mixture have different class lists ({lists} classes); join "
+            "them with --config.data.merge_classes=name (the same name is the same class) or "
+            "=offset (classes of different sets stay apart), or train without labels"
+        )
+    parts, records = [part for part, _ in opened], [len(dataset) for _, dataset in opened]
+    plan = mixture.make_plan(config.data, parts, records)
+    return plan.media_records(), len(classes or ())
+
+
+def check_clip(config: TrainConfig, media: str) -> None:
+    """ValueError where the model does not take the clips of a media type."""
+    clip, model = config.data.clip_of(media), config.model
+    takes = getattr(model, "media", ("video",))
+    if media not in takes:
+        raise ValueError(
+            f"config.data.mixture has sets of media={media}, config.model takes "
+            f"{', '.join(takes)} only"
+        )
+    frames = 1 if media == "image" else model.frames
+    if (clip.frames, clip.size) != (frames, model.size):
+        raise ValueError(
+            f"config.data.clip gives {clip.frames} frames of {clip.size} pixels, config.model "
+            f"takes {frames} frames of {model.size}"
+        )
 
 
 def with_classes(config: TrainConfig, classes: int) -> TrainConfig:

@@ -40,7 +40,8 @@ class OptimConfig:
     lr: float = 1.5e-4
     min_lr: float = 1e-5
     # Learning rates are given for this many examples per step and scaled linearly with
-    # data.global_batch; 0 takes them as they are.
+    # data.global_batch, which counts every repeat of a clip (as InternVideo2 does; the VideoMAE
+    # recipes count videos: there it is 256 x data.repeats); 0 takes them as they are.
     lr_batch: int = 256
     warmup_epochs: float = 0.0
     warmup_steps: int = 0  # wins over warmup_epochs when positive
@@ -181,8 +182,11 @@ def _convert(hint: Any, found: Any, where: str) -> Any:
     return found
 
 
-def total_steps(config: TrainConfig, records: int) -> int:
-    """Number of optimizer steps of the run. An epoch is `records // global_batch` steps.
+Records = int | Mapping[str, int]  # of the training data: one number, or one per media type
+
+
+def total_steps(config: TrainConfig, records: Records) -> int:
+    """Number of optimizer steps of the run. An epoch is as many as `steps_per_epoch` says.
 
     Raises:
       ValueError: neither or both of steps and epochs given, or an epoch without a single step.
@@ -195,19 +199,25 @@ def total_steps(config: TrainConfig, records: int) -> int:
     return config.steps or round(config.epochs * steps_per_epoch(config, records))
 
 
-def steps_per_epoch(config: TrainConfig, records: int) -> int:
-    """Full batches in one pass over `records` records."""
-    steps = records // config.data.global_batch
-    if steps == 0:
-        raise ValueError(
-            f"the training split has {records} records, fewer than one batch "
-            f"(config.data.global_batch = {config.data.global_batch}); lower the batch size or "
-            "give the length as config.steps"
-        )
+def steps_per_epoch(config: TrainConfig, records: Records) -> int:
+    """Full batches in one pass over all records, each giving `data.repeats` examples.
+
+    Media types are counted apart, as a batch holds one of them.
+    """
+    data, steps = config.data, 0
+    for media, count in ({"video": records} if isinstance(records, int) else records).items():
+        full = count * data.repeats // data.batch_of(media)
+        if full == 0:
+            raise ValueError(
+                f"the training split has {count} records, fewer than one batch "
+                f"(config.data.global_batch = {data.batch_of(media)}); lower the batch size or "
+                "give the length as config.steps"
+            )
+        steps += full
     return steps
 
 
-def warmup_steps(config: TrainConfig, records: int) -> int:
+def warmup_steps(config: TrainConfig, records: Records) -> int:
     """Steps of the linear warm-up."""
     if config.optim.warmup_steps > 0 or config.optim.warmup_epochs == 0:
         return config.optim.warmup_steps

@@ -83,7 +83,7 @@ def train(config: TrainConfig, workdir: Path) -> int:
     if multihost.is_main():
         write_json(workdir / "run.json", provenance)
     writer = MetricWriter(workdir, resume_step=start, tensorboard=config.log.tensorboard)
-    progress = Progress(run.steps, config.data.global_batch, run.flops)
+    progress = Progress(run.steps, stream.plan.mean_batch(), run.flops)
     train_step = make_train_step(run)
     sharding = batch_sharding(run.mesh)
     in_flight: collections.deque[Any] = collections.deque()
@@ -110,10 +110,8 @@ def train(config: TrainConfig, workdir: Path) -> int:
                 say(progress.line(step, values, perf))
                 # The extra line after a restart is not written: no uninterrupted run has it.
                 if regular:
-                    writer.metrics(
-                        step,
-                        {**values, "clips_seen": step * len(batch["index"]) * jax.process_count()},
-                    )
+                    seen = {"clips_seen": stream.plan.examples(step), **stream.seen(step)}
+                    writer.metrics(step, {**values, **seen})
                     writer.perf(step, {**perf, "perf/substituted": stream.substitutions})
 
             due = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from data_pipelines.identity import differences, digest
 from internvideo_jax.checkpoint.metadata import describe_tree, first_difference
 from internvideo_jax.config import CheckpointConfig
 from internvideo_jax.types import TrainState
@@ -114,17 +114,13 @@ class Checkpoints:
     def check_data(self, step: int, identity: dict[str, Any]) -> None:
         """ValueError unless the checkpoint's data stream is the one described by `identity`."""
         stored = self.meta(step).get("data", {})
-        here = json.loads(json.dumps(identity))
-        if stored == here or self._accept_new_data:
+        lines = differences(identity, stored)
+        if not lines or self._accept_new_data:
             return
-        lines = [
-            f"  {key}: found {here.get(key)!r}, the checkpoint has {stored.get(key)!r}"
-            for key in sorted(stored.keys() | here.keys())
-            if stored.get(key) != here.get(key)
-        ]
         raise ValueError(
             f"the data stream is not the one of {self.folder}/{step}:\n"
-            + "\n".join(lines)
+            f"  fingerprint: found {digest(identity)}, the checkpoint has {digest(stored)}\n"
+            + "\n".join(f"  {line}" for line in lines)
             + "\nGive the same data and settings, or another --workdir; "
             "--config.checkpoint.accept_new_data goes on with the changed stream"
         )

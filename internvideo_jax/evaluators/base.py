@@ -89,6 +89,11 @@ class EvalContext:
         rows = views.batch * views.segments * views.crops
         check_batch(self.mesh, rows, "evaluation batch x segments x crops")
         directory = source.data or self.data.eval or self.data.train
+        if not directory and self.data.mixture:
+            raise ValueError(
+                "the run trains on a mixture, so its evaluators need a directory of their own: "
+                "pass --config.data.eval=DIR"
+            )
         split = source.split or default_split(directory)
         stream = ViewPass(
             directory,

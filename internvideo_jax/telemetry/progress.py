@@ -37,11 +37,11 @@ class Progress:
 
     Args:
       total: steps of the run.
-      batch: examples per step over all hosts.
+      batch: examples per step over all hosts, on average.
       flops: model FLOPs of one training example.
     """
 
-    def __init__(self, total: int, batch: int, flops: float):
+    def __init__(self, total: int, batch: float, flops: float):
         self.total, self.batch, self.flops = total, batch, flops
         self._peak = peak_flops()
         self._waited = 0.0

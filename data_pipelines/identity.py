@@ -1,0 +1,36 @@
+"""What identifies a data stream, and how two of them differ."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+
+def digest(identity: Mapping[str, Any]) -> str:
+    """Digest of everything that decides which pixels come at which position."""
+    text = json.dumps(identity, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def differences(found: Mapping[str, Any], stored: Mapping[str, Any]) -> list[str]:
+    """One line per differing field, nested ones as `mixture.k400.weight`; empty when alike."""
+    here, there = _flat(found), _flat(stored)
+    return [
+        f"{key}: found {here.get(key, 'nothing')!r}, the checkpoint has "
+        f"{there.get(key, 'nothing')!r}"
+        for key in sorted(here.keys() | there.keys())
+        if here.get(key) != there.get(key)
+    ]
+
+
+def _flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in fields.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            # As JSON has it, so that a stored list equals a tuple.
+            flat[f"{prefix}{key}"] = json.loads(json.dumps(value))
+    return flat
