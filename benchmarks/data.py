@@ -90,9 +90,8 @@ class Bench:
                 clip=CLIP,
                 crop="random_resized",
                 flip="on",
+                repeats=repeats,
             )
-            if repeats > 1:
-                config = dataclasses.replace(config, repeats=repeats)
             self._streams[clip, repeats] = TrainStream(config)
         return self._streams[clip, repeats]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.error import FFmpegError
 
 from data_pipelines import sampling, transforms
 from data_pipelines.config import ClipConfig
@@ -49,10 +50,10 @@ def shape_of(path: Path) -> tuple[int, int, int] | None:
     try:
         with av.open(str(path)) as container:
             stream = container.streams.best("video")
-            if stream is None:
+            if not isinstance(stream, av.VideoStream):
                 return None
             return stream.width, stream.height, stream.frames
-    except (av.error.FFmpegError, OSError, UnicodeError):
+    except (FFmpegError, OSError, UnicodeError):
         return None
 
 

@@ -24,16 +24,19 @@ Exit code: 0 good, 1 a fault was found, 2 wrong use, 3 the run could not finish,
 _SETTINGS = """\
 The stream is described as for training: --config names a recipe, of which only the data section
 is used, and every field can be set with --config.data.FIELD=VALUE. Without a recipe the fields
-have the defaults of data_pipelines.config.DataConfig.
+have the defaults of data_pipelines.config.DataConfig. Without DIR the recipe or the fields name the
+data, for example a mixture.
 """
+
+_STREAMS = ("inspect", "bench")
 
 _INSPECT = f"""\
 Say what a data set holds, and draw the clips a step of training or evaluation shows.
 
 Writes OUT.png, a contact sheet with one row per clip, and OUT.html, the same as a self-contained
 page with ids, labels, captions, positions and the shapes of the batch. The clips are the pixels
-the model gets, after sampling, cropping and flipping. Of a larger step
---clips are shown.
+the model gets, after sampling, cropping and flipping. Of a larger step the
+first --clips are shown.
 
 {_SETTINGS}
 examples:
@@ -98,7 +101,10 @@ def parser() -> argparse.ArgumentParser:
             epilog=_EPILOG,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        command.add_argument("directory", metavar="DIR", help="directory with the shards")
+        places = "?" if name in _STREAMS else None
+        command.add_argument(
+            "directory", metavar="DIR", nargs=places, help="directory with the shards"
+        )
         return command
 
     inspect = add("inspect", "what a data set holds and what the model sees of it", _INSPECT)
@@ -196,6 +202,11 @@ def parser() -> argparse.ArgumentParser:
     adopt.add_argument(
         "--classes", metavar="FILE", help="class names, JSON or one per line, in index order"
     )
+    adopt.add_argument(
+        "--flip-changes-label",
+        action="store_true",
+        help="left and right matter to the labels: training will not mirror",
+    )
     return result
 
 
@@ -247,6 +258,8 @@ def _inspect(arguments: argparse.Namespace) -> int:
     for text in inspect.summary(config, arguments.sample):
         print(text)
     if arguments.views:
+        if not config.train:
+            raise ValueError("--views shows one data set, found none or a mixture; give its DIR")
         page = inspect.view_page(
             config, arguments.step, arguments.clips, arguments.segments, arguments.crops
         )
@@ -319,7 +332,13 @@ def _adopt(arguments: argparse.Namespace) -> int:
             raise ValueError(f"--split: {name!r} is given twice; one glob can match all its files")
         splits[name] = pattern
     classes = None if arguments.classes is None else read_classes(arguments.classes)
-    adopt(arguments.directory, splits, arguments.name, classes=classes)
+    adopt(
+        arguments.directory,
+        splits,
+        arguments.name,
+        classes,
+        flip_changes_label=arguments.flip_changes_label,
+    )
     print(f"{os.path.join(arguments.directory, 'manifest.json')}: written; check it with verify")
     return GOOD
 

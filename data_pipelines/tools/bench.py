@@ -10,6 +10,7 @@ import numpy as np
 import simplejpeg
 
 from data_pipelines import sampling
+from data_pipelines.assemble import Source
 from data_pipelines.config import DataConfig
 from data_pipelines.pipeline import TrainStream
 
@@ -46,9 +47,8 @@ def measure(config: DataConfig, seconds: float) -> Speed:
       FileNotFoundError, ValueError: as :class:`data_pipelines.pipeline.TrainStream`.
     """
     stream = TrainStream(config)
-    split = stream.dataset.manifest.split(config.split)
     try:
-        stages, bytes_per_clip, bare = _bare(stream, seconds)
+        stages, bytes_per_clip, record_bytes, bare = _bare(stream, seconds)
         per_core, per_second, through = _through(stream, seconds)
     finally:
         stream.close()
@@ -58,32 +58,37 @@ def measure(config: DataConfig, seconds: float) -> Speed:
         stream_per_second=per_second,
         stages=stages,
         bytes_per_clip=bytes_per_clip,
-        record_bytes=sum(shard.bytes for shard in split.shards) / split.records,
+        record_bytes=record_bytes,
         clips=(bare, through),
     )
 
 
-def _bare(stream: TrainStream, seconds: float) -> tuple[dict[str, float], float, int]:
-    """Seconds per clip and stage, bytes read per clip, clips."""
-    dataset, clip = stream.dataset, stream.config.clip
-    draw = sampling.TRAIN[clip.sampling]
+def _bare(stream: TrainStream, seconds: float) -> tuple[dict[str, float], float, float, int]:
+    """Seconds per clip and stage, bytes read per clip, bytes of its record, clips."""
+    draws = np.array(stream.plan.draws(1000), float)
+    sizes = [_record_bytes(source) for source in stream.sources]
     spent = dict.fromkeys(STAGES, 0.0)
     clips = 0
     end = time.monotonic() + seconds
-    read = 0
+    read, size = 0, 0.0
     while time.monotonic() < end or not clips:
         rng = np.random.Generator(np.random.Philox(key=[stream.config.seed, clips]))
+        # As often as the mixture has it.
+        number = int(rng.choice(len(draws), p=draws / draws.sum()))
+        source = stream.sources[number]
+        dataset, clip = source.dataset, stream.config.clip_of(source.component.media)
         index = int(rng.integers(len(dataset)))
         before, began = dataset.source.bytes_read, time.thread_time()
         record = dataset.load(index)
-        wanted = draw(len(record.frames), clip.frames, clip.stride, rng)
+        wanted = sampling.TRAIN[clip.sampling](len(record.frames), clip.frames, clip.stride, rng)
         frames = dataset.frames(index, record, wanted)
         loaded = time.thread_time()
-        stream.transform(frames, rng)
+        source.transform(frames, rng)
         done = time.thread_time()
         read += dataset.source.bytes_read - before
+        size += sizes[number]
         # Frames may be read when they are decoded: decoding again, from memory, tells them apart.
-        jpegs = [record.frames[int(number)] for number in np.unique(wanted)]
+        jpegs = [record.frames[int(frame)] for frame in np.unique(wanted)]
         again = time.thread_time()
         for jpeg in jpegs:
             simplejpeg.decode_jpeg(jpeg, colorspace="RGB")
@@ -92,7 +97,12 @@ def _bare(stream: TrainStream, seconds: float) -> tuple[dict[str, float], float,
         spent["decode"] += decoding
         spent["crop"] += done - loaded
         clips += 1
-    return {s: t / clips for s, t in spent.items()}, read / clips, clips
+    return {s: t / clips for s, t in spent.items()}, read / clips, size / clips, clips
+
+
+def _record_bytes(source: Source) -> float:
+    split = source.dataset.manifest.split(source.component.split)
+    return sum(shard.bytes for shard in split.shards) / split.records
 
 
 def _through(stream: TrainStream, seconds: float) -> tuple[float, float, int]:

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines import manifest, schema
+from data_pipelines import schema
 from data_pipelines.config import DataConfig, ReaderConfig, ViewConfig
 from data_pipelines.dataset import Dataset, open_dataset
+from data_pipelines.mixture import components_of
 from data_pipelines.pipeline import TrainStream, ViewPass
 from data_pipelines.tools.sheet import Page, Row, contact_sheet, web_page
 
@@ -23,17 +24,23 @@ _CLASSES_SHOWN = 20
 
 
 def summary(config: DataConfig, sample: int) -> Iterator[str]:
-    """Lines about a data set and one of its splits.
+    """Lines about a data set and one of its splits, or about every set of a mixture.
 
     Args:
-      config: names directory and split.
+      config: names directories and splits.
       sample: records to read for sizes, rates and captions, evenly spaced over the split.
 
     Raises:
       FileNotFoundError, ValueError: as :func:`data_pipelines.manifest.open_split`.
     """
-    found = manifest.load(config.train)
-    yield f"{config.train}: data set {found.name!r}, {len(found.classes)} classes"
+    for component in components_of(config):
+        yield from _one_set(component.directory, component.split, sample)
+
+
+def _one_set(directory: str, chosen: str, sample: int) -> Iterator[str]:
+    dataset = open_dataset(directory, chosen)
+    found = dataset.manifest
+    yield f"{directory}: data set {found.name!r}, {len(found.classes)} classes"
     for name, split in found.splits.items():
         mib = sum(shard.bytes for shard in split.shards) / 2**20
         yield (
@@ -42,9 +49,8 @@ def summary(config: DataConfig, sample: int) -> Iterator[str]:
         )
     if found.rejected or found.partial:
         yield f"  {found.rejected} inputs rejected, {found.partial} decoded in part"
-    dataset = open_dataset(config.train, config.split)
-    counts = found.split(config.split).label_counts
-    yield f"split {config.split}, fingerprint {found.fingerprint(config.split)[:16]}"
+    counts = found.split(chosen).label_counts
+    yield f"split {chosen}, fingerprint {found.fingerprint(chosen)[:16]}"
     classes = sorted(zip(found.classes, counts, strict=True), key=lambda item: -item[1])
     for name, count in classes[:_CLASSES_SHOWN]:
         yield f"  class {name}: {count}"
@@ -93,14 +99,14 @@ def train_page(config: DataConfig, step: int, clips: int) -> Page:
         stream.close()
     shown = min(clips, len(batch["video"]))
     facts = [
-        ("split", config.split),
-        ("step", f"{step}: {shown} of {config.global_batch} clips"),
+        ("step", f"{step}: {shown} clips of a batch of {config.global_batch}"),
         ("stream", stream.fingerprint),
         *((f"stream {name}", str(value)) for name, value in stream.identity.items()),
         *_shapes(batch),
     ]
-    rows = [_row(stream.dataset, batch, i) for i in range(shown)]
-    return Page(f"{config.train}: training step {step}", facts, rows)
+    sets = batch["dataset"] if "dataset" in batch else np.zeros(shown, int)
+    rows = [_row(stream.sources[sets[i]].dataset, batch, i) for i in range(shown)]
+    return Page(f"{config.train or config.mixture}: training step {step}", facts, rows)
 
 
 def _part_of_a_step(config: DataConfig, step: int, clips: int) -> TrainStream:

@@ -24,12 +24,12 @@ _PREFIX = "--config.data."
 
 
 def data_config(
-    directory: str, split: str | None, recipe: str | None, overrides: Sequence[str]
+    directory: str | None, split: str | None, recipe: str | None, overrides: Sequence[str]
 ) -> DataConfig:
     """The settings of the training stream that a command line asks for.
 
     Args:
-      directory: of the shards.
+      directory: of the shards; None takes what recipe and overrides name.
       split: wins over the recipe's; None leaves it.
       recipe: `FILE` or `FILE:OPTIONS`; None starts from the defaults.
       overrides: `--config.data.FIELD=VALUE` each.
@@ -47,7 +47,8 @@ def data_config(
         for part in reversed(name.removeprefix(_PREFIX).split(".")):
             nested = {part: nested}
         config = overlay(config, nested, "config.data")
-    config = dataclasses.replace(config, train=directory)
+    if directory is not None:
+        config = dataclasses.replace(config, train=directory)
     return config if split is None else dataclasses.replace(config, split=split)
 
 

@@ -133,7 +133,7 @@ def test_inspect_says_what_is_there_and_draws_it(main, made, tmp_path):
     page = Path(f"{path}.html").read_text(encoding="utf-8")
     assert page.count("<section>") == 3 and page.count("data:image/jpeg;base64,") == 3
     assert "&lt;b&gt;né" in page and "<b>" not in page
-    assert "7: 3 of 6 clips" in page and "<dt>position</dt><dd>42</dd>" in page
+    assert "7: 3 clips of a batch of 6" in page and "<dt>position</dt><dd>42</dd>" in page
     assert "http" not in page.replace("http-equiv", "")
 
 
@@ -153,6 +153,31 @@ def test_the_sheet_has_the_pixels_of_the_stream(made):
     whole = inspect.train_page(config, 5, clips=100)
     shown = [int(dict(row.facts)["position"]) for row in whole.rows]
     assert shown == positions
+
+
+def test_a_mixture_is_shown_and_measured(main, made, tmp_path):
+    """Every set in the summary, each clip under the id of its own set."""
+    mixture = f"--config.data.mixture=a={made}:1, b={made}:2; split=test"
+    code, out, err = main("inspect", "--out", tmp_path / "s", mixture, *CLIP)
+    assert code == 0, err
+    assert f"{made}: data set 'list'" in out and "split test, fingerprint" in out
+    page = (tmp_path / "s.html").read_text(encoding="utf-8")
+    ids = re.findall(r"<h2>(\w+)\.mp4", page)
+    assert len(ids) == 6 and ids.count("late") == 4  # two thirds
+    code, out, err = main("bench", mixture, "--seconds", 0.1, *CLIP)
+    assert code == 0 and "whole stream" in out, err
+    code, _, err = main("inspect", "--views", "--out", tmp_path / "s", mixture, *CLIP)
+    assert code == 2 and "--views shows one data set" in err
+    code, _, err = main("inspect", "--out", tmp_path / "s")
+    assert code == 2 and "no data directory given" in err
+
+
+def test_repeated_crops_stand_side_by_side(made):
+    clip = dataclasses.replace(DataConfig().clip, frames=4, size=32)
+    config = DataConfig(train=str(made), global_batch=12, clip=clip, repeats=4, crop="multiscale")
+    page = inspect.train_page(config, 0, clips=2)  # a record cannot be split: cut from one of four
+    assert len(page.rows) == 2 and page.rows[0].title == page.rows[1].title
+    assert (page.rows[0].frames != page.rows[1].frames).any()
 
 
 def test_views_are_those_of_the_pass(made):
@@ -343,7 +368,8 @@ def test_adopt_passes_on_what_it_was_told(main, tmp_path, monkeypatch):
     )
     assert code == 0 and "manifest.json" in out, err
     expected = {"train": "tr-*", "test": "te-*"}
-    assert calls == [((str(tmp_path), expected, "k"), {"classes": ("run", "sit")})]
+    told = (str(tmp_path), expected, "k", ("run", "sit"))
+    assert calls == [(told, {"flip_changes_label": False})]
     code, _, err = main("adopt", tmp_path, "--name", "k", "--split", "train")
     assert code == 2 and "--split: found 'train', expected NAME=GLOB" in err
     code, _, err = main("adopt", tmp_path, "--name", "k", "--split", "a=x", "--split", "a=y")
