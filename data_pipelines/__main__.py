@@ -218,11 +218,13 @@ def _add_settings(command: argparse.ArgumentParser) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     line = parser()
-    arguments, rest = line.parse_known_args(argv)
-    arguments.overrides = [item for item in rest if item.startswith("--config.")]
-    unknown = [item for item in rest if item not in arguments.overrides]
-    if unknown or (arguments.overrides and not hasattr(arguments, "config")):
-        line.error(f"unrecognized arguments: {' '.join(unknown or arguments.overrides)}")
+    given = list(sys.argv[1:] if argv is None else argv)
+    # Set apart first: argparse takes an unknown option with a space in its value for a directory.
+    overrides = [item for item in given if item.startswith("--config.")]
+    arguments = line.parse_args([item for item in given if item not in overrides])
+    if overrides and arguments.command not in _STREAMS:
+        line.error(f"unrecognized arguments: {' '.join(overrides)}")
+    arguments.overrides = overrides
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         return _COMMANDS[arguments.command](arguments)
