@@ -18,12 +18,13 @@ import numpy as np
 from data_pipelines import manifest
 from data_pipelines.config import DataConfig
 from data_pipelines.pipeline import TrainStream
-from data_pipelines.record_index import ENTRY, write_index
+from data_pipelines.record_index import ENTRY, INDEX_SUFFIX, OVERHEAD, write_index
 
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS_PER_FILE = 2.0
-SHARD_RECORDS = 10_000
-RECORD_BYTES, RECORD_FRAMES = 6_000_000, 300  # ten seconds
+SHARD_RECORDS = 1000
+RECORD_BYTES, RECORD_FRAMES = 6_400_000, 300  # ten seconds
+BLOCK_BYTES = 16 * (RECORD_FRAMES + 4)  # of a frame table: a part per frame, and a head
 
 
 def resident(pid: int | str = "self") -> int:
@@ -131,20 +132,32 @@ def start(config: DataConfig) -> Use:
 
 
 def simulate(directory: Path, records: int) -> None:
-    """A data set of which only manifest and indexes are real; the shards are holes of that size."""
+    """A data set of which only manifest and opening of each index are written; the rest is holes.
+
+    Every shard has `SHARD_RECORDS` records with a frame table each, as an ingest leaves them.
+    """
     directory.mkdir()
+    entries = np.zeros(SHARD_RECORDS, ENTRY)
+    entries["offset"] = np.arange(SHARD_RECORDS, dtype=np.uint64) * (RECORD_BYTES + OVERHEAD)
+    entries["length"], entries["frames"] = RECORD_BYTES, RECORD_FRAMES
+    size = SHARD_RECORDS * (RECORD_BYTES + OVERHEAD)
+    model, blocks = directory / "model", [bytes(BLOCK_BYTES)] * SHARD_RECORDS
+    crc = write_index(model, entries, size, blocks=blocks, binding=(0, 0))
+    index = Path(f"{model}{INDEX_SUFFIX}")
+    whole = index.read_bytes()
+    index.unlink()
+    opening = whole[: -SHARD_RECORDS * BLOCK_BYTES]
     shards = []
-    for number, first in enumerate(range(0, records, SHARD_RECORDS)):
-        count = min(SHARD_RECORDS, records - first)
+    for number in range(-(-records // SHARD_RECORDS)):
         name = f"simulated-train-{number:05d}.tfrecord"
-        size = count * (RECORD_BYTES + 16)
-        entries = np.zeros(count, ENTRY)
-        entries["offset"] = np.arange(count, dtype=np.uint64) * (RECORD_BYTES + 16)
-        entries["length"], entries["frames"] = RECORD_BYTES, RECORD_FRAMES
-        (directory / name).touch()
-        os.truncate(directory / name, size)
-        crc = write_index(directory / name, entries, size)
-        shards.append(manifest.ShardInfo(name, count, size, f"{number:064x}", crc))
-    split = manifest.SplitInfo(tuple(shards), records, records * RECORD_FRAMES, ())
+        for path, start, length in (
+            (directory / name, b"", size),
+            (directory / f"{name}{INDEX_SUFFIX}", opening, len(whole)),
+        ):
+            path.write_bytes(start)
+            os.truncate(path, length)
+        shards.append(manifest.ShardInfo(name, SHARD_RECORDS, size, f"{number:064x}", crc))
+    total = SHARD_RECORDS * len(shards)
+    split = manifest.SplitInfo(tuple(shards), total, total * RECORD_FRAMES, ())
     found = manifest.Manifest(str(directory), "simulated", 1, (), False, {}, {"train": split})
     manifest.save(found)
