@@ -51,8 +51,8 @@ class _Labels:
             known, there = self._given[label], "the given class list"
         if known != name:
             raise ValueError(
-                f"{where}: class {label} is called {name!r}, in {there} it is {known!r}; the shards "
-                "are of different data sets, or the class list is of another one"
+                f"{where}: class {label} is called {name!r}, in {there} it is {known!r}; the "
+                "shards are of different data sets, or the class list is of another one"
             )
 
     def classes(self) -> tuple[str, ...]:

@@ -17,7 +17,8 @@ records it hits. All numbers are little endian::
 
 Opening reads up to the checksum; a block of the frame table carries its own checksum and is read
 with its record. A frame count of 2^32 - 1 means unknown. With section 2 the binding is the checksum
-fields of the first and the last record of the shard, which tell shards of equal size apart. Further sections may follow; a reader skips what it does not know.
+fields of the first and the last record of the shard, which tell shards of equal size apart. Further
+sections may follow; a reader skips what it does not know.
 
 Version 1 has no binding, no block sizes and no frame table, and its checksum is the last field of
 the file, behind the sections.
@@ -237,6 +238,8 @@ def parse_index(data: bytes, path: str = "index", file_size: int | None = None) 
             f"{path}: index version {version}, this program reads up to {_INDEX_VERSION}; "
             "update the program"
         )
+    if version < 1:
+        raise broken("index version 0, which does not exist")
     if size != file_size:
         raise broken(f"is {file_size} bytes long, its header says {size}")
     # Python integers cannot overflow, so absurd counts fail here and allocate nothing.

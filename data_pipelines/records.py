@@ -1,8 +1,9 @@
 """TFRecord shards: reading any record of many of them by its number.
 
 The framing and the index file are described in :mod:`data_pipelines.record_index`, the writer is in
-:mod:`data_pipelines.shard_writer`; their public names are available here too. All that is known here of what is inside a record is where its parts
-lie (:mod:`data_pipelines.frame_table`), so that they can be read without the rest.
+:mod:`data_pipelines.shard_writer`; their public names are available here too. All that is known
+here of what is inside a record is where its parts lie (:mod:`data_pipelines.frame_table`), so that
+they can be read without the rest.
 """
 
 import hashlib

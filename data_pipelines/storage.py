@@ -149,23 +149,24 @@ def _passes(error: BaseException | None) -> bool:
 
 def _retried(what: str, call: Callable[[], _Result]) -> _Result:
     """The result of a remote call, tried again as long as the failure may pass."""
-    began = time.monotonic()
-    for attempt in range(RETRY.attempts):
+    began, attempt = time.monotonic(), 0
+    while True:
         try:
             return call()
         except Exception as error:  # libraries raise anything; what may not pass goes on
             if not _passes(error):
                 raise
-            last = error
-        if attempt + 1 < RETRY.attempts:
-            wait = min(RETRY.longest, RETRY.first * 2.0**attempt)
-            # Unseeded on purpose: equal waits on all hosts are what the jitter is against.
-            time.sleep(wait * np.random.default_rng().uniform(0.5, 1.0))
-    raise StorageError(
-        f"{what}: gave up after {RETRY.attempts} attempts in {time.monotonic() - began:.1f} s; "
-        f"last error: {type(last).__name__}: {last}. Check the network, the credentials and the "
-        "state of the storage service, then start the run again: it continues from its checkpoint"
-    ) from last
+            attempt += 1
+            if attempt >= RETRY.attempts:
+                raise StorageError(
+                    f"{what}: gave up after {attempt} attempts in {time.monotonic() - began:.1f} "
+                    f"s; last error: {type(error).__name__}: {error}. Check the network, the "
+                    "credentials and the state of the storage service, then start the run again: "
+                    "it continues from its checkpoint"
+                ) from error
+        wait = min(RETRY.longest, RETRY.first * 2.0 ** (attempt - 1))
+        # Unseeded on purpose: equal waits on all hosts are what the jitter is against.
+        time.sleep(wait * np.random.default_rng().uniform(0.5, 1.0))
 
 
 class Ranges:

@@ -190,7 +190,11 @@ def damaged(directory: Path) -> None:
         (no_index, ValueError, "clip/label/index has 0"),
         (not_records, ValueError, "00000-of-00001: record 0: .* not a tf.train.SequenceExample"),
         (damaged, CorruptRecordError, "record 0 .*checksum"),
-        (lambda d: (d / "kin-train-00000-of-00002").unlink(), ValueError, "train-00000-of-00002 is"),
+        (
+            lambda d: (d / "kin-train-00000-of-00002").unlink(),
+            ValueError,
+            "train-00000-of-00002 is",
+        ),
         (lambda d: (d / "kin-val-00000-of-00001").unlink(), ValueError, "no file matches 'kin-val"),
     ],
 )
@@ -243,7 +247,10 @@ def test_our_shards_are_read_by_an_independent_reader(tmp_path):
     for record, data in zip(records, found, strict=True):
         (_, context), (_, lists) = wire_fields(data)
         maps = [
-            {wire_fields(item)[0][1].decode(): wire_fields(item)[1][1] for _, item in wire_fields(m)}
+            {
+                wire_fields(item)[0][1].decode(): wire_fields(item)[1][1]
+                for _, item in wire_fields(m)
+            }
             for m in (context, lists)
         ]
         frames = [

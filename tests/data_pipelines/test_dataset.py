@@ -59,9 +59,7 @@ def original(tmp_path_factory) -> Path:
     shard = manifest.ShardInfo(SHARD, 3, writer.bytes, writer.sha256, writer.index_crc)
     split = manifest.SplitInfo((shard,), 3, 605, (2, 1))
     manifest.save(
-        manifest.Manifest(
-            str(directory), "toy", 1, ("sit", "jump"), False, {}, {"train": split}
-        )
+        manifest.Manifest(str(directory), "toy", 1, ("sit", "jump"), False, {}, {"train": split})
     )
     return directory
 
@@ -233,12 +231,10 @@ def test_data_sets_with_indexes_of_version_1_are_read_whole_until_reindexed(dire
 def test_opening_does_not_read_the_frame_tables(original):
     index = read_index(original / SHARD)
     opening = index.table_offset
-    assert index.crc == google_crc32c.value(
-        (original / f"{SHARD}.idx").read_bytes()[: opening - 4]
-    )
+    assert index.crc == google_crc32c.value((original / f"{SHARD}.idx").read_bytes()[: opening - 4])
     with flaky() as system:
         upload(original, "flaky://b/set")
-        dataset = open_dataset("flaky://b/set", "train")
+        open_dataset("flaky://b/set", "train")
         assert ("/b/set/" + SHARD + ".idx", 0, opening) in system.reads
 
 

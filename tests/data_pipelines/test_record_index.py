@@ -77,6 +77,7 @@ def patched_index(shard: Path, **changes: int) -> bytes:
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
+        ({"version": 0}, "version 0, which does not exist"),
         ({"version": 3}, "index version 3, this program reads up to 2"),
         ({"count": 11}, "11 entries of 24 bytes do not fit"),
         ({"count": 2**63}, "do not fit"),

@@ -97,9 +97,7 @@ def test_new_shard_removes_the_index_of_the_old_one_first(tmp_path, monkeypatch)
     """A crash between the two renames must not leave an old index beside a new shard."""
     path = write_shard(tmp_path / "x.tfrecord", 2)
     crash = OSError("crash")
-    monkeypatch.setattr(
-        shard_writer, "write_index", lambda *a, **k: (_ for _ in ()).throw(crash)
-    )
+    monkeypatch.setattr(shard_writer, "write_index", lambda *a, **k: (_ for _ in ()).throw(crash))
     with pytest.raises(OSError, match="crash"):
         write_shard(path, 5)
     assert not (tmp_path / "x.tfrecord.idx").exists()
