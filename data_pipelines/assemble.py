@@ -83,11 +83,18 @@ class Source:
         return label if label < 0 or self.labels is None else int(self.labels[label])
 
     def identity(self) -> dict[str, Any]:
+        """What decides the set's share of the stream's pixels, as JSON values."""
+        # The size belongs to the clip; options of the transform that are off are not mentioned.
+        changed = {
+            field.name
+            for field in dataclasses.fields(self.transform)
+            if field.name != "size" and getattr(self.transform, field.name) != field.default
+        }
+        options = dataclasses.asdict(self.transform)
         return {
             "records": self.dataset.manifest.fingerprint(self.component.split),
             "split": self.component.split,
-            "crop": self.transform.crop,
-            "flip": self.transform.flip,
+            **{name: value for name, value in options.items() if name in changed},
         }
 
 

@@ -59,6 +59,11 @@ def build(config: TrainConfig, records: Records | None = None, classes: int = 0)
     clip = config.data.clip
     for media in per_media:
         check_clip(config, media)
+    if config.data.text != "off":
+        raise ValueError(
+            f"config.data.text = {config.data.text!r}, but config.model reads no text; "
+            "set it to off"
+        )
     model = config.model.model()
     config.objective.check(config.model)
 

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 #   index     (B,)   int32, record number in the data set
 #   position  (B,)   uint32, place in the endless training stream; every random draw of an example
 #                    derives from it, so the draw does not depend on hosts, devices or microbatches
+#   dataset   (B,)   int32, in a mixture: which of its sets
+#   text      (B, L) int32 and has_text (B,) bool, where captions are asked for: token numbers
 #   valid     (B,)   bool, False for rows that only pad an evaluation batch
 Batch = Mapping[str, Any]
 

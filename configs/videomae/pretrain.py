@@ -11,8 +11,8 @@ Options after the colon (comma separated):
 
 Values are those of the released scripts: base rates for 256 clips, tube mask 0.9, 16 frames at
 stride 4 (Something-Something: --config.data.clip.stride=2), only a multi-scale crop. The V2 scripts
-take four crops per decoded video, which `repeated samples` will bring; until then their epochs
-count videos seen once. `size=tiny` is for the built-in world and CPUs.
+and InternVideo1's huge one take four crops per decoded video; `data.global_batch` counts the crops.
+`size=tiny` is for the built-in world and CPUs.
 """
 
 from __future__ import annotations
@@ -43,9 +43,10 @@ class Recipe:
     warmup: int = 40  # epochs
     decoder_ratio: float = 0.0  # running-cell decoder mask
     clip_norm: float = 0.0
+    repeats: int = 1  # crops per video
 
 
-V2 = {"lr": 1e-3, "epochs": 300, "warmup": 30, "decoder_ratio": 0.5}
+V2 = {"lr": 1e-3, "epochs": 300, "warmup": 30, "decoder_ratio": 0.5, "repeats": 4}
 RECIPES = {
     ("videomae", "small"): Recipe(4, 1024, epochs=1600),
     ("videomae", "base"): Recipe(4, 2048, epochs=1600),
@@ -53,7 +54,9 @@ RECIPES = {
     ("videomae", "huge"): Recipe(12, 1024, epochs=1600),
     ("internvideo1", "base"): Recipe(4, 2048),
     ("internvideo1", "large"): Recipe(12, 1152),
-    ("internvideo1", "huge"): Recipe(8, 384, lr=1e-3, min_lr=5e-5, epochs=300, warmup=15),
+    ("internvideo1", "huge"): Recipe(
+        8, 384, lr=1e-3, min_lr=5e-5, epochs=300, warmup=15, repeats=4
+    ),
     ("v2", "base"): Recipe(4, 1024, **{**V2, "epochs": 200, "warmup": 20}),
     ("v2", "large"): Recipe(4, 1536, **V2),
     ("v2", "huge"): Recipe(4, 2048, **V2),
@@ -82,10 +85,16 @@ def get_config(arg: str = ""):
         TrainConfig(
             model=PretrainConfig.of_size(preset, decoder_depth=recipe.decoder_depth, remat="full"),
             objective=MaskedPixels(ratio=0.9, decoder_ratio=recipe.decoder_ratio),
-            data=DataConfig(global_batch=recipe.batch, clip=clip, crop="multiscale"),
+            data=DataConfig(
+                global_batch=recipe.batch * recipe.repeats,
+                repeats=recipe.repeats,
+                clip=clip,
+                crop="multiscale",
+            ),
             optim=OptimConfig(
                 lr=recipe.lr,
                 min_lr=recipe.min_lr,
+                lr_batch=256 * recipe.repeats,  # the rates count videos
                 warmup_epochs=recipe.warmup,
                 clip_norm=recipe.clip_norm,
             ),

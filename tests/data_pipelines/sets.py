@@ -43,7 +43,8 @@ def write_set(
     info = manifest.ShardInfo(
         shard.name, count, shard.stat().st_size, writer.sha256, read_index(str(shard)).crc
     )
-    split = manifest.SplitInfo((info,), count, count * frames)
+    labels = tuple(len(range(label, count, len(classes))) for label in range(len(classes)))
+    split = manifest.SplitInfo((info,), count, count * frames, labels)
     manifest.save(
         manifest.Manifest(
             directory=str(directory),

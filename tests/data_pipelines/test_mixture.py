@@ -31,10 +31,10 @@ def sets(tmp_path_factory):
     return root
 
 
-def config(text: str, **changes) -> DataConfig:
+def config(sets_text: str, **changes) -> DataConfig:
     reader = ReaderConfig(threads=2, buffer=2)
     return dataclasses.replace(
-        DataConfig(mixture=text, global_batch=8, clip=CLIP, reader=reader), **changes
+        DataConfig(mixture=sets_text, global_batch=8, clip=CLIP, reader=reader), **changes
     )
 
 

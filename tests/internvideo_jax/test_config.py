@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import sys
 from pathlib import Path
@@ -138,6 +139,18 @@ def test_length_of_a_run():
         total_steps(with_length(steps=7, epochs=1.0), 100)
     with pytest.raises(ValueError, match="31 records, fewer than one batch"):
         total_steps(with_length(epochs=1.0), 31)
+
+
+def test_an_epoch_counts_repeats_and_media_types():
+    config = with_length(epochs=2.0)
+    assert config.data.global_batch == 32
+    repeated = dataclasses.replace(config, data=dataclasses.replace(config.data, repeats=4))
+    assert total_steps(repeated, 100) == 2 * (400 // 32)
+    image = dataclasses.replace(config.data.image, global_batch=64)
+    mixed = dataclasses.replace(config, data=dataclasses.replace(config.data, image=image))
+    assert total_steps(mixed, {"video": 100, "image": 200}) == 2 * (100 // 32 + 200 // 64)
+    with pytest.raises(ValueError, match="63 records, fewer than one batch .*= 64"):
+        total_steps(mixed, {"video": 100, "image": 63})
 
 
 def test_config_dict_holds_every_field():

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from data_pipelines.identity import digest
 from internvideo_jax.build import build
 from internvideo_jax.checkpoint import initial, metadata
 from internvideo_jax.checkpoint.manager import Checkpoints
@@ -78,8 +79,10 @@ def test_data_identity_is_checked_and_the_difference_listed(tmp_path):
     checkpoints.save(1, init_state(run()), {"data": {"seed": 0, "first": (1, 2)}})
     checkpoints.wait()
     checkpoints.check_data(1, {"seed": 0, "first": [1, 2]})
-    with pytest.raises(ValueError, match="seed: found 4, the checkpoint has 0"):
+    with pytest.raises(ValueError, match="seed: found 4, the checkpoint has 0") as error:
         checkpoints.check_data(1, {"seed": 4, "first": [1, 2]})
+    for data in ({"seed": 4, "first": [1, 2]}, {"seed": 0, "first": [1, 2]}):
+        assert digest(data) in str(error.value)
     checkpoints.close()
     accepting = Checkpoints(tmp_path, CheckpointConfig(accept_new_data=True))
     accepting.check_data(1, {"seed": 4, "first": [1, 2]})

@@ -1,0 +1,67 @@
+"""What a run refuses about its data before anything is allocated."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from data_pipelines.config import ClipConfig, DataConfig, ImageConfig
+from internvideo_jax.build import build
+from internvideo_jax.config import TrainConfig
+from internvideo_jax.models.videomae import ClassifierConfig, PretrainConfig
+from internvideo_jax.objectives.classification import Classification
+from internvideo_jax.objectives.masked_pixels import MaskedPixels
+from tests.data_pipelines.sets import write_set
+
+SMALL = {"frames": 4, "size": 16, "patch": 8, "dtype": "float32"}
+CLIP = ClipConfig(frames=4, stride=1, size=16)
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory):
+    root = tmp_path_factory.mktemp("sets")
+    write_set(root / "a", 12, classes=("run", "sit"))
+    write_set(root / "b", 7, classes=("sit", "jump", "fall"))
+    write_set(root / "p", 9, frames=1)
+    return root
+
+
+def pretrain(mixture: str, **data) -> TrainConfig:
+    return TrainConfig(
+        model=PretrainConfig.of_size("tiny", decoder_depth=1, **SMALL),
+        objective=MaskedPixels(ratio=0.5),
+        data=DataConfig(mixture=mixture, global_batch=4, clip=CLIP, **data),
+        epochs=4,
+    )
+
+
+def finetune(mixture: str, **data) -> TrainConfig:
+    model = ClassifierConfig.of_size("tiny", **SMALL)
+    return dataclasses.replace(pretrain(mixture, **data), model=model, objective=Classification())
+
+
+def test_an_epoch_of_a_mixture_is_that_of_all_its_records(sets):
+    run = build(pretrain(f"a={sets}/a:1,b={sets}/b:9", repeats=2))
+    assert run.records == 19 and run.steps == 4 * (19 * 2 // 4)
+    assert "; 19 clips; 36 steps of 4 clips" in run.summary
+
+
+def test_classes_of_a_mixture_must_agree_where_they_are_learnt(sets):
+    text = f"a={sets}/a,b={sets}/b"
+    with pytest.raises(ValueError, match=r"class lists \(a 2, b 3 classes\); join them with"):
+        build(finetune(text))
+    assert build(finetune(text, merge_classes="name")).config.model.classes == 4
+    assert build(finetune(text, merge_classes="offset")).config.model.classes == 5
+    assert build(pretrain(text)).records == 19
+
+
+def test_pictures_need_a_model_that_takes_them(sets):
+    text = f"a={sets}/a, p={sets}/p; media=image"
+    with pytest.raises(ValueError, match="sets of media=image, config.model takes video only"):
+        build(pretrain(text, image=ImageConfig(global_batch=4)))
+
+
+def test_captions_need_a_model_that_reads_them(sets):
+    with pytest.raises(ValueError, match="text = 'random', but config.model reads no text"):
+        build(pretrain(f"a={sets}/a", text="random"))
