@@ -376,6 +376,18 @@ def test_adopt_passes_on_what_it_was_told(main, tmp_path, monkeypatch):
     assert code == 2 and "'a' is given twice" in err
 
 
+def test_adopted_shards_are_a_data_set(main, made, tmp_path):
+    for path in made.glob("*.tfrecord"):
+        shutil.copy(path, tmp_path)
+    splits = ["--split", "train=*-train-*", "--split", "test=*-test-*"]
+    code, _, err = main("adopt", tmp_path, "--name", "k", *splits)
+    assert code == 0, err
+    code, out, _ = main("verify", tmp_path, "--workers", 0, "--quiet")
+    assert code == 0 and "good; 7 records" in out
+    code, _, err = main("adopt", tmp_path / "none", "--name", "k", *splits)
+    assert code == 2 and "none" in err
+
+
 def test_interrupt_is_a_message(main, made, monkeypatch):
     def stop(arguments):
         raise KeyboardInterrupt
