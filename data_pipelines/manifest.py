@@ -268,7 +268,8 @@ def open_split(
     """Open a split for reading, refusing anything that is not what the ingest wrote.
 
     Checks counts, sizes and index checksums of all shards, which costs one small read per shard;
-    damage inside a record is found when it is read (``check_crc``) or by ``--verify``.
+    damage inside a record is found when it is read (``check_crc``) or by
+    ``python -m data_pipelines verify``.
 
     Raises:
       FileNotFoundError: no dataset there, or a shard or index is missing.
@@ -332,7 +333,7 @@ def check_shard(path: str, info: ShardInfo, sizes: Mapping[str, int] | None = No
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"{path}{INDEX_SUFFIX}: the index is missing; copy it again or rebuild it: "
-            f"python -m data_pipelines.ingest --reindex --out {os.path.dirname(path) or '.'}"
+            f"python -m data_pipelines reindex {os.path.dirname(path) or '.'}"
         ) from error
     if len(index.entries) != info.records:
         raise ValueError(
@@ -343,7 +344,7 @@ def check_shard(path: str, info: ShardInfo, sizes: Mapping[str, int] | None = No
         raise ValueError(
             f"{path}{INDEX_SUFFIX}: checksum {index.crc:#010x}, {FILE_NAME} says "
             f"{info.index_crc:#010x}: the index is older or belongs to another shard. Copy both "
-            "again, or rebuild it: python -m data_pipelines.ingest --reindex --out "
+            "again, or rebuild it: python -m data_pipelines reindex "
             f"{os.path.dirname(path) or '.'}"
         )
     return index

@@ -176,7 +176,7 @@ class TrainStream(Iterator[Batch]):
                 f"{self.substitutions} unreadable records were substituted in this run, the limit "
                 f"config.data.reader.max_substitutions is "
                 f"{self.config.reader.max_substitutions}; find them with `python -m "
-                f"data_pipelines.ingest --verify --out {places}`"
+                f"data_pipelines verify {places}`"
             )
         return batch
 

@@ -221,8 +221,8 @@ def parse_index(data: bytes, path: str = "index", file_size: int | None = None) 
 
     def broken(problem: str) -> IndexFileError:
         return IndexFileError(
-            f"{path}: {problem}. Rebuild it: python -m data_pipelines.ingest --reindex "
-            f"--out {os.path.dirname(path) or '.'}"
+            f"{path}: {problem}. Rebuild it: python -m data_pipelines reindex "
+            f"{os.path.dirname(path) or '.'}"
         )
 
     file_size = len(data) if file_size is None else file_size

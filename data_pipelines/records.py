@@ -236,7 +236,7 @@ class RecordSource(Sequence[bytes]):
                 offset,
                 str(error),
                 "Copy shard and index again, or rebuild the index with "
-                "python -m data_pipelines.ingest --reindex",
+                "python -m data_pipelines reindex",
             ) from error
 
     def parts(self, index: int, parts: Sequence[np.ndarray]) -> list[bytes]:
@@ -295,7 +295,7 @@ class RecordSource(Sequence[bytes]):
                 record,
                 at,
                 "the frame table does not describe the record",
-                "Rebuild the index with python -m data_pipelines.ingest --reindex",
+                "Rebuild the index with python -m data_pipelines reindex",
             )
 
     def _read(
@@ -386,7 +386,7 @@ class RecordSource(Sequence[bytes]):
 
 _OTHER_VERSION = (
     "The index belongs to another version of the shard: copy both again, or rebuild "
-    "it with python -m data_pipelines.ingest --reindex"
+    "it with python -m data_pipelines reindex"
 )
 
 
@@ -408,5 +408,5 @@ def _check_size(shard: str, index: Index) -> None:
         raise IndexFileError(
             f"{shard}: the shard has {size} bytes, its index describes {index.shard_bytes}: one "
             "of them is truncated, older, or of another dataset. Copy both again, or rebuild the "
-            "index with python -m data_pipelines.ingest --reindex"
+            f"index with python -m data_pipelines reindex {os.path.dirname(shard) or '.'}"
         )

@@ -51,7 +51,10 @@ def reindex(directory: str, say: Callable[[str], None]) -> int:
                 bad += 1
             else:
                 if sha256 != shard.sha256:
-                    say(f"{path}: the shard is not the one the manifest describes; run --verify")
+                    say(
+                        f"{path}: the shard is not the one the manifest describes; run "
+                        f"python -m data_pipelines verify {directory}"
+                    )
                     bad += 1
                 elif index.crc != shard.index_crc:
                     _update_done(path, index.crc)

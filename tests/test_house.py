@@ -50,7 +50,7 @@ OWNERS = {
     "orbax": {"checkpoint"},
     "ml_collections": {"cli", "configs"},
     "clu": {"telemetry"},
-    "av": {"data_pipelines"},
+    "av": {"data_pipelines", "benchmarks"},
     "grain": {"data_pipelines"},
     "matplotlib": {"telemetry"},
     "jinja2": {"telemetry"},

@@ -12,6 +12,5 @@
 ``pool``      processes for the shards (``worker``), and what to do when one dies
 ``beam``      the same shards on an Apache Beam runner
 ``run``       all of it, with ``lock``, ``losses`` and ``progress``
-``verify``    reading everything back
 ============  ===================================================================
 """

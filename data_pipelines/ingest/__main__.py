@@ -21,7 +21,6 @@ from data_pipelines.ingest.options import (
 )
 from data_pipelines.ingest.progress import say
 from data_pipelines.ingest.run import Report, ingest, summary
-from data_pipelines.ingest.verify import reindex, verify
 
 GOOD, TOO_MANY_BAD, USAGE, FAILED, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -52,11 +51,11 @@ examples:
   python -m data_pipelines.ingest --source iv.jsonl --path-template '{YoutubeID}.mp4' --out shards/
   python -m data_pipelines.ingest --source tfds:ucf101 --frame-fps 25 --out shards/
   python -m data_pipelines.ingest --source c.csv --out /nfs/s --runner beam -- --runner FlinkRunner
-  python -m data_pipelines.ingest --verify --out shards/
 
 Run the same command again after an interruption: finished shards are kept.
-Exit code: 0 good, 1 more than --max-bad rejected or a fault found by --verify, 2 wrong use,
-3 the run could not finish, 130 interrupted.
+`python -m data_pipelines verify shards/` reads everything back.
+Exit code: 0 good, 1 more than --max-bad rejected, 2 wrong use, 3 the run could not finish,
+130 interrupted.
 """
 
 
@@ -71,7 +70,9 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--out", metavar="DIR", required=True, help="directory of the shards")
 
     source = result.add_argument_group("source")
-    source.add_argument("--source", metavar="PATH", help="folder, file, or tfds:NAME")
+    source.add_argument(
+        "--source", metavar="PATH", required=True, help="folder, file, or tfds:NAME"
+    )
     source.add_argument(
         "--format",
         choices=FORMATS,
@@ -232,16 +233,6 @@ def parser() -> argparse.ArgumentParser:
         help="give up a file the decoder hangs on (default: %(default)s)",
     )
     run.add_argument("--quiet", action="store_true", help="no progress, only the result")
-
-    check = result.add_argument_group("existing shards")
-    check.add_argument(
-        "--verify",
-        action="store_true",
-        help="read every record and frame of --out back (after the ingest, if --source is given)",
-    )
-    check.add_argument(
-        "--reindex", action="store_true", help="rebuild the .idx files of --out from its shards"
-    )
     return result
 
 
@@ -290,30 +281,10 @@ def _interrupt(signum: int, frame: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    if arguments.source is None and not (arguments.verify or arguments.reindex):
-        raise ValueError(
-            "nothing to do: give --source, or --verify or --reindex for existing shards"
-        )
-    code = GOOD
-    if arguments.source is not None:
-        report = ingest(_options(arguments), quiet=arguments.quiet)
-        for line in summary(report):
-            print(line)
-        code = _judge(report, arguments.max_bad)
-    if arguments.reindex:
-        bad = reindex(arguments.out, say)
-        print(f"{arguments.out}: indexes rebuilt, {bad} shards with problems")
-        code = max(code, TOO_MANY_BAD if bad else GOOD)
-    if arguments.verify:
-        faults, records, frames = verify(arguments.out, arguments.workers, quiet=arguments.quiet)
-        for fault in faults:
-            print(f"fault: {fault}")
-        print(
-            f"{arguments.out}: {'FAULTY' if faults else 'good'}; {records} records, "
-            f"{frames} frames read, {len(faults)} faults"
-        )
-        code = max(code, TOO_MANY_BAD if faults else GOOD)
-    return code
+    report = ingest(_options(arguments), quiet=arguments.quiet)
+    for line in summary(report):
+        print(line)
+    return _judge(report, arguments.max_bad)
 
 
 def _options(arguments: argparse.Namespace) -> Options:

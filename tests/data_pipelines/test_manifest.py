@@ -194,7 +194,11 @@ def stale_index(path: Path) -> None:
         (delete, FileNotFoundError, "the shard is missing, manifest.json lists it with 2 records"),
         (cut_at_boundary, ValueError, "bytes, manifest.json says"),
         (swap, ValueError, "bytes, manifest.json says"),
-        (lambda p: os.unlink(f"{p}.idx"), FileNotFoundError, "the index is missing.*--reindex"),
+        (
+            lambda p: os.unlink(f"{p}.idx"),
+            FileNotFoundError,
+            "the index is missing.*data_pipelines reindex",
+        ),
         (lambda p: os.truncate(f"{p}.idx", 50), ValueError, "too short for an index"),
         (rewrite_with_other_sizes, ValueError, "the index is older or belongs to another"),
         (rewrite_with_more_records, ValueError, "has 3 records, manifest.json says 2"),

@@ -10,6 +10,7 @@ import pytest
 
 from data_pipelines.ingest import __main__ as cli
 from data_pipelines.ingest.options import Options
+from data_pipelines.tools.verify import verify
 
 from .clips import make_video
 
@@ -108,7 +109,7 @@ def test_defaults_of_the_command_line_are_those_of_the_options():
 
 
 def test_native_rate():
-    arguments = cli.parser().parse_args(["--out", "o", "--fps", "native"])
+    arguments = cli.parser().parse_args(["--source", "s", "--out", "o", "--fps", "native"])
     assert arguments.fps is None
 
 
@@ -122,37 +123,9 @@ def test_help_shows_examples_and_every_option(capsys):
         assert action.help and action.option_strings[-1] in text
 
 
-def test_ingest_then_verify(main, videos):
-    code, out, _err = main("--source", videos, "--verify")
-    assert code == 0 and "good; 4 records, 24 frames read, 0 faults" in out
-    assert main("--verify")[0] == 0
-
-
 def test_quiet_says_nothing_but_the_result(main, videos):
     code, out, err = main("--source", videos, "--quiet")
     assert code == 0 and err == "" and "classes 2" in out
-
-
-def test_verify_finds_damage(main, videos, tmp_path):
-    main("--source", videos)
-    shard = next((tmp_path / "out").glob("*.tfrecord"))
-    data = bytearray(shard.read_bytes())
-    data[200] ^= 1
-    shard.write_bytes(data)
-    code, out, _ = main("--verify")
-    assert code == 1
-    assert out.count("fault: ") == 2 and "FAULTY" in out and "record 0 at byte 0" in out
-
-
-def test_reindex(main, videos, tmp_path):
-    main("--source", videos)
-    index = next((tmp_path / "out").glob("*.idx"))
-    before = index.read_bytes()
-    index.unlink()
-    assert main("--verify")[0] == 1
-    code, out, _ = main("--reindex", "--verify")
-    assert code == 0 and "0 shards with problems" in out
-    assert index.read_bytes() == before
 
 
 def test_too_many_bad_files(main, videos, tmp_path):
@@ -161,19 +134,16 @@ def test_too_many_bad_files(main, videos, tmp_path):
     assert code == 1
     assert "20.0% of the rows were rejected, more than --max-bad 10.0%" in err
     assert "complete and usable" in err and "rejected 1 (20.0%): open 1" in out
-    assert main("--verify")[0] == 0
+    assert verify(str(tmp_path / "out"), 0, quiet=True)[0] == []
     assert main("--source", videos, "--max-bad", "0.2")[0] == 0
 
 
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ([], "nothing to do: give --source, or --verify"),
         (["--source", "none"], "none: no such file or folder"),
         (["--source", "videos", "--quality", "0"], "--quality: found 0, expected 1 to 100"),
         (["--source", "videos", "--columns", "path"], "--columns: found 'path', expected OURS"),
-        (["--verify"], "no such directory"),
-        (["--reindex"], "no such directory"),
     ],
 )
 def test_wrong_use_is_one_line(main, monkeypatch, tmp_path, videos, arguments, complaint):

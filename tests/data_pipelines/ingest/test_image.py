@@ -11,7 +11,7 @@ from data_pipelines.ingest.estimate import estimate_bytes
 from data_pipelines.ingest.image import read_image
 from data_pipelines.ingest.options import Options
 from data_pipelines.ingest.rows import Row
-from data_pipelines.ingest.verify import verify
+from data_pipelines.tools.verify import verify
 
 from .clips import make_video, picture
 from .decoding import clip_of, stage_of

@@ -17,7 +17,7 @@ from data_pipelines.ingest.container import VideoError
 from data_pipelines.ingest.decode import DecodeOptions, decode_clip
 from data_pipelines.ingest.options import Options
 from data_pipelines.ingest.run import ingest
-from data_pipelines.ingest.verify import verify
+from data_pipelines.tools.verify import verify
 
 from .clips import REAL, needs_real_clips
 

@@ -11,10 +11,11 @@ import simplejpeg
 from data_pipelines import manifest, schema
 from data_pipelines.ingest.options import Options
 from data_pipelines.ingest.run import ingest
-from data_pipelines.ingest.verify import reindex, verify
 from data_pipelines.records import ShardWriter, build_index, read_index, write_index
+from data_pipelines.reindex import reindex
+from data_pipelines.tools.verify import verify
 
-from .clips import make_video, picture
+from ..ingest.clips import make_video, picture
 
 
 @pytest.fixture
@@ -114,7 +115,7 @@ def test_wrong_totals(dataset):
 
 
 def test_a_ruined_shard_is_not_listed_record_by_record(dataset, monkeypatch):
-    monkeypatch.setattr("data_pipelines.ingest.verify._FAULTS_SHOWN", 1)
+    monkeypatch.setattr("data_pipelines.tools.verify._FAULTS_SHOWN", 1)
     data = bytearray(shard(dataset).read_bytes())
     for entry in read_index(shard(dataset)).entries:
         data[int(entry["offset"]) + 50] ^= 1

@@ -15,9 +15,6 @@ from data_pipelines.ingest.progress import Bar
 from data_pipelines.ingest.work import file_sha256
 from data_pipelines.record_index import CorruptRecordError
 from data_pipelines.records import RecordSource
-from data_pipelines.reindex import reindex
-
-__all__ = ["ShardCheck", "VerifyTask", "check", "reindex", "verify"]
 
 # One broken disk can damage every record; the first few say where.
 _FAULTS_SHOWN = 20
@@ -74,7 +71,7 @@ def verify(directory: str, workers: int, *, quiet: bool = False) -> tuple[list[s
     checks: dict[int, ShardCheck] = {}
     with Bar([task.shard.records for task in tasks], "record", quiet) as bar:
         outcomes = run_tasks(
-            "data_pipelines.ingest.verify:check", tasks, workers, on_progress=bar.progress
+            "data_pipelines.tools.verify:check", tasks, workers, on_progress=bar.progress
         )
         with contextlib.closing(outcomes):
             for outcome in outcomes:

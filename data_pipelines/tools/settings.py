@@ -1,0 +1,132 @@
+"""From `--config=recipe.py:options` and `--config.data.x=y` to the settings of a stream.
+
+A recipe is a Python file with a function ``get_config(options)`` whose result has a ``data``
+section. It is loaded by path when asked for, and brings its own imports: this package knows
+nothing of the training system.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import importlib.util
+import os
+import sys
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from data_pipelines.config import DataConfig
+
+_PREFIX = "--config.data."
+
+
+def data_config(
+    directory: str | None, split: str | None, recipe: str | None, overrides: Sequence[str]
+) -> DataConfig:
+    """The settings of the training stream that a command line asks for.
+
+    Args:
+      directory: of the shards; None takes what recipe and overrides name.
+      split: wins over the recipe's; None leaves it.
+      recipe: `FILE` or `FILE:OPTIONS`; None starts from the defaults.
+      overrides: `--config.data.FIELD=VALUE` each.
+
+    Raises:
+      FileNotFoundError, ValueError: no such recipe, or an unknown field or a value of the wrong
+        type, with the nearest name.
+    """
+    config = DataConfig() if recipe is None else _of_recipe(recipe)
+    for item in overrides:
+        name, equals, text = item.partition("=")
+        if not name.startswith(_PREFIX) or not equals:
+            raise ValueError(f"{item}: expected {_PREFIX}FIELD=VALUE; only the data are used here")
+        nested: Any = text
+        for part in reversed(name.removeprefix(_PREFIX).split(".")):
+            nested = {part: nested}
+        config = overlay(config, nested, "config.data")
+    if directory is not None:
+        config = dataclasses.replace(config, train=directory)
+    return config if split is None else dataclasses.replace(config, split=split)
+
+
+def _of_recipe(recipe: str) -> DataConfig:
+    path, _, options = recipe.partition(":")
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"--config: {path}: no such file; expected FILE.py[:OPTIONS]")
+    spec = importlib.util.spec_from_file_location("recipe", path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"--config: {path}: is not a Python file; expected FILE.py[:OPTIONS]")
+    module = importlib.util.module_from_spec(spec)
+    # Dataclasses look their module up by name while they are made.
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ValueError(f"--config: {path}: has no function get_config, so it is no recipe")
+    found = module.get_config(options)
+    plain = found.to_dict() if hasattr(found, "to_dict") else found
+    if not isinstance(plain, Mapping) or not isinstance(plain.get("data"), Mapping):
+        raise ValueError(f"--config: {path}: its get_config() gives no section `data`")
+    return overlay(DataConfig(), plain["data"], "config.data")
+
+
+def overlay(settings: Any, changes: Mapping[str, Any], path: str) -> Any:
+    """A dataclass with some fields replaced, at any depth; text becomes what a field holds.
+
+    Raises:
+      ValueError: an unknown field or a value of the wrong type; names the path, what was found
+        and what was expected.
+    """
+    hints = typing.get_type_hints(type(settings))
+    values = {}
+    for name, value in changes.items():
+        if name not in hints:
+            near = difflib.get_close_matches(name, hints, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ValueError(f"unknown field {path}.{name}: {hint}known: {', '.join(hints)}")
+        where, old = f"{path}.{name}", getattr(settings, name)
+        if dataclasses.is_dataclass(old) and isinstance(value, Mapping):
+            values[name] = overlay(old, value, where)
+        else:
+            values[name] = _convert(hints[name], value, where)
+    return dataclasses.replace(settings, **values)
+
+
+def _convert(kind: Any, value: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        if value is None or (isinstance(value, str) and value.lower() == "none"):
+            return None
+        return _convert(next(a for a in arguments if a is not type(None)), value, where)
+    if kind is Any or kind is str:
+        return value
+    if isinstance(value, str):
+        value = _read(kind, value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type) and isinstance(value, Mapping):
+        return overlay(kind(), value, where)
+    if origin is not None and issubclass(origin, Mapping) and isinstance(value, Mapping):
+        return {key: _convert(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+    if origin is not None and issubclass(origin, Sequence) and isinstance(value, list | tuple):
+        return tuple(_convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if (
+        not isinstance(kind, type)
+        or not isinstance(value, kind)
+        or (kind is int and isinstance(value, bool))
+    ):
+        name = getattr(kind, "__name__", kind)
+        raise ValueError(f"{where}: found {value!r}, expected {name}")
+    return value
+
+
+def _read(kind: Any, text: str) -> Any:
+    """A value typed on the command line; text that is no literal stays text."""
+    if kind is bool:
+        return {"true": True, "1": True, "false": False, "0": False}.get(text.lower(), text)
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
