@@ -318,7 +318,7 @@ def decode(data: bytes) -> Record:
         filename="".join(texts(context, "video/filename")[:1]),
         extra=_extra(context),
         media_type=media_type,
-        audio=waveform.get(message, start_us),
+        audio=waveform.get(context, lists, start_us),
         segments=localisation.get_segments(context),
         boxes=localisation.get_boxes(context),
     )

@@ -9,6 +9,7 @@
 ====================================  ========  ==============================================
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,17 +114,17 @@ def put(message: Any, audio: Audio) -> None:
         values.MergeFromString(b"\x0a" + _varint(len(audio.data)) + audio.data)
 
 
-def get(message: Any, start_us: int) -> Audio | None:
+def get(context: Any, lists: Mapping[str, Any], start_us: int) -> Audio | None:
     """The audio of a SequenceExample; None when it has none.
 
     Args:
-      message: of the class :data:`data_pipelines.messages.SequenceExample`.
+      context: its features by key.
+      lists: its feature lists by key.
       start_us: where the audio begins in a record that does not say so.
 
     Raises:
       SchemaError: bytes that are not samples.
     """
-    context, lists = message.context.feature, message.feature_lists.feature_list
     # DMVR's own name for the rate is a float; readers of its records find it in either type.
     known = ints(context, "audio/sample_rate") or ints(context, "WAVEFORM/sample_rate")
     if not known and "WAVEFORM/sample_rate" in context:
