@@ -1,19 +1,143 @@
-"""One opened split: record numbers to records, records to decoded frames."""
+"""One opened split: record numbers to records, records to decoded frames.
+
+With a frame table in the index only the context of a record and the frames of a clip are read;
+without one (an index of version 1, a scanned shard) the whole record is.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import simplejpeg
 
 from data_pipelines import schema
+from data_pipelines.frame_table import FrameTable
 from data_pipelines.manifest import Manifest, open_split
 from data_pipelines.records import CorruptRecordError, RecordSource
+
+_Result = TypeVar("_Result")
+_TIMES_KEY = "image/timestamp"
 
 
 class UnreadableRecordError(ValueError):
     """A record that cannot become a clip; says which one and why."""
+
+
+class _Parts:
+    """The parts of one record, read when they are asked for."""
+
+    def __init__(self, source: RecordSource, index: int, table: FrameTable):
+        self.source, self.index, self.table = source, index, table
+
+    def read(self, parts: Sequence[np.ndarray]) -> list[bytes]:
+        return _readable(self.source, self.index, lambda: self.source.parts(self.index, parts))
+
+    def feature_list(self, key: str) -> Any:
+        (data,) = self.read([self.table.lists[key]])
+        return _readable(self.source, self.index, lambda: schema.parse_list(data))
+
+
+class _Frames(Sequence[bytes]):
+    """The JPEG bytes of a record; reading one moves only that one."""
+
+    def __init__(self, parts: _Parts):
+        self._parts = parts
+
+    def __len__(self) -> int:
+        return len(self._parts.table.frames)
+
+    def fetch(self, numbers: Sequence[int]) -> list[bytes]:
+        """Several frames, neighbours in one read."""
+        table = self._parts.table.frames
+        return self._parts.read([table[number] for number in numbers])
+
+    @overload
+    def __getitem__(self, index: int) -> bytes: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[bytes, ...]: ...
+    def __getitem__(self, index: int | slice) -> bytes | tuple[bytes, ...]:
+        if isinstance(index, slice):
+            return tuple(self.fetch(range(len(self))[index]))
+        return self.fetch([range(len(self))[index]])[0]
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self.fetch(range(len(self))))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and tuple(self) == tuple(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (tuple, (list(self),))
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} JPEG frames in the shard>"
+
+
+class _Times(Sequence[int]):
+    """The frame times of a record, read at the first use."""
+
+    def __init__(self, parts: _Parts):
+        self._parts = parts
+        self._values: tuple[int, ...] | None = None
+
+    def _read(self) -> tuple[int, ...]:
+        if self._values is None:
+            values = schema.list_ints(self._parts.feature_list(_TIMES_KEY))
+            if len(values) != len(self):
+                raise UnreadableRecordError(
+                    f"{_address(self._parts.source, self._parts.index)}: {_TIMES_KEY} has "
+                    f"{len(values)} values for {len(self)} frames"
+                )
+            self._values = values
+        return self._values
+
+    def __len__(self) -> int:
+        return len(self._parts.table.frames)
+
+    @overload
+    def __getitem__(self, index: int) -> int: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[int, ...]: ...
+    def __getitem__(self, index: int | slice) -> int | tuple[int, ...]:
+        return self._read()[index]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self._read(), dtype=dtype)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and self._read() == tuple(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (tuple, (self._read(),))
+
+    def __repr__(self) -> str:
+        return repr(self._read())
+
+
+class _Lists(Mapping[str, Any]):
+    """Key -> feature list of a record, each read when it is asked for."""
+
+    def __init__(self, parts: _Parts):
+        self._parts = parts
+
+    def __getitem__(self, key: str) -> Any:
+        return self._parts.feature_list(key)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._parts.table.lists
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parts.table.lists)
+
+    def __len__(self) -> int:
+        return len(self._parts.table.lists)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,13 +156,11 @@ class Dataset:
         return len(self.source)
 
     def load(self, index: int) -> schema.Record:
-        """Record number `index`; UnreadableRecordError with its address when it is damaged."""
-        try:
-            record = schema.decode(self.source[index])
-        except CorruptRecordError as error:
-            raise UnreadableRecordError(str(error)) from error
-        except schema.SchemaError as error:
-            raise UnreadableRecordError(f"{self.address(index)}: {error}") from error
+        """Record number `index`; UnreadableRecordError with its address when it is damaged.
+
+        Its frames and frame times may be read only when they are asked for, and raise the same.
+        """
+        record = _readable(self.source, index, lambda: self._decode(index))
         wrong = [label for label in record.labels if not 0 <= label < len(self.classes)]
         if wrong and self.classes:
             raise UnreadableRecordError(
@@ -47,12 +169,26 @@ class Dataset:
             )
         return record
 
+    def _decode(self, index: int) -> schema.Record:
+        table = self.source.table(index)
+        if table is None:
+            return schema.decode(self.source[index])
+        parts = _Parts(self.source, index, table)
+        (context,) = parts.read([table.context])
+        times = _Times(parts) if _TIMES_KEY in table.lists else None
+        return schema.decode_parts(context, _Lists(parts), _Frames(parts), times)
+
     def frames(self, index: int, record: schema.Record, wanted: np.ndarray) -> list[np.ndarray]:
         """Decoded frames (H, W, 3) uint8 for the numbers in `wanted`, each decoded once."""
+        numbers = sorted({int(number) for number in wanted})
+        if isinstance(record.frames, _Frames):
+            pictures = record.frames.fetch(numbers)
+        else:
+            pictures = [record.frames[number] for number in numbers]
         decoded: dict[int, np.ndarray] = {}
-        for frame in sorted({int(number) for number in wanted}):
+        for frame, picture in zip(numbers, pictures, strict=True):
             try:
-                decoded[frame] = simplejpeg.decode_jpeg(record.frames[frame], colorspace="RGB")
+                decoded[frame] = simplejpeg.decode_jpeg(picture, colorspace="RGB")
             except ValueError as error:
                 raise UnreadableRecordError(
                     f"{self.address(index, record)}: frame {frame} is not a readable JPEG ({error})"
@@ -60,9 +196,23 @@ class Dataset:
         return [decoded[int(frame)] for frame in wanted]
 
     def address(self, index: int, record: schema.Record | None = None) -> str:
-        shard, number, offset = self.source.locate(index)
         name = f" ({record.media_id})" if record is not None and record.media_id else ""
-        return f"{shard}: record {number} at offset {offset}{name}"
+        return f"{_address(self.source, index)}{name}"
+
+
+def _address(source: RecordSource, index: int) -> str:
+    shard, number, offset = source.locate(index)
+    return f"{shard}: record {number} at offset {offset}"
+
+
+def _readable(source: RecordSource, index: int, read: Callable[[], _Result]) -> _Result:
+    """What `read` gives; UnreadableRecordError with the record's address when it is damaged."""
+    try:
+        return read()
+    except CorruptRecordError as error:
+        raise UnreadableRecordError(str(error)) from error
+    except schema.SchemaError as error:
+        raise UnreadableRecordError(f"{_address(source, index)}: {error}") from error
 
 
 def open_dataset(directory: str, split: str, *, check_crc: bool = True) -> Dataset:

@@ -11,15 +11,18 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from data_pipelines import schema
+from data_pipelines import schema, storage
 from data_pipelines.record_index import INDEX_SUFFIX, Index, read_index, write_atomic
 from data_pipelines.records import RecordSource
 
 FILE_NAME = "manifest.json"
+
+# Threads that open the indexes of a split: remote storage is all waiting, a local disk is not.
+_OPENERS, _REMOTE_OPENERS = 4, 32
 
 _SHARD_FIELDS = {"name": str, "records": int, "bytes": int, "sha256": str, "index_crc": int}
 
@@ -85,7 +88,7 @@ class Manifest:
 
     def shard_paths(self, split: str) -> list[str]:
         """Paths of a split's shards, in record order."""
-        return [os.path.join(self.directory, shard.name) for shard in self.split(split).shards]
+        return [storage.join(self.directory, shard.name) for shard in self.split(split).shards]
 
     def fingerprint(self, split: str) -> str:
         """Hex digest of what defines the records of a split and their order.
@@ -123,7 +126,7 @@ def save(manifest: Manifest) -> None:
         },
     }
     write_atomic(
-        os.path.join(manifest.directory, FILE_NAME), (json.dumps(content, indent=1) + "\n").encode()
+        storage.join(manifest.directory, FILE_NAME), (json.dumps(content, indent=1) + "\n").encode()
     )
 
 
@@ -135,14 +138,14 @@ def load(directory: str | os.PathLike[str]) -> Manifest:
       ValueError: the manifest is unreadable, incomplete, or of a newer schema.
     """
     directory = os.fspath(directory)
-    path = Path(directory, FILE_NAME)
-    if not os.path.isdir(directory):
+    path = storage.join(directory, FILE_NAME)
+    # Object stores have no directories, only objects whose names begin alike.
+    if not storage.is_remote(directory) and not storage.is_directory(directory):
         raise FileNotFoundError(
             f"{directory}: no such directory; expected the --out of data_pipelines.ingest"
         )
     try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text)
+        content = json.loads(storage.read_text(path))
     except FileNotFoundError as error:
         raise FileNotFoundError(_explain_missing(directory)) from error
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
@@ -157,7 +160,10 @@ _REPEAT = (
 
 
 def _explain_missing(directory: str) -> str:
-    names = sorted(os.listdir(directory))
+    try:
+        names = storage.listdir(directory)
+    except FileNotFoundError:
+        names = []
     if not names:
         return (
             f"{directory}: is empty; make shards with "
@@ -212,11 +218,11 @@ class _Fields:
 
 
 def _parse(directory: str, content: Any) -> Manifest:
-    fields = _Fields(os.path.join(directory, FILE_NAME), content)
+    fields = _Fields(storage.join(directory, FILE_NAME), content)
     version = fields.get("schema_version", int)
     if version > schema.SCHEMA_VERSION:
         raise ValueError(
-            f"{os.path.join(directory, FILE_NAME)}: schema version {version}, this program reads "
+            f"{storage.join(directory, FILE_NAME)}: schema version {version}, this program reads "
             f"up to {schema.SCHEMA_VERSION}; update the program or ingest the videos again"
         )
     classes = fields.tuple_of("classes", str)
@@ -276,19 +282,37 @@ def open_split(
             "see rejected.jsonl for the reasons"
         )
     paths = manifest.shard_paths(split)
-    indexes = [check_shard(path, shard) for path, shard in zip(paths, info.shards, strict=True)]
-    return manifest, RecordSource(paths, indexes=indexes, check_crc=check_crc)
+    remote = storage.is_remote(manifest.directory)
+    # One listing instead of two requests a shard.
+    sizes = storage.sizes(manifest.directory) if remote else None
+    pool = ThreadPoolExecutor(_REMOTE_OPENERS if remote else _OPENERS)
+    try:
+        indexes = list(
+            pool.map(lambda path, shard: check_shard(path, shard, sizes), paths, info.shards)
+        )
+    finally:
+        pool.shutdown(cancel_futures=True)
+    source = RecordSource(paths, indexes=indexes, check_crc=check_crc, check_sizes=False)
+    return manifest, source
 
 
-def check_shard(path: str, info: ShardInfo) -> Index:
+def check_shard(path: str, info: ShardInfo, sizes: Mapping[str, int] | None = None) -> Index:
     """Compare one shard and its index with the manifest, without reading the records.
+
+    Args:
+      path: of the shard.
+      info: what the manifest says of it.
+      sizes: file name -> bytes of the directory, where it has been listed already.
 
     Raises:
       FileNotFoundError: shard or index is missing.
       ValueError: they are not the ones the manifest describes.
     """
+    index_name = info.name + INDEX_SUFFIX
     try:
-        size = os.stat(path).st_size
+        if sizes is not None and info.name not in sizes:
+            raise FileNotFoundError(path)
+        size = storage.size(path) if sizes is None else sizes[info.name]
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"{path}: the shard is missing, {FILE_NAME} lists it with {info.records} records; "
@@ -300,7 +324,11 @@ def check_shard(path: str, info: ShardInfo) -> Index:
             "run. Copy it again from its origin, or delete it and repeat the ingest"
         )
     try:
-        index = read_index(path)
+        if sizes is not None and index_name not in sizes:
+            raise FileNotFoundError(path + INDEX_SUFFIX)
+        index = read_index(
+            path, records=info.records, size=None if sizes is None else sizes[index_name]
+        )
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"{path}{INDEX_SUFFIX}: the index is missing; copy it again or rebuild it: "

@@ -17,8 +17,8 @@ class SchemaError(ValueError):
     """A record that cannot be written or understood."""
 
 
-def _build_message_class() -> Any:
-    """The ``tensorflow.SequenceExample`` message class (wire compatible with TensorFlow's)."""
+def _build_message_classes() -> tuple[Any, ...]:
+    """``tensorflow.SequenceExample`` and two of its parts, wire compatible with TensorFlow's."""
     file = descriptor_pb2.FileDescriptorProto(
         name="data_pipelines/sequence_example.proto", package="tensorflow", syntax="proto3"
     )
@@ -58,10 +58,13 @@ def _build_message_class() -> Any:
 
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName("tensorflow.SequenceExample"))
+    return tuple(
+        message_factory.GetMessageClass(pool.FindMessageTypeByName(f"tensorflow.{name}"))
+        for name in ("SequenceExample", "Features", "FeatureList")
+    )
 
 
-SequenceExample = _build_message_class()
+SequenceExample, Features, FeatureList = _build_message_classes()
 
 
 def ints(features: Any, key: str) -> tuple[int, ...]:

@@ -9,32 +9,61 @@ Beside it lies ``SHARD.idx``, which makes the shard random access and confines d
 records it hits. All numbers are little endian::
 
     8s magic "IVJINDEX" | u32 version | u32 header size | u64 records | u64 shard size
-    | u64 index size | u32 entry size | u32 optional sections | 16 zero bytes
+    | u64 index size | u32 entry size | u32 sections | 2 x u32 binding | 8 zero bytes
     then per record   u64 offset of the framing | u64 length of the data | u32 frames
-    then the optional sections (none are defined yet; a reader skips what it does not know)
+                      | u32 size of the record's block in the frame table
     then u32 crc32c of everything before
+    then, with section 1, the blocks of the frame table (data_pipelines.frame_table)
 
-A frame count of 2^32 - 1 means unknown. Nothing here knows what is inside a record.
+Opening reads up to the checksum; a block of the frame table carries its own checksum and is read
+with its record. A frame count of 2^32 - 1 means unknown. With section 2 the binding is the checksum
+fields of the first and the last record of the shard, which tell shards of equal size apart. Further
+sections may follow; a reader skips what it does not know.
+
+Version 1 has no binding, no block sizes and no frame table, and its checksum is the last field of
+the file, behind the sections.
 """
 
-import contextlib
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import google_crc32c
 import numpy as np
 
+from data_pipelines import storage
+from data_pipelines.storage import write_atomic
+
+__all__ = [
+    "CRC",
+    "ENTRY",
+    "INDEX_SUFFIX",
+    "LENGTH",
+    "OVERHEAD",
+    "UNKNOWN_FRAMES",
+    "CorruptRecordError",
+    "Index",
+    "IndexFileError",
+    "build_index",
+    "masked_crc",
+    "parse_header",
+    "parse_index",
+    "read_index",
+    "write_atomic",
+    "write_index",
+]
+
 INDEX_SUFFIX = ".idx"
 UNKNOWN_FRAMES = 2**32 - 1
 
-ENTRY = np.dtype([("offset", "<u8"), ("length", "<u8"), ("frames", "<u4")])
+ENTRY = np.dtype([("offset", "<u8"), ("length", "<u8"), ("frames", "<u4"), ("block", "<u4")])
 
+_ENTRY_1 = np.dtype([("offset", "<u8"), ("length", "<u8"), ("frames", "<u4")])
 _MAGIC = b"IVJINDEX"
-_INDEX_VERSION = 1
-_HEADER = struct.Struct("<8sIIQQQII16x")
+_INDEX_VERSION = 2
+_HEADER = struct.Struct("<8sIIQQQIIII8x")
+_FRAME_TABLE, _BINDING = 1, 2
 CRC = struct.Struct("<I")
 LENGTH = struct.Struct("<QI")
 OVERHEAD = LENGTH.size + CRC.size
@@ -80,41 +109,45 @@ class Index:
       entries: structured array of dtype ``ENTRY``; ``offset`` is where the framing starts.
       shard_bytes: size of the shard the index describes.
       crc: checksum of the index file; 0 for an index that was scanned, not read.
+      binding: checksum fields of the first and the last record of the shard, which tie the index
+        to it; None when unknown (version 1, or no records).
+      table_offset: where the frame table starts in the index file; 0 without one.
     """
 
     entries: np.ndarray
     shard_bytes: int
     crc: int = 0
+    binding: tuple[int, int] | None = None
+    table_offset: int = 0
 
 
-def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
-    """Replace a file so that a crash leaves either the old or the new content."""
-    tmp = f"{os.fspath(path)}.tmp"
-    try:
-        with open(tmp, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(tmp, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(tmp)
-        raise
-
-
-def write_index(shard: str | os.PathLike[str], entries: np.ndarray, shard_bytes: int) -> int:
+def write_index(
+    shard: str | os.PathLike[str],
+    entries: np.ndarray,
+    shard_bytes: int,
+    *,
+    blocks: Iterable[bytes] = (),
+    binding: tuple[int, int] | None = None,
+) -> int:
     """Write ``SHARD.idx`` atomically.
 
     Args:
       shard: path of the shard, not of the index.
-      entries: (records,) array of dtype ``ENTRY``.
+      entries: (records,) array of dtype ``ENTRY``; the sizes of the blocks are filled in here.
       shard_bytes: size of the shard.
+      blocks: one block of the frame table per record, empty where there is none; none at all for
+        an index without a frame table.
+      binding: checksum fields of the first and the last record.
 
     Returns:
       The checksum stored in the index, which the manifest repeats.
     """
-    body = np.ascontiguousarray(entries, dtype=ENTRY).tobytes()
-    size = _HEADER.size + len(body) + CRC.size
+    blocks = list(blocks)
+    entries = np.array(entries, dtype=ENTRY)
+    entries["block"] = [len(block) for block in blocks] if blocks else 0
+    body = entries.tobytes()
+    opening = _HEADER.size + len(body) + CRC.size
+    table = b"".join(blocks)
     content = (
         _HEADER.pack(
             _MAGIC,
@@ -122,30 +155,69 @@ def write_index(shard: str | os.PathLike[str], entries: np.ndarray, shard_bytes:
             _HEADER.size,
             len(entries),
             shard_bytes,
-            size,
+            opening + len(table),
             ENTRY.itemsize,
-            0,
+            (_FRAME_TABLE if blocks else 0) | (0 if binding is None else _BINDING),
+            *(binding or (0, 0)),
         )
         + body
     )
     crc = google_crc32c.value(content)
-    write_atomic(os.fspath(shard) + INDEX_SUFFIX, content + CRC.pack(crc))
+    write_atomic(os.fspath(shard) + INDEX_SUFFIX, content + CRC.pack(crc) + table)
     return crc
 
 
-def read_index(shard: str | os.PathLike[str]) -> Index:
-    """Read and check ``SHARD.idx``.
+def read_index(
+    shard: str | os.PathLike[str], *, records: int | None = None, size: int | None = None
+) -> Index:
+    """Read and check ``SHARD.idx``, without its frame table.
+
+    Args:
+      shard: path of the shard, local or remote.
+      records, size: records of the shard and size of the index file where they are known; each
+        saves a request on remote storage.
 
     Raises:
       FileNotFoundError: there is no index.
       IndexFileError: it is damaged, newer than this program, or contradicts itself.
     """
     path = os.fspath(shard) + INDEX_SUFFIX
-    return parse_index(Path(path).read_bytes(), path)
+    file = storage.open_ranges(path, size)
+    try:
+        size = file.size
+        if records is None:
+            header = file.pread(_HEADER.size, 0)
+            if len(header) == _HEADER.size:
+                records = _HEADER.unpack(header)[3]
+        guess = _HEADER.size + (records or 0) * ENTRY.itemsize + CRC.size
+        data = file.pread(min(size, guess), 0)
+        opening = _opening_size(data, size)
+        if opening > len(data):
+            data += file.pread(opening - len(data), len(data))
+        return parse_index(data, path, size)
+    finally:
+        file.close()
 
 
-def parse_index(data: bytes, path: str = "index") -> Index:
-    """Parse the bytes of an index file; ``path`` is only for messages. Raises IndexFileError."""
+def _opening_size(data: bytes, file_size: int) -> int:
+    """Bytes that opening an index needs, at most the whole file."""
+    if len(data) < _HEADER.size:
+        return file_size
+    _, version, header, count, _, _, entry, *_ = _HEADER.unpack_from(data)
+    return file_size if version < 2 else min(file_size, header + count * entry + CRC.size)
+
+
+def parse_index(data: bytes, path: str = "index", file_size: int | None = None) -> Index:
+    """Parse an index file.
+
+    Args:
+      data: its bytes, at least up to the checksum.
+      path: only for messages.
+      file_size: of the file, when ``data`` is not all of it.
+
+    Raises:
+      IndexFileError: it is damaged, newer than this program, or contradicts itself.
+    """
 
     def broken(problem: str) -> IndexFileError:
         return IndexFileError(
@@ -153,9 +225,12 @@ def parse_index(data: bytes, path: str = "index") -> Index:
             f"--out {os.path.dirname(path) or '.'}"
         )
 
+    file_size = len(data) if file_size is None else file_size
     if len(data) < _HEADER.size + CRC.size:
         raise broken(f"{len(data)} bytes, too short for an index")
-    magic, version, header, count, shard_bytes, size, entry, sections = _HEADER.unpack_from(data)
+    magic, version, header, count, shard_bytes, size, entry, sections, *binding = (
+        _HEADER.unpack_from(data)
+    )
     if magic != _MAGIC:
         raise broken(f"starts with {magic!r}, expected {_MAGIC!r}")
     if version > _INDEX_VERSION:
@@ -163,22 +238,49 @@ def parse_index(data: bytes, path: str = "index") -> Index:
             f"{path}: index version {version}, this program reads up to {_INDEX_VERSION}; "
             "update the program"
         )
-    if size != len(data):
-        raise broken(f"is {len(data)} bytes long, its header says {size}")
-    (crc,) = CRC.unpack_from(data, len(data) - CRC.size)
-    found = google_crc32c.value(data[: -CRC.size])
-    if crc != found:
-        raise broken(f"checksum is {found:#010x}, expected {crc:#010x}")
-    # Written by something that knows how to compute the checksum, so the rest is about meaning;
+    if version < 1:
+        raise broken("index version 0, which does not exist")
+    if size != file_size:
+        raise broken(f"is {file_size} bytes long, its header says {size}")
     # Python integers cannot overflow, so absurd counts fail here and allocate nothing.
     end = header + count * entry
-    if entry != ENTRY.itemsize or header < _HEADER.size or end + CRC.size > size:
+    kind = ENTRY if version > 1 else _ENTRY_1
+    fits = entry == kind.itemsize and header >= _HEADER.size and end + CRC.size <= size
+    crc_at = end if version > 1 and fits else len(data) - CRC.size
+    if crc_at + CRC.size > len(data):
+        raise broken(f"{len(data)} bytes could be read, its {count} entries need more")
+    (crc,) = CRC.unpack_from(data, crc_at)
+    found = google_crc32c.value(data[:crc_at])
+    # With a size that fits nothing the place of the checksum is unknown.
+    if fits and crc != found:
+        raise broken(f"checksum is {found:#010x}, expected {crc:#010x}")
+    # Written by something that knows how to compute the checksum, so the rest is about meaning.
+    if not fits:
         raise broken(f"{count} entries of {entry} bytes do not fit {size} bytes")
-    if sections == 0 and end + CRC.size != size:
-        raise broken(f"{size - end - CRC.size} bytes beyond the last entry")
-    entries = np.frombuffer(data, dtype=ENTRY, count=count, offset=header)
+    entries = np.frombuffer(data, dtype=kind, count=count, offset=header)
+    if version == 1:
+        entries = _upgraded(entries)
+    table = int(entries["block"].sum(dtype=np.uint64))
+    known = end + CRC.size + table
+    unknown = sections & ~(_FRAME_TABLE | _BINDING) if version > 1 else sections
+    if known > size or (not unknown and known != size):
+        raise broken(f"{size - end - CRC.size} bytes beyond the last entry, expected {table}")
     _check_entries(entries, shard_bytes, broken)
-    return Index(entries, shard_bytes, crc)
+    return Index(
+        entries,
+        shard_bytes,
+        crc,
+        (binding[0], binding[1]) if version > 1 and sections & _BINDING else None,
+        end + CRC.size if table else 0,
+    )
+
+
+def _upgraded(entries: np.ndarray) -> np.ndarray:
+    """Entries of version 1 as those of today, without blocks."""
+    result = np.zeros(len(entries), ENTRY)
+    for name in _ENTRY_1.names or ():
+        result[name] = entries[name]
+    return result
 
 
 def _check_entries(
@@ -206,26 +308,27 @@ def build_index(shard: str | os.PathLike[str]) -> Index:
       CorruptRecordError: a length checksum fails or the last record is cut.
     """
     path = os.fspath(shard)
-    offsets: list[tuple[int, int, int]] = []
-    with open(path, "rb", buffering=0) as file:
-        size = os.fstat(file.fileno()).st_size
+    found: list[tuple[int, int, int, int]] = []
+    file = storage.open_ranges(path)
+    try:
+        size = file.size
         offset = 0
         while offset < size:
-            length = parse_header(
-                os.pread(file.fileno(), LENGTH.size, offset), path, offset, len(offsets)
-            )
+            length = parse_header(file.pread(LENGTH.size, offset), path, offset, len(found))
             end = offset + length + OVERHEAD
             if end > size:
                 raise CorruptRecordError(
                     path,
-                    len(offsets),
+                    len(found),
                     offset,
                     f"truncated: the record needs {length + OVERHEAD} bytes, "
                     f"{size - offset} are left",
                 )
-            offsets.append((offset, length, UNKNOWN_FRAMES))
+            found.append((offset, length, UNKNOWN_FRAMES, 0))
             offset = end
-    return Index(np.array(offsets, dtype=ENTRY), size)
+    finally:
+        file.close()
+    return Index(np.array(found, dtype=ENTRY), size)
 
 
 def parse_header(header: bytes, shard: str, offset: int, record: int) -> int:

@@ -1,10 +1,11 @@
-"""TFRecord shards: writing them, and reading any record of many of them by its number.
+"""TFRecord shards: reading any record of many of them by its number.
 
-The framing and the index file are described in :mod:`data_pipelines.record_index`, whose public
-names are available here too. Nothing here knows what is inside a record.
+The framing and the index file are described in :mod:`data_pipelines.record_index`, the writer is in
+:mod:`data_pipelines.shard_writer`; their public names are available here too. All that is known
+here of what is inside a record is where its parts lie (:mod:`data_pipelines.frame_table`), so that
+they can be read without the rest.
 """
 
-import contextlib
 import hashlib
 import os
 import struct
@@ -13,14 +14,16 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import google_crc32c
 import numpy as np
 
+from data_pipelines import frame_table, storage
+from data_pipelines.frame_table import FrameTable
 from data_pipelines.record_index import (
     CRC,
     ENTRY,
     INDEX_SUFFIX,
     LENGTH,
-    OVERHEAD,
     UNKNOWN_FRAMES,
     CorruptRecordError,
     Index,
@@ -32,6 +35,7 @@ from data_pipelines.record_index import (
     read_index,
     write_index,
 )
+from data_pipelines.shard_writer import ShardWriter
 
 __all__ = [
     "ENTRY",
@@ -49,106 +53,13 @@ __all__ = [
     "write_index",
 ]
 
+# Bytes between two wanted parts up to which one read of everything is cheaper than two. Locally a
+# read costs about as much as copying a few pages. On remote storage a request is worth more bytes,
+# but its latency is hidden by other clips being read and the bytes of the network are not.
+LOCAL_GAP = 4096
+REMOTE_GAP = 48 * 1024
 
-class ShardWriter:
-    """Writes one shard and its index; a shard under its final name is always complete.
-
-    Use as a context manager. Data goes to ``PATH.tmp``; a clean exit syncs it to disk, renames
-    it and then writes the index. An exception inside the block removes the temporary file.
-
-    Attributes:
-      count: records appended so far.
-      bytes: size of the shard so far.
-      frames: sum of the frame counts given to :meth:`append`.
-      sha256: hex digest of the shard so far.
-      index_crc: checksum of the index file, after a clean exit.
-    """
-
-    def __init__(self, path: str | os.PathLike[str]):
-        self.path = os.fspath(path)
-        self.count = self.bytes = self.frames = self.index_crc = 0
-        self._digest = hashlib.sha256()
-        self._entries: list[tuple[int, int, int]] = []
-        self._tmp = self.path + ".tmp"
-        self._file = open(self._tmp, "wb")  # noqa: SIM115 - closed by close() or abort()
-
-    @property
-    def sha256(self) -> str:
-        return self._digest.hexdigest()
-
-    def append(self, data: bytes, num_frames: int = UNKNOWN_FRAMES) -> None:
-        """Add one record.
-
-        Args:
-          data: the record's bytes.
-          num_frames: how many frames it holds, for the index.
-        """
-        length = struct.pack("<Q", len(data))
-        header = length + CRC.pack(masked_crc(length))
-        footer = CRC.pack(masked_crc(data))
-        for part in (header, data, footer):
-            self._file.write(part)
-            self._digest.update(part)
-        self._entries.append((self.bytes, len(data), num_frames))
-        self.count += 1
-        self.bytes += len(data) + OVERHEAD
-        self.frames += num_frames if num_frames != UNKNOWN_FRAMES else 0
-
-    def close(self) -> None:
-        """Make the shard durable under its final name, then write its index."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        mine = os.fstat(self._file.fileno())
-        self._file.close()
-        there = os.stat(self._tmp)
-        if (mine.st_dev, mine.st_ino) != (there.st_dev, there.st_ino):
-            raise RuntimeError(
-                f"{self._tmp} was replaced by another process while it was being written; "
-                "make sure only one ingest uses this directory, then run it again"
-            )
-        # An old index beside a new shard would be a lie if we stopped between the two renames.
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self.path + INDEX_SUFFIX)
-        os.replace(self._tmp, self.path)
-        entries = np.array(self._entries, dtype=ENTRY)
-        self.index_crc = write_index(self.path, entries, self.bytes)
-
-    def abort(self) -> None:
-        """Give up: close and remove the temporary file."""
-        # Closing flushes, which fails again on the full disk that brought us here.
-        with contextlib.suppress(OSError):
-            self._file.close()
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._tmp)
-
-    def __enter__(self) -> "ShardWriter":
-        return self
-
-    def __exit__(self, kind: Any, value: Any, trace: Any) -> None:
-        if kind is not None:
-            self.abort()
-            return
-        try:
-            self.close()
-        except BaseException:
-            self.abort()
-            raise
-
-
-class _OpenFile:
-    """A descriptor that closes itself when the last user drops it.
-
-    Eviction from the cache can then never close a file another thread is reading.
-    """
-
-    __slots__ = ("fd",)
-
-    def __init__(self, path: str):
-        self.fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-
-    def __del__(self) -> None:
-        with contextlib.suppress(AttributeError, OSError):
-            os.close(self.fd)
+_PAIR = struct.Struct("<II")
 
 
 class RecordSource(Sequence[bytes]):
@@ -157,12 +68,20 @@ class RecordSource(Sequence[bytes]):
     Safe to share between threads, to fork and to pickle; descriptors are opened lazily, at most
     ``max_open`` at a time, and never travel to another process.
 
+    Attributes:
+      bytes_read: bytes moved since the source was made, opened in this process, or unpickled;
+        those of the frame tables included.
+      requests: reads those bytes took.
+
     Args:
-      shards: paths, in the order that defines the record numbers.
+      shards: paths or URLs, in the order that defines the record numbers.
       indexes: one :class:`Index` per shard; by default the sidecar is read, and a shard without
         one is scanned.
-      check_crc: verify the checksum of every record read (about 0.2 ms for 6 MB).
+      check_crc: verify the checksum of everything read (about 0.2 ms for 6 MB).
       max_open: bound on open files.
+      merge_gap: parts of a record at most this many bytes apart are read together; by default
+        ``LOCAL_GAP`` or ``REMOTE_GAP``.
+      check_sizes: compare the size of every shard with its index now; False where the caller has.
 
     Raises:
       FileNotFoundError: a shard does not exist.
@@ -177,6 +96,8 @@ class RecordSource(Sequence[bytes]):
         indexes: Sequence[Index] | None = None,
         check_crc: bool = True,
         max_open: int = 64,
+        merge_gap: int | None = None,
+        check_sizes: bool = True,
     ):
         if not shards:
             raise ValueError("no shards given; pass the paths of at least one .tfrecord file")
@@ -185,10 +106,14 @@ class RecordSource(Sequence[bytes]):
             indexes = [_sidecar_or_scan(shard) for shard in self.shards]
         if len(indexes) != len(self.shards):
             raise ValueError(f"{len(indexes)} indexes for {len(self.shards)} shards")
-        for shard, index in zip(self.shards, indexes, strict=True):
-            _check_size(shard, index)
+        if check_sizes:
+            for shard, index in zip(self.shards, indexes, strict=True):
+                _check_size(shard, index)
         self.check_crc = check_crc
         self._max_open = max(1, max_open)
+        self._merge_gap = merge_gap
+        self._bindings = tuple(index.binding for index in indexes)
+        self._tables = tuple(index.table_offset for index in indexes)
         self._entries = np.concatenate([index.entries for index in indexes])
         self._sizes = tuple(index.shard_bytes for index in indexes)
         # _starts[k] is the number of the first record of shard k; the last item is the total.
@@ -198,11 +123,13 @@ class RecordSource(Sequence[bytes]):
     def _reset(self) -> None:
         self._pid = os.getpid()
         self._lock = threading.Lock()
-        self._open: OrderedDict[int, _OpenFile] = OrderedDict()
+        self._open: OrderedDict[tuple[int, str], storage.Ranges] = OrderedDict()
+        self._bound: set[int] = set()
+        self.bytes_read = self.requests = 0
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        for name in ("_pid", "_lock", "_open"):
+        for name in ("_pid", "_lock", "_open", "_bound", "bytes_read", "requests"):
             del state[name]
         return state
 
@@ -241,13 +168,20 @@ class RecordSource(Sequence[bytes]):
         Raises:
           IndexError: outside 0 <= index < len(self).
           CorruptRecordError: the record is cut, damaged, or not where the index says.
+          StorageError: remote storage kept failing.
         """
         shard, record = self._find(index)
         path = self.shards[shard]
         entry = self._entries[self._starts[shard] + record]
         offset, length = int(entry["offset"]), int(entry["length"])
         file = self._file(shard)
-        header = _pread(file.fd, LENGTH.size, offset)
+        spans = [
+            (LENGTH.size, offset),
+            (length, offset + LENGTH.size),
+            (CRC.size, offset + LENGTH.size + length),
+        ]
+        # Remote: one request. Local: three reads cost less than cutting 6 MB out of one.
+        header, data, footer = self._read(file, spans, 0 if file.remote else -1)
         found = parse_header(header, path, offset, record)
         if found != length:
             raise CorruptRecordError(
@@ -255,11 +189,8 @@ class RecordSource(Sequence[bytes]):
                 record,
                 offset,
                 f"the shard has a record of {found} bytes here, the index says {length}",
-                "The index belongs to another version of the shard: copy both again, or rebuild "
-                "it with python -m data_pipelines.ingest --reindex",
+                _OTHER_VERSION,
             )
-        data = _pread(file.fd, length, offset + LENGTH.size)
-        footer = _pread(file.fd, CRC.size, offset + LENGTH.size + length)
         if len(data) + len(footer) != length + CRC.size:
             raise CorruptRecordError(
                 path,
@@ -280,23 +211,166 @@ class RecordSource(Sequence[bytes]):
     def __iter__(self) -> Iterator[bytes]:
         return (self[i] for i in range(len(self)))
 
-    def _file(self, shard: int) -> _OpenFile:
+    def table(self, index: int) -> FrameTable | None:
+        """Where the parts of record ``index`` lie; None when the index does not say.
+
+        Raises:
+          IndexError: outside 0 <= index < len(self).
+          CorruptRecordError: this part of the index file is damaged.
+          StorageError: remote storage kept failing.
+        """
+        shard, record = self._find(index)
+        first = int(self._starts[shard])
+        entry = self._entries[first + record]
+        size, offset = int(entry["block"]), self._tables[shard]
+        if not size or not offset:
+            return None
+        offset += int(self._entries["block"][first : first + record].sum(dtype=np.uint64))
+        (block,) = self._read(self._file(shard, INDEX_SUFFIX), [(size, offset)], 0)
+        try:
+            return frame_table.unpack(block, int(entry["length"]))
+        except frame_table.FrameTableError as error:
+            raise CorruptRecordError(
+                self.shards[shard] + INDEX_SUFFIX,
+                record,
+                offset,
+                str(error),
+                "Copy shard and index again, or rebuild the index with "
+                "python -m data_pipelines.ingest --reindex",
+            ) from error
+
+    def parts(self, index: int, parts: Sequence[np.ndarray]) -> list[bytes]:
+        """Bytes of some parts of record ``index``, as :meth:`table` describes them.
+
+        Parts that lie close together are read together; each is checked by its own checksum.
+
+        Raises:
+          CorruptRecordError: a part is cut or damaged.
+          StorageError: remote storage kept failing.
+        """
+        shard, record = self._find(index)
+        offset = int(self._entries[self._starts[shard] + record]["offset"])
+        start = offset + LENGTH.size
+        spans = [(int(part["length"]), start + int(part["offset"])) for part in parts]
+        file = self._file(shard)
+        gap = self._merge_gap
+        if gap is None:
+            gap = REMOTE_GAP if file.remote else LOCAL_GAP
+        found = self._read(file, spans, gap)
+        for part, data, (size, at) in zip(parts, found, spans, strict=True):
+            if len(data) != size:
+                problem = f"truncated: {len(data)} of {size} bytes are there"
+            elif self.check_crc and google_crc32c.value(data) != int(part["crc"]):
+                problem = (
+                    f"checksum of {size} bytes at byte {at} is "
+                    f"{google_crc32c.value(data):#010x}, the index says {int(part['crc']):#010x}"
+                )
+            else:
+                continue
+            raise CorruptRecordError(self.shards[shard], record, offset, problem)
+        return found
+
+    def check_table(self, index: int, data: bytes) -> None:
+        """Compare the frame table of record ``index`` with the record itself.
+
+        Args:
+          index: which record.
+          data: its bytes.
+
+        Raises:
+          CorruptRecordError: the index file describes something else.
+        """
+        shard, record = self._find(index)
+        first = int(self._starts[shard])
+        size = int(self._entries[first + record]["block"])
+        if not size:
+            return
+        at = self._tables[shard] + int(
+            self._entries["block"][first : first + record].sum(dtype=np.uint64)
+        )
+        (block,) = self._read(self._file(shard, INDEX_SUFFIX), [(size, at)], 0)
+        if block != frame_table.pack(data, masked_crc(data))[0]:
+            raise CorruptRecordError(
+                self.shards[shard] + INDEX_SUFFIX,
+                record,
+                at,
+                "the frame table does not describe the record",
+                "Rebuild the index with python -m data_pipelines.ingest --reindex",
+            )
+
+    def _read(
+        self, file: storage.Ranges, spans: Sequence[tuple[int, int]], gap: int
+    ) -> list[bytes]:
+        """The bytes of (size, offset) spans; those at most ``gap`` bytes apart in one read."""
+        order = sorted(range(len(spans)), key=lambda i: spans[i][1])
+        runs: list[list[int]] = []  # [first byte, byte behind the last, members...]
+        for i in order:
+            size, offset = spans[i]
+            if runs and gap >= 0 and offset - runs[-1][1] <= gap:
+                runs[-1][1] = max(runs[-1][1], offset + size)
+                runs[-1].append(i)
+            else:
+                runs.append([offset, offset + size, i])
+        found = file.pread_many([(end - start, start) for start, end, *_ in runs])
+        with self._lock:
+            self.requests += len(runs)
+            self.bytes_read += sum(map(len, found))
+        result = [b""] * len(spans)
+        for (start, _, *members), data in zip(runs, found, strict=True):
+            if len(members) == 1:
+                result[members[0]] = data
+                continue
+            for i in members:
+                size, offset = spans[i]
+                result[i] = data[offset - start : offset - start + size]
+        return result
+
+    def _file(self, shard: int, suffix: str = "") -> storage.Ranges:
+        """A shard or, with its suffix, its index, opened."""
         if self._pid != os.getpid():
             # Forked: the parent's lock may be held by a thread that does not exist here.
             self._reset()
         with self._lock:
-            file = self._open.get(shard)
+            file = self._open.get((shard, suffix))
             if file is None:
-                file = self._open[shard] = _OpenFile(self.shards[shard])
+                known = None if suffix else self._sizes[shard]
+                file = storage.open_ranges(self.shards[shard] + suffix, known)
+                self._open[shard, suffix] = file
                 if len(self._open) > self._max_open:
                     self._open.popitem(last=False)
             else:
-                self._open.move_to_end(shard)
-            return file
+                self._open.move_to_end((shard, suffix))
+        if not suffix and shard not in self._bound:
+            self._check_binding(shard, file)
+        return file
+
+    def _check_binding(self, shard: int, file: storage.Ranges) -> None:
+        """That the index is of this shard: sizes and counts of two shards are often equal."""
+        expected = self._bindings[shard]
+        if expected is not None and self._starts[shard] < self._starts[shard + 1]:
+            ends = self._entries[[self._starts[shard], self._starts[shard + 1] - 1]]
+            spans = [
+                (CRC.size, int(offset + length) + LENGTH.size)
+                for offset, length in zip(ends["offset"], ends["length"], strict=True)
+            ]
+            found = b"".join(self._read(file, spans, 0))
+            # One of two may be damage, which that record's own checksum confines to it.
+            if not any(map(int.__eq__, expected, _PAIR.unpack(found.ljust(_PAIR.size, b"\0")))):
+                raise CorruptRecordError(
+                    self.shards[shard],
+                    0,
+                    0,
+                    "the checksums of its first and last record are not those in the index: "
+                    "swapped with another shard, or of another version",
+                    _OTHER_VERSION,
+                )
+        self._bound.add(shard)
 
     def close(self) -> None:
         """Drop the open descriptors; reading again reopens them."""
+        counts = self.bytes_read, self.requests
         self._reset()
+        self.bytes_read, self.requests = counts
 
     def __repr__(self) -> str:
         # Checkpointing libraries compare this text to tell whether the data is the same.
@@ -310,6 +384,12 @@ class RecordSource(Sequence[bytes]):
         )
 
 
+_OTHER_VERSION = (
+    "The index belongs to another version of the shard: copy both again, or rebuild "
+    "it with python -m data_pipelines.ingest --reindex"
+)
+
+
 def _sidecar_or_scan(shard: str) -> Index:
     try:
         return read_index(shard)
@@ -319,7 +399,7 @@ def _sidecar_or_scan(shard: str) -> Index:
 
 def _check_size(shard: str, index: Index) -> None:
     try:
-        size = os.stat(shard).st_size
+        size = storage.size(shard)
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"{shard}: the shard is missing; copy it again from its origin or repeat the ingest"
@@ -330,19 +410,3 @@ def _check_size(shard: str, index: Index) -> None:
             "of them is truncated, older, or of another dataset. Copy both again, or rebuild the "
             "index with python -m data_pipelines.ingest --reindex"
         )
-
-
-def _pread(fd: int, size: int, offset: int) -> bytes:
-    """Up to ``size`` bytes; a single call may return fewer, and at most 2 GiB."""
-    data = os.pread(fd, size, offset)
-    if len(data) == size or not data:
-        return data
-    parts = [data]
-    got = len(data)
-    while got < size:
-        data = os.pread(fd, size - got, offset + got)
-        if not data:
-            break
-        parts.append(data)
-        got += len(data)
-    return b"".join(parts)

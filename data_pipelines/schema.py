@@ -44,6 +44,8 @@ from data_pipelines import localisation, waveform
 from data_pipelines.localisation import Box, Segment
 from data_pipelines.messages import (
     INT64,
+    FeatureList,
+    Features,
     SchemaError,
     SequenceExample,
     floats,
@@ -271,9 +273,54 @@ def decode(data: bytes) -> Record:
             f"{len(data)} bytes are not a tf.train.SequenceExample ({error}); "
             "expected a record written by data_pipelines.ingest or by DMVR"
         ) from error
-    context = message.context.feature
-    lists = message.feature_lists.feature_list
+    return _understand(message.context.feature, message.feature_lists.feature_list)
 
+
+def decode_parts(
+    context: bytes,
+    lists: Mapping[str, Any],
+    frames: Sequence[bytes],
+    timestamps_us: Sequence[int] | None,
+) -> Record:
+    """The record whose parts are read separately; otherwise as :func:`decode`.
+
+    Args:
+      context: the serialised ``Features`` message.
+      lists: key -> parsed feature list (:func:`parse_list`), without the frames.
+      frames: taken as they are, and so are ``timestamps_us`` unless None.
+
+    Raises:
+      SchemaError: as :func:`decode`.
+    """
+    message = Features()
+    try:
+        message.ParseFromString(context)
+    except DecodeError as error:
+        raise SchemaError(f"the context of the record is no Features message ({error})") from error
+    return _understand(message.feature, lists, frames, timestamps_us)
+
+
+def parse_list(data: bytes) -> Any:
+    """A serialised ``FeatureList`` as a message. Raises SchemaError."""
+    message = FeatureList()
+    try:
+        message.ParseFromString(data)
+    except DecodeError as error:
+        raise SchemaError(f"not a FeatureList message ({error})") from error
+    return message
+
+
+def list_ints(message: Any) -> tuple[int, ...]:
+    """All integers of a feature list, in order."""
+    return tuple(int(value) for step in message.feature for value in step.int64_list.value)
+
+
+def _understand(
+    context: Any,
+    lists: Mapping[str, Any],
+    frames: Sequence[bytes] | None = None,
+    timestamps_us: Sequence[int] | None = None,
+) -> Record:
     version = _int(context, "schema/version", 0)
     if version > SCHEMA_VERSION:
         raise SchemaError(
@@ -283,13 +330,14 @@ def decode(data: bytes) -> Record:
     media_type = "".join(texts(context, "media/type")[:1]) or "video"
     if media_type not in MEDIA_TYPES:
         raise SchemaError(f"media/type is {media_type!r}, expected {' or '.join(MEDIA_TYPES)}")
-    steps = lists["image/encoded"].feature if "image/encoded" in lists else ()
-    if not steps:
-        keys = ", ".join(sorted([*context, *lists])) or "none"
-        raise SchemaError(f"record has no image/encoded frames; keys found: {keys}")
-    if any(len(step.bytes_list.value) != 1 for step in steps):
-        raise SchemaError("image/encoded must hold exactly one JPEG (bytes) per step")
-    frames = _FrameView(steps)
+    if frames is None:
+        steps = lists["image/encoded"].feature if "image/encoded" in lists else ()
+        if not steps:
+            keys = ", ".join(sorted([*context, *lists])) or "none"
+            raise SchemaError(f"record has no image/encoded frames; keys found: {keys}")
+        if any(len(step.bytes_list.value) != 1 for step in steps):
+            raise SchemaError("image/encoded must hold exactly one JPEG (bytes) per step")
+        frames = _FrameView(steps)
     stored = _int(context, "video/num_frames", len(frames))
     if stored != len(frames):
         raise SchemaError(f"video/num_frames says {stored}, image/encoded has {len(frames)}")
@@ -304,7 +352,9 @@ def decode(data: bytes) -> Record:
     return Record(
         media_id="".join(texts(context, "clip/media_id")[:1]),
         frames=frames,
-        timestamps_us=_timestamps(lists, len(frames), start_us, fps),
+        timestamps_us=_timestamps(lists, len(frames), start_us, fps)
+        if timestamps_us is None
+        else timestamps_us,
         fps=fps,
         height=height,
         width=width,
@@ -350,8 +400,7 @@ def _jpeg_size(frame: bytes) -> tuple[int, int]:
 def _timestamps(lists: Any, num_frames: int, start_us: int, fps: float) -> Sequence[int]:
     if "image/timestamp" not in lists:
         return tuple(start_us + round(i * 1e6 / fps) for i in range(num_frames))
-    steps = lists["image/timestamp"].feature
-    times = tuple(int(time) for step in steps for time in step.int64_list.value)
+    times = list_ints(lists["image/timestamp"])
     if len(times) != num_frames:
         raise SchemaError(f"image/timestamp has {len(times)} values for {num_frames} frames")
     return times

@@ -9,8 +9,7 @@
 ====================================  ========  ==============================================
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -26,28 +25,61 @@ DMVR_SAMPLE_RATE = 48_000
 _DTYPES = {"pcm16": np.dtype("<i2"), "float32": np.dtype("<f4")}
 
 
-@dataclass(frozen=True, slots=True)
 class Audio:
     """Mono samples; equal audio compares equal.
 
-    Attributes:
-      data: the samples as stored, little endian.
+    Args:
+      data: the samples as stored, little endian, or a function that reads them when they are
+        asked for: most training wants the frames only. That may raise what reading a record does.
       sample_rate: samples per second.
       start_us: time of the first sample, microseconds from the start of the source video, the
         clock of ``Record.timestamps_us``.
       encoding: ``pcm16`` (ours) or ``float32`` (DMVR).
     """
 
-    data: bytes
-    sample_rate: int
-    start_us: int = 0
-    encoding: str = "pcm16"
+    __slots__ = ("_data", "encoding", "sample_rate", "start_us")
+
+    def __init__(
+        self,
+        data: bytes | Callable[[], bytes],
+        sample_rate: int,
+        start_us: int = 0,
+        encoding: str = "pcm16",
+    ):
+        self._data = data
+        self.sample_rate, self.start_us, self.encoding = sample_rate, start_us, encoding
+
+    @property
+    def data(self) -> bytes:
+        """The samples as stored; SchemaError when these are not whole samples."""
+        if not isinstance(self._data, bytes):
+            data = self._data()
+            if len(data) % _DTYPES[self.encoding].itemsize:
+                raise SchemaError(
+                    f"{len(data)} bytes of audio are not whole {self.encoding} samples"
+                )
+            self._data = data
+        return self._data
+
+    def _fields(self) -> tuple[bytes, int, int, str]:
+        return (self.data, self.sample_rate, self.start_us, self.encoding)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Audio) and self._fields() == other._fields()
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Audio, self._fields())
 
     def __len__(self) -> int:
         return len(self.data) // _DTYPES[self.encoding].itemsize
 
+    def __bool__(self) -> bool:
+        return True  # also without samples: asking should not read them
+
     def __repr__(self) -> str:
-        return f"<{len(self)} samples at {self.sample_rate} per second from {self.start_us} us>"
+        return f"<audio, {self.sample_rate} samples per second from {self.start_us} us>"
 
     @property
     def samples(self) -> np.ndarray:
@@ -123,7 +155,8 @@ def get(context: Any, lists: Mapping[str, Any], start_us: int) -> Audio | None:
       start_us: where the audio begins in a record that does not say so.
 
     Raises:
-      SchemaError: bytes that are not samples.
+      SchemaError: its rate is missing or not positive. Whether there are whole samples shows when
+        they are asked for.
     """
     # DMVR's own name for the rate is a float; readers of its records find it in either type.
     known = ints(context, "audio/sample_rate") or ints(context, "WAVEFORM/sample_rate")
@@ -131,22 +164,25 @@ def get(context: Any, lists: Mapping[str, Any], start_us: int) -> Audio | None:
         known = tuple(round(v) for v in context["WAVEFORM/sample_rate"].float_list.value if v < 1e9)
     rate = known[0] if known else DMVR_SAMPLE_RATE
     start = (ints(context, "audio/start/timestamp") or (start_us,))[0]
-    audio = None
-    if BYTES_KEY in lists and lists[BYTES_KEY].feature:
-        steps = lists[BYTES_KEY].feature
+    if BYTES_KEY in lists:
         if not known:
             raise SchemaError(f"{BYTES_KEY} is there, audio/sample_rate is not")
-        data = b"".join(value for step in steps for value in step.bytes_list.value)
-        audio = Audio(data, rate, start)
-    elif FLOATS_KEY in lists and lists[FLOATS_KEY].feature:
-        steps = lists[FLOATS_KEY].feature
-        data = b"".join(_packed(step.float_list) for step in steps)
-        audio = Audio(data, rate, start, "float32")
-    if audio is None:
+        audio = Audio(
+            lambda: b"".join(v for step in lists[BYTES_KEY].feature for v in step.bytes_list.value),
+            rate,
+            start,
+        )
+    elif FLOATS_KEY in lists:
+        audio = Audio(
+            lambda: b"".join(_packed(step.float_list) for step in lists[FLOATS_KEY].feature),
+            rate,
+            start,
+            "float32",
+        )
+    else:
         return None
-    problem = check(audio)
-    if problem:
-        raise SchemaError(problem)
+    if audio.sample_rate <= 0:
+        raise SchemaError(f"audio sample rate is {audio.sample_rate}; it must be positive")
     return audio
 
 

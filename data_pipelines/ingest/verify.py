@@ -3,7 +3,7 @@
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,13 +13,11 @@ from data_pipelines import manifest, schema
 from data_pipelines.ingest.pool import Progress, run_tasks
 from data_pipelines.ingest.progress import Bar
 from data_pipelines.ingest.work import file_sha256
-from data_pipelines.record_index import (
-    ENTRY,
-    CorruptRecordError,
-    build_index,
-    write_index,
-)
+from data_pipelines.record_index import CorruptRecordError
 from data_pipelines.records import RecordSource
+from data_pipelines.reindex import reindex
+
+__all__ = ["ShardCheck", "VerifyTask", "check", "reindex", "verify"]
 
 # One broken disk can damage every record; the first few say where.
 _FAULTS_SHOWN = 20
@@ -133,7 +131,9 @@ def check(task: VerifyTask, progress: Progress) -> ShardCheck:
         try:
             if i in task.crashed:
                 raise schema.SchemaError(task.crashed[i])
-            record = schema.decode(source[i])
+            data = source[i]
+            record = schema.decode(data)
+            source.check_table(i, data)
             _check_record(record, source.num_frames(i), task.num_classes)
         except CorruptRecordError as error:
             faults.append(str(error))
@@ -167,39 +167,3 @@ def _check_record(record: schema.Record, indexed_frames: int, num_classes: int) 
                 f"frame {i} is {picture.shape[1]}x{picture.shape[0]}, the record says "
                 f"{record.width}x{record.height}"
             )
-
-
-def reindex(directory: str, say: Callable[[str], None]) -> int:
-    """Write the index of every shard of a data set anew, from the shards.
-
-    Returns:
-      The number of shards that could not be indexed, or whose new index is not the one the
-      manifest knows.
-
-    Raises:
-      FileNotFoundError, ValueError: there is no readable manifest.
-    """
-    found = manifest.load(directory)
-    bad = 0
-    for split in found.splits.values():
-        for shard in split.shards:
-            path = os.path.join(directory, shard.name)
-            try:
-                crc = _reindex(path)
-            except (OSError, ValueError) as error:
-                say(f"{path}: {error}")
-                bad += 1
-                continue
-            if crc != shard.index_crc:
-                say(f"{path}: the shard is not the one the manifest describes; run --verify")
-                bad += 1
-    return bad
-
-
-def _reindex(path: str) -> int:
-    scanned = build_index(path)
-    source = RecordSource([path], indexes=[scanned])
-    entries = np.array(scanned.entries, dtype=ENTRY)
-    for i in range(len(source)):
-        entries[i]["frames"] = len(schema.decode(source[i]).frames)
-    return write_index(path, entries, scanned.shard_bytes)

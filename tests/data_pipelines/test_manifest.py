@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from data_pipelines import manifest
 from data_pipelines.manifest import Manifest, ShardInfo, SplitInfo, load, open_split, save
-from data_pipelines.records import ShardWriter, build_index, write_index
+from data_pipelines.records import CorruptRecordError, ShardWriter, build_index, write_index
 
 
 def write_split(directory: Path, split: str, counts: list[int]) -> SplitInfo:
@@ -235,6 +235,45 @@ def test_fuzz_manifest_values(dataset, data):
         load(target)
     except ValueError as error:
         assert manifest.FILE_NAME in str(error)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(["splits", "classes", "shards", "name", "schema_version", "train"])
+            | st.text(max_size=9),
+            inner,
+            max_size=6,
+        )
+    ),
+    max_leaves=30,
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(JSON.map(lambda value: json.dumps(value).encode()) | st.binary(max_size=200))
+def test_fuzz_manifest_text(tmp_path, data):
+    (tmp_path / manifest.FILE_NAME).write_bytes(data)
+    with pytest.raises(ValueError, match=r"manifest\.json: "):
+        load(tmp_path)
+
+
+def equal_sizes(path: Path) -> None:
+    """Another shard of the same size under this name; its index is still the right one."""
+    with ShardWriter(path.parent / "other") as writer:
+        writer.append(b"train 9 8", 2)
+        writer.append(b"train 9 9", 2)
+    os.replace(path.parent / "other", path)
+
+
+def test_a_swapped_shard_of_equal_size_is_refused_at_its_first_record(dataset):
+    equal_sizes(dataset / SHARD)
+    _, source = open_split(dataset, "train")
+    assert source[0] == b"train 0 0"
+    with pytest.raises(CorruptRecordError, match=rf"{SHARD}.*swapped with another shard"):
+        source[3]
 
 
 def paths_in(value, prefix=()):

@@ -67,20 +67,24 @@ def patched_index(shard: Path, **changes: int) -> bytes:
     for name, value in changes.items():
         offset, kind = layout[name]
         struct.pack_into(kind, data, offset, value)
-    struct.pack_into("<I", data, len(data) - 4, google_crc32c.value(bytes(data[:-4])))
+    header, count = struct.unpack_from("<IQ", data, 12)
+    end = header + count * struct.unpack_from("<I", data, 40)[0]
+    if end + 4 <= len(data):
+        struct.pack_into("<I", data, end, google_crc32c.value(bytes(data[:end])))
     return bytes(data)
 
 
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"version": 2}, "index version 2, this program reads up to 1"),
-        ({"count": 11}, "11 entries of 20 bytes do not fit"),
+        ({"version": 0}, "version 0, which does not exist"),
+        ({"version": 3}, "index version 3, this program reads up to 2"),
+        ({"count": 11}, "11 entries of 24 bytes do not fit"),
         ({"count": 2**63}, "do not fit"),
         ({"count": 9}, "beyond the last entry"),
-        ({"count": 9, "sections": 1}, "do not add up"),
+        ({"count": 9, "sections": 4}, "do not add up"),
         ({"header": 0}, "do not fit"),
-        ({"entry": 24}, "do not fit"),
+        ({"entry": 20}, "do not fit"),
         ({"shard_bytes": 5}, "in a shard of 5"),
         ({"shard_bytes": 10**6}, "do not add up to the shard's 1000000 bytes"),
         ({"shard_bytes": 2**64 - 1}, "in a shard of"),
@@ -92,10 +96,49 @@ def test_index_that_contradicts_itself_is_refused(shard, changes, complaint):
 
 
 def test_optional_sections_of_a_later_writer_are_skipped(shard):
-    data = bytearray(patched_index(shard, sections=1)[:-4] + b"a frame table")
-    struct.pack_into("<Q", data, 32, len(data) + 4)
-    data += struct.pack("<I", google_crc32c.value(bytes(data)))
+    data = bytearray((shard.parent / f"{shard.name}.idx").read_bytes() + b"something new")
+    struct.pack_into("<Q", data, 32, len(data))
+    struct.pack_into("<I", data, 44, 1 | 2 | 4)
+    end = 64 + 10 * ENTRY.itemsize
+    struct.pack_into("<I", data, end, google_crc32c.value(bytes(data[:end])))
     assert np.array_equal(parse_index(bytes(data)).entries, read_index(shard).entries)
+
+
+def version_1(shard: Path, sections: int = 0, extra: bytes = b"") -> bytes:
+    """The index of a shard as the first release wrote it, framed by hand."""
+    index = read_index(shard)
+    body = b"".join(
+        struct.pack("<QQI", int(e["offset"]), int(e["length"]), int(e["frames"]))
+        for e in index.entries
+    )
+    size = 64 + len(body) + len(extra) + 4
+    head = (b"IVJINDEX", 1, 64, len(index.entries), index.shard_bytes, size, 20, sections)
+    data = struct.pack("<8sIIQQQII16x", *head) + body + extra
+    return data + struct.pack("<I", google_crc32c.value(data))
+
+
+@pytest.mark.parametrize(("sections", "extra"), [(0, b""), (1, b"a frame table")])
+def test_version_1_is_still_read(shard, sections, extra):
+    today = read_index(shard)
+    data = version_1(shard, sections, extra)
+    (shard.parent / f"{shard.name}.idx").write_bytes(data)
+    old = read_index(shard)
+    for name in ("offset", "length", "frames"):
+        assert np.array_equal(old.entries[name], today.entries[name])
+    assert (old.binding, old.table_offset, old.crc) == (None, 0, crc_of(data))
+    assert old.shard_bytes == today.shard_bytes and today.binding is not None
+
+
+def crc_of(data: bytes) -> int:
+    return struct.unpack("<I", data[-4:])[0]
+
+
+@pytest.mark.parametrize("damage", [b"\0", b"1234567"])
+def test_version_1_with_more_than_it_says_is_refused(shard, damage):
+    with pytest.raises(IndexFileError, match="beyond the last entry"):
+        parse_index(version_1(shard, 0, damage))
+    with pytest.raises(IndexFileError, match="its header says"):
+        parse_index(version_1(shard) + damage)
 
 
 @pytest.mark.parametrize(
@@ -130,12 +173,13 @@ def test_fuzz_arbitrary_index_bytes(data):
         parse_index(data)
 
 
+@pytest.mark.parametrize("version", [1, 2])
 @FUZZ
 @given(changes=CHANGES, length=st.integers(0, 1000), keep_length=st.booleans())
-def test_fuzz_index_with_a_valid_checksum(tmp_path, changes, length, keep_length):
+def test_fuzz_index_with_a_valid_checksum(tmp_path, version, changes, length, keep_length):
     """The checksum is made right, so that the checks behind it are reached."""
     shard = small_shard(tmp_path)
-    data = Path(f"{shard}.idx").read_bytes()
+    data = Path(f"{shard}.idx").read_bytes() if version == 2 else version_1(shard)
     data = changed(data[:-4], changes, len(data) - 4 if keep_length else length)
     data += struct.pack("<I", google_crc32c.value(data))
     try:

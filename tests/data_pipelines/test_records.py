@@ -1,5 +1,6 @@
 """Shards: framing, random access, and every kind of damage."""
 
+import dataclasses
 import gzip
 import hashlib
 import multiprocessing
@@ -14,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipelines import records
+from data_pipelines import shard_writer
 from data_pipelines.records import (
     CorruptRecordError,
     IndexFileError,
@@ -95,7 +96,8 @@ def test_writer_notices_that_its_file_was_replaced(tmp_path):
 def test_new_shard_removes_the_index_of_the_old_one_first(tmp_path, monkeypatch):
     """A crash between the two renames must not leave an old index beside a new shard."""
     path = write_shard(tmp_path / "x.tfrecord", 2)
-    monkeypatch.setattr(records, "write_index", lambda *a: (_ for _ in ()).throw(OSError("crash")))
+    crash = OSError("crash")
+    monkeypatch.setattr(shard_writer, "write_index", lambda *a, **k: (_ for _ in ()).throw(crash))
     with pytest.raises(OSError, match="crash"):
         write_shard(path, 5)
     assert not (tmp_path / "x.tfrecord.idx").exists()
@@ -301,15 +303,45 @@ def test_files_that_are_no_shards_are_refused(tmp_path, data):
         RecordSource([str(path)])
 
 
-def test_index_of_another_shard_of_the_same_size(tmp_path):
-    """Same total, other record sizes: only the framing at the offset gives it away."""
+def two_of_equal_size(directory: Path) -> None:
     for name, parts in (("a", (b"x" * 10, b"y" * 30)), ("b", (b"x" * 30, b"y" * 10))):
-        with ShardWriter(tmp_path / name) as writer:
+        with ShardWriter(directory / name) as writer:
             for part in parts:
                 writer.append(part, 1)
-    os.replace(tmp_path / "a.idx", tmp_path / "b.idx")
+    os.replace(directory / "a.idx", directory / "b.idx")
+
+
+def test_index_of_another_shard_of_the_same_size(tmp_path):
+    two_of_equal_size(tmp_path)
+    with pytest.raises(CorruptRecordError, match=r"are not those in the index: swapped"):
+        RecordSource([str(tmp_path / "b")])[1]
+
+
+def test_index_of_another_shard_without_a_binding(tmp_path):
+    """As version 1 has none: only the framing at the offset gives the swap away."""
+    two_of_equal_size(tmp_path)
+    index = dataclasses.replace(read_index(tmp_path / "b"), binding=None)
     with pytest.raises(CorruptRecordError, match=r"record of 30 bytes here, the index says 10"):
-        RecordSource([str(tmp_path / "b")])[0]
+        RecordSource([str(tmp_path / "b")], indexes=[index])[0]
+
+
+def test_swapped_shards_with_records_of_equal_sizes_are_found(tmp_path):
+    for name in ("a", "b"):
+        with ShardWriter(tmp_path / name) as writer:
+            for i in range(3):
+                writer.append(f"{name}{i}".encode(), 1)
+    os.replace(tmp_path / "a", tmp_path / "b")
+    with pytest.raises(CorruptRecordError, match=r"swapped with another shard"):
+        RecordSource([str(tmp_path / "b")])[1]
+
+
+@pytest.mark.parametrize("record", [0, 9])
+def test_damaged_checksum_of_an_end_record_costs_that_record_only(shard, record):
+    flip(shard, offset_of(shard, record) + 12 + len(content(record)))
+    source = RecordSource([str(shard)])
+    with pytest.raises(CorruptRecordError, match="checksum of the"):
+        source[record]
+    assert source[5] == content(5)
 
 
 def test_missing_shard_and_no_shards(tmp_path, shard):
