@@ -73,8 +73,11 @@ class Audio:
     def __len__(self) -> int:
         return len(self.data) // _DTYPES[self.encoding].itemsize
 
+    def __bool__(self) -> bool:
+        return True  # also without samples: asking should not read them
+
     def __repr__(self) -> str:
-        return f"<{len(self)} samples at {self.sample_rate} per second from {self.start_us} us>"
+        return f"<audio, {self.sample_rate} samples per second from {self.start_us} us>"
 
     @property
     def samples(self) -> np.ndarray:

@@ -4,8 +4,12 @@ import av
 import numpy as np
 import pytest
 
+from data_pipelines import schema
+from data_pipelines.dataset import open_dataset
 from data_pipelines.ingest import decode
 from data_pipelines.ingest.audio import SAMPLE_RATE
+from data_pipelines.ingest.options import Options
+from data_pipelines.ingest.run import ingest
 
 from .clips import make_audio, make_video, scramble
 from .decoding import clip_of, stage_of
@@ -187,3 +191,30 @@ def test_scrambled_file_keeps_what_it_has(tmp_path):
     clip = clip_of(path, audio="pcm16")
     assert "partial" in {note.kind for note in clip.notes}
     assert clip.audio is None or len(clip.audio) <= round(clip.end_us * SAMPLE_RATE / 1e6)
+
+
+def test_reader_moves_the_sound_only_when_it_is_wanted(tmp_path, monkeypatch):
+    make_sound(tmp_path / "a.mp4", beep(3, 16_000, 1), 16_000)
+    source = tmp_path / "t.csv"
+    source.write_text("path\na.mp4\n")
+    options = Options(
+        source=str(source), out=str(tmp_path / "o"), workers=0, shards=1, audio="pcm16"
+    )
+    ingest(options, quiet=True)
+    dataset = open_dataset(str(tmp_path / "o"), "train")
+    moved = []
+    parts = type(dataset.source).parts
+
+    def count(self, index, wanted):
+        found = parts(self, index, wanted)
+        moved.append(sum(map(len, found)))
+        return found
+
+    monkeypatch.setattr(type(dataset.source), "parts", count)
+    record = dataset.load(0)
+    dataset.frames(0, record, np.array([3, 4]))
+    assert record.audio is not None and sum(moved) < 20_000
+    window, valid = record.audio_window(*BEEP_US, 4000)
+    assert sum(moved) > 96_000 and valid == 4000
+    assert np.abs(window).mean() == pytest.approx(0.5 * 2 / np.pi, rel=0.05)
+    assert record.audio == schema.decode(dataset.source[0]).audio
