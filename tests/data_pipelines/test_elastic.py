@@ -18,7 +18,14 @@ import numpy as np
 import pytest
 
 from data_pipelines import augment, identity, sampling
-from data_pipelines.config import ClipConfig, DataConfig, ImageConfig, ReaderConfig, ViewConfig
+from data_pipelines.config import (
+    AugmentConfig,
+    ClipConfig,
+    DataConfig,
+    ImageConfig,
+    ReaderConfig,
+    ViewConfig,
+)
 from data_pipelines.dataset import open_dataset
 from data_pipelines.pipeline import TrainStream, ViewPass
 from tests.data_pipelines.sets import write_set
@@ -338,23 +345,12 @@ print(next(stream)["video"].shape)
 
 
 def test_an_option_of_the_transform_belongs_to_the_identity_when_it_is_on(sets):
-    @dataclasses.dataclass(frozen=True)
-    class Blur:
-        radius: int = 0
-
-    @dataclasses.dataclass(frozen=True)
-    class Blurred(augment.TrainTransform):
-        blur: Blur = Blur()
-
-    stream = TrainStream(config(sets, "plain"))
-    stream.close()
-    (source,) = stream.sources
-    plain, off, on = (
-        dataclasses.replace(source, transform=transform).identity()
-        for transform in (
-            source.transform,
-            Blurred(24, "multiscale", False),
-            Blurred(24, "multiscale", False, Blur(3)),
-        )
-    )
-    assert plain == off and on == {**off, "blur": {"radius": 3}}
+    identities = []
+    for changed in (AugmentConfig(), AugmentConfig(jitter=(0.4, 0.0, 0.0, 0.0))):
+        stream = TrainStream(dataclasses.replace(config(sets, "plain"), augment=changed))
+        stream.close()
+        identities.append(stream.identity)
+    off, on = identities
+    assert "augment" not in off
+    assert on["augment"]["jitter"] == (0.4, 0.0, 0.0, 0.0)
+    assert {**on, "augment": None} == {**off, "augment": None}
