@@ -3,9 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
+# Beam holds back versions of shared packages, so it has an environment of its own.
+BEAM := $(VENV)-beam
+BEAM_READY := $(BEAM)/ready
 DEMO_DIR ?= demo_out
 
-.PHONY: help test test-slow demo lint format clean
+.PHONY: help test test-slow test-beam demo lint format clean
 
 help:  ## Show the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -17,6 +20,14 @@ $(READY): pyproject.toml
 
 test: $(READY)  ## Run the tests (about 14 minutes on two cores).
 	$(BIN)/python -m pytest -m "not slow" -n 2
+
+$(BEAM_READY): pyproject.toml
+	$(PYTHON) -m venv $(BEAM)
+	$(BEAM)/bin/python -m pip install --quiet --editable '.[beam]' pytest hypothesis
+	touch $(BEAM_READY)
+
+test-beam: $(BEAM_READY)  ## Run the tests of the ingest on Apache Beam.
+	$(BEAM)/bin/python -m pytest tests/data_pipelines/ingest/test_beam.py
 
 test-slow: $(READY)  ## Run the tests that take longer.
 	$(BIN)/python -m pytest -m slow
@@ -34,4 +45,4 @@ format: $(READY)  ## Format the code.
 	$(BIN)/ruff check --fix .
 
 clean:  ## Remove the environment and the demo.
-	rm -rf $(VENV) $(DEMO_DIR)
+	rm -rf $(VENV) $(BEAM) $(DEMO_DIR)

@@ -32,6 +32,13 @@ def resident(pid: int | str = "self") -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
 
 
+def highest(pid: int) -> int:
+    """Most bytes of memory a process has held; unlike ru_maxrss without those of its parent."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    found = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")]
+    return int(found[0]) * 1024 if found else 0  # it has ended
+
+
 def _quarters(samples: Sequence[int]) -> tuple[int, int]:
     """Medians of the second and of the last quarter; the first one is still filling up."""
     quarter = max(1, len(samples) // 4)
@@ -72,12 +79,13 @@ def ingest_many(clips: Sequence[Path], files: int, out: Path) -> Ingested:
     process = subprocess.Popen(
         [str(part) for part in command], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
-    samples = []
+    samples, peak = [], 0
     while True:
         pid, status, usage = os.wait4(process.pid, os.WNOHANG)
         if pid:
             break
         samples.append(resident(process.pid))
+        peak = max(peak, highest(process.pid))
         time.sleep(0.05)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
@@ -87,7 +95,7 @@ def ingest_many(clips: Sequence[Path], files: int, out: Path) -> Ingested:
     return Ingested(
         frames=manifest.load(out).split("train").frames,
         cpu_seconds=usage.ru_utime + usage.ru_stime,
-        peak=usage.ru_maxrss * 1024,
+        peak=peak,
         early=early,
         late=late,
     )

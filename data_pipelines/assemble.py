@@ -11,7 +11,7 @@ import numpy as np
 
 from data_pipelines import augment, sampling, schema
 from data_pipelines.config import AugmentConfig, DataConfig
-from data_pipelines.dataset import Dataset, UnreadableRecordError, label_of
+from data_pipelines.dataset import Dataset, FrameBuffer, UnreadableRecordError, label_of
 from data_pipelines.mixture import Component, Group, Plan
 from data_pipelines.prefetch import RowPool
 
@@ -107,6 +107,7 @@ class TrainBatches:
     processes: int
     pool: RowPool
     tokenize: Tokenize | None
+    buffer: FrameBuffer = dataclasses.field(default_factory=FrameBuffer)
 
     def __call__(self, step: int) -> Batch:
         repeats, slot = self.config.repeats, self.plan.slot(step)
@@ -175,7 +176,8 @@ class TrainBatches:
                 record = dataset.load(index)
                 sample = sampling.TRAIN[clip.sampling]
                 wanted = sample(len(record.frames), clip.frames, clip.stride, rng)
-                return index, record, dataset.frames(index, record, wanted), tries > 0
+                frames = dataset.frames(index, record, wanted, self.buffer)
+                return index, record, frames, tries > 0
             except UnreadableRecordError:
                 tries += 1
                 if self.config.reader.on_corrupt == "raise" or tries >= len(dataset):

@@ -24,8 +24,14 @@ import numpy as np
 from data_pipelines import augment, identity, mixture, sampling, schema, transforms
 from data_pipelines.assemble import Batch, Source, Tokenize, TrainBatches, check_text
 from data_pipelines.config import STREAM_VERSION, ClipConfig, DataConfig, ViewConfig
-from data_pipelines.dataset import Dataset, UnreadableRecordError, label_of, open_dataset
-from data_pipelines.prefetch import RowPool, check_reader, iterate
+from data_pipelines.dataset import (
+    Dataset,
+    FrameBuffer,
+    UnreadableRecordError,
+    label_of,
+    open_dataset,
+)
+from data_pipelines.prefetch import RowPool, check_reader, iterate, row_threads
 
 # Steps are numbers without an end; grain wants to know one.
 _ENDLESS = 2**62
@@ -81,7 +87,7 @@ class TrainStream(Iterator[Batch]):
                 )
         self.substitutions = 0
         self.identity = self._identity(tokenize)
-        self._pool = RowPool(config.reader.threads)
+        self._pool = RowPool(row_threads(config.reader))
         make = TrainBatches(
             config, self.sources, self.plan, process, processes, self._pool, tokenize
         )
@@ -206,6 +212,7 @@ class _ViewBatches:
     process: int
     processes: int
     pool: RowPool
+    buffer: FrameBuffer = dataclasses.field(default_factory=FrameBuffer)
 
     def __call__(self, step: int) -> Batch:
         config, clip = self.config, self.config.clip
@@ -245,7 +252,7 @@ class _ViewBatches:
         wanted = sampling.VIEWS[clip.sampling](
             len(record.frames), clip.frames, clip.stride, config.segments
         )
-        frames = self.dataset.frames(index, record, wanted.ravel())
+        frames = self.dataset.frames(index, record, wanted.ravel(), self.buffer)
         resized: dict[int, np.ndarray] = {}
         for number, frame in zip(wanted.ravel(), frames, strict=True):
             if int(number) not in resized:
@@ -287,7 +294,7 @@ class ViewPass(Iterator[Batch]):
         self.dataset = open_dataset(directory, split, check_crc=config.reader.check_crc)
         self.steps = -(-len(self.dataset) // config.batch)
         self.skipped = 0
-        self._pool = RowPool(config.reader.threads)
+        self._pool = RowPool(row_threads(config.reader))
         make = _ViewBatches(self.dataset, config, process, processes, self._pool)
         self._batches = iterate(grain.MapDataset.range(self.steps).map(make), config.reader)
 

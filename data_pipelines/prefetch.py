@@ -27,8 +27,19 @@ def check_reader(reader: ReaderConfig) -> None:
         raise ValueError(
             f"unknown reader.on_corrupt {reader.on_corrupt!r}; known: {', '.join(CORRUPT_POLICIES)}"
         )
-    if reader.threads < 1 or reader.buffer < 1 or reader.workers < 0:
-        raise ValueError(f"reader needs threads >= 1, buffer >= 1, workers >= 0; found {reader}")
+    if reader.threads < 0 or reader.buffer < 1 or reader.workers < 0:
+        raise ValueError(f"reader needs threads >= 0, buffer >= 1, workers >= 0; found {reader}")
+
+
+def row_threads(reader: ReaderConfig) -> int:
+    """Decoding threads of a process; by default they share the cores, at most 16 a process.
+
+    More threads than cores do not decode faster, they only wait for each other.
+    """
+    if reader.threads:
+        return reader.threads
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min(16, (cores or 1) // max(1, reader.workers)))
 
 
 class RowPool:

@@ -154,7 +154,7 @@ def test_augmentation_follows_the_position(shards, reference):
         ({"clip": dataclasses.replace(CLIP, sampling="tsn")}, "unknown clip sampling 'tsn'"),
         ({"clip": dataclasses.replace(CLIP, stride=0)}, "must be positive"),
         ({"reader": ReaderConfig(on_corrupt="skip")}, "unknown reader.on_corrupt 'skip'"),
-        ({"reader": ReaderConfig(threads=0)}, "threads >= 1"),
+        ({"reader": ReaderConfig(threads=-1)}, "threads >= 0"),
     ],
 )
 def test_wrong_settings(shards, changes, message):
