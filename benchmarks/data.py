@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import multiprocessing
 import sys
@@ -95,6 +96,12 @@ class Bench:
             )
             self._streams[clip, repeats] = TrainStream(config)
         return self._streams[clip, repeats]
+
+    @functools.cached_property
+    def many(self) -> tuple[Path, data_scale.Ingested]:
+        """A set of many files, and what it took to make."""
+        out = self.scratch / "many"
+        return out, data_scale.ingest_many(self.clips, self.options.files, out)
 
     def close(self) -> None:
         for stream in self._streams.values():
@@ -252,7 +259,7 @@ def assembly(bench: Bench) -> Iterator[Result]:
 def ingest_rate(bench: Bench) -> Iterator[Result]:
     """A worker over many files."""
     files = bench.options.files
-    run = data_scale.ingest_many(bench.clips, files, bench.scratch / "many")
+    _, run = bench.many
     rate = run.frames / run.cpu_seconds
     detail = f"{run.frames} frames of {files} files"
     yield Result("ingest", "frames/s per core", rate, ">= 1000", detail)
@@ -263,9 +270,7 @@ def ingest_rate(bench: Bench) -> Iterator[Result]:
 
 def memory(bench: Bench) -> Iterator[Result]:
     """A process of its own that takes batches of 64 clips for three epochs."""
-    directory = bench.scratch / "many"
-    if not (directory / "manifest.json").exists():
-        data_scale.ingest_many(bench.clips, bench.options.files, directory)
+    directory, _ = bench.many
     config = DataConfig(
         train=str(directory), global_batch=64, clip=CLIP, crop="random_resized", flip="on"
     )
