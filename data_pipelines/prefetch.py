@@ -102,12 +102,12 @@ def _obituary(code: int, reader: ReaderConfig) -> str:
         how = f"was ended by {signal.Signals(-code).name}"
     except ValueError:
         how = f"ended with exit code {code}"
-    advice = "see what it wrote above"
-    if code == -signal.SIGKILL:
-        advice = (
-            "if the machine was out of memory (`dmesg` tells), use fewer "
-            "config.data.reader.workers or a smaller config.data.reader.buffer"
-        )
+    less = "use fewer config.data.reader.workers or a smaller config.data.reader.buffer"
+    # Batches travel in shared memory; the write that finds no room there ends the process.
+    advice = {
+        -signal.SIGKILL: f"if the machine was out of memory (`dmesg` tells), {less}",
+        -signal.SIGBUS: f"/dev/shm is probably full (`df /dev/shm`): make it larger, or {less}",
+    }.get(code, "see what it wrote above")
     return (
         f"a worker process that reads data {how} (config.data.reader.workers = {reader.workers}); "
         f"{advice}. The stream is a function of the step: started again at the next step, it goes "

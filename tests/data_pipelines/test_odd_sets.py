@@ -20,7 +20,7 @@ CLIP = ClipConfig(frames=4, stride=2, size=24)
 # Scripts, right to left, joined and combining signs, beyond the basic plane, control signs.
 ODD = (
     "日本語の字幕、猫が走る",
-    "\u202eعربي\u202c ו עברית",
+    "\u202eعربي\u202c עברית",
     "👩\u200d👩\u200d👧 e\u0301 ﬁ \u00a0\u3000",
     "\U0001f3f4\U000e0067 \ufeff\u200b",
     "quotes \" ' \\ , ; \t and\nlines\r\n",

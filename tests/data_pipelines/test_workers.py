@@ -57,7 +57,7 @@ def readers(small: Path, kind: str):
     ("kind", "name", "advice"),
     [
         ("training", "SIGKILL", "if the machine was out of memory"),  # as the kernel does
-        ("evaluation", "SIGTERM", "see what it wrote above"),
+        ("evaluation", "SIGBUS", "/dev/shm is probably full"),
     ],
 )
 def test_a_worker_that_dies_ends_the_stream_with_its_cause(small, kind, name, advice):
