@@ -63,8 +63,10 @@ class _Parts:
         return _readable(self.source, self.index, lambda: schema.parse_list(data))
 
 
-class _Frames(Sequence[bytes]):
-    """The JPEG bytes of a record; reading one moves only that one."""
+class _StoredFrames(schema.EncodedFrames):
+    """Those of a record in a shard; neighbours are one read."""
+
+    __slots__ = ("_parts",)
 
     def __init__(self, parts: _Parts):
         self._parts = parts
@@ -73,32 +75,8 @@ class _Frames(Sequence[bytes]):
         return len(self._parts.table.frames)
 
     def fetch(self, numbers: Sequence[int]) -> list[bytes]:
-        """Several frames, neighbours in one read."""
         table = self._parts.table.frames
         return self._parts.read([table[number] for number in numbers])
-
-    @overload
-    def __getitem__(self, index: int) -> bytes: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[bytes, ...]: ...
-    def __getitem__(self, index: int | slice) -> bytes | tuple[bytes, ...]:
-        if isinstance(index, slice):
-            return tuple(self.fetch(range(len(self))[index]))
-        return self.fetch([range(len(self))[index]])[0]
-
-    def __iter__(self) -> Iterator[bytes]:
-        return iter(self.fetch(range(len(self))))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and tuple(self) == tuple(other)
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (tuple, (list(self),))
-
-    def __repr__(self) -> str:
-        return f"<{len(self)} JPEG frames in the shard>"
 
 
 class _Times(Sequence[int]):
@@ -199,7 +177,7 @@ class Dataset:
         parts = _Parts(self.source, index, table)
         (context,) = parts.read([table.context])
         times = _Times(parts) if _TIMES_KEY in table.lists else None
-        return schema.decode_parts(context, _Lists(parts), _Frames(parts), times)
+        return schema.decode_parts(context, _Lists(parts), _StoredFrames(parts), times)
 
     def frames(
         self,
@@ -213,7 +191,7 @@ class Dataset:
         With a buffer they are valid until the same thread decodes into it again.
         """
         numbers = sorted({int(number) for number in wanted})
-        if isinstance(record.frames, _Frames):
+        if isinstance(record.frames, schema.EncodedFrames):
             pictures = record.frames.fetch(numbers)
         else:
             pictures = [record.frames[number] for number in numbers]

@@ -133,19 +133,18 @@ class Record:
         return self.audio.window(start_us, end_us, samples)
 
 
-class _FrameView(Sequence[bytes]):
-    """The JPEG bytes inside a parsed message; a frame is copied out only when asked for.
+class EncodedFrames(Sequence[bytes]):
+    """The JPEG bytes of a record's frames, read only when asked for.
 
-    A clip of 300 frames is 6 MB and training reads 16 frames of it.
+    A clip of 300 frames is 6 MB and training reads 16 frames of it. Equal to any sequence of the
+    same bytes, and pickled as a tuple of them.
     """
 
-    __slots__ = ("_steps",)
+    __slots__ = ()
 
-    def __init__(self, steps: Any):
-        self._steps = steps
-
-    def __len__(self) -> int:
-        return len(self._steps)
+    def fetch(self, numbers: Sequence[int]) -> list[bytes]:
+        """Several frames at once, by numbers from 0."""
+        raise NotImplementedError
 
     @overload
     def __getitem__(self, index: int) -> bytes: ...
@@ -153,11 +152,11 @@ class _FrameView(Sequence[bytes]):
     def __getitem__(self, index: slice) -> tuple[bytes, ...]: ...
     def __getitem__(self, index: int | slice) -> bytes | tuple[bytes, ...]:
         if isinstance(index, slice):
-            return tuple(step.bytes_list.value[0] for step in self._steps[index])
-        return self._steps[index].bytes_list.value[0]
+            return tuple(self.fetch(range(len(self))[index]))
+        return self.fetch([range(len(self))[index]])[0]
 
     def __iter__(self) -> Iterator[bytes]:
-        return (step.bytes_list.value[0] for step in self._steps)
+        return iter(self.fetch(range(len(self))))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and tuple(self) == tuple(other)
@@ -169,6 +168,21 @@ class _FrameView(Sequence[bytes]):
 
     def __repr__(self) -> str:
         return f"<{len(self)} JPEG frames>"
+
+
+class _ParsedFrames(EncodedFrames):
+    """Those inside a parsed message, which would copy all of them otherwise."""
+
+    __slots__ = ("_steps",)
+
+    def __init__(self, steps: Any):
+        self._steps = steps
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def fetch(self, numbers: Sequence[int]) -> list[bytes]:
+        return [self._steps[number].bytes_list.value[0] for number in numbers]
 
 
 def encode(record: Record) -> bytes:
@@ -338,7 +352,7 @@ def _understand(
             raise SchemaError(f"record has no image/encoded frames; keys found: {keys}")
         if any(len(step.bytes_list.value) != 1 for step in steps):
             raise SchemaError("image/encoded must hold exactly one JPEG (bytes) per step")
-        frames = _FrameView(steps)
+        frames = _ParsedFrames(steps)
     stored = _int(context, "video/num_frames", len(frames))
     if stored != len(frames):
         raise SchemaError(f"video/num_frames says {stored}, image/encoded has {len(frames)}")
