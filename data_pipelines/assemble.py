@@ -112,9 +112,9 @@ class Source:
         if record.media_type != self.component.media and not one_frame:
             name = self.component.name or "NAME"
             raise ValueError(
-                f"{self.dataset.address(index, record)}: is {_article(record.media_type)} of "
-                f"{len(record.frames)} frames in a set of media={self.component.media}; give the "
-                f'set as config.data.mixture="{name}={self.component.directory}; '
+                f"{self.dataset.address(index, record)}: is {_article(record.media_type)} in a "
+                f"set of media={self.component.media}; give the set as "
+                f'config.data.mixture="{name}={self.component.directory}; '
                 f'media={record.media_type}", and pictures and videos as sets of their own'
             )
 
@@ -162,7 +162,7 @@ class TrainBatches:
         first, position = self.process * rows, slot.position + self.process * rows
         clip = group.clip
         # Crops are written straight into their rows: the pixels are never copied.
-        arrays = {"video": np.empty((rows, clip.frames, clip.size, clip.size, 3), np.uint8)}
+        arrays: Batch = {"video": np.empty((rows, clip.frames, clip.size, clip.size, 3), np.uint8)}
         if self._has_audio(group):
             samples = sound.length(self.config.audio_seconds)
             arrays["audio"] = np.zeros((rows, samples), np.int16)
