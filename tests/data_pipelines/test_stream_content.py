@@ -19,6 +19,7 @@ from data_pipelines.dataset import UnreadableRecordError
 from data_pipelines.pipeline import TrainStream
 from data_pipelines.records import CorruptRecordError
 from data_pipelines.schema import Audio
+from tests.data_pipelines.flaky import flaky, upload
 from tests.data_pipelines.sets import write_set
 
 CLIP = ClipConfig(frames=2, stride=2, size=24)
@@ -346,6 +347,19 @@ def test_every_record_comes_with_its_own_arrays(sets):
                 found = batch[f"features/{name}"]
                 assert found.dtype == array.dtype and found[i].shape == array.shape
                 assert (found[i] == array).all()
+
+
+def test_a_remote_set_has_its_arrays_beside_it(sets, tmp_path):
+    shutil.copytree(sets / "a", tmp_path / "a", ignore=shutil.ignore_patterns("teacher"))
+    local = take(config(sets, features="teacher"), 3)
+    with flaky():
+        upload(tmp_path / "a", "flaky://bucket/a")
+        upload(sets / "a" / "teacher", "flaky://bucket/a/teacher")
+        for place in ("teacher", f"{sets}/a/teacher", "flaky://bucket/a/teacher"):
+            remote = config(sets, train="flaky://bucket/a", features=place)
+            assert same(take(remote, 3), local)
+        with pytest.raises(FileNotFoundError, match="flaky://bucket/a/none: has no companion.json"):
+            TrainStream(config(sets, train="flaky://bucket/a", features="none"))
 
 
 def test_arrays_of_other_records_are_refused(sets, tmp_path):
