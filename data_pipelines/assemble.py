@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import grain
 import numpy as np
 
-from data_pipelines import augment, sampling, schema
+from data_pipelines import augment, features, sampling, schema, sound
 from data_pipelines.config import AugmentConfig, DataConfig
 from data_pipelines.dataset import Dataset, UnreadableRecordError, label_of
+from data_pipelines.features import Features
 from data_pipelines.mixture import Component, Group, Plan
 from data_pipelines.prefetch import RowPool
 
 Batch = dict[str, np.ndarray]
 Tokenize = Callable[[list[str]], np.ndarray]  # n texts -> (n, L) int32
+Rows = Mapping[str, np.ndarray]  # the rows of a batch that one record fills
 
 TEXTS = ("off", "first", "random")
 # Draws that do not belong to the pixels have a stream of their own: the high word of the counter.
 _TEXT_COUNTER = [0, 0, 0, 1]
+_AUDIO_COUNTER = [0, 0, 0, 2]
 
 
 def check_text(text: str) -> None:
@@ -38,6 +41,7 @@ class Source:
       labels: its class numbers -> those of the stream, None where they are the same.
       labelled: whether the stream has labels.
       order: n-th draw -> record number; grain's, random access.
+      features: cached arrays of its records, None when off.
     """
 
     number: int
@@ -47,6 +51,7 @@ class Source:
     labels: np.ndarray | None
     labelled: bool
     order: Any
+    features: Features | None = None
 
     @classmethod
     def of(
@@ -70,7 +75,10 @@ class Source:
             seed = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
         order: Any = grain.MapDataset.range(len(dataset))
         order = order.seed(seed).shuffle().repeat(None)
-        return cls(number, component, dataset, transform, labels, labelled, order)
+        cached = None
+        if component.features:
+            cached = Features.open(component.features, dataset, config.reader)
+        return cls(number, component, dataset, transform, labels, labelled, order, cached)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -93,7 +101,47 @@ class Source:
         }
         if self.transform.config != AugmentConfig():  # what is off is not mentioned
             identity["augment"] = dataclasses.asdict(self.transform.config)
+        if self.features is not None:
+            identity["features"] = dict(self.features.identity)
         return identity
+
+    def check_media(self, index: int, record: schema.Record) -> None:
+        """ValueError for a record of another media type than its set was given as."""
+        # Records that another program wrote do not say that their one frame is a picture.
+        one_frame = self.component.media == "image" and len(record.frames) == 1
+        if record.media_type != self.component.media and not one_frame:
+            name = self.component.name or "NAME"
+            raise ValueError(
+                f"{self.dataset.address(index, record)}: is {_article(record.media_type)} in a "
+                f"set of media={self.component.media}; give the set as "
+                f'config.data.mixture="{name}={self.component.directory}; '
+                f'media={record.media_type}", and pictures and videos as sets of their own'
+            )
+
+
+def _article(media: str) -> str:
+    return f"{'an' if media == 'image' else 'a'} {media}"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Clip:
+    """What was read of one record.
+
+    Attributes:
+      frames: the sampled ones, (H, W, 3) uint8 each.
+      audio: its sound, None without or when it is off.
+      audio_start_us: where the windows of its sound begin; None: each has its own draw.
+      features: its cached arrays, empty when off.
+      substituted: whether it stands in for another.
+    """
+
+    index: int
+    record: schema.Record
+    frames: list[np.ndarray]
+    audio: schema.Audio | None
+    audio_start_us: int | None
+    features: Rows
+    substituted: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,18 +162,26 @@ class TrainBatches:
         first, position = self.process * rows, slot.position + self.process * rows
         clip = group.clip
         # Crops are written straight into their rows: the pixels are never copied.
-        video = np.empty((rows, clip.frames, clip.size, clip.size, 3), np.uint8)
+        arrays: Batch = {"video": np.empty((rows, clip.frames, clip.size, clip.size, 3), np.uint8)}
+        if self._has_audio(group):
+            samples = sound.length(self.config.audio_seconds)
+            arrays["audio"] = np.zeros((rows, samples), np.int16)
+            arrays["audio_valid"] = np.zeros(rows, np.int32)
+        cached = self.sources[group.members[0]].features
+        for name, (shape, dtype) in (cached.shapes if cached else {}).items():
+            arrays[f"{features.PREFIX}{name}"] = np.empty((rows, *shape), dtype)
 
         def fill(number: int) -> tuple[int, int, int, bool, list[str | None]]:
             own = slice(number * repeats, (number + 1) * repeats)
             draw = slot.record + (first + own.start) // repeats
-            return self._fill(group, draw, position + own.start, video[own])
+            part = {name: array[own] for name, array in arrays.items()}
+            return self._fill(group, draw, position + own.start, part)
 
         filled = self.pool.map(fill, range(rows // repeats))
         index, label, dataset, substituted, captions = zip(*filled, strict=True)
         positions = np.arange(position, position + rows) & 0xFFFFFFFF
         batch: Batch = {
-            "video": video,
+            **arrays,
             "label": np.repeat(np.array(label, np.int32), repeats),
             "index": np.repeat(np.array(index, np.int32), repeats),
             "position": positions.astype(np.uint32),
@@ -138,9 +194,9 @@ class TrainBatches:
         return batch
 
     def _fill(
-        self, group: Group, draw: int, position: int, out: np.ndarray
+        self, group: Group, draw: int, position: int, out: Rows
     ) -> tuple[int, int, int, bool, list[str | None]]:
-        """The examples of one record: `out` (repeats, T, H, W, 3) begins at `position`.
+        """The examples of one record: the first of `repeats` rows of `out` has `position`.
 
         As in the references, the frames are chosen and decoded once, crops and flips drawn for
         every example.
@@ -151,36 +207,62 @@ class TrainBatches:
         part, number = group.order.place(draw)
         source = self.sources[group.members[part]]
         rng = self._generator(position)
-        index, record, frames, substituted = self._read(group, source, source.record(number), rng)
+        clip = self._read(group, source, source.record(number), rng)
         captions = []
-        for repeat, row in enumerate(out):
+        for repeat, row in enumerate(out["video"]):
             rng = self._generator(position + repeat) if repeat else rng
-            source.transform(frames, rng, out=row)
+            source.transform(clip.frames, rng, out=row)
             if self.config.text != "off":
-                captions.append(self._caption(record, position + repeat))
-        return index, source.label(record), source.number, substituted, captions
+                captions.append(self._caption(clip.record, position + repeat))
+            if clip.audio is not None:
+                draws = self._generator(position + repeat, _AUDIO_COUNTER)
+                window = out["audio"][repeat]
+                valid = sound.cut(clip.audio, clip.audio_start_us, draws, window)
+                out["audio_valid"][repeat] = valid
+        for name, array in clip.features.items():
+            out[f"{features.PREFIX}{name}"][:] = array
+        return clip.index, source.label(clip.record), source.number, clip.substituted, captions
+
+    def _has_audio(self, group: Group) -> bool:
+        return self.config.audio_seconds > 0 and group.media != "image"
 
     def _generator(self, position: int, counter: Any = None) -> np.random.Generator:
         # Counter-based, so that neighbouring positions are independent without a long warm-up.
         key = [self.config.seed, position]
         return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
-    def _read(
-        self, group: Group, source: Source, index: int, rng: np.random.Generator
-    ) -> tuple[int, schema.Record, list[np.ndarray], bool]:
+    def _read(self, group: Group, source: Source, index: int, rng: np.random.Generator) -> _Clip:
         """The record, or under `substitute` the next readable one in index order."""
         clip, dataset, tries = group.clip, source.dataset, 0
         while True:
             try:
                 record = dataset.load(index)
+                source.check_media(index, record)
                 sample = sampling.TRAIN[clip.sampling]
                 wanted = sample(len(record.frames), clip.frames, clip.stride, rng)
-                return index, record, dataset.frames(index, record, wanted), tries > 0
+                frames = dataset.frames(index, record, wanted)
+                audio, start = None, None
+                if self._has_audio(group):
+                    audio, start = self._sound(source, index, record, int(wanted[0]))
+                arrays = {}
+                if source.features is not None:
+                    arrays = source.features.read(index, dataset.address(index, record))
+                return _Clip(index, record, frames, audio, start, arrays, tries > 0)
             except UnreadableRecordError:
                 tries += 1
                 if self.config.reader.on_corrupt == "raise" or tries >= len(dataset):
                     raise
                 index = (index + 1) % len(dataset)
+
+    def _sound(
+        self, source: Source, index: int, record: schema.Record, first_frame: int
+    ) -> tuple[schema.Audio | None, int | None]:
+        """The sound of a record, and where the windows of it begin (`_Clip`)."""
+        audio = source.dataset.audio(index, record)
+        if audio is None:
+            return None, None
+        sound.check_rate(audio, source.dataset.address(index, record))
+        return audio, sound.start_of(record, first_frame, self.config.audio_window)
 
     def _caption(self, record: schema.Record, position: int) -> str | None:
         captions = record.captions

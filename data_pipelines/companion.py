@@ -28,7 +28,6 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -37,6 +36,7 @@ import safetensors
 import safetensors.numpy
 
 from data_pipelines import manifest as manifests
+from data_pipelines import storage
 from data_pipelines.manifest import Manifest, ShardInfo
 from data_pipelines.record_index import CorruptRecordError, IndexFileError, read_index, write_atomic
 from data_pipelines.records import RecordSource, ShardWriter
@@ -244,10 +244,11 @@ class Companion(Sequence[dict[str, np.ndarray]]):
     Attributes:
       name: of the companion.
       source: the records as bytes.
+      digests: SHA-256 of every shard, as its manifest has it.
     """
 
-    def __init__(self, name: str, source: RecordSource):
-        self.name, self.source = name, source
+    def __init__(self, name: str, source: RecordSource, digests: Sequence[str] = ()):
+        self.name, self.source, self.digests = name, source, tuple(digests)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -308,12 +309,13 @@ def open_companion(
             f"{directory}: its shards of split {split!r} have {counts} records, not those of the "
             f"split; {_REPEAT}"
         )
-    paths = [os.path.join(directory, shard.name) for shard in found["shards"]]
+    paths = [storage.join(directory, shard.name) for shard in found["shards"]]
     indexes = [
         manifests.check_shard(path, shard)
         for path, shard in zip(paths, found["shards"], strict=True)
     ]
-    return Companion(content["name"], RecordSource(paths, indexes=indexes, check_crc=check_crc))
+    source = RecordSource(paths, indexes=indexes, check_crc=check_crc)
+    return Companion(content["name"], source, [shard.sha256 for shard in found["shards"]])
 
 
 def _exists(directory: str) -> bool:
@@ -325,11 +327,11 @@ _SHARD_FIELDS = {"name": str, "records": int, "bytes": int, "sha256": str, "inde
 
 def _read(directory: str) -> dict[str, Any]:
     """``companion.json`` with its shards as ShardInfo."""
-    path = Path(directory, FILE_NAME)
-    if not os.path.isdir(directory):
+    path = storage.join(directory, FILE_NAME)
+    if not storage.is_remote(directory) and not storage.is_directory(directory):
         raise FileNotFoundError(f"{directory}: no such directory; expected a companion")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(storage.read_text(path))
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"{directory}: has no {FILE_NAME}: it is no companion, or CompanionWriter.finish() was "

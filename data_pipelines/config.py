@@ -84,6 +84,17 @@ class DataConfig:
     # "auto" flips left-right unless the data set says that this changes the label.
     flip: str = "off"  # off | on | auto
     text: str = "off"  # captions in the batch: off | first | random
+    # text/: clip | clip:PATH | bert:PATH; empty: captions stay strings, which no device takes.
+    tokenizer: str = ""
+    text_length: int = 32  # ids per caption, special tokens and padding included
+    text_clean: bool = False  # captions without case and punctuation, as ViCLIP and stage 2 train
+    # Sound of an example (sound.py); 0 = off. From a random place of the record's sound, as the
+    # reference has it, or from the time of the first sampled frame.
+    audio_seconds: float = 0.0
+    audio_window: str = "random"  # random | frames
+    # Companion with cached arrays of the records (companion.py): its directory, in that of the
+    # set unless absolute; empty = off.
+    features: str = ""
     seed: int = 0  # order and augmentation
     reader: ReaderConfig = ReaderConfig()
 

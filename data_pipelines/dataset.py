@@ -195,6 +195,13 @@ class Dataset:
                 ) from error
         return [decoded[int(frame)] for frame in wanted]
 
+    def audio(self, index: int, record: schema.Record) -> schema.Audio | None:
+        """The sound of a record, read; None without. UnreadableRecordError as `load`."""
+        audio = record.audio
+        if audio is not None:
+            _readable(self.source, index, lambda: audio.data)
+        return audio
+
     def address(self, index: int, record: schema.Record | None = None) -> str:
         name = f" ({record.media_id})" if record is not None and record.media_id else ""
         return f"{_address(self.source, index)}{name}"

@@ -44,6 +44,7 @@ class Component:
     media: str = "video"  # video | image
     crop: str = ""
     flip: str = ""
+    features: str = ""
 
 
 def parse(text: str) -> tuple[Component, ...]:
@@ -120,12 +121,19 @@ def components_of(config: DataConfig) -> tuple[Component, ...]:
             "expected one of them"
         )
     components = parse(config.mixture) if config.mixture else (Component("", config.train),)
+    without = [part.name for part in components if not (part.features or config.features)]
+    if without and len(without) < len(components):
+        raise ValueError(
+            f"config.data.mixture: no features for {', '.join(without)}, but for others; give all "
+            "sets the option features=DIRECTORY, or set config.data.features"
+        )
     return tuple(
         dataclasses.replace(
             component,
             split=component.split or config.split,
             crop=component.crop or config.crop,
             flip=component.flip or config.flip,
+            features=component.features or config.features,
         )
         for component in components
     )

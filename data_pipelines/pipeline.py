@@ -21,7 +21,17 @@ from typing import Any
 import grain
 import numpy as np
 
-from data_pipelines import augment, identity, mixture, sampling, schema, transforms
+from data_pipelines import (
+    augment,
+    features,
+    identity,
+    mixture,
+    sampling,
+    schema,
+    sound,
+    text,
+    transforms,
+)
 from data_pipelines.assemble import Batch, Source, Tokenize, TrainBatches, check_text
 from data_pipelines.config import STREAM_VERSION, ClipConfig, DataConfig, ViewConfig
 from data_pipelines.dataset import Dataset, UnreadableRecordError, label_of, open_dataset
@@ -37,17 +47,23 @@ class TrainStream(Iterator[Batch]):
     A batch has `video` (b, T, H, W, 3) uint8, `label` (b,) int32, `index` (b,) int32, the record's
     number in its set, and `position` (b,) uint32; in a mixture also `dataset` (b,) int32; with
     config.text also `has_text` (b,) bool and either `text` (b, L) int32 from the tokeniser or,
-    without one, `caption` (b,) strings. b is the batch of the step's media type over `processes`.
+    without one, `caption` (b,) strings. With config.audio_seconds a step of videos has `audio`
+    (b, samples) int16 at 16 kHz, of full scale 32768, and `audio_valid` (b,) int32, how many
+    samples from the beginning are sound, 0 for a record without. With config.features there is
+    `features/NAME` (b, ...) for each array of the companion, in its type. b is the batch of the
+    step's media type over `processes`.
 
     Args:
       config: what the stream is.
       process, processes: which of how many hosts this is.
       start_step: first step to deliver.
-      tokenize: n captions -> (n, L) int32. It must not depend on anything else; its attribute
-        `name`, or else its type's or its own name, is part of the stream's identity.
+      tokenize: n captions -> (n, L) int32, instead of config.tokenizer. It must not depend on
+        anything else; its attribute `identity` or `name`, or else its type's or its own name, is
+        part of the stream's identity.
 
     Raises:
       ValueError: the settings contradict each other or the data set.
+      FileNotFoundError, ImportError: a set, companion, vocabulary or library is not there.
     """
 
     def __init__(
@@ -62,6 +78,8 @@ class TrainStream(Iterator[Batch]):
         _check_clip(config.clip, sampling.TRAIN)
         check_reader(config.reader)
         check_text(config.text)
+        sound.check(config.audio_seconds, config.audio_window)
+        tokenize = _tokenizer(config, tokenize)
         self.config = config
         opened = mixture.open_components(config)
         self.classes, tables = mixture.join_classes(opened, config.merge_classes)
@@ -73,6 +91,8 @@ class TrainStream(Iterator[Batch]):
             config, [source.component for source in self.sources], [len(s) for s in self.sources]
         )
         for group in self.plan.groups:
+            members = [self.sources[member] for member in group.members]
+            features.check_alike([(s.component.name, s.features) for s in members if s.features])
             if group.batch % (processes * config.repeats):
                 raise ValueError(
                     f"{_field(group.media)} = {group.batch} cannot be split evenly over "
@@ -101,6 +121,9 @@ class TrainStream(Iterator[Batch]):
             shared["repeats"] = config.repeats
         if config.text != "off":
             shared["text"] = {"choice": config.text, "tokenizer": _name_of(tokenize)}
+        if config.audio_seconds:
+            samples = sound.length(config.audio_seconds)
+            shared["audio"] = {"samples": samples, "window": config.audio_window}
         if not config.mixture:
             (source,) = self.sources
             # The order comes from a library: should a release draw it otherwise, we notice.
@@ -190,10 +213,27 @@ def _field(media: str) -> str:
     return "config.data.image.global_batch" if media == "image" else "config.data.global_batch"
 
 
+def _tokenizer(config: DataConfig, given: Tokenize | None) -> Tokenize | None:
+    if not config.tokenizer:
+        return given
+    if given is not None:
+        raise ValueError(
+            f"config.data.tokenizer = {config.tokenizer!r} and a tokeniser of the caller's own: "
+            "expected one of them"
+        )
+    if config.text == "off":
+        raise ValueError(
+            f"config.data.tokenizer = {config.tokenizer!r}, but config.data.text is off; set it to "
+            "first or random, or leave the tokenizer out"
+        )
+    return text.make_tokenizer(config.tokenizer, config.text_length, clean=config.text_clean)
+
+
 def _name_of(tokenize: Tokenize | None) -> str:
     if tokenize is None:
         return ""
-    name = getattr(tokenize, "name", "") or getattr(tokenize, "__qualname__", "")
+    name = getattr(tokenize, "identity", "") or getattr(tokenize, "name", "")
+    name = name or getattr(tokenize, "__qualname__", "")
     return str(name or type(tokenize).__qualname__)
 
 

@@ -82,12 +82,11 @@ class Audio:
     @property
     def samples(self) -> np.ndarray:
         """All samples (n,) int16, a read-only view where the encoding is ``pcm16``."""
-        stored = np.frombuffer(self.data, _DTYPES[self.encoding])
-        if self.encoding == "pcm16":
-            return stored
-        return np.clip(np.rint(np.nan_to_num(stored) * 32768), -32768, 32767).astype(np.int16)
+        return _as_integers(np.frombuffer(self.data, _DTYPES[self.encoding]))
 
-    def window(self, start_us: int, end_us: int, samples: int) -> tuple[np.ndarray, int]:
+    def window(
+        self, start_us: int, end_us: int, samples: int, *, dtype: type[np.generic] = np.float32
+    ) -> tuple[np.ndarray, int]:
         """The sound from ``start_us`` up to ``end_us`` in an array of fixed length.
 
         Sample ``k`` of the result is the sound at ``start_us + k * 1e6 / sample_rate``, so two
@@ -98,21 +97,32 @@ class Audio:
         Args:
           start_us, end_us: microseconds from the start of the source video.
           samples: length of the result; what the window has beyond it is left out.
+          dtype: float32, or int16 for the samples as :attr:`samples` has them.
 
         Returns:
-          Samples (samples,) float32 in [-1, 1], zero where there is none, and how many from the
-          beginning on are valid.
+          Samples (samples,), float32 in [-1, 1] or int16 of full scale 32768, zero where there is
+          none, and how many from the beginning on are valid.
         """
-        result = np.zeros(samples, np.float32)
+        result = np.zeros(samples, dtype)
         first = _round_div((start_us - self.start_us) * self.sample_rate, 1_000_000)
         wanted = _round_div((end_us - start_us) * self.sample_rate, 1_000_000)
         low, high = max(0, first), min(len(self), first + max(0, min(wanted, samples)))
         if high <= low:
             return result, 0
         part = np.frombuffer(self.data, _DTYPES[self.encoding])[low:high]
-        scale = np.float32(1 / 32768) if self.encoding == "pcm16" else np.float32(1)
-        np.multiply(part, scale, out=result[low - first : high - first], casting="same_kind")
+        out = result[low - first : high - first]
+        if dtype is np.int16:
+            out[:] = _as_integers(part)
+        else:
+            scale = np.float32(1 / 32768) if self.encoding == "pcm16" else np.float32(1)
+            np.multiply(part, scale, out=out, casting="same_kind")
         return result, high - first
+
+
+def _as_integers(stored: np.ndarray) -> np.ndarray:
+    if stored.dtype == _DTYPES["pcm16"]:
+        return stored
+    return np.clip(np.rint(np.nan_to_num(stored) * 32768), -32768, 32767).astype(np.int16)
 
 
 def _round_div(numerator: int, denominator: int) -> int:

@@ -59,11 +59,7 @@ def build(config: TrainConfig, records: Records | None = None, classes: int = 0)
     clip = config.data.clip
     for media in per_media:
         check_clip(config, media)
-    if config.data.text != "off":
-        raise ValueError(
-            f"config.data.text = {config.data.text!r}, but config.model reads no text; "
-            "set it to off"
-        )
+    check_reads(config)
     model = config.model.model()
     config.objective.check(config.model)
 
@@ -104,6 +100,30 @@ def read_data(config: TrainConfig) -> tuple[Mapping[str, int], int]:
     parts, records = [part for part, _ in opened], [len(dataset) for _, dataset in opened]
     plan = mixture.make_plan(config.data, parts, records)
     return plan.media_records(), len(classes or ())
+
+
+def check_reads(config: TrainConfig) -> None:
+    """ValueError for a part of the batch that the model does not read, or no device can hold.
+
+    A model says in `reads` what it takes beside the video: text, audio, features.
+    """
+    data, reads = config.data, getattr(config.model, "reads", ())
+    parts = [part.features for part in mixture.components_of(data)]
+    for kind, field, value, off in (
+        ("text", "text", data.text, "off"),
+        ("audio", "audio_seconds", data.audio_seconds, 0.0),
+        ("features", "features", next(filter(None, parts), ""), ""),
+    ):
+        if value != off and kind not in reads:
+            raise ValueError(
+                f"config.data.{field} = {value!r}, but config.model reads no {kind}; set it to "
+                f"{off!r}"
+            )
+    if data.text != "off" and not data.tokenizer:
+        raise ValueError(
+            f"config.data.text = {data.text!r} without config.data.tokenizer gives strings, which "
+            "no device takes; set it to clip, clip:PATH or bert:PATH"
+        )
 
 
 def check_clip(config: TrainConfig, media: str) -> None:

@@ -20,8 +20,10 @@ def write_set(
     frames: int = 8,
     captions: Sequence[Sequence[str]] = ((),),
     flip_changes_label: bool = False,
+    audio: Sequence[schema.Audio | None] = (None,),
+    media_type: str = "video",
 ) -> Path:
-    """`count` records of `frames` noise pictures, label i % classes, captions[i % ...]."""
+    """`count` records of `frames` noise pictures, label i % classes, captions, audio [i % ...]."""
     directory.mkdir(parents=True)
     shard = directory / "set-train-00000-of-00001.tfrecord"
     rng = np.random.default_rng([count, frames])
@@ -38,6 +40,8 @@ def write_set(
                 width=48,
                 labels=(i % len(classes),) if classes else (),
                 captions=tuple(captions[i % len(captions)]),
+                audio=audio[i % len(audio)],
+                media_type=media_type,
             )
             writer.append(schema.encode(record), frames)
     info = manifest.ShardInfo(

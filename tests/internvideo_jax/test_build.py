@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 
 from data_pipelines.config import ClipConfig, DataConfig, ImageConfig
-from internvideo_jax.build import build
+from internvideo_jax.build import build, check_reads
 from internvideo_jax.config import TrainConfig
 from internvideo_jax.models.videomae import ClassifierConfig, PretrainConfig
 from internvideo_jax.objectives.classification import Classification
@@ -65,3 +66,24 @@ def test_pictures_need_a_model_that_takes_them(sets):
 def test_captions_need_a_model_that_reads_them(sets):
     with pytest.raises(ValueError, match="text = 'random', but config.model reads no text"):
         build(pretrain(f"a={sets}/a", text="random"))
+
+
+def test_what_nothing_reads_is_refused(sets):
+    for change, message in (
+        ({"audio_seconds": 1.0}, "audio_seconds = 1.0, but config.model reads no audio; set it to"),
+        ({"features": "t"}, "features = 't', but config.model reads no features; set it to ''"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            build(pretrain(f"a={sets}/a", **change))
+
+
+def test_strings_are_for_no_device(sets):
+    class Reader:
+        reads = ("text",)
+
+    run = pretrain(f"a={sets}/a", text="first")
+    reading = SimpleNamespace(data=run.data, model=Reader())
+    with pytest.raises(ValueError, match="text = 'first' without config.data.tokenizer gives str"):
+        check_reads(reading)  # type: ignore[arg-type]
+    reading.data = dataclasses.replace(run.data, tokenizer="clip")
+    check_reads(reading)  # type: ignore[arg-type]
