@@ -2,15 +2,12 @@
 
 import argparse
 import os
-import signal
 import sys
 from collections.abc import Sequence
-from typing import Any
 
+from data_pipelines.command import BAD_DATA, GOOD, run_command
 from data_pipelines.ingest.options import default_workers
 from data_pipelines.ingest.progress import say
-
-GOOD, FAULTY, USAGE, FAILED, INTERRUPTED = 0, 1, 2, 3, 130
 
 _DESCRIPTION = """\
 Look at, check, repair and measure data sets made by `python -m data_pipelines.ingest`.
@@ -225,25 +222,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if overrides and arguments.command not in _STREAMS:
         line.error(f"unrecognized arguments: {' '.join(overrides)}")
     arguments.overrides = overrides
-    before = signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        return _COMMANDS[arguments.command](arguments)
-    except KeyboardInterrupt:
-        say("stopped")
-        return INTERRUPTED
-    except RuntimeError as error:
-        say(f"error: {error}")
-        return FAILED
-    except (OSError, ValueError) as error:
-        say(f"error: {error}")
-        return USAGE
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _interrupt(signum: int, frame: Any) -> None:
-    """Batch systems stop jobs with SIGTERM; it deserves the same tidy end as ctrl-c."""
-    raise KeyboardInterrupt
+    return run_command(lambda: _COMMANDS[arguments.command](arguments), "stopped")
 
 
 # Each command imports what it needs: `verify --help` should not wait for grain.
@@ -282,7 +261,7 @@ def _verify(arguments: argparse.Namespace) -> int:
         f"{arguments.directory}: {'FAULTY' if faults else 'good'}; {records} records, "
         f"{frames} frames read, {len(faults)} faults"
     )
-    return FAULTY if faults else GOOD
+    return BAD_DATA if faults else GOOD
 
 
 def _reindex(arguments: argparse.Namespace) -> int:
@@ -290,7 +269,7 @@ def _reindex(arguments: argparse.Namespace) -> int:
 
     bad = reindex(arguments.directory, say)
     print(f"{arguments.directory}: indexes rebuilt, {bad} shards with problems")
-    return FAULTY if bad else GOOD
+    return BAD_DATA if bad else GOOD
 
 
 def _bench(arguments: argparse.Namespace) -> int:

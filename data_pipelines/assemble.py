@@ -265,7 +265,8 @@ class TrainBatches:
         return audio, sound.start_of(record, first_frame, self.config.audio_window)
 
     def _caption(self, record: schema.Record, position: int) -> str | None:
-        captions = record.captions
+        # Sets that others wrote hold captions that say nothing; there is no text in them.
+        captions = [caption for caption in record.captions if caption.strip()]
         if not captions:
             return None
         if self.config.text == "first":

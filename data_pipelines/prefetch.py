@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import os
+import re
+import signal
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -59,7 +61,61 @@ class RowPool:
                 self._executor.shutdown(wait=False, cancel_futures=True)
 
 
-def iterate(batches: Any, reader: ReaderConfig) -> Any:
+class Ahead(Iterator[Any]):
+    """Batches that are made ahead, from :func:`iterate`."""
+
+    def __init__(self, batches: Any, reader: ReaderConfig):
+        self._batches = batches
+        self._reader = reader
+        self._error: Exception | None = None
+
+    def __next__(self) -> Any:
+        """The next batch.
+
+        Raises:
+          RuntimeError: a worker process died.
+          Exception: what making the batch raised; from then on every call raises the same.
+        """
+        if self._error is not None:
+            # Grain would go on with what the other threads and workers have: batches would be
+            # missing, and nobody would know.
+            raise self._error
+        try:
+            return next(self._batches)
+        except StopIteration:
+            raise
+        except Exception as error:
+            code = re.search(r"Worker process was terminated .*exit code (-?\d+)", str(error))
+            if code is None:
+                self._error = error
+                raise
+            self._error = RuntimeError(_obituary(int(code[1]), self._reader))
+            raise self._error from error
+
+    def close(self) -> None:
+        """Ends the threads and worker processes."""
+        self._batches.close()
+
+
+def _obituary(code: int, reader: ReaderConfig) -> str:
+    try:
+        how = f"was ended by {signal.Signals(-code).name}"
+    except ValueError:
+        how = f"ended with exit code {code}"
+    less = "use fewer config.data.reader.workers or a smaller config.data.reader.buffer"
+    # Batches travel in shared memory; the write that finds no room there ends the process.
+    advice = {
+        -signal.SIGKILL: f"if the machine was out of memory (`dmesg` tells), {less}",
+        -signal.SIGBUS: f"/dev/shm is probably full (`df /dev/shm`): make it larger, or {less}",
+    }.get(code, "see what it wrote above")
+    return (
+        f"a worker process that reads data {how} (config.data.reader.workers = {reader.workers}); "
+        f"{advice}. The stream is a function of the step: started again at the next step, it goes "
+        "on as if nothing had happened"
+    )
+
+
+def iterate(batches: Any, reader: ReaderConfig) -> Ahead:
     """An iterator over a MapDataset whose elements are whole batches, made ahead."""
     # The elements that grain counts are batches here: its default buffer would hold 500 of them.
     # Two at a time, so that the threads of the rows never wait for the end of a batch.
@@ -74,7 +130,7 @@ def iterate(batches: Any, reader: ReaderConfig) -> Any:
             grain.MultiprocessingOptions(num_workers=reader.workers),
             worker_init_fn=functools.partial(_end_with_parent, os.getpid()),
         )
-    return iter(stream)
+    return Ahead(iter(stream), reader)
 
 
 def _end_with_parent(parent: int, worker: int, workers: int) -> None:

@@ -333,8 +333,14 @@ class RecordSource(Sequence[bytes]):
         with self._lock:
             file = self._open.get((shard, suffix))
             if file is None:
-                known = None if suffix else self._sizes[shard]
-                file = storage.open_ranges(self.shards[shard] + suffix, known)
+                known, path = None if suffix else self._sizes[shard], self.shards[shard] + suffix
+                try:
+                    file = storage.open_ranges(path, known)
+                except FileNotFoundError as error:
+                    raise FileNotFoundError(
+                        f"{path}: was there when the data set was opened and is gone now; put it "
+                        "back and start again"
+                    ) from error
                 self._open[shard, suffix] = file
                 if len(self._open) > self._max_open:
                     self._open.popitem(last=False)

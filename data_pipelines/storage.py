@@ -210,18 +210,26 @@ class _LocalRanges(Ranges):
 
     def pread(self, size: int, offset: int) -> bytes:
         # A single call may return fewer bytes, and at most 2 GiB.
-        data = os.pread(self._fd, size, offset)
+        data = self._once(size, offset)
         if len(data) == size or not data:
             return data
         parts = [data]
         got = len(data)
         while got < size:
-            data = os.pread(self._fd, size - got, offset + got)
+            data = self._once(size - got, offset + got)
             if not data:
                 break
             parts.append(data)
             got += len(data)
         return b"".join(parts)
+
+    def _once(self, size: int, offset: int) -> bytes:
+        try:
+            return os.pread(self._fd, size, offset)
+        except (
+            OSError
+        ) as error:  # a failing disk, a lost mount; which file, the system does not say
+            raise OSError(error.errno, error.strerror, self.path) from error
 
     def close(self) -> None:
         fd, self._fd = self._fd, -1

@@ -3,11 +3,10 @@
 import argparse
 import os
 import shlex
-import signal
 import sys
 from collections.abc import Sequence
-from typing import Any
 
+from data_pipelines.command import BAD_DATA, GOOD, run_command
 from data_pipelines.ingest.frames import DEFAULT_TEMPLATE
 from data_pipelines.ingest.options import (
     AUDIO_FORMATS,
@@ -21,8 +20,6 @@ from data_pipelines.ingest.options import (
 )
 from data_pipelines.ingest.progress import say
 from data_pipelines.ingest.run import Report, ingest, summary
-
-GOOD, TOO_MANY_BAD, USAGE, FAILED, INTERRUPTED = 0, 1, 2, 3, 130
 
 _DESCRIPTION = """\
 Turn video files into indexed TFRecord shards, once, before training.
@@ -259,25 +256,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     arguments = parse(sys.argv[1:] if argv is None else argv)
-    before = signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        return _run(arguments)
-    except KeyboardInterrupt:
-        say("stopped; finished shards are kept, run the same command again to continue")
-        return INTERRUPTED
-    except RuntimeError as error:
-        say(f"error: {error}")
-        return FAILED
-    except (OSError, ValueError) as error:
-        say(f"error: {error}")
-        return USAGE
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _interrupt(signum: int, frame: Any) -> None:
-    """Batch systems stop jobs with SIGTERM; it deserves the same tidy end as ctrl-c."""
-    raise KeyboardInterrupt
+    return run_command(
+        lambda: _run(arguments),
+        "stopped; finished shards are kept, run the same command again to continue",
+    )
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -330,7 +312,7 @@ def _judge(report: Report, max_bad: float) -> int:
         f"without them; see {os.path.join(report.manifest.directory, 'rejected.jsonl')}, or "
         "accept it with a higher --max-bad"
     )
-    return TOO_MANY_BAD
+    return BAD_DATA
 
 
 if __name__ == "__main__":

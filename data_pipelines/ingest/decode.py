@@ -13,7 +13,6 @@ What real files do wrong decides the shape of this module:
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from fractions import Fraction
 
 import av
 from av.container import InputContainer
@@ -32,6 +31,7 @@ from data_pipelines.ingest.container import (
 )
 from data_pipelines.ingest.image import is_image, read_image
 from data_pipelines.ingest.picture import FrameEncoder
+from data_pipelines.ingest.rate import RateSampler
 from data_pipelines.waveform import Audio
 
 # The format allows 2 GiB, but a worker holds a record three times while writing it, and training
@@ -211,7 +211,7 @@ class _Pass:
         encoder = FrameEncoder(
             self._stream.sample_aspect_ratio, options.short_side, options.quality
         )
-        sampler = _Sampler(options.fps, self._rate)
+        sampler = RateSampler(options.fps, self._rate)
         frames: list[bytes] = []
         times: list[int] = []
         size = 0
@@ -406,26 +406,3 @@ class _Pass:
         # Sampling moves the first and last frame by up to one frame of the source.
         tolerance = 0.1 + 1e6 / float(self._rate) / span
         return nominal if abs(measured / nominal - 1) <= tolerance else round(measured, 3)
-
-
-class _Sampler:
-    """Chooses the frames nearest to the ticks of a lower rate; repeats none."""
-
-    def __init__(self, fps: float | None, rate: Fraction):
-        self._all = fps is None or rate <= fps
-        self.fps = float(rate) if self._all else float(fps or 0)
-        self._step = Fraction(1_000_000) / Fraction(self.fps)
-        self._half_frame = Fraction(500_000) / rate
-        self._first: int | None = None
-        self._next = 0
-
-    def takes(self, time_us: int) -> bool:
-        if self._all:
-            return True
-        if self._first is None:
-            self._first = time_us
-        ticks = (time_us - self._first + self._half_frame) // self._step
-        if ticks < self._next:
-            return False
-        self._next = int(ticks) + 1
-        return True

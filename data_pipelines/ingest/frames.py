@@ -13,15 +13,14 @@ from typing import ClassVar
 from urllib.parse import parse_qsl, urlencode
 
 import av
-import cv2
-import numpy as np
 import simplejpeg
 from av.error import FFmpegError
 
 from data_pipelines.ingest.container import Note, VideoError, check_file
 from data_pipelines.ingest.decode import MAX_RECORD_BYTES, Clip, DecodeOptions
-from data_pipelines.ingest.decode import _Sampler as Sampler
+from data_pipelines.ingest.image import decode_image
 from data_pipelines.ingest.picture import FrameEncoder
+from data_pipelines.ingest.rate import RateSampler
 
 DEFAULT_TEMPLATE = "img_{:05d}.jpg"
 
@@ -106,7 +105,7 @@ def load_folder(
     return assemble(
         source.count,
         source.fps,
-        lambda index: encoder.encode(read_image(source.file(index))),
+        lambda index: encoder.encode(read_picture(source.file(index))),
         encoder,
         options,
         start,
@@ -141,7 +140,7 @@ def assemble(
     if options.max_seconds is not None:
         ends.append(low + round(options.max_seconds * 1e6))
     high = min(ends)
-    sampler = Sampler(options.fps, Fraction(fps).limit_denominator(1_000_000))
+    sampler = RateSampler(options.fps, Fraction(fps).limit_denominator(1_000_000))
     frames: list[bytes] = []
     times: list[int] = []
     lost: list[str] = []
@@ -166,7 +165,13 @@ def assemble(
         frames.append(frame)
         times.append(time_us)
     _accept(frames, lost, low, high, options)
-    shortfall = f"{len(frames)} of {len(frames) + len(lost)} frames: {lost[0]}" if lost else ""
+    notes = []
+    if lost:
+        notes.append(
+            Note("partial", f"{len(frames)} of {len(frames) + len(lost)} frames: {lost[0]}")
+        )
+    if options.audio != "off":
+        notes.append(Note("silent", "is made of pictures; sound is read from video files only"))
     return Clip(
         frames=frames,
         timestamps_us=times,
@@ -177,7 +182,7 @@ def assemble(
         source_width=encoder.source_width,
         start_us=low,
         end_us=max(high, times[-1]),
-        notes=(Note("partial", shortfall),) if lost else (),
+        notes=tuple(notes),
     )
 
 
@@ -194,7 +199,7 @@ def _accept(
         raise VideoError("decode", f"{len(lost)} frames cannot be read: {lost[0]}")
 
 
-def read_image(path: str) -> Picture:
+def read_picture(path: str) -> Picture:
     """An image file as :func:`picture_of` gives it; VideoError when it is missing or damaged."""
     name = os.path.basename(path)
     try:
@@ -211,20 +216,17 @@ def picture_of(data: bytes) -> Picture:
     """The bytes of an image file if a record can hold them, else the picture as it is shown.
 
     Raises:
-      VideoError: stage ``decode``.
+      VideoError: as :func:`.image.decode_image`.
     """
-    try:
-        if data.startswith(_JPEG):
-            # OpenCV fills what a torn file lacks with grey and says nothing.
+    if data.startswith(_JPEG):
+        try:
+            # Other decoders fill what is damaged with grey and say nothing.
             simplejpeg.decode_jpeg(data, "GRAY", fastdct=True, strict=True)
-            if is_storable(data):
-                return data
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    except (ValueError, cv2.error) as error:
-        raise VideoError("decode", f"damaged picture: {error}") from error
-    if pixels is None:
-        raise VideoError("decode", "is not a picture that can be read")
-    return av.VideoFrame.from_ndarray(np.asarray(pixels, np.uint8), format="bgr24")
+        except ValueError as error:
+            raise VideoError("decode", f"damaged picture: {error}") from error
+        if is_storable(data):
+            return data
+    return av.VideoFrame.from_ndarray(decode_image(data), format="rgb24")
 
 
 def is_storable(data: bytes) -> bool:

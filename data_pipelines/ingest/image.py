@@ -1,6 +1,7 @@
 """Picture files: which ones there are, and how one becomes the pixels that were meant."""
 
 import contextlib
+import io
 import os
 import struct
 import warnings
@@ -14,7 +15,7 @@ from data_pipelines.ingest.container import VideoError, check_file
 
 IMAGE_SUFFIXES = frozenset((".jpeg", ".jpg", ".png", ".webp"))
 
-_FORMATS = ("JPEG", "PNG", "WEBP")
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 
 
 def is_image(path: str, media: str) -> bool:
@@ -34,27 +35,34 @@ def read_image(path: str) -> np.ndarray:
       VideoError: stage ``open`` for a file that is no picture, ``decode`` for a damaged one,
         ``long`` for one too large to be honest.
     """
+    check_file(path)
     with _opened(path) as image:
+        return _pixels(image)
+
+
+def decode_image(data: bytes) -> np.ndarray:
+    """As :func:`read_image`, of the content of a file."""
+    with _opened(io.BytesIO(data)) as image:
         return _pixels(image)
 
 
 def image_size(path: str) -> tuple[int, int]:
     """(width, height) by the header; errors as in :func:`read_image`."""
+    check_file(path)
     with _opened(path) as image:
         return image.size
 
 
 @contextlib.contextmanager
-def _opened(path: str) -> Iterator[Image.Image]:
-    check_file(path)
+def _opened(file: str | io.BytesIO) -> Iterator[Image.Image]:
     try:
         with warnings.catch_warnings():
             # Pillow's first size limit warns, its second, twice as high, raises.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path, formats=_FORMATS) as image:
+            with Image.open(file, formats=_FORMATS) as image:
                 yield image
     except Image.UnidentifiedImageError as error:
-        raise VideoError("open", "not a readable picture (JPEG, PNG or WebP)") from error
+        raise VideoError("open", "not a readable picture (JPEG, PNG, WebP or BMP)") from error
     except Image.DecompressionBombError as error:
         raise VideoError("long", f"the picture is too large: {error}") from error
     except (OSError, SyntaxError, ValueError, ArithmeticError, LookupError, MemoryError) as error:

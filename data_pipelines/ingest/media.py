@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from data_pipelines.ingest import tfds
 from data_pipelines.ingest.decode import Clip, DecodeOptions, decode_clip
-from data_pipelines.ingest.frames import FrameFolder, PictureEncoder, load_folder, read_image
+from data_pipelines.ingest.frames import FrameFolder, PictureEncoder, load_folder, read_picture
 
 
 def load_clip(
@@ -39,7 +39,7 @@ def measure_pictures(path: str) -> tuple[int, int, float, float] | None:
         folder = FrameFolder.parse(path)
         # Side 0: nothing is to be done to the picture but to be measured.
         encoder = PictureEncoder(DecodeOptions(short_side=0))
-        encoder.encode(read_image(folder.file(0)))
+        encoder.encode(read_picture(folder.file(0)))
         return encoder.width, encoder.height, folder.fps, folder.count / folder.fps
     if path.startswith(tfds.Example.SCHEME):
         example = tfds.Example.parse(path)

@@ -4,11 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -256,58 +251,3 @@ def test_a_damaged_record_is_counted_not_scored(damaged):
     valid = np.concatenate([batch["valid"] for batch in batches])
     index = np.concatenate([batch["index"] for batch in batches])[valid]
     assert stream.skipped == 2 and sorted({*range(60)} - {*index.tolist()}) == [5, 17]
-
-
-@pytest.mark.parametrize("moment", ["starting", "reading"])
-def test_workers_end_with_their_parent(shards, tmp_path, moment):
-    """A parent that is killed hard leaves no process behind, whatever its workers are doing."""
-    script = tmp_path / "read.py"
-    script.write_text(f"""
-import time
-from data_pipelines.config import AugmentConfig, ClipConfig, DataConfig, ReaderConfig
-from data_pipelines.pipeline import TrainStream
-if __name__ == "__main__":
-    stream = TrainStream(DataConfig(train={str(shards)!r}, global_batch=8,
-        clip=ClipConfig(frames=4, stride=2, size=32), reader=ReaderConfig(workers=2)))
-    next(stream)
-    print("ready", flush=True)
-    time.sleep(60)
-""")
-    process = subprocess.Popen(
-        [sys.executable, str(script)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-        text=True,
-    )
-    assert process.stdout is not None
-    if moment == "reading":
-        assert process.stdout.readline().strip() == "ready"
-    deadline = time.monotonic() + 60
-    while len(children := _children(process.pid)) < 2 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert len(children) >= 2
-    deadline = time.monotonic() + 60  # a loaded machine takes its time
-    while (alive := _alive(children)) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not alive
-
-
-def _children(pid: int) -> list[str]:
-    found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False)
-    return found.stdout.split()
-
-
-def _alive(pids: list[str]) -> dict[str, str]:
-    """Command lines of the processes that are neither gone nor only waiting to be collected."""
-    commands = {}
-    for pid in pids:
-        try:
-            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-            if state != "Z":
-                commands[pid] = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
-        except OSError:
-            continue  # ended between the two looks
-    return commands

@@ -1,6 +1,7 @@
 """Shards: framing, random access, and every kind of damage."""
 
 import dataclasses
+import errno
 import gzip
 import hashlib
 import multiprocessing
@@ -291,6 +292,25 @@ def test_shard_that_shrinks_while_open_is_reported(shard):
     os.truncate(shard, offset_of(shard, 9) + 100)
     with pytest.raises(CorruptRecordError, match="truncated: 88 of"):
         source[9]
+
+
+def test_shard_that_is_deleted_after_opening_is_reported(shard):
+    source = RecordSource([str(shard)])
+    os.unlink(shard)
+    with pytest.raises(FileNotFoundError, match=r"tfrecord: was there when .* is gone now; put it"):
+        source[3]
+
+
+def test_failing_disk_is_reported_with_the_file(shard, monkeypatch):
+    source = RecordSource([str(shard)])
+    source[0]
+
+    def fail(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "pread", fail)
+    with pytest.raises(OSError, match=rf"Input/output error: '{shard}'"):
+        source[3]
 
 
 @pytest.mark.parametrize(

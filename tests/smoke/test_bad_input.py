@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
-from tests.conftest import TINY, TINY_PRETRAIN
+from tests.conftest import ROOT, TINY, TINY_PRETRAIN, environment
 from tests.smoke.conftest import FINETUNE, PRETRAIN, SHORT
 
 ERRORS = {
@@ -182,11 +187,6 @@ def test_losses_that_are_not_finite_are_skipped_counted_and_end_the_run(command,
 
 def test_a_full_disk_loses_no_checkpoint(command, shards, tmp_path):
     """A limit on the file size stands in for the full disk: writes fail half-way."""
-    import subprocess
-    import sys
-
-    from tests.conftest import ROOT, environment
-
     workdir = tmp_path / "run"
     arguments = [
         "-m",
@@ -255,3 +255,43 @@ def test_reading_a_damaged_record_in_training(command, shards, tmp_path):
     assert rows[-1]["perf/substituted"] == 2
     result = json.loads((tmp_path / "b/results/knn.json").read_text())
     assert result["protocol"]["train_clips"] == 59
+
+
+@pytest.mark.slow
+def test_a_reading_process_that_is_killed(command, shards, tmp_path):
+    """The run ends with the cause instead of waiting for ever, and goes on when started again."""
+    arguments = (
+        "internvideo_jax.train",
+        PRETRAIN,
+        *TINY_PRETRAIN,
+        f"--workdir={tmp_path}/run",
+        f"--config.data.train={shards}",
+        "--config.optim.warmup_steps=2",
+        "--config.log.every=2",
+        "--config.log.report=False",
+        "--config.checkpoint.every=4",
+        "--config.evals.knn.every=-1",
+        "--config.evals.reconstruction.every=-1",
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", *arguments, "--config.steps=9999", "--config.data.reader.workers=1"],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while process.poll() is None and not list(tmp_path.glob("run/checkpoints/[0-9]*")):
+        time.sleep(0.05)
+    children = subprocess.run(
+        ["pgrep", "-P", str(process.pid), "-f", "spawn_main"], capture_output=True, text=True
+    )
+    (worker,) = map(int, children.stdout.split())
+    os.kill(worker, signal.SIGKILL)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2, err[-3000:]
+    assert "worker process that reads data was ended by SIGKILL" in err and "Traceback" not in err
+    saved = max(int(step.name) for step in (tmp_path / "run/checkpoints").iterdir())
+    done = command(*arguments, f"--config.steps={saved + 2}")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert f"continuing at step {saved}" in done.stdout

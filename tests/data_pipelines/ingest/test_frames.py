@@ -51,14 +51,20 @@ def test_frames_that_fit_are_stored_byte_for_byte(folder):
     assert (clip.height, clip.width, clip.source_height, clip.source_width) == (48, 64, 48, 64)
 
 
-def png(i: int) -> bytes:
-    return cv2.imencode(".png", picture(i)[..., ::-1])[1].tobytes()
+def png(i: int, suffix: str = ".png") -> bytes:
+    return cv2.imencode(suffix, picture(i)[..., ::-1])[1].tobytes()
 
 
 @pytest.mark.parametrize(
     "encode",
-    [png, lambda i: jpeg(i, sampling="444"), lambda i: jpeg(i, 49, 65), lambda i: jpeg(i, 96, 128)],
-    ids=["png", "444", "odd", "large"],
+    [
+        png,
+        lambda i: png(i, ".bmp"),
+        lambda i: jpeg(i, sampling="444"),
+        lambda i: jpeg(i, 49, 65),
+        lambda i: jpeg(i, 96, 128),
+    ],
+    ids=["png", "bmp", "444", "odd", "large"],
 )
 def test_other_frames_are_encoded(folder, encode):
     clip = folder([encode(i) for i in range(4)], short_side=48)
@@ -107,6 +113,31 @@ def test_missing_and_torn_frames_make_the_clip_partial(folder):
     assert note.kind == "partial" and note.detail.startswith("2 of 6 frames: img_00002.jpg: ")
     with pytest.raises(VideoError, match="4 frames cannot be read"):
         folder(pictures, partial="reject")
+
+
+@pytest.mark.parametrize("sampling", ["420", "444"])
+def test_frames_damaged_in_the_middle_are_left_out(folder, sampling):
+    """Most decoders show grey for what they cannot read, and give no error."""
+    data = bytearray(jpeg(1, sampling=sampling))
+    data[-150:-148] = b"\xff\xd9"  # the end, much too early
+    clip = folder([jpeg(0), bytes(data), jpeg(2), jpeg(3)])
+    assert colours(clip.frames) == [0, 2, 3]
+    assert [note.kind for note in clip.notes] == ["partial"]
+
+
+def test_transparent_frames_lie_on_white(folder):
+    """As pictures that are records of their own: there is one way to read a picture file."""
+    pixels = np.zeros((48, 64, 4), np.uint8)
+    pixels[:, 32:] = (0, 0, 200, 255)  # BGRA
+    clip = folder([cv2.imencode(".png", pixels)[1].tobytes()] * 2)
+    shown = simplejpeg.decode_jpeg(clip.frames[0]).astype(int)
+    assert shown[:, :24].min() > 250
+    assert np.abs(shown[:, 40:] - (200, 0, 0)).max() < 8
+
+
+def test_sound_that_cannot_be_had_is_counted(folder):
+    clip = folder([jpeg(0), jpeg(1)], audio="pcm16")
+    assert clip.audio is None and [note.kind for note in clip.notes] == ["silent"]
 
 
 @pytest.mark.parametrize(
