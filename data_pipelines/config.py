@@ -31,7 +31,7 @@ class ClipConfig:
     frames: int = 16
     stride: int = 4  # distance between sampled frames, in stored frames
     size: int = 224  # height and width after the crop, pixels
-    sampling: str = "window"  # sampling.py: window (pre-training) | dense | segments | uniform
+    sampling: str = "window"  # sampling.py: window (pre-training) | dense | segments
 
 
 @dataclasses.dataclass(frozen=True)

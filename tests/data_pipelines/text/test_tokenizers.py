@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import http.server
 import json
 import pickle
 import re
 import subprocess
 import sys
+import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -110,6 +113,34 @@ def test_pickled_tokenizers_are_the_same(name):
     other = pickle.loads(pickle.dumps(tokenizer))
     assert other.identity == tokenizer.identity
     np.testing.assert_array_equal(other(["a dog's café"]), tokenizer(["a dog's café"]))
+
+
+def test_a_vocabulary_from_an_address_is_read_once(words):
+    content = Path(words.removeprefix("bert:")).read_bytes()
+    asked = []
+
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_response(200 if self.path == "/vocab.txt" else 404)
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, format, *args):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"bert:http://127.0.0.1:{server.server_port}"
+        tokenizer = make_tokenizer(f"{address}/vocab.txt", 8)
+        with pytest.raises(FileNotFoundError, match="404"):
+            make_tokenizer(f"{address}/other.txt", 8)
+        server.shutdown()
+    assert asked == ["/vocab.txt", "/other.txt"]
+    # A worker process gets the content and does not ask again: the server is gone.
+    other = pickle.loads(pickle.dumps(tokenizer))
+    assert other.identity == make_tokenizer(words, 8).identity
+    np.testing.assert_array_equal(other(["a dog"]), make_tokenizer(words, 8)(["a dog"]))
 
 
 def test_identity_tells_what_changes_the_ids(name):
