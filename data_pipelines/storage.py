@@ -11,6 +11,7 @@ Object stores replace objects as a whole, so :func:`write_atomic` is atomic ther
 
 import contextlib
 import errno
+import hashlib
 import os
 import re
 import threading
@@ -23,6 +24,7 @@ import numpy as np
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(://|::)")
 _Result = TypeVar("_Result")
+_PIECE = 8 * 2**20
 
 
 class StorageError(RuntimeError):
@@ -237,8 +239,11 @@ class _LocalRanges(Ranges):
             os.close(fd)
 
     def __del__(self) -> None:
-        with contextlib.suppress(AttributeError, OSError):
+        # Not contextlib: at the end of the interpreter it may be gone already.
+        try:  # noqa: SIM105
             self.close()
+        except (AttributeError, OSError, TypeError):
+            pass
 
 
 class _RemoteRanges(Ranges):
@@ -321,6 +326,17 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
 def read_text(path: str | os.PathLike[str]) -> str:
     """The whole content of a UTF-8 file. Raises FileNotFoundError, UnicodeDecodeError."""
     return read_bytes(path).decode("utf-8")
+
+
+def sha256(path: str | os.PathLike[str]) -> str:
+    """Hex digest of a file, read in pieces. Raises FileNotFoundError."""
+    digest, offset = hashlib.sha256(), 0
+    file = open_ranges(path)
+    with contextlib.closing(file):
+        while data := file.pread(_PIECE, offset):
+            digest.update(data)
+            offset += len(data)
+    return digest.hexdigest()
 
 
 def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:

@@ -7,9 +7,8 @@ Options after the colon (comma separated):
   size      tiny | small | base | large | huge | giant
 
 Values are those of the released Kinetics-400 scripts of VideoMAE V2 (MCG-NJU's for small):
-layer-wise learning rates, mixup and CutMix, label smoothing, drop path; test with 5 segments x 3
-crops. Not yet applied, because the pipeline does not have them: RandAugment, random erasing, two
-crops per video.
+layer-wise learning rates, two crops per decoded video, RandAugment, random erasing, mixup and
+CutMix, label smoothing, drop path; test with 5 segments x 3 crops.
 The number of classes comes from the data. `size=tiny` is for the built-in world and CPUs.
 """
 
@@ -17,13 +16,15 @@ from __future__ import annotations
 
 import dataclasses
 
-from data_pipelines.config import ClipConfig, DataConfig, ViewConfig
+from data_pipelines.config import AugmentConfig, ClipConfig, DataConfig, ViewConfig
 from internvideo_jax.cli import config_dict, parse_arg
 from internvideo_jax.config import CheckpointConfig, LogConfig, OptimConfig, TrainConfig
 from internvideo_jax.evaluators.classification import Classification as Accuracy
 from internvideo_jax.models.videomae import ClassifierConfig
 from internvideo_jax.objectives.classification import Classification
 from internvideo_jax.registry import suggest
+
+REPEATS = 2  # crops per video
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,12 +65,18 @@ def get_config(arg: str = ""):
                 head_dropout=recipe.head_dropout,
                 remat="full",
             ),
-            objective=Classification(),
+            objective=Classification(erasing=0.25),
             data=DataConfig(
-                global_batch=recipe.batch, clip=clip, crop="random_resized", flip="auto"
+                global_batch=recipe.batch * REPEATS,
+                repeats=REPEATS,
+                clip=clip,
+                crop="random_resized",
+                flip="auto",
+                augment=AugmentConfig(rand_augment="rand-m7-n4-mstd0.5-inc1"),
             ),
             optim=OptimConfig(
                 lr=recipe.lr,
+                lr_batch=256 * REPEATS,  # the rates count videos
                 min_lr=1e-6,
                 b2=0.999,
                 warmup_epochs=5,

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from data_pipelines import storage
+
 PARTIAL_POLICIES = ("accept", "reject")
 FORMATS = ("auto", "table", "kinetics", "rawframes", "json")
 CUT_POLICIES = ("auto", "yes", "no")
@@ -100,6 +102,13 @@ class Options:
     def __post_init__(self) -> None:
         if not self.name:
             object.__setattr__(self, "name", _name_from(self.source))
+        _require(
+            not storage.is_remote(self.out),
+            "--out",
+            self.out,
+            "a local or mounted directory; copy finished shards to object storage, where training "
+            "reads them",
+        )
         check_name("--name", self.name)
         check_name("--split", self.split)
         _require(self.shards is None or self.shards >= 1, "--shards", self.shards, "1 or more")

@@ -2,14 +2,13 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from data_pipelines import schema
+from data_pipelines import schema, storage
 from data_pipelines.ingest.annotate import Placed, place
 from data_pipelines.ingest.container import Note, VideoError
 from data_pipelines.ingest.decode import Clip, DecodeOptions
@@ -185,18 +184,12 @@ def finished(task: ShardTask) -> ShardResult | None:
             or os.path.getsize(task.path) != done.bytes
             or index.crc != done.index_crc
             or len(index.entries) != done.records
-            or file_sha256(task.path) != done.sha256
+            or storage.sha256(task.path) != done.sha256
         ):
             return None
     except (FileNotFoundError, IndexFileError, ValueError, KeyError, TypeError):
         return None
     return done
-
-
-def file_sha256(path: str) -> str:
-    """Hex digest of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _size(path: str) -> int | None:

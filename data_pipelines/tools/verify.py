@@ -1,7 +1,6 @@
 """Read everything back: every checksum, every record, every picture."""
 
 import contextlib
-import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,10 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import simplejpeg
 
-from data_pipelines import manifest, schema
+from data_pipelines import manifest, schema, storage
 from data_pipelines.ingest.pool import Progress, run_tasks
 from data_pipelines.ingest.progress import Bar
-from data_pipelines.ingest.work import file_sha256
 from data_pipelines.record_index import CorruptRecordError
 from data_pipelines.records import RecordSource
 
@@ -31,7 +29,7 @@ class VerifyTask:
 
     @property
     def path(self) -> str:
-        return os.path.join(self.directory, self.shard.name)
+        return storage.join(self.directory, self.shard.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +111,7 @@ def check(task: VerifyTask, progress: Progress) -> ShardCheck:
     except (FileNotFoundError, ValueError) as error:
         return ShardCheck((str(error),))
     faults: list[str] = []
-    if file_sha256(task.path) != task.shard.sha256:
+    if storage.sha256(task.path) != task.shard.sha256:
         faults.append(f"{task.path}: sha256 differs from the manifest")
     source = RecordSource([task.path], indexes=[index])
     frames = 0

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 import simplejpeg
 
-from data_pipelines import manifest, schema
+from data_pipelines import manifest, schema, storage
 from data_pipelines.ingest.options import Options
 from data_pipelines.ingest.run import ingest
 from data_pipelines.records import ShardWriter, build_index, read_index, write_index
 from data_pipelines.reindex import reindex
 from data_pipelines.tools.verify import verify
 
+from ..flaky import flaky, upload
 from ..ingest.clips import make_video, picture
 
 
@@ -41,6 +42,18 @@ def faults(dataset: Path, workers: int = 0) -> list[str]:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_good_data(dataset, workers):
     assert verify(str(dataset), workers, quiet=True) == ([], 6, 30)
+
+
+def test_remote_data(dataset):
+    with flaky():
+        upload(dataset, "flaky://bucket/set")
+        assert verify("flaky://bucket/set", 0, quiet=True) == ([], 6, 30)
+        name = shard(dataset).name
+        data = bytearray(shard(dataset).read_bytes())
+        data[-10] ^= 1
+        storage.write_atomic(f"flaky://bucket/set/{name}", bytes(data))
+        found, *_ = verify("flaky://bucket/set", 0, quiet=True)
+        assert "sha256 differs" in found[0] and "record 2 at byte" in found[1]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
