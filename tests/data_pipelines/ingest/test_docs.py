@@ -169,7 +169,7 @@ def test_table_of_hosts_follows_from_the_calculation():
     assert len(rows) == 4
     for host, cells in rows:
         vcpu, clips, _, *chips = (int(cell.replace(" ", "")) for cell in cells.split("|"))
-        rate = 180 * 0.36 * vcpu * feed.USABLE
+        rate = 120 * 0.36 * vcpu * feed.USABLE
         assert abs(rate - clips) <= 50, host
         peak = feed.PEAK_TFLOPS[f"TPU {host}"] * 1e12 * 0.4
         needed = [feed.train_flops(model, 16, 224) for model in feed.MODELS.values()]
