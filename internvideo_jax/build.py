@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jax.sharding import Mesh
@@ -37,11 +37,18 @@ class Run:
         return self.objective.flops(self.config.model)
 
 
-def build(config: TrainConfig, records: Records | None = None, classes: int = 0) -> Run:
+def build(
+    config: TrainConfig,
+    records: Records | None = None,
+    classes: int = 0,
+    devices: Sequence[Any] | None = None,
+) -> Run:
     """Builds the pieces of a run.
 
     Args:
       records, classes: of the training split; by default read from config.data.
+      devices: of the mesh; by default all of this job. Those of a described topology do for
+        everything but running.
 
     Raises:
       ValueError: settings that contradict each other, the data or the devices.
@@ -50,7 +57,7 @@ def build(config: TrainConfig, records: Records | None = None, classes: int = 0)
         records, classes = read_data(config)
     per_media = {"video": records} if isinstance(records, int) else records
     config = with_classes(config, classes)
-    mesh = make_mesh(config.mesh)
+    mesh = make_mesh(config.mesh, devices)
     batch, optim = config.data.global_batch, config.optim
     check_batch(mesh, batch, "config.data.global_batch", optim.accumulate)
     if "image" in per_media:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -12,28 +15,32 @@ AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")  # the batch is split over both
 
 
-def make_mesh(config: MeshConfig) -> Mesh:
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh over all devices of all processes.
 
     Axis types are written out because the default of `jax.make_mesh` is Explicit, under which
     matmuls with a sharded contraction raise.
 
+    Args:
+      devices: others than those of this job, such as the ones of a described topology.
+
     Raises:
       ValueError: the axes do not multiply to the number of devices.
     """
     sizes = [config.data, config.fsdp, config.tensor]
-    devices = jax.device_count()
+    count = jax.device_count() if devices is None else len(devices)
     asked = dict(zip(AXES, sizes, strict=True))
     if sizes.count(-1) > 1 or any(size < -1 or size == 0 for size in sizes):
         raise ValueError(f"mesh axes must be positive, with at most one -1; found {asked}")
     fixed = int(np.prod([size for size in sizes if size != -1]))
-    if devices % fixed or (-1 not in sizes and fixed != devices):
+    if count % fixed or (-1 not in sizes and fixed != count):
         raise ValueError(
-            f"the mesh {asked} asks for a multiple of {fixed} devices, found {devices}; set "
+            f"the mesh {asked} asks for a multiple of {fixed} devices, found {count}; set "
             "config.mesh.data=-1 to let the batch axis take what is left"
         )
-    sizes = [devices // fixed if size == -1 else size for size in sizes]
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    sizes = [count // fixed if size == -1 else size for size in sizes]
+    types = (AxisType.Auto,) * len(AXES)
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=types, devices=devices)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

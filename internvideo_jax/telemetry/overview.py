@@ -29,7 +29,7 @@ def memory_estimate(shapes: Any, shardings: Any, batch_bytes: int) -> str:
     """
     whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
     held = bytes_per_device(shapes, shardings)
-    devices = jax.device_count()
+    devices = len(jax.tree.leaves(shardings)[0].device_set)
     return (
         f"per device: parameters, optimizer and average {held / 2**20:.1f} MiB "
         f"(all {whole / 2**20:.1f} MiB on {devices} device{'s' if devices > 1 else ''}), "

@@ -1,0 +1,1 @@
+"""Commands about a run that need neither its data nor its accelerators."""

@@ -1,0 +1,214 @@
+"""Compiling the train step of a run for devices that are not here, and what that tells."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import resource
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from internvideo_jax.build import Run
+from internvideo_jax.config import TrainConfig
+from internvideo_jax.parallel.mesh import batch_sharding
+from internvideo_jax.step import make_train_step
+from internvideo_jax.tools import flops
+from internvideo_jax.tools.hardware import GIB, Chip, Slice
+from internvideo_jax.tools.program import Program, read_program
+from internvideo_jax.types import flatten_paths
+
+WHOLE_LIMIT = 64 * 2**20  # bytes of a parameter that a mesh meant to split it may leave whole
+OUT_OF_MEMORY = re.compile(r"\(([\d.]+)([KMGT])\) exceeds available HBM \(([\d.]+)([KMGT])\)")
+UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes on one device. `peak` is the compiler's; arguments are state and batch."""
+
+    arguments: int
+    temporaries: int
+    peak: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Roofline:
+    """Least seconds of one step by each limit, as if the others did not exist and nothing waited.
+
+    `hbm` and `ici` are None where the program's text cannot be read.
+    """
+
+    compute: float  # executed FLOPs at the peak rate
+    hbm: float | None
+    ici: float | None
+
+    @property
+    def limits(self) -> dict[str, float]:
+        found = {"compute": self.compute, "HBM": self.hbm, "ICI": self.ici}
+        return {name: value for name, value in found.items() if value is not None}
+
+    @property
+    def bound(self) -> float:
+        """Seconds no step can be faster than: the three overlap perfectly."""
+        return max(self.limits.values())
+
+    @property
+    def binding(self) -> str:
+        return max(self.limits, key=lambda name: self.limits[name])
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """What compiling a step told."""
+
+    memory: Memory | None  # None: it does not fit
+    needed: float  # bytes the compiler asked for when it refused, else 0
+    executed: float  # FLOPs of one step on all devices, from the jaxpr
+    model: float  # FLOPs of one step, from the model's configuration
+    unknown_loops: int
+    program: Program | None
+    program_error: str
+    lower_seconds: float
+    compile_seconds: float
+    cpu_seconds: float
+    host_bytes: int  # largest resident set of this process so far
+
+    def fits(self, chip: Chip | None) -> bool:
+        return self.memory is not None and (chip is None or self.memory.peak <= chip.hbm)
+
+    def roofline(self, chip: Chip, devices: int) -> Roofline:
+        program = self.program
+        return Roofline(
+            self.executed / devices / chip.flops,
+            None if program is None else program.hbm_bytes / chip.hbm_rate,
+            None if program is None else program.wire_bytes / chip.ici_rate,
+        )
+
+
+def batch_shapes(config: TrainConfig, mesh: jax.sharding.Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """The batch of a video data set: shapes, element types and shardings (see types.py)."""
+    data, sharding = config.data, batch_sharding(mesh)
+    rows, clip = data.global_batch, data.clip
+    shapes = {
+        "video": ((clip.frames, clip.size, clip.size, 3), jnp.uint8),
+        "label": ((), jnp.int32),
+        "index": ((), jnp.int32),
+        "position": ((), jnp.uint32),
+    }
+    if data.text != "off":
+        shapes["text"] = ((data.text_length,), jnp.int32)
+        shapes["has_text"] = ((), jnp.bool_)
+    return {
+        name: jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=sharding)
+        for name, (shape, dtype) in shapes.items()
+    }
+
+
+def check_step(run: Run, target: Slice, *, fast: bool = False) -> Check:
+    """Traces, lowers and compiles the train step of `run`, whose mesh is made of `target`.
+
+    Args:
+      fast: a lower optimization level, which takes about half the time; memory and collectives
+        are nearly the same, cycle estimates can differ.
+
+    Raises:
+      RuntimeError: the compiler failed for another reason than memory.
+    """
+    state = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        run.plan.shapes,
+        run.plan.shardings,
+    )
+    step = make_train_step(run)
+    cpu, started = time.process_time(), time.perf_counter()
+    with jax.set_mesh(run.mesh):
+        traced = step.jitted.trace(state, batch_shapes(run.config, run.mesh))
+    counted = flops.count(traced.jaxpr)
+    lowered = traced.lower()
+    lower_seconds = time.perf_counter() - started
+    options: Any = {"optimization_level": 1} if fast and target.chip else None
+    started, compiled, needed = time.perf_counter(), None, 0.0
+    try:
+        compiled = lowered.compile(compiler_options=options)
+    except jax.errors.JaxRuntimeError as error:
+        found = OUT_OF_MEMORY.search(str(error))
+        if not found:
+            first = str(error).strip().splitlines()[0]
+            raise RuntimeError(
+                f"the compiler failed on this step ({first}); another mesh, batch or remat policy "
+                "may compile"
+            ) from error
+        needed = float(found[1]) * UNITS[found[2]]
+    compile_seconds = time.perf_counter() - started
+    memory, program, problem = None, None, "it was not compiled"
+    if compiled is not None:
+        memory = _memory(compiled.memory_analysis())
+        try:
+            program, problem = read_program(compiled.as_text(), len(target.devices)), ""
+        except (jax.errors.JaxRuntimeError, ValueError) as error:
+            problem = str(error).strip().splitlines()[0][:160]
+    return Check(
+        memory=memory,
+        needed=needed,
+        executed=counted.total,
+        model=run.flops * run.config.data.global_batch,
+        unknown_loops=counted.unknown_loops,
+        program=program,
+        program_error=problem,
+        lower_seconds=lower_seconds,
+        compile_seconds=compile_seconds,
+        cpu_seconds=time.process_time() - cpu,
+        host_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    )
+
+
+def _memory(stats: Any) -> Memory:
+    arguments, temporaries = stats.argument_size_in_bytes, stats.temp_size_in_bytes
+    fresh = stats.output_size_in_bytes - stats.alias_size_in_bytes
+    peak = getattr(stats, "peak_memory_in_bytes", 0) or arguments + temporaries + fresh
+    return Memory(arguments, temporaries, peak)
+
+
+def whole_parameters(run: Run) -> dict[str, int]:
+    """Parameters above WHOLE_LIMIT that no axis splits although the mesh has one for it: bytes."""
+    mesh = run.mesh.shape
+    if mesh["fsdp"] * mesh["tensor"] == 1:
+        return {}
+    shapes = flatten_paths(run.plan.shapes.params)
+    shardings = flatten_paths(run.plan.shardings.params)
+    sizes = {name: leaf.size * leaf.dtype.itemsize for name, leaf in shapes.items()}
+    return {
+        name: size
+        for name, size in sizes.items()
+        if size > WHOLE_LIMIT and shardings[name].is_fully_replicated
+    }
+
+
+def ragged_shards(run: Run) -> dict[str, tuple[int, ...]]:
+    """Split matrices whose shards are no whole tiles (16 x 128 in bfloat16): shard shapes.
+
+    The compiler pads such shards and moves rows between devices at every gather.
+    """
+    found = {}
+    shardings = flatten_paths(run.plan.shardings.params)
+    for name, leaf in flatten_paths(run.plan.shapes.params).items():
+        shard = shardings[name].shard_shape(leaf.shape)
+        tile = (1,) * (len(shard) - 2) + (16, 128)
+        split = np.not_equal(shard, leaf.shape)
+        if len(shard) >= 2 and np.any(split & (np.remainder(shard, tile) > 0)):
+            found[name] = shard
+    return found
+
+
+def optimizer_bytes(run: Run) -> int:
+    """Of all devices together, the averaged parameters included."""
+    leaves = jax.tree.leaves((run.plan.shapes.opt_state, run.plan.shapes.ema))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+
+
+def gib(value: float) -> str:
+    return f"{value / GIB:.2f} GiB"
