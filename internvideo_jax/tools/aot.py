@@ -22,7 +22,8 @@ from internvideo_jax.tools.program import Program, read_program
 from internvideo_jax.types import flatten_paths
 
 WHOLE_LIMIT = 64 * 2**20  # bytes of a parameter that a mesh meant to split it may leave whole
-OUT_OF_MEMORY = re.compile(r"\(([\d.]+)([KMGT])\) exceeds available HBM \(([\d.]+)([KMGT])\)")
+# Two forms, of temporaries and of the whole program.
+OUT_OF_MEMORY = re.compile(r"\(([\d.]+)([KMGT])\) exceeds available HBM|Used ([\d.]+)([KMGT]) of")
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -135,14 +136,13 @@ def check_step(run: Run, target: Slice, *, fast: bool = False) -> Check:
     try:
         compiled = lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
-        found = OUT_OF_MEMORY.search(str(error))
-        if not found:
+        needed = asked_for(str(error))
+        if not needed:
             first = str(error).strip().splitlines()[0]
             raise RuntimeError(
                 f"the compiler failed on this step ({first}); another mesh, batch or remat policy "
                 "may compile"
             ) from error
-        needed = float(found[1]) * UNITS[found[2]]
     compile_seconds = time.perf_counter() - started
     memory, program, problem = None, None, "it was not compiled"
     if compiled is not None:
@@ -166,10 +166,21 @@ def check_step(run: Run, target: Slice, *, fast: bool = False) -> Check:
     )
 
 
+def asked_for(message: str) -> float:
+    """Bytes that the compiler asked for in vain; 0 when its message is of something else."""
+    found = OUT_OF_MEMORY.search(message)
+    if "RESOURCE_EXHAUSTED" not in message or not found:
+        return 0.0
+    number, unit = (found[1], found[2]) if found[1] else (found[3], found[4])
+    return float(number) * UNITS[unit]
+
+
 def _memory(stats: Any) -> Memory:
     arguments, temporaries = stats.argument_size_in_bytes, stats.temp_size_in_bytes
     fresh = stats.output_size_in_bytes - stats.alias_size_in_bytes
-    peak = getattr(stats, "peak_memory_in_bytes", 0) or arguments + temporaries + fresh
+    peak = stats.peak_memory_in_bytes
+    if peak < max(arguments, temporaries):  # XLA on CPU gives another quantity under that name
+        peak = arguments + temporaries + fresh
     return Memory(arguments, temporaries, peak)
 
 
@@ -211,4 +222,4 @@ def optimizer_bytes(run: Run) -> int:
 
 
 def gib(value: float) -> str:
-    return f"{value / GIB:.2f} GiB"
+    return f"{value / GIB:.2f} GiB" if value >= 0.1 * GIB else f"{value / 2**20:.2f} MiB"

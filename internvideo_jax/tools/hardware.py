@@ -98,6 +98,7 @@ def open_slice(name: str) -> Slice:
     # No metadata server is asked what this machine is, and compilers may run side by side.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")  # else libtpu warns at length
     chip = CHIPS[kind]
     options: Mapping[str, str] = {"chip_config_name": chip.config} if chip.config else {}
     from jax.experimental import topologies
@@ -118,7 +119,7 @@ def _explain(name: str, error: Exception) -> ValueError | RuntimeError:
             "another process holds the TPU compiler; set ALLOW_MULTIPLE_LIBTPU_LOAD=1 for both, "
             f"or wait for it ({first})"
         )
-    if "not divisible" in text or "Invalid TPU" in text or "topology" in text.lower():
+    if "not divisible" in text or "Invalid TPU" in text:
         return ValueError(f"--topology={name}: there is no such slice ({first})")
     return RuntimeError(
         f"the TPU compiler cannot be loaded; pip install 'internvideo-jax[tpu]' ({first})"
