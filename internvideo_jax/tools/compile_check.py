@@ -1,7 +1,7 @@
 """Does this recipe fit a slice, and how fast can it be at best? Compiles, runs nothing.
 
-    python -m internvideo_jax.tools.compile_check --config=configs/videomae/pretrain.py:size=large \\
-        --topology=v5e:16x16 --mesh=data=32,fsdp=8 --batch=2048 --records=240000
+    python -m internvideo_jax.tools.compile_check --topology=v5e:16x16 --mesh=data=32,fsdp=8 \\
+        --config=configs/videomae/pretrain.py:size=large --batch=2048 --records=240000
 
 Needs neither the slice nor data. TPU slices (v4:4x4x4, v5e:16x16, v5p:4x4x4, v6e:16x16) need the
 TPU compiler, pip install 'internvideo-jax[tpu]'; cpu:8 is for rehearsals. Exit code 0: it fits,
@@ -273,9 +273,7 @@ def main() -> None:
     def run() -> int:
         if not topology.value:
             raise ValueError("no --topology given; for example --topology=v5e:16x16 or cpu:8")
-        config = adjust(
-            cli.typed_config(), mesh=mesh.value, batch=batch.value, remat=remat.value
-        )
+        config = adjust(cli.typed_config(), mesh=mesh.value, batch=batch.value, remat=remat.value)
         target = open_slice(topology.value)
         planned = prepare(config, target, records.value, classes.value)
         check = check_step(planned, target, fast=fast.value)

@@ -105,7 +105,7 @@ def open_slice(name: str) -> Slice:
 
     try:
         described = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
-    except Exception as error:  # noqa: BLE001 - the compiler raises several types of its own
+    except Exception as error:
         raise _explain(name, error) from error
     return Slice(name, chip, tuple(described.devices))
 

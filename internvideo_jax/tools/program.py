@@ -217,9 +217,7 @@ class _Reader:
         root = next((part for part in called.values() if part.root), None)
         if root is None:
             return moved + _in_hbm(item)
-        results = (
-            [called[name] for name in root.operands] if root.opcode == "tuple" else [root]
-        )
+        results = [called[name] for name in root.operands] if root.opcode == "tuple" else [root]
         if len(results) != len(item.shapes):
             return moved + (0 if root.opcode == "custom-call" else _in_hbm(item))
         for buffer, result in zip(item.shapes, results, strict=True):
@@ -282,8 +280,14 @@ def collective_kind(opcode: str) -> str:
 
 
 def group_size(attributes: str, devices: int) -> int:
-    """Devices in one group, from the forms in which the text writes groups."""
-    named = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", attributes)
+    """Devices in one group, from the forms in which the text writes groups.
+
+    Raises:
+      ValueError: groups in a form not known here.
+    """
+    named = re.search(
+        r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\([^{]*\))? \{([^}]*)\}", attributes
+    )
     if named:
         sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", named[1])}
         group = 1
@@ -296,6 +300,10 @@ def group_size(attributes: str, devices: int) -> int:
     listed = re.search(r"replica_groups=\{\{([\d,]+)\}", attributes)
     if listed:
         return len(listed[1].split(","))
+    if "source_target_pairs" in attributes:
+        return 2
+    if re.search(r"replica_groups=(?!\{\})", attributes):
+        raise ValueError(f"unknown form of replica groups in {attributes[:160]!r}")
     return devices
 
 

@@ -1,0 +1,58 @@
+"""A recipe on a slice: the mesh that was compiled for it and found to fit.
+
+    python -m internvideo_jax.train --config=configs/slices.py:preset=pretrain-large-v5e-16 \\
+        --workdir=runs/pretrain --config.data.train=shards/
+
+Presets are in PRESETS below; batch, rate and length stay those of the recipe. Each was compiled by
+`python -m internvideo_jax.tools.compile_check` (docs/scale.md has what it printed), none has run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import sys
+from pathlib import Path
+
+from internvideo_jax.cli import parse_arg
+from internvideo_jax.registry import suggest
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    recipe: str  # file beside this one
+    options: str  # of that file
+    topology: str  # of compile_check
+    data: int
+    fsdp: int = 1
+    tensor: int = 1
+
+
+PRETRAIN, FINETUNE = "videomae/pretrain.py", "videomae/finetune.py"
+PRESETS = {
+    "pretrain-large-v5e-16": Preset(PRETRAIN, "size=large", "v5e:4x4", data=16),
+    "finetune-base-v5e-64": Preset(FINETUNE, "size=base", "v5e:8x8", data=64),
+}
+
+
+def get_config(arg: str = ""):
+    name = parse_arg(arg, preset="")["preset"]
+    if name not in PRESETS:
+        raise ValueError(f"no preset {name!r}: {suggest(name, PRESETS)}")
+    preset = PRESETS[name]
+    config = recipe(preset.recipe).get_config(preset.options)
+    for axis in ("data", "fsdp", "tensor"):
+        config.mesh[axis] = getattr(preset, axis)
+    return config
+
+
+def recipe(path: str):
+    """The module of a recipe, which is a file and no part of a package."""
+    name = f"recipe_{Path(path).stem}"
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"no recipe {path} beside {__file__}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
