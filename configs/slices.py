@@ -31,6 +31,9 @@ class Preset:
 PRETRAIN, FINETUNE = "videomae/pretrain.py", "videomae/finetune.py"
 PRESETS = {
     "pretrain-large-v5e-16": Preset(PRETRAIN, "size=large", "v5e:4x4", data=16),
+    "pretrain-giant-v5e-256": Preset(
+        PRETRAIN, "size=giant,recipe=v2", "v5e:16x16", data=32, fsdp=8
+    ),
     "finetune-base-v5e-64": Preset(FINETUNE, "size=base", "v5e:8x8", data=64),
 }
 

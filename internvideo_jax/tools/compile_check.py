@@ -10,13 +10,14 @@ TPU compiler, pip install 'internvideo-jax[tpu]'; cpu:8 is for rehearsals. Exit 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import importlib.metadata
 import json
 from pathlib import Path
 from typing import Any
 
 import jax
-import jaxlib
 from absl import flags
 
 from internvideo_jax import cli
@@ -223,13 +224,11 @@ def _cost(check: Check) -> list[str]:
 
 
 def versions() -> str:
-    import importlib.metadata
-
-    found = f"jax {jax.__version__}, jaxlib {jaxlib.__version__}"
-    try:
-        return f"{found}, libtpu {importlib.metadata.version('libtpu')}"
-    except importlib.metadata.PackageNotFoundError:
-        return found
+    found = []
+    for package in ("jax", "jaxlib", "libtpu"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found.append(f"{package} {importlib.metadata.version(package)}")
+    return ", ".join(found)
 
 
 def row(run: Run, target: Slice, check: Check) -> dict[str, Any]:

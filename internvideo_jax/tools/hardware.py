@@ -18,7 +18,7 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One device of a slice. Rates are peaks, from the public documentation of Cloud TPU."""
+    """One device of a slice. Rates are published peaks; the links of v4 are unconfirmed."""
 
     kind: str
     flops: float  # bfloat16 operations per second
