@@ -149,7 +149,7 @@ def to_torch(
     """Inverse of `to_ours`: flat paths -> torch names, original layouts.
 
     Args:
-      shape: `tubelet` and `patch`, which a matmul kernel does not tell.
+      shape: `patch`, and `tubelet` where there is one, which a matmul kernel does not tell.
 
     Raises:
       ValueError: a path that no rule knows.
