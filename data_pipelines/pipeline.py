@@ -298,9 +298,7 @@ class _ViewBatches:
             if int(number) not in resized:
                 resized[int(number)] = transforms.resize_short_side(frame, clip.size)
         shape = resized[int(wanted[0, 0])].shape
-        boxes = transforms.crop_boxes(
-            shape[0], shape[1], clip.size, config.crops, config.crop_rule
-        )
+        boxes = transforms.crop_boxes(shape[0], shape[1], clip.size, config.crops, config.crop_rule)
         for segment, numbers in enumerate(wanted):
             pictures = [resized[int(number)] for number in numbers]
             for crop, box in enumerate(boxes):

@@ -174,9 +174,7 @@ def _objective() -> Classification:
 
 
 def _accuracy(clip: ClipConfig, segments: int, crops: int, batch: int) -> Accuracy:
-    views = ViewConfig(
-        clip=clip, segments=segments, crops=crops, crop_rule="slowfast", batch=batch
-    )
+    views = ViewConfig(clip=clip, segments=segments, crops=crops, crop_rule="slowfast", batch=batch)
     return Accuracy(views=views, merge="probability_sum")
 
 

@@ -95,9 +95,7 @@ class UniFormerV2Config:
             )
 
     @classmethod
-    def of_size(
-        cls, name: str, /, *, style: str = "kinetics", **changes: Any
-    ) -> UniFormerV2Config:
+    def of_size(cls, name: str, /, *, style: str = "kinetics", **changes: Any) -> UniFormerV2Config:
         """A published variant.
 
         Args:
@@ -137,9 +135,7 @@ class UniFormerV2Config:
     @property
     def grid(self) -> tuple[int, int, int]:
         """Patch tokens in time, height, width."""
-        return token_grid(
-            self.frames, self.size, 2 if self.temporal_downsample else 1, self.patch
-        )
+        return token_grid(self.frames, self.size, 2 if self.temporal_downsample else 1, self.patch)
 
     @property
     def tokens(self) -> int:
@@ -242,9 +238,7 @@ class LocalUniBlock(Block):
     the whole batch, here every clip draws. Local MHRA is dropped whole.
     """
 
-    def __init__(
-        self, config: UniFormerV2Config, *, init: Init, dtype: jnp.dtype, rngs: nnx.Rngs
-    ):
+    def __init__(self, config: UniFormerV2Config, *, init: Init, dtype: jnp.dtype, rngs: nnx.Rngs):
         super().__init__(config.block(), init=init, dtype=dtype, rngs=rngs)
         self.dropping = config.drop_path > 0
         count = config.local_blocks
@@ -297,9 +291,7 @@ class GlobalUniBlock(nnx.Module):
     Attention and MLP start as zero: a fresh block hands the query on.
     """
 
-    def __init__(
-        self, config: UniFormerV2Config, *, init: Init, dtype: jnp.dtype, rngs: nnx.Rngs
-    ):
+    def __init__(self, config: UniFormerV2Config, *, init: Init, dtype: jnp.dtype, rngs: nnx.Rngs):
         width = config.encoder.width
         self.dropping = config.global_drop_path > 0
         self.mlp_dropout = config.mlp_dropout

@@ -29,9 +29,7 @@ from internvideo_jax.weights.rules import to_ours, to_torch
 from tests.parity.cases import Case, adapter
 
 
-def import_weights(
-    case: Case, kind: str, shapes: Params, family: ModuleType = videomae
-) -> Params:
+def import_weights(case: Case, kind: str, shapes: Params, family: ModuleType = videomae) -> Params:
     """Through the importer; every tensor must be used, shapes and the way back must agree."""
     assert family.recognise(case.weights) == kind
     rules = family.RULES[kind]

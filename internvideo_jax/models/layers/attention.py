@@ -80,9 +80,7 @@ class Attention(nnx.Module):
         if width % heads:
             raise ValueError(f"width {width} is not divisible by {heads} heads")
         self.heads = heads
-        self.qkv = QKV(
-            width, bias=qkv_bias, key_bias=key_bias, init=init, dtype=dtype, rngs=rngs
-        )
+        self.qkv = QKV(width, bias=qkv_bias, key_bias=key_bias, init=init, dtype=dtype, rngs=rngs)
         self.proj = init.layer(width, width, dtype=dtype, rngs=rngs)
         self.scale = nnx.Param(jnp.full((heads,), LOG_10)) if cosine else None
 

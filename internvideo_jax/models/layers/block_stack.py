@@ -35,9 +35,7 @@ def stacked(build: Callable[[nnx.Rngs], Module], depth: int, rngs: nnx.Rngs) -> 
     """`depth` modules that `build` makes, as one whose arrays have a leading layer axis."""
     keys = jax.random.split(rngs.params(), depth)
     graph, _ = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(params=jax.random.key(0)))))
-    return nnx.merge(
-        graph, jax.vmap(lambda key: nnx.split(build(nnx.Rngs(params=key)))[1])(keys)
-    )
+    return nnx.merge(graph, jax.vmap(lambda key: nnx.split(build(nnx.Rngs(params=key)))[1])(keys))
 
 
 def run_stack(

@@ -32,9 +32,7 @@ class MLP(nnx.Module):
         self.fc1 = init.layer(width, hidden, dtype=dtype, rngs=rngs)
         self.fc2 = init.layer(hidden, width, dtype=dtype, rngs=rngs)
 
-    def __call__(
-        self, x: jax.Array, keys: jax.Array | None = None, rate: float = 0.0
-    ) -> jax.Array:
+    def __call__(self, x: jax.Array, keys: jax.Array | None = None, rate: float = 0.0) -> jax.Array:
         """x: (B, N, D) -> (B, N, D); with keys (B,) hidden units are dropped with `rate`."""
         hidden = ACTIVATIONS[self.activation](self.fc1(x))
         if keys is not None and rate > 0:

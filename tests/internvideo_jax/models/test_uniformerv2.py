@@ -117,6 +117,7 @@ def test_scan_and_remat_change_nothing():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4), plain, other)
 
 
+@pytest.mark.slow  # compiles the model three times
 def test_a_fresh_model_sees_what_the_image_transformer_sees():
     """Local blocks begin as zero, and so do attention and MLP of the global ones."""
     params = jax.jit(SMALL.model().init)(KEY)
@@ -139,6 +140,7 @@ def test_time_reaches_the_logits():
     assert np.abs(logits[0] - logits[1]).max() > 1e-3
 
 
+@pytest.mark.slow  # compiles the model seven times
 def test_training_differs_from_evaluation_only_with_keys():
     kinetics = dataclasses.replace(SMALL, local_blocks=0)
     params = awake(kinetics)

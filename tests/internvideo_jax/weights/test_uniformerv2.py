@@ -50,7 +50,9 @@ def clip_visual() -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("prefix", ["", "backbone."])
 def test_import_export_returns_the_file(path, prefix, tmp_path):
     original = load_file(path)
-    save_file({prefix + name: value for name, value in original.items()}, tmp_path / "in.safetensors")
+    save_file(
+        {prefix + name: value for name, value in original.items()}, tmp_path / "in.safetensors"
+    )
     weights = files.load(tmp_path / "in.safetensors")
     assert weights.kind == "uniformerv2" and weights.geometry == {"patch": 6}
     files.save_ours(tmp_path / "ours.safetensors", weights)
