@@ -2,8 +2,8 @@
 
 Names in all functions: n frames in the video, T frames in a clip, r stride. Functions that draw
 take a `numpy.random.Generator`. Each rule is the one that the published weights were trained or
-tested with (VideoMAE, VideoMAE V2, InternVideo1, UniFormerV2, ViCLIP, InternVideo2), padding of short videos
-included. `by_time` is ours, for videos whose frames are not evenly spaced in time.
+tested with (VideoMAE, VideoMAE V2, InternVideo1, UniFormerV2, ViCLIP, InternVideo2), padding of
+short videos included. `by_time` is ours, for videos whose frames are not evenly spaced in time.
 """
 
 from __future__ import annotations
