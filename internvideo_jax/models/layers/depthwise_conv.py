@@ -27,7 +27,7 @@ class DepthwiseConv(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """x: (B, T, H, W, D) -> the same shape in the compute dtype.
 
-        On CPUs a sum of shifted copies: XLA's convolution with one group per channel takes fifteen
+        On CPUs a sum of shifted copies: XLA's convolution with one group per channel takes many
         times as long there, forward and backward.
         """
         y = jax.lax.platform_dependent(
