@@ -31,7 +31,7 @@ class ClipConfig:
     frames: int = 16
     stride: int = 4  # distance between sampled frames, in stored frames
     size: int = 224  # height and width after the crop, pixels
-    sampling: str = "window"  # sampling.py: window (pre-training) | dense | segments
+    sampling: str = "window"  # sampling.py, TRAIN and VIEWS: window | dense | segments | ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,5 +120,6 @@ class ViewConfig:
     clip: ClipConfig = ClipConfig(sampling="dense")
     segments: int = 1  # windows in time
     crops: int = 1  # windows in space along the longer side
+    crop_rule: str = "even"  # transforms.py, crop_boxes: even | slowfast | corners
     batch: int = 8  # videos per step over all hosts; each brings all its views
     reader: ReaderConfig = ReaderConfig()

@@ -298,7 +298,7 @@ class _ViewBatches:
             if int(number) not in resized:
                 resized[int(number)] = transforms.resize_short_side(frame, clip.size)
         shape = resized[int(wanted[0, 0])].shape
-        boxes = transforms.crop_boxes(shape[0], shape[1], clip.size, config.crops)
+        boxes = transforms.crop_boxes(shape[0], shape[1], clip.size, config.crops, config.crop_rule)
         for segment, numbers in enumerate(wanted):
             pictures = [resized[int(number)] for number in numbers]
             for crop, box in enumerate(boxes):
@@ -324,6 +324,8 @@ class ViewPass(Iterator[Batch]):
         processes: int = 1,
     ):
         _check_clip(config.clip, sampling.VIEWS)
+        side = config.clip.size
+        transforms.crop_boxes(side, side, side, config.crops, config.crop_rule)  # raises if unknown
         check_reader(config.reader)
         if config.batch % processes:
             raise ValueError(

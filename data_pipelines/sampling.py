@@ -2,8 +2,8 @@
 
 Names in all functions: n frames in the video, T frames in a clip, r stride. Functions that draw
 take a `numpy.random.Generator`. Each rule is the one that the published weights were trained or
-tested with (VideoMAE, VideoMAE V2, InternVideo1, ViCLIP, InternVideo2), padding of short videos
-included. `by_time` is ours, for videos whose frames are not evenly spaced in time.
+tested with (VideoMAE, VideoMAE V2, InternVideo1, UniFormerV2, ViCLIP, InternVideo2), padding of
+short videos included. `by_time` is ours, for videos whose frames are not evenly spaced in time.
 """
 
 from __future__ import annotations
@@ -119,6 +119,64 @@ def _sparse_part(n: int, T: int) -> int:
     if n < T:
         raise ValueError(f"sparse sampling of {T} frames needs as many in the video, found {n}")
     return n // T
+
+
+def _steps(n: int, T: int) -> tuple[np.ndarray, float]:
+    """Borders (T + 1,) of T parts of (n - 1) / T frames, rounded half to even, and that length."""
+    length = max(0.0, (n - 1) / T)
+    return np.round(length * np.arange(T + 1)).astype(np.int64), length
+
+
+def stepped_random(n: int, T: int, rng: np.random.Generator) -> np.ndarray:
+    """UniFormerV2 training: one random frame from each of T parts, both borders included.
+
+    Neighbouring parts share a border, so a frame may come twice; short videos repeat frames.
+    """
+    borders, _ = _steps(n, T)
+    return rng.integers(borders[:-1], borders[1:], endpoint=True)
+
+
+def stepped_views(n: int, T: int, segments: int) -> np.ndarray:
+    """UniFormerV2 validation (one segment) and test: a fixed place in each of T parts.
+
+    Segment c of V lies (c + 1) / (V + 1) of a part after its start. Something-Something, whose
+    files are numbered from one, has the same rule.
+
+    Returns:
+      (segments, T) int64.
+    """
+    borders, length = _steps(n, T)
+    offsets = [int(length / (segments + 1) * (segment + 1)) for segment in range(segments)]
+    return np.minimum(borders[:-1] + np.array(offsets, np.int64)[:, None], max(n - 1, 0))
+
+
+def window_views(n: int, T: int, r: int, segments: int, *, to_end: bool) -> np.ndarray:
+    """SlowFast's dense test: `segments` windows of T*r frames, T frames spread over each.
+
+    Args:
+      to_end: the last window ends with the video; else the windows start at equal shares of the
+        room, the last share unused. A single window is then the middle or the first one.
+
+    Returns:
+      (segments, T) int64; beyond the end the last frame repeats.
+    """
+    room = max(n - T * r, 0)
+    if not to_end:
+        starts = [room * segment / segments for segment in range(segments)]
+    elif segments == 1:
+        starts = [room // 2]
+    else:
+        starts = [segment * (room // (segments - 1)) for segment in range(segments)]
+    rows = [_float_linspace(start, start + T * r - 1, T) for start in starts]
+    return np.clip(np.array(rows), 0, n - 1).astype(np.int64)
+
+
+def _float_linspace(start: float, end: float, T: int) -> np.ndarray:
+    """torch.linspace: float32, from both ends to the middle. Truncation sees the difference."""
+    first, last = np.float32(start), np.float32(end)
+    step = (last - first) / np.float32(max(T - 1, 1))
+    i = np.arange(T, dtype=np.float32)
+    return np.where(i < T // 2, first + step * i, last - step * (T - 1 - i))
 
 
 def _uniform_edges(n: int, T: int) -> np.ndarray:
@@ -251,6 +309,7 @@ TRAIN = {
     "segments": lambda n, T, r, rng: segments_random(n, T, rng),
     "sparse": lambda n, T, r, rng: sparse_random(n, T, rng),
     "uniform": lambda n, T, r, rng: uniform_random(n, T, rng),
+    "stepped": lambda n, T, r, rng: stepped_random(n, T, rng),
 }
 
 # Evaluation: (n, T, r, segments) -> (segments, T). A single view is the validation rule.
@@ -261,4 +320,5 @@ VIEWS = {
     ),
     "sparse": lambda n, T, r, s: sparse_center(n, T)[None] if s == 1 else segments_views(n, T, s),
     "uniform": lambda n, T, r, s: uniform_center(n, T)[None] if s == 1 else segments_views(n, T, s),
+    "stepped": lambda n, T, r, s: stepped_views(n, T, s),
 }

@@ -102,10 +102,10 @@ def crop_boxes(height: int, width: int, size: int, crops: int, rule: str = "even
     """`crops` square boxes along the longer side of a frame whose shorter side is `size`.
 
     Rules: `even` spaces them evenly and truncates (VideoMAE); `slowfast` rounds the middle one up
-    (UniFormerV2, three crops); `corners` takes the four corners, row by row, and the centre (five
-    crops). One crop is the centre.
+    (UniFormerV2, one or three crops); `corners` takes the four corners, row by row, and the centre
+    (five crops). One crop is the centre.
     """
-    if crops == 1:
+    if crops == 1 and rule in ("even", "corners"):
         return [center_box(height, width, size)]
     if rule == "corners" and crops == 5:
         bottom, right = height - size, width - size
@@ -114,11 +114,11 @@ def crop_boxes(height: int, width: int, size: int, crops: int, rule: str = "even
     room = max(height, width) - size
     if rule == "even":
         starts = [int(i * (room / (crops - 1))) for i in range(crops)]
-    elif rule == "slowfast" and crops == 3:
-        starts = [0, math.ceil(room / 2), room]
+    elif rule == "slowfast" and crops in (1, 3):
+        starts = [0, math.ceil(room / 2), room] if crops == 3 else [math.ceil(room / 2)]
     else:
         raise ValueError(
-            f"crop rule {rule!r} with {crops} crops; known: even, slowfast (3 crops), corners "
+            f"crop rule {rule!r} with {crops} crops; known: even, slowfast (1 or 3 crops), corners "
             "(5 crops)"
         )
     if height > width:

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from data_pipelines import mixture
 from internvideo_jax.config import Records, TrainConfig, total_steps, warmup_steps
 from internvideo_jax.optim.factory import Optimizer, make_optimizer
-from internvideo_jax.optim.schedules import cosine
+from internvideo_jax.optim.schedules import make_schedule
 from internvideo_jax.parallel.mesh import check_batch, make_mesh
 from internvideo_jax.state import StatePlan, plan_state
 from internvideo_jax.telemetry.overview import memory_estimate, parameter_table
@@ -72,7 +72,8 @@ def build(
 
     steps, warmup = total_steps(config, records), warmup_steps(config, records)
     scale = batch / optim.lr_batch if optim.lr_batch else 1.0
-    schedule = cosine(optim.lr * scale, optim.min_lr * scale, steps, warmup)
+    base, final, start = (scale * rate for rate in (optim.lr, optim.min_lr, optim.warmup_lr))
+    schedule = make_schedule(optim.schedule, base, final, start, warmup, steps)
     optimizer = make_optimizer(optim, model.shapes(), schedule)
     plan = plan_state(config, model, optimizer, mesh)
     summary = "\n".join(

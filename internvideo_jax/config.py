@@ -37,8 +37,12 @@ class MeshConfig:
 class OptimConfig:
     """AdamW with warm-up and cosine decay (spec of the VideoMAE recipes)."""
 
+    # optim/schedules.py: cosine (VideoMAE), slowfast (UniFormerV2: over fractional epochs).
+    schedule: str = "cosine"
+
     lr: float = 1.5e-4
     min_lr: float = 1e-5
+    warmup_lr: float = 0.0  # rate of the first step, scaled like the others
     # Learning rates are given for this many examples per step and scaled linearly with
     # data.global_batch, which counts every repeat of a clip (as InternVideo2 does; the VideoMAE
     # recipes count videos: there it is 256 x data.repeats); 0 takes them as they are.
@@ -46,6 +50,9 @@ class OptimConfig:
     warmup_epochs: float = 0.0
     warmup_steps: int = 0  # wins over warmup_epochs when positive
     weight_decay: float = 0.05
+    # Regular expressions on the paths of parameters that are decayed although they are no matmul
+    # weights; those are always.
+    decay_also: Sequence[str] = ()
     b1: float = 0.9
     b2: float = 0.95
     eps: float = 1e-8

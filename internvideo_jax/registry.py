@@ -14,6 +14,7 @@ from typing import Any
 MODELS = {
     "videomae_pretrain": "internvideo_jax.models.videomae:PretrainConfig",
     "videomae_classifier": "internvideo_jax.models.videomae:ClassifierConfig",
+    "uniformerv2": "internvideo_jax.models.uniformerv2:UniFormerV2Config",
 }
 
 OBJECTIVES = {

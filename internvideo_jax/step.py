@@ -14,7 +14,14 @@ from internvideo_jax.optim.ema import update_ema
 from internvideo_jax.parallel.mesh import batch_sharding, replicated
 from internvideo_jax.parallel.microbatch import value_and_gradient
 from internvideo_jax.state import new_state
-from internvideo_jax.types import Batch, Params, TrainState
+from internvideo_jax.types import (
+    STATISTICS,
+    Batch,
+    Params,
+    TrainState,
+    flatten_paths,
+    unflatten_paths,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +85,10 @@ def make_train_step(run: Run) -> TrainStep:
         params, opt_state, report = optimizer.update(
             gradients, state.opt_state, state.params, state.step
         )
+        statistics = [name for name in metrics if name.startswith(STATISTICS)]
+        if statistics:  # no gradient reaches them, so the optimizer left them as they were
+            new = {name.removeprefix(STATISTICS): metrics.pop(name) for name in statistics}
+            params = unflatten_paths({**flatten_paths(params), **new})
         averaged = state.ema
         if averaged is not None:
             averaged = update_ema(averaged, params, optim.ema_decay, state.step)

@@ -20,6 +20,9 @@ import jax.numpy as jnp
 #   valid     (B,)   bool, False for rows that only pad an evaluation batch
 Batch = Mapping[str, Any]
 
+# Metrics of this name are no metrics: new values of running statistics, by parameter path.
+STATISTICS = "statistics/"
+
 # Nested dict of arrays, keys as in `encoder/blocks/attn/qkv/kernel`.
 Params = dict[str, Any]
 

@@ -110,7 +110,7 @@ def checkpoint_weights(path: str | Path) -> files.Weights:
     return files.Weights(
         kind=model["name"],
         params=flatten_paths(read_checkpoint(step)),
-        geometry={"tubelet": model["tubelet"], "patch": model["patch"]},
+        geometry={name: model[name] for name in ("tubelet", "patch") if name in model},
     )
 
 
@@ -133,6 +133,8 @@ def initialise(
       ValueError: nothing matches, or a shape differs that must not.
     """
     source = load_params(path)
+    if hasattr(config, "adapt_weights"):  # what a model can make of weights of another kind
+        source = config.adapt_weights(source)
     target = flatten_paths(fresh)
     values: dict[str, Any] = dict(target)
     loaded, resized, other = [], [], []

@@ -155,4 +155,5 @@ def describe_data(dataset: Dataset, views: ViewConfig) -> dict[str, Any]:
         "sampling": views.clip.sampling,
         "segments": views.segments,
         "crops": views.crops,
+        "crop_rule": views.crop_rule,
     }

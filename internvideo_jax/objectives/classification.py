@@ -14,7 +14,7 @@ from internvideo_jax.ops import erasing
 from internvideo_jax.ops.losses import smooth_labels, soft_cross_entropy
 from internvideo_jax.ops.mixup import mix_batch, mix_targets
 from internvideo_jax.ops.pixels import to_unit
-from internvideo_jax.types import Batch, Mean, Params
+from internvideo_jax.types import STATISTICS, Batch, Mean, Params
 
 ERASING = 0x45  # folded into the keys of random erasing
 
@@ -59,11 +59,16 @@ class Classification:
             target = mix_targets(label, classes, lam, self.smoothing)
         else:
             target = smooth_labels(label, classes, self.smoothing)
-        logits = model.apply(params, video, keys)
+        metrics = {}
+        if getattr(model.config, "running_statistics", False):
+            logits, statistics = model.apply(params, video, keys, method="train")
+            for path, value in statistics.items():
+                metrics[STATISTICS + path] = Mean(value, jnp.float32(1.0))
+        else:
+            logits = model.apply(params, video, keys)
         if len(logits) != len(label):  # clips of one video averaged by the model
             target = target[:: len(label) // len(logits)]
             label = label[:: len(label) // len(logits)]
-        metrics = {}
         if not mixing:
             metrics["accuracy"] = Mean.of(jnp.argmax(logits, axis=-1) == label)
         return Mean.of(soft_cross_entropy(logits, target)), metrics

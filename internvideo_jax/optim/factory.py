@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -61,15 +61,16 @@ def make_optimizer(config: OptimConfig, shapes: Params, schedule: Schedule) -> O
     """Builds the optimizer for parameters of these shapes.
 
     Raises:
-      ValueError: a freeze pattern that matches nothing, layer decay without its stack.
+      ValueError: a pattern that matches nothing, layer decay without its stack.
     """
     paths = flatten_paths(shapes)
-    frozen = _frozen(config, list(paths))
+    frozen = _matching("freeze", config.freeze, list(paths))
+    decayed = _matching("decay_also", config.decay_also, list(paths))
     scales = layer_scales(config, shapes)
     chain = [
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm > 0 else optax.identity(),
         optax.scale_by_adam(config.b1, config.b2, config.eps),
-        optax.add_decayed_weights(config.weight_decay, mask=decay_mask(shapes)),
+        optax.add_decayed_weights(config.weight_decay, mask=decay_mask(shapes, decayed)),
     ]
     if scales is not None:
         chain.append(optax.stateless(lambda updates, _: scale_updates(updates, scales)))
@@ -98,22 +99,23 @@ def scale_updates(updates: Any, scales: Params) -> Params:
     )
 
 
-def _frozen(config: OptimConfig, paths: list[str]) -> frozenset[str]:
+def _matching(field: str, patterns: Sequence[str], paths: list[str]) -> frozenset[str]:
+    """Paths in which one of the patterns is found."""
     found: set[str] = set()
-    for pattern in config.freeze:
+    for pattern in patterns:
         hits = [path for path in paths if re.search(pattern, path)]
         if not hits:
             raise ValueError(
-                f"config.optim.freeze pattern {pattern!r} matches no parameter; paths look like "
+                f"config.optim.{field} pattern {pattern!r} matches no parameter; paths look like "
                 f"{', '.join(paths[:3])}"
             )
         found.update(hits)
     return frozenset(found)
 
 
-def decay_mask(shapes: Params) -> Params:
-    """Tree of bools: which parameters weight decay pulls towards zero."""
-    return map_paths(shapes, lambda path, _: path.rsplit("/", 1)[-1] in DECAYED)
+def decay_mask(shapes: Params, also: Collection[str] = ()) -> Params:
+    """Tree of bools: which parameters weight decay pulls towards zero; `also` names more paths."""
+    return map_paths(shapes, lambda path, _: path.rsplit("/", 1)[-1] in DECAYED or path in also)
 
 
 def layer_scales(config: OptimConfig, shapes: Params) -> Params | None:

@@ -39,8 +39,15 @@ def cosine(base: float, final: float, total: int, warmup: int = 0, start: float 
     return rate
 
 
-def slowfast_cosine(base: float, final: float, start: float, warmup: float, total: float):
-    """UniFormerV2's policy over fractional epochs: linear from `start`, cosine after warm-up."""
+def slowfast_cosine(
+    base: float, final: float, start: float, warmup: float, total: float
+) -> Schedule:
+    """UniFormerV2's policy over fractional epochs: linear from `start`, cosine after warm-up.
+
+    With warm-up and length in steps it is a function of the step.
+    """
+    if warmup >= total > 0:
+        raise ValueError(f"warm-up takes {warmup} of {total} steps; expected it to be shorter")
 
     def rate(epoch: Any) -> Any:
         xp = _numeric(epoch)
@@ -51,3 +58,14 @@ def slowfast_cosine(base: float, final: float, start: float, warmup: float, tota
         return xp.where(epoch < warmup, ramp, decay)
 
     return rate
+
+
+def make_schedule(
+    kind: str, base: float, final: float, start: float, warmup: int, total: int
+) -> Schedule:
+    """The schedule `kind` over steps; ValueError for an unknown one."""
+    if kind == "cosine":
+        return cosine(base, final, total, warmup, start)
+    if kind == "slowfast":
+        return slowfast_cosine(base, final, start, warmup, total)
+    raise ValueError(f"unknown config.optim.schedule {kind!r}; known: cosine, slowfast")

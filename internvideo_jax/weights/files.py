@@ -12,15 +12,16 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from internvideo_jax.weights import videomae
+from internvideo_jax.weights import uniformerv2, videomae
 from internvideo_jax.weights.rules import Coverage, Tensors, to_ours, to_torch
 
 FORMAT = "internvideo_jax"
+FAMILIES = (videomae, uniformerv2)
 
 # Keys under which training scripts wrap the state dict, in the order that the originals try.
-WRAPPERS = ("model", "module", "state_dict", "model_state_dict")
-# Left by torch.compile and data-parallel wrappers.
-PREFIXES = ("_orig_mod.", "module.")
+WRAPPERS = ("model", "module", "state_dict", "model_state_dict", "model_state")
+# Left by torch.compile and data-parallel wrappers, and by UniFormerV2's training.
+PREFIXES = ("_orig_mod.", "module.", "backbone.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Weights:
 
     kind: str  # name of the model in the registry
     params: Tensors  # path -> array
-    geometry: Mapping[str, int]  # tubelet and patch
+    geometry: Mapping[str, int]  # patch, and tubelet where the model has one
     coverage: Coverage | None = None  # for converted torch files
 
 
@@ -49,15 +50,17 @@ def load(path: str | Path) -> Weights:
     else:
         tensors = _read_torch(path)
     tensors = strip_prefixes(tensors)
-    kind = videomae.recognise(tensors)
-    if kind is None:
+    found = ((family, family.recognise(tensors)) for family in FAMILIES)
+    family, kind = next((pair for pair in found if pair[1]), (None, None))
+    if family is None or kind is None:
         names = ", ".join(list(tensors)[:4])
         raise ValueError(
             f"{path}: not the weights of a known model; {len(tensors)} tensors, first {names}. "
-            "Known: VideoMAE, VideoMAE V2 and InternVideo1 pre-training and fine-tuning files"
+            "Known: VideoMAE, VideoMAE V2 and InternVideo1 pre-training and fine-tuning files, "
+            "UniFormerV2, and CLIP as its initial weights"
         )
-    params, coverage = to_ours(tensors, videomae.RULES[kind], videomae.IGNORED[kind])
-    return Weights(kind, params, videomae.geometry(tensors), coverage)
+    params, coverage = to_ours(tensors, family.RULES[kind], family.IGNORED[kind])
+    return Weights(kind, params, family.geometry(tensors), coverage)
 
 
 def save_ours(path: str | Path, weights: Weights) -> None:
@@ -73,7 +76,8 @@ def save_ours(path: str | Path, weights: Weights) -> None:
 
 def save_torch(path: str | Path, weights: Weights) -> int:
     """Writes the original torch names to safetensors; returns the number of tensors."""
-    tensors = to_torch(weights.params, videomae.RULES[weights.kind], weights.geometry)
+    rules = {kind: table for family in FAMILIES for kind, table in family.RULES.items()}
+    tensors = to_torch(weights.params, rules[weights.kind], weights.geometry)
     save_file(tensors, str(path), {"format": "pt"})
     return len(tensors)
 

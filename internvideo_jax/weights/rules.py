@@ -149,7 +149,7 @@ def to_torch(
     """Inverse of `to_ours`: flat paths -> torch names, original layouts.
 
     Args:
-      shape: `tubelet` and `patch`, which a matmul kernel does not tell.
+      shape: `patch`, and `tubelet` where there is one, which a matmul kernel does not tell.
 
     Raises:
       ValueError: a path that no rule knows.
@@ -164,5 +164,7 @@ def to_torch(
         for i in range(len(value) if rule.stacked else 1):
             layer = value[i] if rule.stacked else value
             name = rule.torch.replace("{i}", str(i))
-            tensors[name] = np.ascontiguousarray(rule.layout.to_torch(layer, shape))
+            tensor = rule.layout.to_torch(layer, shape)
+            # numpy makes a vector of a single number here
+            tensors[name] = np.ascontiguousarray(tensor).reshape(np.shape(tensor))
     return tensors

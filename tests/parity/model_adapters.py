@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from types import ModuleType
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,30 +29,36 @@ from internvideo_jax.weights.rules import to_ours, to_torch
 from tests.parity.cases import Case, adapter
 
 
-def import_weights(case: Case, kind: str, shapes: Params) -> Params:
+def import_weights(case: Case, kind: str, shapes: Params, family: ModuleType = videomae) -> Params:
     """Through the importer; every tensor must be used, shapes and the way back must agree."""
-    assert videomae.recognise(case.weights) == kind
-    rules = videomae.RULES[kind]
-    flat, coverage = to_ours(case.weights, rules, videomae.IGNORED[kind])
+    assert family.recognise(case.weights) == kind
+    rules = family.RULES[kind]
+    flat, coverage = to_ours(case.weights, rules, family.IGNORED[kind])
     assert set(coverage.consumed) | set(coverage.ignored) == set(case.weights)
     expected = {path: leaf.shape for path, leaf in flatten_paths(shapes).items()}
-    assert {path: value.shape for path, value in flat.items()} == expected
-    back = to_torch(flat, rules, videomae.geometry(case.weights))
+    file_only = getattr(family, "FILE_ONLY", ())
+    found = {path: x for path, x in flat.items() if path.rsplit("/", 1)[-1] not in file_only}
+    assert {path: value.shape for path, value in found.items()} == expected
+    back = to_torch(flat, rules, family.geometry(case.weights))
     assert set(back) == set(coverage.consumed)
     for name, value in back.items():
         assert value.tobytes() == case.weights[name].tobytes(), f"{name} changed on the way back"
-    return unflatten_paths({path: jnp.asarray(value) for path, value in flat.items()})
+    return unflatten_paths({path: jnp.asarray(value) for path, value in found.items()})
 
 
-def export(params: Params, case: Case, kind: str) -> dict[str, np.ndarray]:
+def export(
+    params: Params, case: Case, kind: str, family: ModuleType = videomae
+) -> dict[str, np.ndarray]:
     flat = {path: np.asarray(value) for path, value in flatten_paths(params).items()}
-    return to_torch(flat, videomae.RULES[kind], videomae.geometry(case.weights))
+    return to_torch(flat, family.RULES[kind], family.geometry(case.weights))
 
 
-def unit_video(case: Case) -> jax.Array:
+def unit_video(
+    case: Case, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
+) -> jax.Array:
     """The stored clip is normalised and channel-first; ours is 0..1 and channel-last."""
     video = case.io["in.video"].astype(np.float64).transpose(0, 2, 3, 4, 1)
-    return jnp.asarray(video * np.array(IMAGENET_STD) + np.array(IMAGENET_MEAN), jnp.float32)
+    return jnp.asarray(video * np.array(std) + np.array(mean), jnp.float32)
 
 
 def indices(mask: np.ndarray, value: int) -> jax.Array:

@@ -8,6 +8,7 @@ from tests.parity import (  # noqa: F401  (they register themselves)
     data_adapters,
     model_adapters,
     text_adapters,
+    uniformerv2_adapters,
 )
 from tests.parity.cases import Case, discover, find_adapter
 

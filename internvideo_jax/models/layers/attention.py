@@ -1,4 +1,4 @@
-"""Multi-head self-attention of the VideoMAE family."""
+"""Multi-head attention: over the tokens themselves, or over those of a context."""
 
 from __future__ import annotations
 
@@ -16,23 +16,42 @@ MAX_LOG_SCALE = math.log(100.0)
 
 
 class QKV(nnx.Module):
-    """Query, key and value projection; the key has no bias.
+    """Query, key and value projection. The key has no bias (VideoMAE) unless `key_bias` (CLIP).
 
     The kernel is (3, D_in, D_out): both matmul dimensions are full tiles on a TPU whatever the head
     size, and heads shard with the last dimension.
     """
 
-    def __init__(self, width: int, *, bias: bool, init: Init, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        width: int,
+        *,
+        bias: bool,
+        key_bias: bool = False,
+        init: Init,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
         kernel = init.linear(rngs.params(), width, 3 * width)
         self.kernel = nnx.Param(kernel.reshape(width, 3, width).transpose(1, 0, 2))
-        self.q_bias = nnx.Param(jnp.zeros(width)) if bias else None
-        self.v_bias = nnx.Param(jnp.zeros(width)) if bias else None
+        self.bias = nnx.Param(jnp.zeros((3, width))) if bias and key_bias else None
+        self.q_bias = nnx.Param(jnp.zeros(width)) if bias and not key_bias else None
+        self.v_bias = nnx.Param(jnp.zeros(width)) if bias and not key_bias else None
         self.dtype = dtype
 
-    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """x: (B, N, D) -> three (B, N, D)."""
+    def __call__(
+        self, x: jax.Array, context: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """x: (B, N, D) -> three (B, N, D); key and value are (B, S, D) with a context (B, S, D)."""
         kernel = self.kernel[...].astype(self.dtype)
-        q, k, v = jnp.einsum("bnc,sco->sbno", x.astype(self.dtype), kernel)
+        if context is None:
+            q, k, v = jnp.einsum("bnc,sco->sbno", x.astype(self.dtype), kernel)
+        else:
+            q = jnp.einsum("bnc,co->bno", x.astype(self.dtype), kernel[0])
+            k, v = jnp.einsum("bnc,sco->sbno", context.astype(self.dtype), kernel[1:])
+        if self.bias is not None:
+            bias = self.bias[...].astype(self.dtype)
+            q, k, v = q + bias[0], k + bias[1], v + bias[2]
         if self.q_bias is not None and self.v_bias is not None:
             q = q + self.q_bias[...].astype(self.dtype)
             v = v + self.v_bias[...].astype(self.dtype)
@@ -40,7 +59,7 @@ class QKV(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Self-attention over all tokens.
+    """Attention of all tokens over all tokens, or over those of a context.
 
     With `cosine` the logits are cosine similarities times a learned temperature per head, clamped
     at 100 (VideoMAE V2's `cos_attn`, off in every published model).
@@ -52,6 +71,7 @@ class Attention(nnx.Module):
         heads: int,
         *,
         qkv_bias: bool = True,
+        key_bias: bool = False,
         cosine: bool = False,
         init: Init,
         dtype: jnp.dtype,
@@ -60,15 +80,16 @@ class Attention(nnx.Module):
         if width % heads:
             raise ValueError(f"width {width} is not divisible by {heads} heads")
         self.heads = heads
-        self.qkv = QKV(width, bias=qkv_bias, init=init, dtype=dtype, rngs=rngs)
+        self.qkv = QKV(width, bias=qkv_bias, key_bias=key_bias, init=init, dtype=dtype, rngs=rngs)
         self.proj = init.layer(width, width, dtype=dtype, rngs=rngs)
         self.scale = nnx.Param(jnp.full((heads,), LOG_10)) if cosine else None
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """x: (B, N, D) -> (B, N, D)."""
+    def __call__(self, x: jax.Array, context: jax.Array | None = None) -> jax.Array:
+        """x: (B, N, D), and a context (B, S, D) for keys and values -> (B, N, D)."""
         batch, tokens, width = x.shape
         q, k, v = (
-            part.reshape(batch, tokens, self.heads, width // self.heads) for part in self.qkv(x)
+            part.reshape(batch, -1, self.heads, width // self.heads)
+            for part in self.qkv(x, context)
         )
         if self.scale is None:
             out = attend(q, k, v)

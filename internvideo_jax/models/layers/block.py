@@ -13,13 +13,14 @@ from internvideo_jax.models.layers.drop_path import drop_path
 from internvideo_jax.models.layers.init import Init
 from internvideo_jax.models.layers.mlp import MLP
 
-NORM_EPS = 1e-6  # every norm of the VideoMAE family
+NORM_EPS = 1e-6  # every norm of the VideoMAE family; CLIP has 1e-5
 
 # Path pattern -> mesh axes, for the parameters of stacked blocks (first axis: layers). Heads and
 # hidden units go over `tensor`, the other matmul dimension over `fsdp`.
 BLOCK_SHARDING = (
     (r"blocks/attn/qkv/kernel", (None, None, "fsdp", "tensor")),
     (r"blocks/attn/qkv/[qv]_bias", (None, "tensor")),
+    (r"blocks/attn/qkv/bias", (None, None, "tensor")),
     (r"blocks/attn/proj/kernel", (None, "tensor", "fsdp")),
     (r"blocks/mlp/fc1/kernel", (None, "fsdp", "tensor")),
     (r"blocks/mlp/fc1/bias", (None, "tensor")),
@@ -27,9 +28,11 @@ BLOCK_SHARDING = (
 )
 
 
-def layer_norm(width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
+def layer_norm(
+    width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs, eps: float = NORM_EPS
+) -> nnx.LayerNorm:
     """LayerNorm with float32 statistics that returns `dtype`."""
-    return nnx.LayerNorm(width, epsilon=NORM_EPS, dtype=dtype, use_fast_variance=False, rngs=rngs)
+    return nnx.LayerNorm(width, epsilon=eps, dtype=dtype, use_fast_variance=False, rngs=rngs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +45,9 @@ class BlockConfig:
     qkv_bias: bool = True
     layer_scale: float = 0.0  # initial value of LayerScale; 0 = no LayerScale
     cosine: bool = False
+    key_bias: bool = False  # the key has a bias like query and value
+    activation: str = "gelu"  # gelu | quick_gelu
+    norm_eps: float = NORM_EPS
 
 
 class Block(nnx.Module):
@@ -49,18 +55,26 @@ class Block(nnx.Module):
 
     def __init__(self, config: BlockConfig, *, init: Init, dtype: jnp.dtype, rngs: nnx.Rngs):
         width = config.width
-        self.norm1 = layer_norm(width, dtype=dtype, rngs=rngs)
+        self.norm1 = layer_norm(width, dtype=dtype, rngs=rngs, eps=config.norm_eps)
         self.attn = Attention(
             width,
             config.heads,
             qkv_bias=config.qkv_bias,
+            key_bias=config.key_bias,
             cosine=config.cosine,
             init=init,
             dtype=dtype,
             rngs=rngs,
         )
-        self.norm2 = layer_norm(width, dtype=dtype, rngs=rngs)
-        self.mlp = MLP(width, config.hidden, init=init, dtype=dtype, rngs=rngs)
+        self.norm2 = layer_norm(width, dtype=dtype, rngs=rngs, eps=config.norm_eps)
+        self.mlp = MLP(
+            width,
+            config.hidden,
+            activation=config.activation,
+            init=init,
+            dtype=dtype,
+            rngs=rngs,
+        )
         scaled = config.layer_scale > 0
         self.gamma1 = nnx.Param(jnp.full((width,), config.layer_scale)) if scaled else None
         self.gamma2 = nnx.Param(jnp.full((width,), config.layer_scale)) if scaled else None

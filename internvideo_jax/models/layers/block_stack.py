@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,8 @@ from flax import nnx
 from internvideo_jax.models.layers.block import Block, BlockConfig
 from internvideo_jax.models.layers.init import Init
 from internvideo_jax.parallel.mesh import constrain
+
+Module = TypeVar("Module", bound=nnx.Module)
 
 # What the backward pass keeps of a layer; everything else is recomputed.
 REMAT_POLICIES = {
@@ -26,13 +28,14 @@ def stacked_blocks(
     config: BlockConfig, depth: int, *, init: Init, dtype: Any, rngs: nnx.Rngs
 ) -> Block:
     """`depth` blocks as one module whose parameters have a leading layer axis."""
+    return stacked(lambda rngs: Block(config, init=init, dtype=dtype, rngs=rngs), depth, rngs)
 
-    def build(key: jax.Array) -> Block:
-        return Block(config, init=init, dtype=dtype, rngs=nnx.Rngs(params=key))
 
+def stacked(build: Callable[[nnx.Rngs], Module], depth: int, rngs: nnx.Rngs) -> Module:
+    """`depth` modules that `build` makes, as one whose arrays have a leading layer axis."""
     keys = jax.random.split(rngs.params(), depth)
-    graph, _ = nnx.split(nnx.eval_shape(lambda: build(jax.random.key(0))))
-    return nnx.merge(graph, jax.vmap(lambda key: nnx.split(build(key))[1])(keys))
+    graph, _ = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(params=jax.random.key(0)))))
+    return nnx.merge(graph, jax.vmap(lambda key: nnx.split(build(nnx.Rngs(params=key)))[1])(keys))
 
 
 def run_stack(
@@ -59,12 +62,40 @@ def run_stack(
     Returns:
       (B, N, D) after the last layer, and (len(taps), B, N, D) or None without taps.
     """
+    keys = keys if drop_path > 0 else None
+    x, tapped, _ = run_layers(
+        blocks, x, keys=keys, drop_path=drop_path, remat=remat, scan=scan, taps=taps
+    )
+    return x, tapped
+
+
+def run_layers(
+    blocks: nnx.Module,
+    x: jax.Array,
+    *,
+    inputs: Any = (),
+    keys: jax.Array | None = None,
+    drop_path: float = 0.0,
+    remat: str = "none",
+    scan: bool = True,
+    taps: Sequence[int] = (),
+) -> tuple[jax.Array, jax.Array | None, Any]:
+    """`run_stack` for blocks of any kind, called as `block(x, keys, rate, *inputs)`.
+
+    Args:
+      blocks: from `stacked`; a block returns its output, or the pair (output, report).
+      x: (B, ..., D).
+      inputs: arrays with a leading layer axis; a layer gets its own part of each.
+      keys: (B,) keys, given to every layer with its number folded in; None in evaluation.
+
+    Returns:
+      As `run_stack`, and the reports of the layers stacked on a leading axis (None without any).
+    """
     if remat not in REMAT_POLICIES:
         raise ValueError(f"unknown remat policy {remat!r}; known: {', '.join(REMAT_POLICIES)}")
     graph, layers = nnx.split(blocks)
     depth = jax.tree.leaves(layers)[0].shape[0]
     rates = np.linspace(0.0, drop_path, depth, dtype=np.float32)
-    dropping = keys is not None and drop_path > 0
     # Outputs of untapped layers go to one spare slot that is cut off at the end.
     slots = np.full(depth, len(taps), np.int32)
     for slot, layer in enumerate(taps):
@@ -72,23 +103,28 @@ def run_stack(
 
     def body(carry, layer):
         x, tapped = carry
-        params, index, rate, slot = layer
+        params, index, rate, slot, given = layer
         layer_keys = None
-        if dropping:
+        if keys is not None:
             layer_keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
-        x = constrain(nnx.merge(graph, params)(x, layer_keys, rate), "batch")
+        result = nnx.merge(graph, params)(x, layer_keys, rate, *given)
+        x, report = result if isinstance(result, tuple) else (result, None)
+        x = constrain(x, "batch")
         if tapped is not None:
             tapped = jax.lax.dynamic_update_index_in_dim(tapped, x, slot, axis=0)
-        return (x, tapped), None
+        return (x, tapped), report
 
     if remat != "none":
         body = jax.checkpoint(body, policy=REMAT_POLICIES[remat], prevent_cse=not scan)
     carry = (x, jnp.zeros((len(taps) + 1, *x.shape), x.dtype) if taps else None)
-    inputs = (layers, np.arange(depth), rates, slots)
+    each = (layers, np.arange(depth), rates, slots, tuple(inputs))
     if scan:
-        carry, _ = jax.lax.scan(body, carry, inputs)
+        carry, reports = jax.lax.scan(body, carry, each)
     else:
+        rows = []
         for i in range(depth):
-            carry, _ = body(carry, jax.tree.map(lambda leaf, i=i: leaf[i], inputs))
+            carry, report = body(carry, jax.tree.map(lambda leaf, i=i: leaf[i], each))
+            rows.append(report)
+        reports = jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
     x, tapped = carry
-    return x, None if tapped is None else tapped[:-1]
+    return x, None if tapped is None else tapped[:-1], reports

@@ -6,16 +6,35 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from internvideo_jax.models.layers.drop_path import dropout
 from internvideo_jax.models.layers.init import Init
+
+ACTIVATIONS = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),  # exact (erf)
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # CLIP's
+}
 
 
 class MLP(nnx.Module):
-    """Linear, exact (erf) GELU, linear."""
+    """Linear, activation, linear."""
 
-    def __init__(self, width: int, hidden: int, *, init: Init, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        *,
+        activation: str = "gelu",
+        init: Init,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        self.activation = activation
         self.fc1 = init.layer(width, hidden, dtype=dtype, rngs=rngs)
         self.fc2 = init.layer(hidden, width, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """x: (B, N, D) -> (B, N, D)."""
-        return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
+    def __call__(self, x: jax.Array, keys: jax.Array | None = None, rate: float = 0.0) -> jax.Array:
+        """x: (B, N, D) -> (B, N, D); with keys (B,) hidden units are dropped with `rate`."""
+        hidden = ACTIVATIONS[self.activation](self.fc1(x))
+        if keys is not None and rate > 0:
+            hidden = dropout(hidden, keys, rate)
+        return self.fc2(hidden)

@@ -1,0 +1,218 @@
+"""UniFormerV2: a classifier from CLIP's image transformer, or from another UniFormerV2.
+
+    python -m internvideo_jax.train --config=configs/uniformerv2/finetune.py:size=base \\
+        --workdir=runs/uniformerv2 --config.data.train=shards/ --config.init_from=clip_b16.pth
+
+Options after the colon (comma separated):
+  size      tiny | base | large | large336
+  backbone  full: everything is trained
+            frozen: only the global blocks and the head are; published for large336 on Kinetics,
+            the other sizes take its values
+  data      kinetics | moments | something | activitynet (HACS too)
+  start     clip: from CLIP's image transformer
+            k710: from a UniFormerV2 trained on Kinetics-710, shorter and slower; Kinetics only
+
+Values are those of the released scripts: one learning rate for all layers, as it stands for any
+batch size; RandAugment and random resized crops, no mixing, erasing or label smoothing; one frame
+of each of T parts. Kinetics is tested with 4 segments x 3 crops (frozen: 3 x 1), whose softmax
+scores are added. The head is fresh where the number of classes differs.
+
+What freezing means: the FROZEN option of InternVideo1's copy of the code only removes the frames'
+class tokens from the head and goes on training everything. The published models were made by the
+original repository, which also freezes patch embedding, class token, positions, first norm and all
+blocks of the image transformer. That is `backbone=frozen` here; to get what InternVideo1's copy
+does, add `--config.optim.freeze="()"`.
+
+ActivityNet: cut the training clips to their segments at ingest, leave test videos whole.
+Something-Something: the reference validates on a random crop; here as everywhere on fixed ones.
+`size=tiny` is for the built-in world and CPUs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from data_pipelines.config import AugmentConfig, ClipConfig, DataConfig, ViewConfig
+from internvideo_jax.cli import config_dict, parse_arg
+from internvideo_jax.config import CheckpointConfig, LogConfig, OptimConfig, TrainConfig
+from internvideo_jax.evaluators.classification import Classification as Accuracy
+from internvideo_jax.models.uniformerv2 import SIZES, UniFormerV2Config
+from internvideo_jax.objectives.classification import Classification
+from internvideo_jax.registry import suggest
+
+BACKBONE = ("^encoder/",)  # what a frozen backbone is
+# The reference spares vectors from weight decay, and these are a matrix and a 1 x 1 x D array.
+DECAY_ALSO = ("^encoder/pos_embed/table$", "^temporal_cls_token$")
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What differs between the released scripts."""
+
+    batch: int  # videos per step
+    lr: float
+    epochs: int
+    warmup: int = 5  # epochs
+    frames: int = 8
+    repeats: int = 1  # crops per video
+    segments: int = 4
+    crops: int = 3
+    style: str = "kinetics"
+    flip: str = "auto"
+    drop_path: float = 0.0
+    global_drop_path: float = 0.0
+
+
+def _something(lr: float) -> Recipe:
+    return Recipe(
+        128,
+        lr,
+        22,
+        frames=16,
+        repeats=2,
+        segments=1,
+        style="something",
+        flip="off",
+        drop_path=0.2,
+        global_drop_path=0.4,
+    )
+
+
+# (data, start, size)
+RECIPES = {
+    ("kinetics", "clip", "base"): Recipe(256, 1e-5, 55),
+    ("kinetics", "clip", "large"): Recipe(512, 1e-5, 40),
+    ("kinetics", "clip", "large336"): Recipe(256, 5e-6, 40),
+    ("kinetics", "k710", "base"): Recipe(256, 2e-6, 5, warmup=1),
+    ("kinetics", "k710", "large"): Recipe(256, 1.5e-6, 5, warmup=1),
+    ("kinetics", "k710", "large336"): Recipe(128, 1.5e-6, 5, warmup=1, frames=32),
+    ("moments", "clip", "base"): Recipe(512, 2e-5, 24),
+    ("moments", "clip", "large"): Recipe(512, 1e-5, 18),
+    ("moments", "clip", "large336"): Recipe(512, 1e-5, 18),
+    ("something", "clip", "base"): _something(4e-5),
+    ("something", "clip", "large"): _something(2e-5),
+    ("activitynet", "clip", "large"): Recipe(
+        64, 5e-6, 20, frames=16, segments=10, drop_path=0.2, global_drop_path=0.4
+    ),
+}
+FROZEN = {
+    "clip": Recipe(512, 8e-4, 50, warmup=0, segments=3, crops=1),
+    "k710": Recipe(512, 5e-5, 5, warmup=1, segments=3, crops=1),
+}
+BACKBONES = ("full", "frozen")
+
+
+def get_config(arg: str = ""):
+    options = parse_arg(arg, size="base", backbone="full", data="kinetics", start="clip")
+    size, backbone = options["size"], options["backbone"]
+    if backbone not in BACKBONES:
+        raise ValueError(f"unknown backbone {backbone!r}: {suggest(backbone, BACKBONES)}")
+    frozen = backbone == "frozen"
+    if size == "tiny":
+        return config_dict(tiny(frozen))
+    recipe = _recipe(size, options["data"], options["start"], frozen)
+    model = UniFormerV2Config.of_size(
+        size,
+        style=recipe.style,
+        frames=recipe.frames,
+        frozen=frozen,
+        drop_path=recipe.drop_path,
+        global_drop_path=recipe.global_drop_path,
+        remat="full",
+    )
+    clip = ClipConfig(frames=recipe.frames, stride=1, size=model.size, sampling="stepped")
+    return config_dict(
+        TrainConfig(
+            model=model,
+            objective=_objective(),
+            data=DataConfig(
+                global_batch=recipe.batch * recipe.repeats,
+                repeats=recipe.repeats,
+                clip=clip,
+                crop="random_resized",
+                flip=recipe.flip,
+                augment=AugmentConfig(rand_augment="rand-m7-n4-mstd0.5-inc1"),
+            ),
+            optim=OptimConfig(
+                schedule="slowfast",
+                lr=recipe.lr,
+                min_lr=1e-6,
+                warmup_lr=1e-6,
+                lr_batch=0,
+                warmup_epochs=recipe.warmup,
+                b2=0.999,
+                weight_decay=0.05,
+                decay_also=DECAY_ALSO,
+                clip_norm=20.0,
+                freeze=BACKBONE if frozen else (),
+            ),
+            checkpoint=CheckpointConfig(every=1000),
+            log=LogConfig(every=50),
+            evals={"test": _accuracy(clip, recipe.segments, recipe.crops, 16)},
+            epochs=recipe.epochs,
+        )
+    )
+
+
+def _recipe(size: str, data: str, start: str, frozen: bool) -> Recipe:
+    if size not in SIZES:
+        raise ValueError(f"no recipe for size {size!r}: {suggest(size, SIZES)}")
+    if frozen and data == "kinetics" and start in FROZEN:
+        return FROZEN[start]
+    if frozen or (data, start, size) not in RECIPES:
+        asked = f"data={data},start={start},size={size}" + (",backbone=frozen" if frozen else "")
+        known = "; ".join(f"data={d},start={s},size={name}" for d, s, name in RECIPES)
+        raise ValueError(
+            f"no recipe for {asked}; known: {known}; and backbone=frozen with data=kinetics"
+        )
+    return RECIPES[data, start, size]
+
+
+def _objective() -> Classification:
+    return Classification(smoothing=0.0, mixup=0.0, cutmix=0.0)
+
+
+def _accuracy(clip: ClipConfig, segments: int, crops: int, batch: int) -> Accuracy:
+    views = ViewConfig(clip=clip, segments=segments, crops=crops, crop_rule="slowfast", batch=batch)
+    return Accuracy(views=views, merge="probability_sum")
+
+
+def tiny(frozen: bool = False) -> TrainConfig:
+    """48 pixels, 8 frames, every part of the model at work: minutes on two CPU cores.
+
+    No dropout, and rates for weights that start from nothing.
+    """
+    changes: dict[str, Any] = {"mlp_dropout": 0.0, "head_dropout": 0.0, "frozen": frozen}
+    model = UniFormerV2Config.of_size(
+        "tiny",
+        style="something",
+        frames=8,
+        drop_path=0.0,
+        global_drop_path=0.0,
+        dtype="float32",
+        scan=False,
+        **changes,
+    )
+    clip = ClipConfig(frames=8, stride=1, size=model.size, sampling="stepped")
+    return TrainConfig(
+        model=model,
+        objective=_objective(),
+        data=DataConfig(global_batch=16, clip=clip, crop="multiscale", flip="auto"),
+        optim=OptimConfig(
+            schedule="slowfast",
+            lr=1e-3,
+            min_lr=1e-6,
+            warmup_lr=1e-6,
+            lr_batch=0,
+            b2=0.95,
+            warmup_steps=20,
+            decay_also=DECAY_ALSO,
+            clip_norm=1.0,
+            freeze=BACKBONE if frozen else (),
+        ),
+        checkpoint=CheckpointConfig(every=200),
+        log=LogConfig(every=50),
+        evals={"test": _accuracy(clip, 1, 1, 32)},
+        steps=600,
+    )
