@@ -35,11 +35,10 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-    """AdamW with warm-up and cosine decay (spec of the VideoMAE recipes)."""
+    """AdamW with warm-up and decay to `min_lr`."""
 
     # optim/schedules.py: cosine (VideoMAE), slowfast (UniFormerV2: over fractional epochs).
     schedule: str = "cosine"
-
     lr: float = 1.5e-4
     min_lr: float = 1e-5
     warmup_lr: float = 0.0  # rate of the first step, scaled like the others
