@@ -5,6 +5,7 @@ the protobuf runtime, and no clash with a TensorFlow that registered the same me
 default pool.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -105,3 +106,46 @@ def put_texts(features: Any, key: str, *values: str) -> None:
 def shortest(value: float) -> float:
     """The decimal a single-precision value was written as: 29.97, not 29.969999313354492."""
     return float(str(np.float32(value)))
+
+
+def serialize(message: Any, key: str, values: Sequence[bytes]) -> bytes:
+    """A sequence example and one more feature list, of a single bytes value per feature.
+
+    The same bytes as `SerializeToString(deterministic=True)` of a message with that list in it, but
+    the values are copied once, not into the message and through its growing buffer: a hundredth of
+    the time for the frames of a video.
+    """
+    lists = message.feature_lists.feature_list
+    entries = {other: _entry_of(other, lists[other].SerializeToString()) for other in lists}
+    features: list[bytes] = []
+    for value in values:
+        # Feature{bytes_list{value}}, each head with the length of all that is in it.
+        head = _head(_FIRST, len(value))
+        head = _head(_FIRST, len(head) + len(value)) + head
+        features += (_head(_FIRST, len(head) + len(value)), head, value)
+    entries[key] = _entry_of(key, *features)
+    parts = [part for name in sorted(entries, key=str.encode) for part in entries[name]]
+    context = message.context.SerializeToString(deterministic=True)
+    head = _head(_FIRST, len(context)) + context + _head(_SECOND, sum(map(len, parts)))
+    return b"".join((head, *parts))
+
+
+_FIRST, _SECOND = b"\x0a", b"\x12"  # tags of fields 1 and 2, with a length and then bytes
+
+
+def _head(tag: bytes, size: int) -> bytes:
+    """Tag and length of a field."""
+    data = bytearray(tag)
+    while size > 0x7F:
+        data.append(size & 0x7F | 0x80)
+        size >>= 7
+    data.append(size)
+    return bytes(data)
+
+
+def _entry_of(key: str, *content: bytes) -> list[bytes]:
+    """The map entry of a feature list, whose own bytes are `content`."""
+    name = key.encode()
+    name = _head(_FIRST, len(name)) + name
+    head = name + _head(_SECOND, size := sum(map(len, content)))
+    return [_head(_FIRST, len(head) + size), head, *content]

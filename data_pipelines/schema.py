@@ -53,6 +53,7 @@ from data_pipelines.messages import (
     put_floats,
     put_ints,
     put_texts,
+    serialize,
     shortest,
     texts,
 )
@@ -221,12 +222,10 @@ def encode(record: Record) -> bytes:
     localisation.put(context, record.segments, record.boxes)
     if record.audio is not None:
         waveform.put(message, record.audio)
-    images = message.feature_lists.feature_list["image/encoded"].feature
     times = message.feature_lists.feature_list["image/timestamp"].feature
-    for frame, time_us in zip(record.frames, record.timestamps_us, strict=True):
-        images.add().bytes_list.value.append(frame)
+    for time_us in record.timestamps_us:
         times.add().int64_list.value.append(int(time_us))
-    return message.SerializeToString(deterministic=True)
+    return serialize(message, "image/encoded", record.frames)
 
 
 def _check(record: Record) -> None:

@@ -8,10 +8,10 @@ import struct
 import pytest
 import simplejpeg
 from google.protobuf import descriptor_pool
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from data_pipelines import schema
+from data_pipelines import messages, schema
 from data_pipelines.schema import Record, SchemaError, decode, encode
 
 from .ingest.clips import picture
@@ -289,3 +289,28 @@ def test_fuzz_damaged_records(changes, length):
     assert len(record.frames) == len(record.timestamps_us)
     assert all(isinstance(frame, bytes) for frame in record.frames)
     assert record.fps > 0 and record.height > 0 and record.width > 0
+
+
+@given(
+    values=st.lists(st.binary(max_size=300), max_size=5),
+    others=st.dictionaries(st.text(max_size=200), st.lists(st.binary(max_size=9)), max_size=4),
+    key=st.text(min_size=1, max_size=200),
+)
+def test_serialised_as_protobuf_does(values, others, key):
+    """Sizes on both sides of 128, where a length takes a second byte."""
+    names = [name.encode() for name in {*others, key}]
+    # Protobuf has an order of its own for a name and its beginning; no two of ours are like that.
+    assume(not any(a != b and a.startswith(b) for a in names for b in names))
+    message = messages.SequenceExample()
+    messages.put_texts(message.context.feature, "name", "value")
+    messages.put_ints(message.context.feature, "a number", 1)
+    for name, features in others.items():
+        if name != key:
+            feature_list = message.feature_lists.feature_list[name].feature
+            for value in features:
+                feature_list.add().bytes_list.value.append(value)
+    found = messages.serialize(message, key, values)
+    whole = message.feature_lists.feature_list[key].feature
+    for value in values:
+        whole.add().bytes_list.value.append(value)
+    assert found == message.SerializeToString(deterministic=True)
