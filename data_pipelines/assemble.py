@@ -239,8 +239,9 @@ class TrainBatches:
             try:
                 record = dataset.load(index)
                 source.check_media(index, record)
-                sample = sampling.TRAIN[clip.sampling]
-                wanted = sample(len(record.frames), clip.frames, clip.stride, rng)
+                wanted = sampling.train_frames(
+                    clip.sampling, record.timestamps_us, record.fps, clip.frames, clip.stride, rng
+                )
                 frames = dataset.frames(index, record, wanted, self.buffer)
                 audio, start = None, None
                 if self._has_audio(group):

@@ -15,7 +15,7 @@ Nothing is filtered, ever: a dropped example would shift all later positions.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import grain
@@ -81,7 +81,7 @@ class TrainStream(Iterator[Batch]):
         start_step: int = 0,
         tokenize: Tokenize | None = None,
     ):
-        _check_clip(config.clip, sampling.TRAIN)
+        _check_clip(config.clip, sampling.TRAIN_RULES)
         check_reader(config.reader)
         check_text(config.text)
         sound.check(config.audio_seconds, config.audio_window)
@@ -289,8 +289,13 @@ class _ViewBatches:
     def _views(self, index: int, record: schema.Record, out: np.ndarray) -> None:
         """(segments * crops, T, H, W, 3) uint8, segment-major."""
         config, clip = self.config, self.config.clip
-        wanted = sampling.VIEWS[clip.sampling](
-            len(record.frames), clip.frames, clip.stride, config.segments
+        wanted = sampling.view_frames(
+            clip.sampling,
+            record.timestamps_us,
+            record.fps,
+            clip.frames,
+            clip.stride,
+            config.segments,
         )
         frames = self.dataset.frames(index, record, wanted.ravel(), self.buffer)
         resized: dict[int, np.ndarray] = {}
@@ -323,7 +328,7 @@ class ViewPass(Iterator[Batch]):
         process: int = 0,
         processes: int = 1,
     ):
-        _check_clip(config.clip, sampling.VIEWS)
+        _check_clip(config.clip, sampling.VIEW_RULES)
         side = config.clip.size
         transforms.crop_boxes(side, side, side, config.crops, config.crop_rule)  # raises if unknown
         check_reader(config.reader)
@@ -354,7 +359,7 @@ class ViewPass(Iterator[Batch]):
         self._pool.close()
 
 
-def _check_clip(clip: ClipConfig, known: dict[str, Callable[..., Any]]) -> None:
+def _check_clip(clip: ClipConfig, known: Sequence[str]) -> None:
     if clip.sampling not in known:
         raise ValueError(f"unknown clip sampling {clip.sampling!r}; known: {', '.join(known)}")
     if min(clip.frames, clip.stride, clip.size) < 1:

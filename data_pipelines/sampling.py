@@ -4,9 +4,12 @@ Names in all functions: n frames in the video, T frames in a clip, r stride. Fun
 take a `numpy.random.Generator`. Each rule is the one that the published weights were trained or
 tested with (VideoMAE, VideoMAE V2, InternVideo1, UniFormerV2, ViCLIP, InternVideo2), padding of
 short videos included. `by_time` is ours, for videos whose frames are not evenly spaced in time.
+Streams and passes choose by name, through `train_frames` and `view_frames`.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -302,6 +305,22 @@ def by_time(timestamps_us: np.ndarray, T: int, fps: float, start_us: int = 0) ->
     return np.where(times[after] - instants < instants - times[before], after, before)
 
 
+def clock_random(times: np.ndarray, T: int, fps: float, rng: np.random.Generator) -> np.ndarray:
+    """`by_time` from a random start; what is after the end repeats the last frame."""
+    return by_time(times, T, fps, int(rng.integers(by_time_starts(times, T, fps) + 1)))
+
+
+def clock_views(times: np.ndarray, T: int, fps: float, segments: int) -> np.ndarray:
+    """`by_time` from the middle (one segment), or from starts spread evenly from first to last.
+
+    Returns:
+      (segments, T) int64.
+    """
+    latest = by_time_starts(times, T, fps)
+    starts = [latest // 2] if segments == 1 else np.linspace(0, latest, segments).round()
+    return np.stack([by_time(times, T, fps, int(start)) for start in starts])
+
+
 # Training: (n, T, r, generator) -> (T,).
 TRAIN = {
     "window": lambda n, T, r, rng: window(n, T, r, int(rng.integers(window_starts(n, T, r)))),
@@ -322,3 +341,35 @@ VIEWS = {
     "uniform": lambda n, T, r, s: uniform_center(n, T)[None] if s == 1 else segments_views(n, T, s),
     "stepped": lambda n, T, r, s: stepped_views(n, T, s),
 }
+
+CLOCK = "clock"  # the one rule that looks at times: every r-th frame of a video of even rate
+
+TRAIN_RULES = (*TRAIN, CLOCK)
+VIEW_RULES = (*VIEWS, CLOCK)
+
+
+def train_frames(
+    rule: str, times: Sequence[int], fps: float, T: int, r: int, rng: np.random.Generator
+) -> np.ndarray:
+    """The frames of a training example.
+
+    Args:
+      rule: one of TRAIN_RULES.
+      times: of all frames of the video, microseconds; only `clock` reads them.
+      fps: nominal rate of the video; `clock` takes fps / r frames per second.
+
+    Returns:
+      (T,) int64.
+    """
+    if rule == CLOCK:
+        return clock_random(np.asarray(times), T, fps / r, rng)
+    return TRAIN[rule](len(times), T, r, rng)
+
+
+def view_frames(
+    rule: str, times: Sequence[int], fps: float, T: int, r: int, segments: int
+) -> np.ndarray:
+    """The frames of every view in time, (segments, T) int64; arguments as in `train_frames`."""
+    if rule == CLOCK:
+        return clock_views(np.asarray(times), T, fps / r, segments)
+    return VIEWS[rule](len(times), T, r, segments)

@@ -80,7 +80,9 @@ def _bare(stream: TrainStream, seconds: float) -> tuple[dict[str, float], float,
         index = int(rng.integers(len(dataset)))
         before, began = dataset.source.bytes_read, time.thread_time()
         record = dataset.load(index)
-        wanted = sampling.TRAIN[clip.sampling](len(record.frames), clip.frames, clip.stride, rng)
+        wanted = sampling.train_frames(
+            clip.sampling, record.timestamps_us, record.fps, clip.frames, clip.stride, rng
+        )
         frames = dataset.frames(index, record, wanted)
         loaded = time.thread_time()
         source.transform(frames, rng)

@@ -22,8 +22,12 @@ def write_set(
     flip_changes_label: bool = False,
     audio: Sequence[schema.Audio | None] = (None,),
     media_type: str = "video",
+    times_us: Sequence[int] = (),
 ) -> Path:
-    """`count` records of `frames` noise pictures, label i % classes, captions, audio [i % ...]."""
+    """`count` records of `frames` noise pictures, label i % classes, captions, audio [i % ...].
+
+    Ten pictures a second, or at `times_us`.
+    """
     directory.mkdir(parents=True)
     shard = directory / "set-train-00000-of-00001.tfrecord"
     rng = np.random.default_rng([count, frames])
@@ -34,7 +38,7 @@ def write_set(
             record = schema.Record(
                 media_id=f"{directory.name}-{i}",
                 frames=tuple(simplejpeg.encode_jpeg(picture) for picture in pictures),
-                timestamps_us=tuple(range(0, 100_000 * frames, 100_000)),
+                timestamps_us=tuple(times_us or range(0, 100_000 * frames, 100_000)),
                 fps=10.0,
                 height=40,
                 width=48,

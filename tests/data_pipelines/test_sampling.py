@@ -10,6 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipelines import sampling
+from data_pipelines.config import ClipConfig, DataConfig, ViewConfig
+from data_pipelines.dataset import open_dataset
+from data_pipelines.pipeline import TrainStream, ViewPass
+from tests.data_pipelines.sets import write_set
 
 
 def reference_window(n: int, T: int, r: int, start: int) -> list[int]:
@@ -141,3 +145,51 @@ def test_by_time_gives_the_nearest_frame(gaps, first, T, fps, start):
 def test_by_time_refuses(times, fps, message):
     with pytest.raises(ValueError, match=message):
         sampling.by_time(np.array(times), 4, fps)
+
+
+FAST_THEN_SLOW = (*range(0, 480_000, 40_000), *range(480_000, 1_680_001, 100_000))
+
+
+def shown(clip: np.ndarray, frames: list[np.ndarray]) -> list[int]:
+    """Which of the frames (H, W, 3) the pictures of a clip (T, H, H, 3) are, by their middles."""
+    side = clip.shape[1]
+    left = (frames[0].shape[1] - side) // 2
+    middles = np.stack([frame[:side, left : left + side] for frame in frames]).astype(int)
+    return [int(np.abs(middles - picture).mean((1, 2, 3)).argmin()) for picture in clip]
+
+
+def test_the_clock_keeps_the_speed_in_streams_and_passes(tmp_path):
+    """25 pictures a second, then 10: index arithmetic would show the beginning in slow motion."""
+    times = np.array(FAST_THEN_SLOW)
+    shards = write_set(tmp_path / "set", 2, frames=len(times), times_us=FAST_THEN_SLOW)
+    clip = ClipConfig(frames=5, stride=2, size=40, sampling="clock")  # 0.2 s apart
+    stored = open_dataset(str(shards), "train")
+    frames = [stored.frames(i, stored.load(i), np.arange(len(times))) for i in range(2)]
+    views = ViewPass(str(shards), "train", ViewConfig(clip=clip, segments=3, batch=2))
+    batch = next(iter(views))
+    for row, index in enumerate(batch["index"]):
+        start = (0, 440_000, 880_000)[batch["view"][row]]
+        wanted = [int(np.abs(times - start - 200_000 * t).argmin()) for t in range(5)]
+        assert shown(batch["video"][row], frames[index]) == wanted
+    config = DataConfig(train=str(shards), global_batch=4, clip=clip, crop="center")
+    stream = TrainStream(config)
+    starts = set()
+    for _ in range(4):
+        batch = next(stream)
+        for video, index in zip(batch["video"], batch["index"], strict=True):
+            found = times[shown(video, frames[index])]
+            # Nearest frames: half a gap at either end.
+            assert (np.abs(np.diff(found) - 200_000) <= 100_000).all()
+            starts.add(found[0])
+    stream.close()
+    assert len(starts) > 4
+
+
+def test_the_clock_is_the_stride_where_frames_are_even():
+    times, rng = [40_000 * i for i in range(60)], np.random.default_rng(0)
+    views = sampling.view_frames("clock", times, 25.0, 8, 4, 2)
+    assert views.tolist() == [list(range(0, 32, 4)), list(range(31, 60, 4))]
+    drawn = sampling.train_frames("clock", times, 25.0, 8, 4, rng)
+    assert np.diff(drawn).tolist() == [4] * 7
+    short = sampling.train_frames("clock", times[:10], 25.0, 8, 4, rng)
+    assert short.tolist() == [0, 4, 8, 9, 9, 9, 9, 9]
