@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "registry": set(),
     "config": {"registry"},
     "interrupt": set(),
+    "smoke": {"config"},
     "ops": {"types", "config", "registry"},
     "masking": {"types"},
     "parallel": {"types", "config"},

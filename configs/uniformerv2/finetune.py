@@ -8,9 +8,12 @@ Options after the colon (comma separated):
   backbone  full: everything is trained
             frozen: only the global blocks and the head are; published for large336 on Kinetics,
             the other sizes take its values
-  data      kinetics | moments | something | activitynet (HACS too)
-  start     clip: from CLIP's image transformer
+  data      kinetics (400, 600, 700, 710) | moments | something (V1, V2) | activitynet (HACS too)
+  start     clip: from CLIP's image transformer; ActivityNet, HACS and Moments in Time start from
+            the Kinetics-400 model
             k710: from a UniFormerV2 trained on Kinetics-710, shorter and slower; Kinetics only
+  frames    of a clip, where a recipe was released with more: 16, 32 or 64
+  smoke     the recipe in small: three steps and its evaluation on any set, in seconds
 
 Values are those of the released scripts: one learning rate for all layers, as it stands for any
 batch size; RandAugment and random resized crops, no mixing, erasing or label smoothing; one frame
@@ -40,6 +43,7 @@ from internvideo_jax.evaluators.classification import Classification as Accuracy
 from internvideo_jax.models.uniformerv2 import SIZES, UniFormerV2Config
 from internvideo_jax.objectives.classification import Classification
 from internvideo_jax.registry import suggest
+from internvideo_jax.smoke import smoke
 
 BACKBONE = ("^encoder/",)  # what a frozen backbone is
 # The reference spares vectors from weight decay, and these are a matrix and a 1 x 1 x D array.
@@ -79,7 +83,7 @@ def _something(lr: float) -> Recipe:
     )
 
 
-# (data, start, size)
+# (data, start, size) -> the recipe with the shortest clips.
 RECIPES = {
     ("kinetics", "clip", "base"): Recipe(256, 1e-5, 55),
     ("kinetics", "clip", "large"): Recipe(512, 1e-5, 40),
@@ -100,18 +104,44 @@ FROZEN = {
     "clip": Recipe(512, 8e-4, 50, warmup=0, segments=3, crops=1),
     "k710": Recipe(512, 5e-5, 5, warmup=1, segments=3, crops=1),
 }
+# Longer clips -> videos per step; all else is as with fewest frames.
+LONGER = {
+    ("kinetics", "k710", "large"): {16: 256, 32: 128},
+    ("kinetics", "k710", "large336"): {64: 128},
+    ("something", "clip", "base"): {32: 128},
+    ("something", "clip", "large"): {32: 128},
+    ("activitynet", "clip", "large"): {32: 64},
+    ("frozen", "k710", "large336"): {32: 256},
+}
 BACKBONES = ("full", "frozen")
 
 
 def get_config(arg: str = ""):
-    options = parse_arg(arg, size="base", backbone="full", data="kinetics", start="clip")
+    options = parse_arg(
+        arg, size="base", backbone="full", data="kinetics", start="clip", frames=0, smoke=False
+    )
     size, backbone = options["size"], options["backbone"]
     if backbone not in BACKBONES:
         raise ValueError(f"unknown backbone {backbone!r}: {suggest(backbone, BACKBONES)}")
     frozen = backbone == "frozen"
     if size == "tiny":
         return config_dict(tiny(frozen))
-    recipe = _recipe(size, options["data"], options["start"], frozen)
+    config = released(options, frozen)
+    return config_dict(smoke(config) if options["smoke"] else config)
+
+
+def released(options: dict[str, Any], frozen: bool) -> TrainConfig:
+    size, data, start = options["size"], options["data"], options["start"]
+    recipe = _recipe(size, data, start, frozen)
+    if options["frames"] not in (0, recipe.frames):
+        longer = LONGER.get(("frozen" if frozen else data, start, size), {})
+        if options["frames"] not in longer:
+            raise ValueError(
+                f"no recipe with frames={options['frames']} for data={data},start={start},"
+                f"size={size}; released are {', '.join(map(str, [recipe.frames, *longer]))}"
+            )
+        frames = options["frames"]
+        recipe = dataclasses.replace(recipe, frames=frames, batch=longer[frames])
     model = UniFormerV2Config.of_size(
         size,
         style=recipe.style,
@@ -122,36 +152,34 @@ def get_config(arg: str = ""):
         remat="full",
     )
     clip = ClipConfig(frames=recipe.frames, stride=1, size=model.size, sampling="stepped")
-    return config_dict(
-        TrainConfig(
-            model=model,
-            objective=_objective(),
-            data=DataConfig(
-                global_batch=recipe.batch * recipe.repeats,
-                repeats=recipe.repeats,
-                clip=clip,
-                crop="random_resized",
-                flip=recipe.flip,
-                augment=AugmentConfig(rand_augment="rand-m7-n4-mstd0.5-inc1"),
-            ),
-            optim=OptimConfig(
-                schedule="slowfast",
-                lr=recipe.lr,
-                min_lr=1e-6,
-                warmup_lr=1e-6,
-                lr_batch=0,
-                warmup_epochs=recipe.warmup,
-                b2=0.999,
-                weight_decay=0.05,
-                decay_also=DECAY_ALSO,
-                clip_norm=20.0,
-                freeze=BACKBONE if frozen else (),
-            ),
-            checkpoint=CheckpointConfig(every=1000),
-            log=LogConfig(every=50),
-            evals={"test": _accuracy(clip, recipe.segments, recipe.crops, 16)},
-            epochs=recipe.epochs,
-        )
+    return TrainConfig(
+        model=model,
+        objective=_objective(),
+        data=DataConfig(
+            global_batch=recipe.batch * recipe.repeats,
+            repeats=recipe.repeats,
+            clip=clip,
+            crop="random_resized",
+            flip=recipe.flip,
+            augment=AugmentConfig(rand_augment="rand-m7-n4-mstd0.5-inc1"),
+        ),
+        optim=OptimConfig(
+            schedule="slowfast",
+            lr=recipe.lr,
+            min_lr=1e-6,
+            warmup_lr=1e-6,
+            lr_batch=0,
+            warmup_epochs=recipe.warmup,
+            b2=0.999,
+            weight_decay=0.05,
+            decay_also=DECAY_ALSO,
+            clip_norm=20.0,
+            freeze=BACKBONE if frozen else (),
+        ),
+        checkpoint=CheckpointConfig(every=1000),
+        log=LogConfig(every=50),
+        evals={"test": _accuracy(clip, recipe.segments, recipe.crops, 16)},
+        epochs=recipe.epochs,
     )
 
 

@@ -1,15 +1,20 @@
 """VideoMAE fine-tuning: a classifier from pre-trained weights, or from none.
 
-    python -m internvideo_jax.train --config=configs/videomae/finetune.py:size=base \\
+    python -m internvideo_jax.train --config=configs/videomae/finetune.py:recipe=v2/b_k400 \\
         --workdir=runs/finetune --config.data.train=shards/ --config.init_from=runs/pretrain
 
 Options after the colon (comma separated):
-  size      tiny | small | base | large | huge | giant
+  recipe    SOURCE/SIZE_DATA, a row of RECIPES below: internvideo1 | v2 (VideoMAE V2) | videomae
+            (MCG-NJU); docs/recipes.md lists them with initial weights and reported accuracy
+  size      tiny | small | base | large | huge | giant: the Kinetics-400 recipe of that size, V2's
+            where there is one
+  smoke     the recipe in small: three steps and its evaluation on any set, in seconds
 
-Values are those of the released Kinetics-400 scripts of VideoMAE V2 (MCG-NJU's for small):
-layer-wise learning rates, two crops per decoded video, RandAugment, random erasing, mixup and
-CutMix, label smoothing, drop path; test with 5 segments x 3 crops.
-The number of classes comes from the data. `size=tiny` is for the built-in world and CPUs.
+Values are those of the released scripts. What they share: layer-wise learning rates, RandAugment,
+random resized crops, random erasing, mixup and CutMix, label smoothing, drop path; several segments
+x 3 crops in the test. Where no script was released for a data set, the recipe takes the values of
+the row named in its `like`. The number of classes comes from the data. `size=tiny` is for the
+built-in world and CPUs.
 """
 
 from __future__ import annotations
@@ -23,8 +28,9 @@ from internvideo_jax.evaluators.classification import Classification as Accuracy
 from internvideo_jax.models.videomae import ClassifierConfig
 from internvideo_jax.objectives.classification import Classification
 from internvideo_jax.registry import suggest
+from internvideo_jax.smoke import smoke
 
-REPEATS = 2  # crops per video
+SIZES = {"s": "small", "b": "base", "l": "large", "h": "huge", "g": "giant"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,57 +44,251 @@ class Recipe:
     drop_path: float = 0.1
     head_dropout: float = 0.0
     weight_decay: float = 0.05
+    min_lr: float = 1e-6  # for 256 videos
+    warmup: int = 5  # epochs
+    clip_norm: float = 0.0
+    repeats: int = 2  # crops per video
+    sampling: str = "dense"
+    stride: int = 4
+    segments: int = 5  # of the test, each with three crops
+    flip: str = "auto"
+    start: str = ""  # the published weights it starts from; empty: pre-trained ones of its size
+    reported: str = ""  # top-1 / top-5 and who says so
+    like: str = ""  # no script was released: whose values these are
 
+
+SOMETHING = {"sampling": "segments", "segments": 2, "flip": "off"}
+H = {"layer_decay": 0.8, "drop_path": 0.2, "head_dropout": 0.5}
+H7 = {**H, "segments": 7}
+G = {"layer_decay": 0.9, "drop_path": 0.25}
+# Kinetics-400, 600 or 700 from Kinetics-710: three epochs, next to no learning rate.
+H_FROM_K710 = {**H7, "warmup": 1, "start": "internvideo1/h_k710"}
+G_FROM_K710 = {**G, "warmup": 1, "start": "v2/g_k710"}
 
 RECIPES = {
-    "small": Recipe(384, 5e-4, 150),
-    "base": Recipe(512, 7e-4, 90),
-    "large": Recipe(192, 2e-3, 35, drop_path=0.2),
-    "huge": Recipe(128, 1e-3, 40, layer_decay=0.8, drop_path=0.2, head_dropout=0.5),
-    "giant": Recipe(192, 1e-3, 30, layer_decay=0.9, drop_path=0.2, weight_decay=0.1),
+    # InternVideo1/Pretrain/VideoMAE. Pre-trained on UnlabeledHybrid for 800 epochs.
+    "internvideo1/b_k400": Recipe(512, 1e-3, 100, reported="81.52 / 94.88, InternVideo1"),
+    "internvideo1/b_k400_sparse": Recipe(512, 1e-3, 100, sampling="sparse", segments=2),
+    "internvideo1/b_k700": Recipe(512, 1e-3, 100, like="internvideo1/b_k400"),
+    "internvideo1/b_k710": Recipe(
+        512, 1e-3, 100, reported="79.33 / 94.03, InternVideo1", like="internvideo1/b_k400"
+    ),
+    "internvideo1/b_ssv2": Recipe(
+        256, 2e-3, 25, layer_decay=0.65, reported="71.22 / 93.31, InternVideo1", **SOMETHING
+    ),
+    "internvideo1/b_ssv1": Recipe(
+        256, 2e-3, 25, layer_decay=0.65, like="internvideo1/b_ssv2", **SOMETHING
+    ),
+    "internvideo1/b_anet": Recipe(256, 1e-3, 100),
+    "internvideo1/l_k400": Recipe(192, 2e-3, 40, drop_path=0.2),
+    "internvideo1/l_k700": Recipe(192, 2e-3, 40, drop_path=0.2),
+    "internvideo1/l_k710": Recipe(192, 2e-3, 40, drop_path=0.2, like="internvideo1/l_k400"),
+    "internvideo1/l_ssv2": Recipe(384, 5e-4, 30, drop_path=0.2, repeats=1, **SOMETHING),
+    "internvideo1/l_ssv1": Recipe(
+        384, 5e-4, 30, drop_path=0.2, repeats=1, like="internvideo1/l_ssv2", **SOMETHING
+    ),
+    "internvideo1/h_k400": Recipe(128, 1e-3, 35, **H7),
+    "internvideo1/h_k400_sparse": Recipe(256, 3e-4, 75, repeats=1, sampling="sparse", **H),
+    # These two scripts leave the number of devices open: 32 as in h_k400, with 4 videos each.
+    "internvideo1/h_k600": Recipe(128, 1e-3, 40, **H7),
+    "internvideo1/h_k710": Recipe(128, 1e-3, 40, **H7),
+    "internvideo1/h_k600_k400": Recipe(
+        128, 5e-4, 15, warmup=3, start="internvideo1/h_k600", **{**H7, "drop_path": 0.3}
+    ),
+    "internvideo1/h_k700": Recipe(256, 3e-4, 75, repeats=1, **H7),
+    "internvideo1/h_k710_k400": Recipe(32, 2e-6, 3, **H_FROM_K710),
+    "internvideo1/h_k710_k600": Recipe(32, 2e-6, 3, **H_FROM_K710),
+    "internvideo1/h_k710_k700": Recipe(32, 2e-6, 3, **H_FROM_K710),
+    "internvideo1/h_ssv2": Recipe(
+        256, 5e-4, 30, repeats=1, **SOMETHING, **{**H, "head_dropout": 0.3}
+    ),
+    "internvideo1/h_ssv1": Recipe(
+        256,
+        5e-4,
+        30,
+        repeats=1,
+        like="internvideo1/h_ssv2",
+        **SOMETHING,
+        **{**H, "head_dropout": 0.3},
+    ),
+    "internvideo1/h_hmdb51": Recipe(
+        24,
+        5e-4,
+        15,
+        stride=2,
+        start="internvideo1/h_k710",
+        reported="89.64, 89.92, 88.35 (splits 1 to 3), InternVideo1",
+        like="v2/g_k710_hmdb51",
+        **H,
+    ),
+    "internvideo1/h_ucf101": Recipe(
+        24, 1e-3, 50, start="internvideo1/h_k710", like="v2/g_k710_ucf101", **H
+    ),
+    # OpenGVLab/VideoMAEv2.
+    "v2/b_k400": Recipe(512, 7e-4, 90),
+    "v2/b_k710": Recipe(512, 7e-4, 90),
+    "v2/b_ssv2": Recipe(256, 2e-3, 25, layer_decay=0.65, **SOMETHING),
+    "v2/l_k400": Recipe(192, 2e-3, 35, drop_path=0.2),
+    "v2/l_ssv2": Recipe(192, 5e-4, 20, drop_path=0.2, **SOMETHING),
+    "v2/h_k400": Recipe(128, 1e-3, 40, **H),
+    "v2/h_k600": Recipe(128, 1e-3, 40, **H),
+    "v2/h_k710": Recipe(128, 1e-3, 40, **H),
+    "v2/h_ssv2": Recipe(128, 5e-4, 20, layer_decay=0.8, drop_path=0.2, **SOMETHING),
+    "v2/g_k400": Recipe(
+        192,
+        1e-3,
+        30,
+        layer_decay=0.9,
+        drop_path=0.2,
+        weight_decay=0.1,
+        reported="87.2 / 97.4, VideoMAE V2",
+    ),
+    "v2/g_k710": Recipe(
+        96,
+        1e-3,
+        35,
+        layer_decay=0.9,
+        drop_path=0.3,
+        weight_decay=0.1,
+        clip_norm=5.0,
+        reported="83.8 / 96.4, VideoMAE V2",
+    ),
+    "v2/g_k710_k400": Recipe(96, 1e-5, 3, reported="88.4 / 98.0, VideoMAE V2", **G_FROM_K710),
+    "v2/g_k710_k600": Recipe(96, 1e-5, 3, reported="88.8 / 98.2, VideoMAE V2", **G_FROM_K710),
+    "v2/g_ssv2": Recipe(96, 3e-4, 20, reported="77.0 / 95.9, VideoMAE V2", **G, **SOMETHING),
+    "v2/g_k710_ucf101": Recipe(
+        24,
+        1e-3,
+        50,
+        layer_decay=0.9,
+        drop_path=0.35,
+        head_dropout=0.5,
+        start="v2/g_k710",
+        reported="99.6 / 100, VideoMAE V2",
+    ),
+    "v2/g_k710_hmdb51": Recipe(
+        24,
+        5e-4,
+        15,
+        layer_decay=0.9,
+        drop_path=0.35,
+        head_dropout=0.5,
+        stride=2,
+        start="v2/g_k710",
+        reported="88.1 / 98.5, VideoMAE V2",
+    ),
+    # MCG-NJU/VideoMAE, pre-trained on the same set for the number of epochs in the name.
+    "videomae/s_k400": Recipe(384, 5e-4, 150, reported="79.0 / 93.8, VideoMAE"),
+    "videomae/b_k400_800e": Recipe(512, 1e-3, 100, repeats=1, reported="80.0 / 94.4, VideoMAE"),
+    "videomae/b_k400_1600e": Recipe(384, 5e-4, 75, reported="81.5 / 95.1, VideoMAE"),
+    "videomae/l_k400": Recipe(128, 2e-3, 35, reported="85.2 / 96.8, VideoMAE"),
+    "videomae/h_k400": Recipe(
+        512,
+        1e-3,
+        50,
+        min_lr=1e-5,
+        drop_path=0.2,
+        head_dropout=0.5,
+        reported="86.6 / 97.1, VideoMAE",
+    ),
+    "videomae/s_ssv2": Recipe(
+        384, 1e-3, 40, layer_decay=0.7, reported="66.8 / 90.3, VideoMAE", **SOMETHING
+    ),
+    "videomae/b_ssv2_800e": Recipe(
+        512, 5e-4, 50, repeats=1, reported="69.6 / 92.0, VideoMAE", **SOMETHING
+    ),
+    "videomae/b_ssv2_2400e": Recipe(384, 5e-4, 30, reported="70.8 / 92.4, VideoMAE", **SOMETHING),
+    # 16 videos on each of the 8 devices that its author names elsewhere.
+    "videomae/b_ucf101": Recipe(
+        128,
+        5e-4,
+        100,
+        layer_decay=0.7,
+        drop_path=0.2,
+        head_dropout=0.5,
+        min_lr=1e-5,
+        reported="91.3 / 98.5, VideoMAE",
+    ),
+    "videomae/b_hmdb51": Recipe(
+        128,
+        5e-4,
+        100,
+        layer_decay=0.7,
+        drop_path=0.2,
+        head_dropout=0.5,
+        min_lr=1e-5,
+        reported="62.6, VideoMAE",
+        like="videomae/b_ucf101",
+    ),
+}
+DEFAULTS = {
+    "small": "videomae/s_k400",
+    "base": "v2/b_k400",
+    "large": "v2/l_k400",
+    "huge": "v2/h_k400",
+    "giant": "v2/g_k400",
 }
 
 
 def get_config(arg: str = ""):
-    size = parse_arg(arg, size="base")["size"]
-    if size == "tiny":
+    options = parse_arg(arg, recipe="", size="", smoke=False)
+    name, size = options["recipe"], options["size"]
+    if size == "tiny" and not name:
         return config_dict(tiny())
-    if size not in RECIPES:
-        raise ValueError(f"no recipe for size {size!r}: {suggest(size, RECIPES)}")
-    recipe = RECIPES[size]
-    clip = ClipConfig(frames=16, stride=4, size=224, sampling="dense")
-    return config_dict(
-        TrainConfig(
-            model=ClassifierConfig.of_size(
-                size,
-                drop_path=recipe.drop_path,
-                head_dropout=recipe.head_dropout,
-                remat="full",
-            ),
-            objective=Classification(erasing=0.25),
-            data=DataConfig(
-                global_batch=recipe.batch * REPEATS,
-                repeats=REPEATS,
-                clip=clip,
-                crop="random_resized",
-                flip="auto",
-                augment=AugmentConfig(rand_augment="rand-m7-n4-mstd0.5-inc1"),
-            ),
-            optim=OptimConfig(
-                lr=recipe.lr,
-                lr_batch=256 * REPEATS,  # the rates count videos
-                min_lr=1e-6,
-                b2=0.999,
-                warmup_epochs=5,
-                weight_decay=recipe.weight_decay,
-                layer_decay=recipe.layer_decay,
-            ),
-            checkpoint=CheckpointConfig(every=1000),
-            log=LogConfig(every=50),
-            evals={"test": Accuracy(views=ViewConfig(clip=clip, segments=5, crops=3, batch=16))},
-            epochs=recipe.epochs,
-        )
+    if size and size not in DEFAULTS:
+        raise ValueError(f"no recipe for size {size!r}: {suggest(size, DEFAULTS)}")
+    name = name or DEFAULTS[size or "base"]
+    if name not in RECIPES:
+        raise ValueError(f"unknown recipe {name!r}: {suggest(name, RECIPES)}")
+    if size and size != size_of(name):
+        raise ValueError(f"recipe {name} is of size {size_of(name)}, not {size}; leave out size")
+    config = released(name)
+    return config_dict(smoke(config) if options["smoke"] else config)
+
+
+def size_of(name: str) -> str:
+    """The model size in the name of a recipe."""
+    return SIZES[name.partition("/")[2].partition("_")[0]]
+
+
+def released(name: str) -> TrainConfig:
+    recipe = RECIPES[name]
+    clip = ClipConfig(frames=16, stride=recipe.stride, size=224, sampling=recipe.sampling)
+    return TrainConfig(
+        model=ClassifierConfig.of_size(
+            size_of(name),
+            drop_path=recipe.drop_path,
+            head_dropout=recipe.head_dropout,
+            remat="full",
+        ),
+        objective=Classification(erasing=0.25),
+        data=DataConfig(
+            global_batch=recipe.batch * recipe.repeats,
+            repeats=recipe.repeats,
+            clip=clip,
+            crop="random_resized",
+            flip=recipe.flip,
+            augment=AugmentConfig(rand_augment="rand-m7-n4-mstd0.5-inc1"),
+        ),
+        optim=OptimConfig(
+            lr=recipe.lr,
+            lr_batch=256 * recipe.repeats,  # the rates count videos
+            min_lr=recipe.min_lr,
+            b2=0.999,
+            warmup_epochs=recipe.warmup,
+            weight_decay=recipe.weight_decay,
+            layer_decay=recipe.layer_decay,
+            clip_norm=recipe.clip_norm,
+        ),
+        checkpoint=CheckpointConfig(every=1000),
+        log=LogConfig(every=50),
+        evals={"test": Accuracy(views=views(clip, recipe.segments))},
+        epochs=recipe.epochs,
     )
+
+
+def views(clip: ClipConfig, segments: int) -> ViewConfig:
+    return ViewConfig(clip=clip, segments=segments, crops=3, batch=16)
 
 
 def tiny() -> TrainConfig:

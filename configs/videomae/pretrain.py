@@ -8,6 +8,7 @@ Options after the colon (comma separated):
   recipe    videomae (MCG-NJU) | internvideo1 | v2 (VideoMAE V2, dual masking)
   monitor   follow a nearest-neighbour accuracy during training (needs labels)
   probes    end with a linear and an attentive probe on frozen features (needs labels)
+  smoke     the recipe in small: three steps and its evaluation on any set, in seconds
 
 Values are those of the released scripts: base rates for 256 clips, tube mask 0.9, 16 frames at
 stride 4 (Something-Something: --config.data.clip.stride=2), only a multi-scale crop. The V2 scripts
@@ -29,6 +30,7 @@ from internvideo_jax.evaluators.reconstruction import Reconstruction
 from internvideo_jax.models.videomae import PretrainConfig
 from internvideo_jax.objectives.masked_pixels import MaskedPixels
 from internvideo_jax.registry import suggest
+from internvideo_jax.smoke import smoke
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +67,9 @@ RECIPES = {
 
 
 def get_config(arg: str = ""):
-    options = parse_arg(arg, size="base", recipe="videomae", monitor=False, probes=False)
+    options = parse_arg(
+        arg, size="base", recipe="videomae", monitor=False, probes=False, smoke=False
+    )
     size, name = options["size"], options["recipe"]
     if size == "tiny":
         return config_dict(tiny(options))
@@ -81,29 +85,28 @@ def get_config(arg: str = ""):
         "reconstruction": Reconstruction(views=views, ratio=0.9, scale=1),
         **on_features(options, views, every=5000),
     }
-    return config_dict(
-        TrainConfig(
-            model=PretrainConfig.of_size(preset, decoder_depth=recipe.decoder_depth, remat="full"),
-            objective=MaskedPixels(ratio=0.9, decoder_ratio=recipe.decoder_ratio),
-            data=DataConfig(
-                global_batch=recipe.batch * recipe.repeats,
-                repeats=recipe.repeats,
-                clip=clip,
-                crop="multiscale",
-            ),
-            optim=OptimConfig(
-                lr=recipe.lr,
-                min_lr=recipe.min_lr,
-                lr_batch=256 * recipe.repeats,  # the rates count videos
-                warmup_epochs=recipe.warmup,
-                clip_norm=recipe.clip_norm,
-            ),
-            checkpoint=CheckpointConfig(every=1000),
-            log=LogConfig(every=50),
-            evals=evals,
-            epochs=recipe.epochs,
-        )
+    config = TrainConfig(
+        model=PretrainConfig.of_size(preset, decoder_depth=recipe.decoder_depth, remat="full"),
+        objective=MaskedPixels(ratio=0.9, decoder_ratio=recipe.decoder_ratio),
+        data=DataConfig(
+            global_batch=recipe.batch * recipe.repeats,
+            repeats=recipe.repeats,
+            clip=clip,
+            crop="multiscale",
+        ),
+        optim=OptimConfig(
+            lr=recipe.lr,
+            min_lr=recipe.min_lr,
+            lr_batch=256 * recipe.repeats,  # the rates count videos
+            warmup_epochs=recipe.warmup,
+            clip_norm=recipe.clip_norm,
+        ),
+        checkpoint=CheckpointConfig(every=1000),
+        log=LogConfig(every=50),
+        evals=evals,
+        epochs=recipe.epochs,
     )
+    return config_dict(smoke(config) if options["smoke"] else config)
 
 
 def on_features(options: dict[str, Any], views: ViewConfig, every: int) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from internvideo_jax.models.layers.block_stack import run_layers, stacked
 from internvideo_jax.models.layers.drop_path import dropout
 from internvideo_jax.models.layers.init import Init, torch_uniform
 from internvideo_jax.models.uniformerv2_blocks import NORM_EPS, GlobalUniBlock, LocalUniBlock
-from internvideo_jax.models.videomae import TowerConfig, tower
+from internvideo_jax.models.videomae import SMALLEST, TowerConfig, tower
 from internvideo_jax.ops.pixels import normalize, patchify, token_grid
 from internvideo_jax.parallel.mesh import constrain
 from internvideo_jax.registry import suggest
@@ -122,6 +122,17 @@ class UniFormerV2Config:
                 global_drop_path=0.4,
             )
         return cls(encoder=preset.encoder, **{**settings, **changes})
+
+    def smallest(self) -> UniFormerV2Config:
+        """The same kind of model with two thin layers, four tokens a frame and few frames."""
+        return dataclasses.replace(
+            self,
+            encoder=SMALLEST,
+            frames=min(self.frames, 8),
+            size=2 * self.patch,
+            global_layers=(0, 1),
+            dtype="float32",
+        )
 
     def model(self) -> Model:
         if self.classes < 1:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +48,9 @@ class TowerConfig:
         linear = 2 * tokens * self.width * (4 * self.width + 2 * self.hidden)
         attention = 4 * tokens * tokens * self.width
         return float(self.depth * (linear + attention))
+
+
+SMALLEST = TowerConfig(width=32, depth=2, heads=2, hidden=64)
 
 
 def tower(width: int, depth: int, heads: int, mlp_ratio: float = 4.0) -> TowerConfig:
@@ -129,6 +132,16 @@ class VideoConfig:
     def token_pixels(self) -> int:
         """Values of one tubelet: frames * rows * columns * colours."""
         return self.tubelet * self.patch**2 * 3
+
+    def smallest(self) -> Self:
+        """The same kind of model with two thin layers and four tokens a frame pair."""
+        thin: dict[str, Any] = {"encoder": SMALLEST}
+        if hasattr(self, "decoder"):
+            thin["decoder"] = SMALLEST
+        frames = min(self.frames, 4 * self.tubelet)
+        return dataclasses.replace(
+            self, **thin, frames=frames, size=2 * self.patch, dtype="float32"
+        )
 
     @property
     def sharding_rules(self) -> tuple[tuple[str, tuple[str | None, ...]], ...]:

@@ -1,0 +1,52 @@
+"""A recipe in small: everything it switches on, in a run of seconds.
+
+    python -m internvideo_jax.train --config=configs/videomae/finetune.py:recipe=v2/g_k710,smoke \\
+        --workdir=/tmp/smoke --config.data.train=shards/
+
+Sampling, augmentation, objective, optimizer, test views and schedule are those of the recipe; the
+model has two thin layers, the batch four clips, the run three steps with a checkpoint after the
+second.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from data_pipelines.config import ClipConfig
+from internvideo_jax.config import CheckpointConfig, LogConfig, TrainConfig
+
+CLIPS = 4  # per step and repeat
+
+
+def smoke(config: TrainConfig) -> TrainConfig:
+    """The config with the smallest model of its kind, a tiny batch and three steps."""
+    model = config.model.smallest()
+
+    def small(clip: ClipConfig) -> ClipConfig:
+        # Short strides, so that clips of the built-in world are long enough for every rule.
+        stride = min(clip.stride, 2)
+        return dataclasses.replace(clip, frames=model.frames, size=model.size, stride=stride)
+
+    def small_pass(evaluator: Any) -> Any:
+        views = evaluator.views
+        views = dataclasses.replace(views, clip=small(views.clip), batch=CLIPS)
+        return dataclasses.replace(evaluator, views=views)
+
+    data, optim = config.data, config.optim
+    return dataclasses.replace(
+        config,
+        model=model,
+        data=dataclasses.replace(
+            data,
+            clip=small(data.clip),
+            global_batch=CLIPS * data.repeats * optim.accumulate,
+            augment=dataclasses.replace(data.augment, short_side=(model.size, model.size + 8)),
+        ),
+        optim=dataclasses.replace(optim, warmup_steps=1, warmup_epochs=0.0),
+        checkpoint=CheckpointConfig(every=2),
+        log=LogConfig(every=1, report=False),
+        evals={label: small_pass(evaluator) for label, evaluator in config.evals.items()},
+        steps=3,
+        epochs=0.0,
+    )

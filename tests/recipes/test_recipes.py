@@ -1,0 +1,55 @@
+"""Every shipped recipe: its values as reviewed, and a run of it in small."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+
+from data_pipelines import manifest
+from internvideo_jax.train import train
+from tests.recipes import shipped
+
+RECIPES = shipped.recipes()
+
+
+def test_every_text_belongs_to_a_recipe():
+    assert {path.stem for path in shipped.RESOLVED.glob("*.txt")} == set(RECIPES)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_values_are_the_reviewed_ones(name):
+    """After a wanted change: python -m tests.recipes.shipped, and look at the diff."""
+    assert shipped.text(name) == (shipped.RESOLVED / f"{name}.txt").read_text()
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if not name.endswith("-tiny")])
+def test_the_recipe_fits_together(name):
+    config = shipped.config(name)
+    assert (config.data.clip.frames, config.data.clip.size) == (
+        config.model.frames,
+        config.model.size,
+    )
+    config.objective.check(config.model)
+    assert config.optim.lr_batch in (0, 256 * config.data.repeats)  # rates count videos
+    assert config.data.global_batch % config.data.repeats == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in RECIPES if not name.endswith("-tiny")])
+def test_three_steps_evaluation_and_resume(name, shards, tmp_path):
+    config = shipped.config(name, "smoke")
+    assert manifest.load(str(shards)).splits["train"].records > config.data.global_batch
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, train=str(shards)))
+    assert train(config, tmp_path) == 0
+    first = json.loads((tmp_path / "run.json").read_text())
+    metrics = (tmp_path / "metrics.jsonl").read_bytes()
+    shutil.rmtree(tmp_path / "checkpoints" / "3")
+    assert train(config, tmp_path) == 0
+    again = json.loads((tmp_path / "run.json").read_text())
+    assert again["params_digest"] == first["params_digest"]
+    assert (tmp_path / "metrics.jsonl").read_bytes() == metrics
+    for label in config.evals:
+        assert json.loads((tmp_path / f"results/{label}.json").read_text())["metrics"]
