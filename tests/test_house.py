@@ -18,6 +18,8 @@ MAY_IMPORT = {
     "registry": set(),
     "config": {"registry"},
     "interrupt": set(),
+    "watchdog": {"config"},
+    "launch": {"checkpoint"},
     "ops": {"types", "config", "registry"},
     "masking": {"types"},
     "parallel": {"types", "config"},
