@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import os
 import random
 import re
@@ -158,6 +159,7 @@ class Attempt:
                 stdout=output,
                 stderr=None if output is None else subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=_end_with_launcher,
             )
         self.children.append(child)
         if child.stdout is not None:
@@ -197,6 +199,17 @@ class Attempt:
         for pump in self._pumps:
             pump.join(timeout=5)
         return ended
+
+
+# Looked up before any fork: between fork and exec nothing may be imported.
+_PRCTL = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
+_PR_SET_PDEATHSIG = 1
+
+
+def _end_with_launcher() -> None:
+    """In the child: a launcher that is killed itself leaves no processes behind (Linux)."""
+    if _PRCTL is not None:
+        _PRCTL(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _prefixed(output: IO[bytes], process: int) -> None:
@@ -253,7 +266,9 @@ def launch(options: argparse.Namespace) -> int:
         failures += 1
         where = "no checkpoint yet" if newest is None else f"the newest checkpoint is step {newest}"
         if failures > options.restarts:
-            say(f"ends with code {code} after {options.restarts} restarts without progress; {where}")
+            say(
+                f"ends with code {code} after {options.restarts} restarts without progress; {where}"
+            )
             return code
         pause = min(LONGEST_PAUSE, options.backoff * 2 ** (failures - 1))
         say(f"restart {failures} of {options.restarts} in {pause:.0f} s; {where}")

@@ -105,8 +105,8 @@ class Watchdog:
             abort = self.config.abort_seconds
             if abort > 0 and taken > limit + abort:
                 print(
-                    f"error: watchdog: step {step} hangs for {taken:.0f} s, {phase}; the stacks are "
-                    f"in {self.path}. Start the same command again to go on from the newest "
+                    f"error: watchdog: step {step} hangs for {taken:.0f} s, {phase}; the stacks "
+                    f"are in {self.path}. Start the same command again to go on from the newest "
                     "checkpoint",
                     file=sys.stderr,
                     flush=True,

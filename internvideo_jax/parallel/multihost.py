@@ -36,8 +36,8 @@ def find_job(coordinator: str = "", processes: int = 0, process: int = -1) -> Jo
     """The job this process belongs to; None for a single process.
 
     By arguments, by JOB_VARIABLES, else what jax reads from a TPU slice (metadata of a TPU VM, or
-    TPU_WORKER_HOSTNAMES and TPU_WORKER_ID of GKE, MEGASCALE_* with several slices), a Slurm step, or
-    an indexed Kubernetes Job or JobSet.
+    TPU_WORKER_HOSTNAMES and TPU_WORKER_ID of GKE, MEGASCALE_* with several slices), a Slurm step,
+    or an indexed Kubernetes Job or JobSet.
 
     Raises:
       ValueError: only a part is given, or numbers that cannot be.
@@ -211,9 +211,7 @@ def takes_notices() -> bool:
     """Whether jax's coordination service passes a SIGTERM of one process on to all."""
     from jax._src import distributed
 
-    return (
-        jax.process_count() > 1 and distributed.global_state.preemption_sync_manager is not None
-    )
+    return jax.process_count() > 1 and distributed.global_state.preemption_sync_manager is not None
 
 
 def stop_after(step: int, requested: bool, *, agree: bool) -> bool:

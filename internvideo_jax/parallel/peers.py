@@ -216,8 +216,9 @@ def _listen(port: int, coordinator: str) -> socket.socket:
             server = socket.create_server(("", number), family=family, backlog=1024, **options)
         except OSError as error:
             raise RuntimeError(
-                f"process 0 cannot listen on port {number} ({os.strerror(error.errno or 0)}): another "
-                f"job of this machine uses it; give another port than that of {coordinator}"
+                f"process 0 cannot listen on port {number} ({os.strerror(error.errno or 0)}): "
+                "another job of this machine uses it; give another port than that of "
+                f"{coordinator}"
             ) from error
         if number != port:
             server.close()

@@ -31,7 +31,7 @@ position = 0
 
 def harm(place: str, step: int) -> None:
     marker = FOLDER / f"done-{place}-{step}"
-    if PROCESS != min(1, LAST) or (place, str(step)) not in FAULTS or marker.exists():
+    if min(1, LAST) != PROCESS or (place, str(step)) not in FAULTS or marker.exists():
         return
     marker.touch()
     os.kill(os.getpid(), signal.SIGTERM if place == "stop" else signal.SIGKILL)

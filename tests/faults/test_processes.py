@@ -1,4 +1,4 @@
-"""Processes that die or are stopped: the others end, and the run ends as if nothing had happened."""
+"""Processes that die or are stopped: the others end, and a restart leaves no trace of it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.conftest import ROOT, environment
-from tests.faults.jobs import LIMIT, digest, finished, ids, launched, losses, rows, training
+from tests.conftest import ROOT
+from tests.faults.jobs import (
+    LIMIT,
+    digest,
+    finished,
+    ids,
+    launched,
+    losses,
+    rows,
+    surroundings,
+    training,
+)
 
 STEPS = 16
 LENGTH = (
@@ -49,8 +59,11 @@ def test_a_killed_process_ends_the_other_and_the_restart_gives_the_same_bits(
     # A save that was cut counts only if it was complete.
     restart = re.search(r"continuing at step (\d+)", output)
     died = int(fault.partition(":")[2])
-    assert restart and int(restart[1]) in ({4, 8} if fault == "save:8" else {died // 4 * 4 - (
-        4 if fault.startswith("evaluation") else 0)}), output[-4000:]
+    assert restart and int(restart[1]) in (
+        {4, 8}
+        if fault == "save:8"
+        else {died // 4 * 4 - (4 if fault.startswith("evaluation") else 0)}
+    ), output[-4000:]
     assert digest(tmp_path) == digest(undisturbed)
     assert rows(tmp_path) == rows(undisturbed)
     assert not list((tmp_path / "checkpoints").glob("*tmp*"))
@@ -74,7 +87,7 @@ def test_sigterm_to_one_and_to_all_saves_the_same_step_everywhere(shards, tmp_pa
     job = subprocess.Popen(
         launched(training(shards, tmp_path / "one", *longer), 2, options=("--restarts=3",)),
         cwd=ROOT,
-        env=environment(),
+        env=surroundings(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

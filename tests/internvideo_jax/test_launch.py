@@ -17,8 +17,10 @@ from tests.conftest import ROOT, environment
 
 def start(code: str, *options: str, arguments: tuple[str, ...] = ()) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-m", "internvideo_jax.launch", "--backoff=0.05", *options]
-        + ["--", "python", "-c", "import os, sys, time, signal, pathlib\n" + code, *arguments],
+        [
+            *(sys.executable, "-m", "internvideo_jax.launch", "--backoff=0.05", *options, "--"),
+            *("python", "-c", "import os, sys, time, signal, pathlib\n" + code, *arguments),
+        ],
         cwd=ROOT,
         env=environment(),
         stdout=subprocess.PIPE,
@@ -75,7 +77,7 @@ sys.exit(7)
 
 def test_settings_are_not_tried_again_and_win_over_what_they_caused():
     code, _, errors = run(
-        "i = os.environ['JAX_PROCESS_ID']; time.sleep(float(i) / 5); sys.exit(2 if i == '1' else 75)",
+        "i = int(os.environ['JAX_PROCESS_ID']); time.sleep(i / 5); sys.exit((75, 2)[i])",
         "--processes=2",
         "--restarts=5",
     )
@@ -109,9 +111,27 @@ time.sleep(60)
     assert output.count("stopped") == 2 and "restart" not in errors
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel does it on Linux only")
+def test_a_killed_launcher_leaves_nothing_behind(tmp_path):
+    job = start(
+        f"pathlib.Path({str(tmp_path)!r}, str(os.getpid())).touch(); time.sleep(60)",
+        "--processes=2",
+    )
+    while len(list(tmp_path.iterdir())) < 2:
+        time.sleep(0.02)
+    job.kill()
+    job.communicate(timeout=30)  # returns once nobody holds the pipes any more
+    for path in tmp_path.iterdir():
+        assert not Path("/proc", path.name, "cmdline").exists() or not (
+            Path("/proc", path.name, "cmdline").read_bytes()
+        )
+
+
 def test_a_process_that_does_not_end_is_killed(monkeypatch):
     monkeypatch.setattr(launch, "GRACE_SECONDS", 0.5)
-    code = "import os, sys, time\nif os.environ['JAX_PROCESS_ID'] == '1': sys.exit(9)\ntime.sleep(60)"
+    code = (
+        "import os, sys, time\nif os.environ['JAX_PROCESS_ID'] == '1': sys.exit(9)\ntime.sleep(60)"
+    )
     monkeypatch.setattr(signal, "signal", lambda *_: None)  # the handlers of pytest stay
     options = launch.parse(["--processes=2", "--", "python", "-c", code])
     began = time.monotonic()
