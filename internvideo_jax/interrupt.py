@@ -14,8 +14,8 @@ class Interrupt:
 
     Args:
       shared: SIGTERM is taken by jax's coordination service, which tells all processes of the job
-        (`multihost.takes_notices`). It then stays with the service, and ctrl-c is handed to it as
-        well; `requested` is not what to look at.
+        (`multihost.takes_notices`). It then stays with the service, which ignores a second one, and
+        ctrl-c is handed to it as well; `requested` is not what to look at.
     """
 
     def __init__(self, shared: bool = False) -> None:

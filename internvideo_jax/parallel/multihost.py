@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import re
@@ -24,8 +25,7 @@ EXIT_PEER_LOST = 75
 JOIN_SECONDS = 300.0  # IVJ_JOIN_SECONDS
 # What jax and its collectives say when the other side is gone.
 BROKEN = re.compile(
-    r"gloo|connection (reset|closed|refused)|UNAVAILABLE|DEADLINE_EXCEEDED|heartbeat|barrier|"
-    r"coordination|unhealthy",
+    r"\bGloo\b|\b(UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED): |heartbeat|coordination service|barrier",
     re.IGNORECASE,
 )
 
@@ -78,7 +78,8 @@ def _detected() -> Job | None:
 
     platforms = os.environ.get("JAX_PLATFORMS", "")
     # With JAX_PLATFORMS=cpu a TPU VM is a plain machine, for rehearsals.
-    tpu = (not platforms or "tpu" in platforms) and cloud_tpu_cluster.running_in_cloud_tpu_vm
+    on_tpu_vm = getattr(cloud_tpu_cluster, "running_in_cloud_tpu_vm", False)
+    tpu = on_tpu_vm and (not platforms or "tpu" in platforms)
     slurm = "SLURM_STEP_ID" in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1
     indexed = "KUBERNETES_SERVICE_HOST" in os.environ and "JOB_COMPLETION_INDEX" in os.environ
     if not (tpu or slurm or indexed):
@@ -177,13 +178,21 @@ def joined(
             time.sleep(3.0 if others is not None else 0.0)
             if others is not None:
                 others.leave(text)
-            end(f"another process or its host is gone ({text})", None)
+            end(f"another process or its host is probably gone ({text})", None)
         if others is not None:
             expected = isinstance(error, ValueError | RuntimeError | OSError)
             others.leave(text, 2 if expected else None)
+        # On its way out jax would wait for the others, which end without its knowledge.
+        atexit.register(_exit_at_once)
         raise
     if others is not None:
         others.leave()
+
+
+def _exit_at_once() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def to_global(batch: Mapping[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:

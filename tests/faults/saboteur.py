@@ -3,9 +3,10 @@
     python -m tests.faults.saboteur FOLDER PLACE:NUMBER,... -- ARGUMENTS OF train
 
 Process 1 (or the only one) kills itself with SIGKILL in step NUMBER (`step`), in the save of step
-NUMBER (`save`), in the evaluation of step NUMBER (`evaluation`), or sends itself SIGTERM in step
-NUMBER (`stop`). FOLDER remembers what has been done, and gets `ids-PROCESS.jsonl`: the record
-numbers of every step as the process saw them.
+NUMBER (`save`), in the evaluation of step NUMBER (`evaluation`), sends itself SIGTERM in step
+NUMBER (`stop`), or raises there what is no error of settings (`error`). FOLDER
+remembers what has been done, and gets `ids-PROCESS.jsonl`: the record numbers of every step as the
+process saw them.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ def harm(place: str, step: int) -> None:
     if min(1, LAST) != PROCESS or (place, str(step)) not in FAULTS or marker.exists():
         return
     marker.touch()
+    if place == "error":
+        raise TypeError("an error that nobody expected")
     os.kill(os.getpid(), signal.SIGTERM if place == "stop" else signal.SIGKILL)
 
 
@@ -55,6 +58,7 @@ def main() -> None:
             file.write(json.dumps({"step": position, "ids": ids}) + "\n")
         harm("step", position)
         harm("stop", position)
+        harm("error", position)
         return batch
 
     def saved(self: Any, step: int, *args: Any) -> None:

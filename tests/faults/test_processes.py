@@ -41,29 +41,27 @@ def undisturbed(shards, tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", ["step:6", "save:8", "evaluation:12"])
+@pytest.mark.parametrize(
+    ("fault", "asynchronous", "continued"),
+    [
+        ("step:6", False, {4}),
+        ("save:8", True, {4, 8}),  # a save that was cut counts only if it was complete
+        ("evaluation:12", False, {8}),
+    ],
+)
 def test_a_killed_process_ends_the_other_and_the_restart_gives_the_same_bits(
-    shards, tmp_path, undisturbed, fault
+    shards, tmp_path, undisturbed, fault, asynchronous, continued
 ):
-    arguments = training(shards, tmp_path, *LENGTH, faults=fault)
+    save = f"--config.checkpoint.asynchronous={asynchronous}"
+    arguments = training(shards, tmp_path, *LENGTH, save, faults=fault)
     output = finished(launched(arguments, 2, options=("--restarts=1",)), limit=2 * LIMIT)
     assert (tmp_path / f"done-{fault.replace(':', '-')}").exists()
     assert "process 1 of 2 ended with code 137" in output
-    found = re.search(
-        r"process 0 of 2 ends: process 1 or its host is gone .*newest complete checkpoint is step "
-        r"(\d+)",
-        output,
-    )
-    assert found, output[-4000:]
+    assert "process 0 of 2 ends: process 1 or its host is gone" in output
     assert "did not end by themselves" not in output
-    # A save that was cut counts only if it was complete.
     restart = re.search(r"continuing at step (\d+)", output)
-    died = int(fault.partition(":")[2])
-    assert restart and int(restart[1]) in (
-        {4, 8}
-        if fault == "save:8"
-        else {died // 4 * 4 - (4 if fault.startswith("evaluation") else 0)}
-    ), output[-4000:]
+    assert restart and int(restart[1]) in continued, output[-4000:]
+    assert f"the newest checkpoint is step {restart[1]}" in output  # the launcher's line
     assert digest(tmp_path) == digest(undisturbed)
     assert rows(tmp_path) == rows(undisturbed)
     assert not list((tmp_path / "checkpoints").glob("*tmp*"))
@@ -156,3 +154,13 @@ def test_settings_that_do_not_fit_end_all_processes_at_once_without_a_restart(sh
         arguments = training(shards, tmp_path, *LENGTH, override)
         output = finished(launched(arguments, 2, options=("--restarts=3",)), expected=2)
         assert message in output and "restart" not in output
+
+
+@pytest.mark.slow
+def test_an_error_in_one_process_ends_the_other_with_its_text(shards, tmp_path):
+    arguments = training(shards, tmp_path, *LENGTH, faults="error:3")
+    began = time.monotonic()
+    output = finished(launched(arguments, 2), expected=1)
+    assert "TypeError: an error that nobody expected" in output
+    assert "process 1 ended with an error: an error that nobody expected" in output
+    assert "did not end by themselves" not in output and time.monotonic() - began < LIMIT
