@@ -1,7 +1,7 @@
 """How long does saving a checkpoint hold up the training loop? Against the time of one step.
 
     python benchmarks/checkpoint.py --config=configs/videomae/pretrain.py:size=base \\
-        --config.data.global_batch=2 --config.steps=100 --workdir=/tmp/checkpoint_bench
+        --config.data.global_batch=2 --config.steps=1000 --workdir=/tmp/checkpoint_bench
 
 Runs the step on random bytes that already lie in memory, as the loop does (two steps in flight),
 and saves after every --every steps in the background. Two figures per save, in units of the median

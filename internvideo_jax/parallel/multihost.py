@@ -155,9 +155,8 @@ def joined(
         return
 
     def end(what: str, code: int | None) -> None:
-        text = ". ".join(
-            filter(None, (what, safe(), "Start all processes with the same command to go on"))
-        )
+        advice = "" if code == 2 else "start all processes with the same command to go on"
+        text = "; ".join(filter(None, (what, safe(), advice)))
         print(
             f"error: process {jax.process_index()} of {jax.process_count()} ends: {text}",
             file=sys.stderr,
