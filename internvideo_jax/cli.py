@@ -23,6 +23,14 @@ CONFIG = config_flags.DEFINE_config_file(
     "overridden: --config.optim.lr=1e-3",
     lock_config=True,
 )
+COORDINATOR = flags.DEFINE_string(
+    "coordinator",
+    "",
+    "host:port of process 0, in a job of several processes; TPU slices, Slurm "
+    "steps and JobSets need none of these three.",
+)
+PROCESSES = flags.DEFINE_integer("processes", 0, "Number of processes of the job.", lower_bound=0)
+PROCESS = flags.DEFINE_integer("process", -1, "Number of this process, from 0.", lower_bound=-1)
 DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 
 

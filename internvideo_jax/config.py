@@ -80,6 +80,16 @@ class LogConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class WatchdogConfig:
+    """When a step counts as hanging: its stacks are written down, and the run may be ended."""
+
+    factor: float = 20.0  # times the median step; 0 = off
+    seconds: float = 120.0  # but at least this long
+    pause_seconds: float = 3600.0  # limit of one evaluation or save
+    abort_seconds: float = 0.0  # end the process this long after that; 0 = never
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """One training run."""
 
@@ -90,6 +100,7 @@ class TrainConfig:
     mesh: MeshConfig = MeshConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
+    watchdog: WatchdogConfig = WatchdogConfig()
     evals: Mapping[str, Any] = dataclasses.field(
         default_factory=dict, metadata={"kind": "evaluator", "many": True}
     )

@@ -99,9 +99,14 @@ def main() -> None:
     only = flags.DEFINE_list("only", [], "Labels of the evaluators to run; default: all.")
 
     def run() -> int:
-        multihost.initialize()
         if not checkpoint.value or not out.value:
             raise ValueError("--checkpoint and --out are needed, see --help")
+        job = cli.COORDINATOR.value, cli.PROCESSES.value, cli.PROCESS.value
+        with multihost.joined(*job, notices=False):
+            evaluate(selected(), checkpoint.value, Path(out.value))
+        return 0
+
+    def selected() -> TrainConfig:
         config = cli.typed_config()
         unknown = [label for label in only.value if label not in config.evals]
         if unknown:
@@ -109,8 +114,7 @@ def main() -> None:
         if only.value:
             kept = {label: config.evals[label] for label in only.value}
             config = dataclasses.replace(config, evals=kept)
-        evaluate(config, checkpoint.value, Path(out.value))
-        return 0
+        return config
 
     cli.run(run)
 

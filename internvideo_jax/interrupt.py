@@ -10,16 +10,23 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Interrupt:
-    """Context in which the first signal only sets `requested`; a second one ends at once."""
+    """Context in which the first signal only sets `requested`; a second one ends at once.
 
-    def __init__(self) -> None:
+    Args:
+      shared: SIGTERM is taken by jax's coordination service, which tells all processes of the job
+        (`multihost.takes_notices`). It then stays with the service, which ignores a second one, and
+        ctrl-c is handed to it as well; `requested` is not what to look at.
+    """
+
+    def __init__(self, shared: bool = False) -> None:
         self.requested = False
-        self.name = ""
-        self.exit_code = 0
+        self.name = "SIGTERM to a process of this job" if shared else ""
+        self.exit_code = 128 + signal.SIGTERM if shared else 0
+        self._shared = shared
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Interrupt:
-        for number in SIGNALS:
+        for number in SIGNALS[1:] if self._shared else SIGNALS:
             self._previous[number] = signal.signal(number, self._handle)
         return self
 
@@ -32,3 +39,5 @@ class Interrupt:
         self.name = signal.Signals(number).name
         self.exit_code = 128 + number
         signal.signal(number, self._previous[signal.Signals(number)])
+        if self._shared:
+            signal.raise_signal(signal.SIGTERM)

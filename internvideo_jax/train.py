@@ -9,6 +9,7 @@ Starting the same command again continues where the newest checkpoint stands, to
 from __future__ import annotations
 
 import collections
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from internvideo_jax.build import Run, build
 from internvideo_jax.checkpoint.initial import initialise
 from internvideo_jax.checkpoint.manager import Checkpoints
 from internvideo_jax.checkpoint.metadata import devices, git_revision, params_digest, versions
+from internvideo_jax.checkpoint.steps import safe_text
 from internvideo_jax.config import TrainConfig, as_plain
 from internvideo_jax.evaluators.base import EvalContext
 from internvideo_jax.evaluators.run import (
@@ -38,6 +40,7 @@ from internvideo_jax.telemetry.progress import Progress
 from internvideo_jax.telemetry.report import write_report
 from internvideo_jax.telemetry.writer import MetricWriter
 from internvideo_jax.types import TrainState
+from internvideo_jax.watchdog import Watchdog
 
 # Steps that may be in flight. Without a bound the host would run ahead and pile up batches.
 IN_FLIGHT = 2
@@ -89,9 +92,10 @@ def train(config: TrainConfig, workdir: Path) -> int:
     in_flight: collections.deque[Any] = collections.deque()
     watch = FiniteWatch(config.max_nonfinite, start, int(state.nonfinite))
 
-    with Interrupt() as interrupt:
+    watchdog = Watchdog(config.watchdog, workdir, jax.process_index())
+    with Interrupt(shared=multihost.takes_notices()) as interrupt, watchdog:
         for step in range(start + 1, run.steps + 1):
-            with progress.waiting():
+            with progress.waiting(), watchdog.doing("waiting for data"):
                 batch = next(stream)
             state, metrics = train_step(state, multihost.to_global(batch, sharding))
             in_flight.append(metrics)
@@ -101,9 +105,8 @@ def train(config: TrainConfig, workdir: Path) -> int:
             last = step == run.steps
             regular = step % config.log.every == 0 or last or step == 1
             log = regular or step == start + 1
-            stop = interrupt.requested
+            stop = multihost.stop_after(step, interrupt.requested, agree=log)
             if log:
-                stop = multihost.any_process(stop)
                 values = {name: float(value) for name, value in jax.device_get(metrics).items()}
                 watch.check(step, values["train/nonfinite"])
                 perf = progress.lap(step)
@@ -121,21 +124,22 @@ def train(config: TrainConfig, workdir: Path) -> int:
                 or (evaluator.every > 0 and step % evaluator.every == 0)
             }
             if due:
-                with progress.paused():
+                with progress.paused(), watchdog.doing("evaluating", pause=True):
                     evaluate(run, state, due, context, writer, workdir, step)
 
             # Saving comes after logging and evaluating, so a restart never misses their rows.
-            stop = stop and (log or jax.process_count() == 1)
             if step % config.checkpoint.every == 0 or last or stop:
-                with progress.paused():
+                with progress.paused(), watchdog.doing("saving", pause=True):
                     checkpoints.save(step, state, provenance)
             if stop and not last:
-                checkpoints.wait()
+                with watchdog.doing("saving", pause=True):
+                    checkpoints.wait()
                 say(
                     f"{interrupt.name or 'another process was stopped'}: saved step {step} in "
                     f"{checkpoints.folder}; start the same command again to go on"
                 )
-                return interrupt.exit_code or 1
+                return interrupt.exit_code or 128 + signal.SIGTERM
+            watchdog.stepped(step)
 
     checkpoints.wait()
     finish(state, provenance, writer, workdir, report=config.log.report)
@@ -232,10 +236,12 @@ def main() -> None:
     )
 
     def run() -> int:
-        multihost.initialize()
         if not workdir.value:
             raise ValueError("no --workdir given; expected a directory for the run")
-        return train(cli.typed_config(), Path(workdir.value))
+        folder = Path(workdir.value)
+        job = cli.COORDINATOR.value, cli.PROCESSES.value, cli.PROCESS.value
+        with multihost.joined(*job, safe=lambda: safe_text(folder)):
+            return train(cli.typed_config(), folder)
 
     cli.run(run)
 

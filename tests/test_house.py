@@ -19,6 +19,8 @@ MAY_IMPORT = {
     "config": {"registry"},
     "interrupt": set(),
     "smoke": {"config"},
+    "watchdog": {"config"},
+    "launch": {"checkpoint"},
     "ops": {"types", "config", "registry"},
     "masking": {"types"},
     "parallel": {"types", "config"},

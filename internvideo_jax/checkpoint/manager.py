@@ -11,10 +11,10 @@ import orbax.checkpoint as ocp
 
 from data_pipelines.identity import differences, digest
 from internvideo_jax.checkpoint.metadata import describe_tree, first_difference
+from internvideo_jax.checkpoint.steps import FOLDER, complete_steps
 from internvideo_jax.config import CheckpointConfig
 from internvideo_jax.types import TrainState
 
-FOLDER = "checkpoints"
 # Version of the layout: items `state` (step, params, opt_state, ema, nonfinite) and `meta`.
 LAYOUT = 1
 
@@ -95,7 +95,7 @@ class Checkpoints:
             raise self._explain(None, error) from error
 
     def _explain(self, step: int | None, error: Exception) -> RuntimeError:
-        complete = sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit())
+        complete = complete_steps(self.folder)
         safe = f"step {complete[-1]} in {self.folder} is complete" if complete else "none exists"
         which = f"of step {step} " if step is not None else ""
         return RuntimeError(

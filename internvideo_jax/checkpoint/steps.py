@@ -1,0 +1,30 @@
+"""Which steps of a run are on disk, without opening them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+FOLDER = "checkpoints"
+
+
+def complete_steps(folder: Path) -> list[int]:
+    """Numbers of the complete steps below a checkpoint folder, ascending.
+
+    A step gets its plain number as a name only when all of it is written.
+    """
+    if not folder.is_dir():
+        return []
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+
+
+def newest_step(workdir: str | Path) -> int | None:
+    """The step from which a run would continue."""
+    return next(iter(reversed(complete_steps(Path(workdir) / FOLDER))), None)
+
+
+def safe_text(workdir: str | Path) -> str:
+    """`the newest complete checkpoint is step 40 in runs/x/checkpoints`, for messages."""
+    step, folder = newest_step(workdir), Path(workdir) / FOLDER
+    if step is None:
+        return f"there is no checkpoint in {folder} yet"
+    return f"the newest complete checkpoint is step {step} in {folder}"

@@ -1,0 +1,28 @@
+"""A checkpoint on other processes and other meshes than those that wrote it, bit for bit."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.faults.jobs import finished, launched
+
+
+def state(what: str, folder, processes: int, devices: int, axes: str) -> tuple[str, int]:
+    arguments = ["-m", "tests.faults.state", what, str(folder), axes]
+    output = finished(launched(arguments, processes, devices))
+    found = set(re.findall(r"digest (\w+) split (\d+)", output))
+    assert len(found) == 1, output[-3000:]  # the same on all processes
+    digest, split = found.pop()
+    return digest, int(split)
+
+
+@pytest.mark.slow
+def test_a_state_moves_between_processes_and_meshes_bit_for_bit(tmp_path):
+    saved, split = state("save", tmp_path, 2, 2, "2,2,1")
+    assert split > 10
+    for processes, devices, axes in ((1, 8, "2,2,2"), (4, 1, "1,4,1"), (1, 1, "1,1,1")):
+        restored, split = state("restore", tmp_path, processes, devices, axes)
+        assert restored == saved, (processes, devices, axes)
+        assert (split > 10) == (axes != "1,1,1")
