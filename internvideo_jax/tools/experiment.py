@@ -53,6 +53,16 @@ class Experiment:
         if fixed:
             raise ValueError(f"{fixed[0]} is both set to one value and swept over; drop one")
 
+    @classmethod
+    def from_sets(
+        cls, name: str, config: str, workdir: str, sets: Sequence[str], zipped: bool = False
+    ) -> Experiment:
+        """From the texts of --set flags; a field with several values is swept over."""
+        fields = parse_sweep(sets)
+        fixed = [(field, values[0]) for field, values in fields.items() if len(values) == 1]
+        sweep = {field: values for field, values in fields.items() if len(values) > 1}
+        return cls(name, config, workdir, fixed, sweep, zipped)
+
     def jobs(self) -> list[Job]:
         """The runs, in the order of the sweep.
 
