@@ -117,8 +117,11 @@ class Gke:
             raise ValueError("--executor=gke needs --image, with this package installed in it")
         if self.submit == "xpk" and not self.cluster:
             raise ValueError("--submit=xpk needs --cluster")
-        if self.submit == "xpk" and (self.nfs or self.emit):
-            raise ValueError("--nfs and --emit are for --submit=kubectl; xpk has storage of its own")
+        if self.submit == "xpk" and (self.nfs or self.emit or self.spot):
+            raise ValueError(
+                "--nfs, --emit and --spot are for --submit=kubectl; with xpk storage and kind of "
+                "nodes are those of its cluster"
+            )
         if self.nfs and ":/" not in self.nfs:
             raise ValueError(f"--nfs={self.nfs}: expected HOST:/EXPORT")
         if self.grace < 30:
@@ -131,8 +134,12 @@ class Gke:
             "cloud.google.com/gke-tpu-accelerator": self.slice.generation.node_label,
             "cloud.google.com/gke-tpu-topology": self.slice.topology,
         }
+        tolerations = []
         if self.spot:
-            selector["cloud.google.com/gke-spot"] = "true"
+            label = "cloud.google.com/gke-spot"
+            selector[label] = "true"
+            taint = {"key": label, "operator": "Equal", "value": "true", "effect": "NoSchedule"}
+            tolerations.append(taint)
         # Data workers hand over batches in shared memory, of which a pod has 64 MB otherwise.
         volumes: list[dict[str, Any]] = [{"name": "shm", "emptyDir": {"medium": "Memory"}}]
         mounts = [{"name": "shm", "mountPath": "/dev/shm"}]
@@ -144,6 +151,7 @@ class Gke:
             "restartPolicy": "Never",
             "terminationGracePeriodSeconds": self.grace,
             "nodeSelector": selector,
+            "tolerations": tolerations,
             "containers": [
                 {
                     "name": "train",
@@ -200,7 +208,6 @@ class Gke:
             f"--docker-image={self.image}",
             f"--max-restarts={self.restarts}",
             f"--termination-grace-period-seconds={self.grace}",
-            *(["--spot"] if self.spot else []),
             f"--command={shlex.join(worker_command(job.arguments, restarts=self.restarts))}",
         ]
 
