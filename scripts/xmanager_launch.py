@@ -255,7 +255,9 @@ def run(command: Sequence[str], dry_run: bool, stdin: str | None = None) -> int:
     try:
         return subprocess.run(full, input=stdin, text=True, check=False).returncode
     except FileNotFoundError as error:
-        raise ValueError(f"{command[0]} is not installed; --dry-run shows what it would do") from error
+        raise ValueError(
+            f"{command[0]} is not installed; --dry-run shows what it would do"
+        ) from error
 
 
 def yaml_text(value: Any, indent: str = "") -> str:
@@ -263,7 +265,9 @@ def yaml_text(value: Any, indent: str = "") -> str:
     lines = ""
     items = value.items() if isinstance(value, Mapping) else ((None, one) for one in value)
     for key, item in items:
-        head = f"{indent}- " if key is None else f"{indent}{json.dumps(key) if '/' in key else key}:"
+        head = (
+            f"{indent}- " if key is None else f"{indent}{json.dumps(key) if '/' in key else key}:"
+        )
         if not isinstance(item, Mapping | list) or not item:
             lines += f"{head}{'' if key is None else ' '}{json.dumps(item)}\n"
         elif key is None:

@@ -19,7 +19,7 @@ from tests.scripts.conftest import ROOT, SCRIPTS, Script, script_environment
 
 # Ends at once; with `slow` as its learning rate it goes on until it is told to save, and with `bad`
 # it fails.
-TRAIN = '''
+TRAIN = """
 import json, pathlib, signal, sys, time
 flags = dict(word.lstrip("-").split("=", 1) for word in sys.argv[1:])
 folder = pathlib.Path(flags["workdir"])
@@ -40,7 +40,7 @@ score = float(flags["config.seed"]) + (0.5 if rate == "slow" else float(rate))
 rows = [{"step": 1, "train/loss": 9.0}, {"step": 2, "train/loss": 1.0, "eval/test/top1": score}]
 (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\\n" for row in rows))
 (folder / "run.json").write_text(json.dumps({"params_digest": "0"}))
-'''
+"""
 
 
 @pytest.fixture
@@ -56,9 +56,7 @@ def fake(tmp_path: Path) -> Path:
 
 
 def sweep(script: Script, fake: Path, *arguments: str):
-    return script(
-        "sweep.py", "--config=c.py", "--out=out", *arguments, PYTHONPATH=str(fake)
-    )  # fmt: skip
+    return script("sweep.py", "--config=c.py", "--out=out", *arguments, PYTHONPATH=str(fake))
 
 
 def test_dry_run_prints_every_run(script: Script, tmp_path: Path):
@@ -69,7 +67,6 @@ def test_dry_run_prints_every_run(script: Script, tmp_path: Path):
         "--set=optim.lr=1e-3,3e-4",
         "--set=config.data.train=a dir/",
         '--set=optim.freeze=[["a","b"],[]]',
-        "--zip" if False else "--parallel=2",
         "--restarts=1",
         "--dry-run",
     )
@@ -80,14 +77,23 @@ def test_dry_run_prints_every_run(script: Script, tmp_path: Path):
         *("python", "-m", "internvideo_jax.launch", "--restarts=1", "--"),
         *("python", "-m", "internvideo_jax.train", "--config=c.py:size=tiny"),
         "--workdir=out/optim.lr=1e-3,optim.freeze=_a_b_",
-        *("--config.data.train=a dir/", "--config.optim.lr=1e-3", "--config.optim.freeze=('a','b',)"),
+        *(
+            "--config.data.train=a dir/",
+            "--config.optim.lr=1e-3",
+            "--config.optim.freeze=('a','b',)",
+        ),
     ]
     assert commands[1][-1] == "--config.optim.freeze=()"
     assert not (tmp_path / "out").exists()
 
 
 def test_runs_all_and_ends_with_a_sorted_table(script: Script, fake: Path, tmp_path: Path):
-    arguments = ("--set=optim.lr=0.1,0.2", "--set=seed=0,1", "--parallel=2", "--sort=eval/test/top1")
+    arguments = (
+        "--set=optim.lr=0.1,0.2",
+        "--set=seed=0,1",
+        "--parallel=2",
+        "--sort=eval/test/top1",
+    )
     done = sweep(script, fake, *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = list(csv.reader(open(tmp_path / "out/table.csv")))
@@ -103,7 +109,7 @@ def test_runs_all_and_ends_with_a_sorted_table(script: Script, fake: Path, tmp_p
     # Again: nothing runs, the table can have another order.
     again = sweep(script, fake, *arguments, "--ascending", "--metrics=train/loss")
     assert "4 runs, 4 of them finished before" in again.stdout
-    assert again.stdout.splitlines()[-5:-4] == [] or "| 0.1 | 0 |" in again.stdout.splitlines()[3]
+    assert "| 0.1 | 0 | finished | 2 | 0.1 | 1 |" in again.stdout.splitlines()[3]
     starts = [path.read_text() for path in sorted((tmp_path / "out").glob("*/starts"))]
     assert starts == ["start\n"] * 4
     dry = sweep(script, fake, *arguments, "--dry-run")
@@ -190,13 +196,14 @@ def test_a_real_training(shards: Path, tmp_path: Path):
             "--set=steps=2",
             "--set=optim.warmup_steps=1",
             f"--set=data.train={shards}",
+            "--parallel=2",
             "--sort=train/loss",
         ],
         cwd=ROOT,
         env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=600,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     for seed in (0, 1):
