@@ -4,9 +4,9 @@
         --set=optim.lr=1e-3,3e-4 --set=seed=0,1,2 --set=data.train=shards/ \\
         --parallel=2 --sort=eval/test/top1
 
-Every run has its own directory below --out. Starting the same command again goes on: finished runs are
-skipped, others continue from their newest checkpoint. It ends with a table, also in table.csv and
-table.md.
+Every run has its own directory below --out. Starting the same command again goes on: finished runs
+are skipped, others continue from their newest checkpoint. It ends with a table, also in table.csv
+and table.md.
 """
 
 from __future__ import annotations

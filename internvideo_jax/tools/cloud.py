@@ -65,13 +65,13 @@ class CloudSlice:
         if len(shape) == 2 and shape not in FLAT:
             known = ", ".join(_text(one) for one in FLAT)
             raise ValueError(f"--slice={self.name}: {kind} comes as {known}")
-        if len(shape) == 3 and shape not in SMALL:
-            if any(size % 4 for size in shape) or list(shape) != sorted(shape):
-                known = ", ".join(_text(one) for one in SMALL)
-                raise ValueError(
-                    f"--slice={self.name}: {kind} comes as {known}, or with three multiples of 4 "
-                    "in ascending order, such as 4x4x8"
-                )
+        cubes = not any(size % 4 for size in shape) and list(shape) == sorted(shape)
+        if len(shape) == 3 and shape not in SMALL and not cubes:
+            known = ", ".join(_text(one) for one in SMALL)
+            raise ValueError(
+                f"--slice={self.name}: {kind} comes as {known}, or with three multiples of 4 "
+                "in ascending order, such as 4x4x8"
+            )
 
     @property
     def generation(self) -> Generation:
