@@ -92,7 +92,8 @@ def test_a_process_per_node_is_told_its_devices(script: Script, tmp_path: Path):
 
 def test_apptainer_and_cpu_nodes(script: Script, tmp_path: Path):
     done = script(
-        "slurm.sh", "--dry-run", "--gpus-per-node=0", "--container=a.sif", "--mount=/data", "--", *TRAIN
+        "slurm.sh", "--dry-run", "--gpus-per-node=0", "--container=a.sif", "--mount=/data", "--",
+        *TRAIN,
     )  # fmt: skip
     assert "--gpus" not in done.stdout and "JAX_LOCAL" not in done.stdout
     assert (

@@ -96,7 +96,7 @@ def test_runs_all_and_ends_with_a_sorted_table(script: Script, fake: Path, tmp_p
     )
     done = sweep(script, fake, *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
-    rows = list(csv.reader(open(tmp_path / "out/table.csv")))
+    rows = list(csv.reader((tmp_path / "out/table.csv").read_text().splitlines()))
     assert rows == [
         ["optim.lr", "seed", "status", "step", "eval/test/top1"],
         ["0.2", "1", "finished", "2", "1.2"],
