@@ -46,7 +46,7 @@ MAY_IMPORT = {
     "cli": {"config", "registry"},
     "tools": {"types", "config", "registry", "parallel", "build", "step", "cli"},
 }
-ENTRY_POINTS = {"train", "evaluate"}
+ENTRY_POINTS = {"train", "evaluate", "extract"}
 # Third-party package -> the only rooms that may import it.
 OWNERS = {
     "flax": {"models"},

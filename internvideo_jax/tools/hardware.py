@@ -8,7 +8,6 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
 from internvideo_jax.registry import suggest
@@ -89,6 +88,8 @@ def open_slice(name: str) -> Slice:
       ValueError: a slice that does not exist.
       RuntimeError: the TPU compiler is missing or held by another process.
     """
+    import jax  # here, since what starts a job elsewhere needs only the numbers above
+
     kind, shape = parse_topology(name)
     # An accelerator of this machine is left alone: constants are made on the CPU.
     jax.config.update("jax_platforms", "cpu")

@@ -1,0 +1,153 @@
+#!/usr/bin/env bash
+# Writes an sbatch file for a training on a Slurm cluster and submits it.
+set -euo pipefail
+
+usage() {
+  cat <<'END'
+usage: scripts/slurm.sh [OPTIONS] -- ARGUMENTS OF internvideo_jax.train
+
+  --dry-run             print the sbatch file; write and submit nothing
+  --name=NAME           of the job (default internvideo)
+  --nodes=N             default 1
+  --gpus-per-node=N     default 8; 0 for CPU nodes
+  --process-per=gpu     one process per GPU (default), or per node. Per node, the process takes all
+                        GPUs of its node
+  --cpus-per-process=N  default: the cluster's
+  --time=24:00:00       limit of one submission; [days-]hours:minutes:seconds
+  --save-seconds=N      SIGTERM this long before the limit, so that the run saves (default 120)
+  --requeues=N          how often the job is queued again after that (default 100)
+  --restarts=N          how often a failed training is started again within a job (default 0)
+  --partition=, --account=, --qos=, --constraint=
+  --sbatch=OPTION       further option of sbatch, such as --sbatch=--exclusive; may be repeated
+  --venv=DIR            environment to activate
+  --container=IMAGE     a .sif file (Apptainer), or an image for srun --container-image (Pyxis)
+  --mount=A:B           directory for the container; may be repeated. The current one always is
+  --out=FILE            the sbatch file (default NAME.sbatch)
+
+The current directory, the checkout, and --workdir lie on a file system that all nodes see. A job that
+reached its limit saves and is queued again; one that was cancelled or failed is not. Exit code 2: a
+wrong command line.
+END
+}
+
+fail() {
+  printf 'error: %s\n' "$*" >&2
+  exit 2
+}
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+PYTHON=${PYTHON:-python3}
+
+number() { # FLAG VALUE LEAST
+  [[ $2 =~ ^[0-9]+$ && $2 -ge $3 ]] || fail "$1=$2: expected a whole number of at least $3"
+}
+
+# The sbatch file on standard output.
+generate() {
+  local tasks=1 prefix="" mount mounts
+  if [[ $PER == gpu && $GPUS -gt 0 ]]; then
+    tasks=$GPUS
+  fi
+  printf '#!/usr/bin/env bash\n'
+  printf '#SBATCH %s\n' "--job-name=$NAME" "--nodes=$NODES" "--ntasks-per-node=$tasks" \
+    "--time=$TIME" "--signal=TERM@$SAVE" --requeue --open-mode=append "--output=$NAME-%j.log" \
+    ${OPTIONS[@]+"${OPTIONS[@]}"}
+  if [[ $GPUS -gt 0 ]]; then
+    printf '#SBATCH --gpus-per-node=%s\n' "$GPUS"
+  fi
+  if [[ -n $CPUS ]]; then
+    printf '#SBATCH --cpus-per-task=%s\n' "$CPUS"
+  fi
+  printf 'set -uo pipefail\n'
+  if [[ -n $VENV ]]; then
+    printf 'source %q\n' "$VENV/bin/activate"
+  fi
+  if [[ $PER == node && $GPUS -gt 0 ]]; then
+    printf '%s\n' "# Under Slurm jax gives a process one device, unless told which ones it has." \
+      "export JAX_LOCAL_DEVICE_IDS=$(seq -s, 0 $((GPUS - 1)))"
+  fi
+  printf '%s\n' "# The signal before the limit goes to the processes, not to this shell: here it means" \
+    "# that somebody cancelled the job." "cancelled=" "trap 'cancelled=1' TERM"
+  # A process that has saved must not end those that still save; a dead one is noticed by jax.
+  printf 'srun --kill-on-bad-exit=0 --wait=%s' "$SAVE"
+  if [[ $CONTAINER == *.sif ]]; then
+    prefix=" apptainer exec --nv"
+    for mount in "$PWD" ${MOUNTS[@]+"${MOUNTS[@]}"}; do
+      prefix+=$(printf ' --bind=%q' "$mount")
+    done
+    prefix+=$(printf ' %q' "$CONTAINER")
+  elif [[ -n $CONTAINER ]]; then
+    mounts=$PWD:$PWD
+    for mount in ${MOUNTS[@]+"${MOUNTS[@]}"}; do
+      mounts+=,$mount
+    done
+    printf ' --container-image=%q --container-workdir=%q --container-mounts=%q' \
+      "$CONTAINER" "$PWD" "$mounts"
+  fi
+  printf '%s %s\ncode=$?\n' "$prefix" "$WORKER"
+  printf '%s\n' "# 143: saved after SIGTERM." \
+    "if [[ \$code -eq 143 && -z \$cancelled && \${SLURM_RESTART_COUNT:-0} -lt $REQUEUES ]]; then" \
+    "  scontrol requeue \"\$SLURM_JOB_ID\"" "fi" "exit \$code"
+}
+
+main() {
+  DRY="" NAME=internvideo NODES=1 GPUS=8 PER=gpu CPUS="" TIME=24:00:00 SAVE=120 REQUEUES=100
+  RESTARTS=0 VENV="" CONTAINER="" OUT=""
+  OPTIONS=() MOUNTS=()
+  local train=()
+  while [[ $# -gt 0 ]]; do
+    case $1 in
+      --help | -h) usage && return ;;
+      --dry-run) DRY=1 ;;
+      --name=*) NAME=${1#*=} ;;
+      --nodes=*) NODES=${1#*=} ;;
+      --gpus-per-node=*) GPUS=${1#*=} ;;
+      --process-per=*) PER=${1#*=} ;;
+      --cpus-per-process=*) CPUS=${1#*=} ;;
+      --time=*) TIME=${1#*=} ;;
+      --save-seconds=*) SAVE=${1#*=} ;;
+      --requeues=*) REQUEUES=${1#*=} ;;
+      --restarts=*) RESTARTS=${1#*=} ;;
+      --partition=* | --account=* | --qos=* | --constraint=*) OPTIONS+=("$1") ;;
+      --sbatch=*) OPTIONS+=("${1#*=}") ;;
+      --venv=*) VENV=${1#*=} ;;
+      --container=*) CONTAINER=${1#*=} ;;
+      --mount=*) MOUNTS+=("${1#*=}") ;;
+      --out=*) OUT=${1#*=} ;;
+      --)
+        shift
+        train=("$@")
+        break
+        ;;
+      *) fail "unknown option '$1'; see scripts/slurm.sh --help" ;;
+    esac
+    shift
+  done
+  [[ $NAME =~ ^[A-Za-z0-9_.-]+$ ]] || fail "--name=$NAME: expected letters, digits, _ . and -"
+  number --nodes "$NODES" 1
+  number --gpus-per-node "$GPUS" 0
+  number --save-seconds "$SAVE" 1
+  number --requeues "$REQUEUES" 0
+  [[ -z $CPUS ]] || number --cpus-per-process "$CPUS" 1
+  [[ $PER == gpu || $PER == node ]] || fail "--process-per=$PER: expected gpu or node"
+  [[ $TIME =~ ^([0-9]+-)?[0-9]+:[0-9]{2}:[0-9]{2}$ ]] ||
+    fail "--time=$TIME: expected [days-]hours:minutes:seconds, such as 24:00:00"
+  [[ -z $VENV || -z $CONTAINER ]] || fail "--venv and --container: expected one of them"
+  if [[ ${#MOUNTS[@]} -gt 0 && -z $CONTAINER ]]; then
+    fail "--mount is for --container"
+  fi
+  WORKER=$(PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}" "$PYTHON" -m \
+    internvideo_jax.tools.experiment "--restarts=$RESTARTS" -- ${train[@]+"${train[@]}"}) || exit 2
+
+  if [[ -n $DRY ]]; then
+    generate
+    return
+  fi
+  command -v sbatch >/dev/null ||
+    fail "sbatch is not installed; run this on a login node of the cluster, or use --dry-run"
+  OUT=${OUT:-$NAME.sbatch}
+  generate >"$OUT"
+  sbatch "$OUT"
+}
+
+main "$@"

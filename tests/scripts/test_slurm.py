@@ -1,0 +1,159 @@
+"""scripts/slurm.sh: the sbatch file line by line, and how the job ends."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.scripts.conftest import TRAIN, Script, program, script_environment
+
+END = [
+    "# The signal before the limit goes to the processes, not to this shell: here it means",
+    "# that somebody cancelled the job.",
+    "cancelled=",
+    "trap 'cancelled=1' TERM",
+]
+WORKER = f"python -m internvideo_jax.train {' '.join(TRAIN)}"
+
+
+def after(code: str = "100") -> list[str]:
+    return [
+        "code=$?",
+        "# 143: saved after SIGTERM.",
+        f"if [[ $code -eq 143 && -z $cancelled && ${{SLURM_RESTART_COUNT:-0}} -lt {code} ]]; then",
+        '  scontrol requeue "$SLURM_JOB_ID"',
+        "fi",
+        "exit $code",
+    ]
+
+
+def test_a_process_per_gpu(script: Script):
+    done = script(
+        "slurm.sh",
+        "--dry-run",
+        "--name=mae",
+        "--nodes=4",
+        "--gpus-per-node=8",
+        "--cpus-per-process=12",
+        "--time=2-00:00:00",
+        "--partition=gpu",
+        "--venv=/shared/venv",
+        "--",
+        *TRAIN,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "#!/usr/bin/env bash",
+        "#SBATCH --job-name=mae",
+        "#SBATCH --nodes=4",
+        "#SBATCH --ntasks-per-node=8",
+        "#SBATCH --time=2-00:00:00",
+        "#SBATCH --signal=TERM@120",
+        "#SBATCH --requeue",
+        "#SBATCH --open-mode=append",
+        "#SBATCH --output=mae-%j.log",
+        "#SBATCH --partition=gpu",
+        "#SBATCH --gpus-per-node=8",
+        "#SBATCH --cpus-per-task=12",
+        "set -uo pipefail",
+        "source /shared/venv/bin/activate",
+        *END,
+        f"srun --kill-on-bad-exit=0 --wait=120 {WORKER}",
+        *after(),
+    ]
+
+
+def test_a_process_per_node_is_told_its_devices(script: Script, tmp_path: Path):
+    done = script(
+        "slurm.sh",
+        "--dry-run",
+        "--process-per=node",
+        "--gpus-per-node=4",
+        "--container=docker://image",
+        "--mount=/data:/data",
+        "--save-seconds=300",
+        "--requeues=5",
+        "--restarts=2",
+        "--",
+        *TRAIN,
+    )
+    found = done.stdout.splitlines()
+    assert "#SBATCH --ntasks-per-node=1" in found and "#SBATCH --signal=TERM@300" in found
+    assert "export JAX_LOCAL_DEVICE_IDS=0,1,2,3" in found
+    assert found[-7:] == [
+        f"srun --kill-on-bad-exit=0 --wait=300 --container-image=docker://image "
+        f"--container-workdir={tmp_path} --container-mounts={tmp_path}:{tmp_path}\\,/data:/data "
+        f"python -m internvideo_jax.launch --restarts=2 -- {WORKER}",
+        *after("5"),
+    ]
+
+
+def test_apptainer_and_cpu_nodes(script: Script, tmp_path: Path):
+    done = script(
+        "slurm.sh", "--dry-run", "--gpus-per-node=0", "--container=a.sif", "--mount=/data", "--",
+        *TRAIN,
+    )  # fmt: skip
+    assert "--gpus" not in done.stdout and "JAX_LOCAL" not in done.stdout
+    assert (
+        f"srun --kill-on-bad-exit=0 --wait=120 apptainer exec --nv --bind={tmp_path} --bind=/data "
+        f"a.sif {WORKER}" in done.stdout.splitlines()
+    )
+
+
+def test_it_is_submitted(script: Script, tmp_path: Path):
+    program(tmp_path, "sbatch", 'echo "submitted $*"')
+    done = script("slurm.sh", "--name=a", "--", *TRAIN)
+    assert done.stdout == "submitted a.sbatch\n"
+    dry = script("slurm.sh", "--name=a", "--dry-run", "--", *TRAIN)
+    assert (tmp_path / "a.sbatch").read_text() == dry.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--time=3", "--", *TRAIN], "--time=3: expected [days-]hours:minutes:seconds"),
+        (["--nodes=0", "--", *TRAIN], "--nodes=0: expected a whole number of at least 1"),
+        (["--process-per=chip", "--", *TRAIN], "--process-per=chip: expected gpu or node"),
+        (["--venv=a", "--container=b", "--", *TRAIN], "--venv and --container: expected one"),
+        (["--mount=/a", "--", *TRAIN], "--mount is for --container"),
+        (["--node=2", "--", *TRAIN], "unknown option '--node=2'"),
+        (["--name=a b", "--", *TRAIN], "--name=a b: expected letters"),
+        ([], "no --config for the training"),
+        (["--", *TRAIN], "sbatch is not installed; run this on a login node"),
+    ],
+)
+def test_errors_say_what_to_do(script: Script, arguments, message):
+    done = script("slurm.sh", *arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and message in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("srun", "count", "requeued"),
+    [
+        ("exit 143", 0, True),  # saved before the limit
+        ("exit 143", 3, False),  # too often
+        ("exit 1", 0, False),  # failed
+        ("kill -TERM $PPID; exit 143", 0, False),  # cancelled: the shell is told too
+        ("exit 0", 0, False),
+    ],
+)
+def test_only_a_job_that_met_its_limit_is_queued_again(
+    script: Script, tmp_path: Path, srun: str, count: int, requeued: bool
+):
+    dry = script("slurm.sh", "--dry-run", "--requeues=3", "--", *TRAIN)
+    job = tmp_path / "job"
+    job.write_text(dry.stdout)
+    program(tmp_path, "srun", srun)
+    program(tmp_path, "scontrol", 'echo "scontrol $*"')
+    slurm = {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": str(count)}
+    done = subprocess.run(
+        ["/bin/bash", str(job)],
+        env={**script_environment(tmp_path), **slurm},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == int(srun.split()[-1])
+    assert (done.stdout == "scontrol requeue 7\n") is requeued
