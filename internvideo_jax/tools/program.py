@@ -96,6 +96,10 @@ class Program:
     cycles: float  # the compiler's estimate, collectives and custom kernels not included
     unestimated: int  # kernels without an estimate
     unknown_loops: int  # loops whose number of passes is not in the text, counted as one
+    gathered: float = 0.0  # bytes that all-gathers produce in a step
+    # The same with every all-gather counted once, however often its loop runs: no less than what
+    # exists at any one time.
+    gathered_once: float = 0.0
 
     @property
     def wire_bytes(self) -> float:
@@ -112,13 +116,25 @@ def read_program(text: str, devices: int) -> Program:
     reader = _Reader(computations, devices)
     reader.walk(entry, 1)
     merged: dict[tuple[str, int, str], list[float]] = collections.defaultdict(lambda: [0, 0.0])
+    gathered = once = 0.0
     for kind, group, dtype, times, wire in reader.seen.values():
+        if kind == "all-gather" and group > 1:
+            result = wire * group / (group - 1)
+            gathered, once = gathered + times * result, once + result
         entry_of = merged[kind, group, dtype]
         entry_of[0] += times
         entry_of[1] += times * wire
     found = [Collective(*key, int(n), wire) for key, (n, wire) in merged.items()]
     found.sort(key=lambda item: -item.wire)
-    return Program(found, reader.hbm, reader.cycles, reader.unestimated, reader.unknown_loops)
+    return Program(
+        found,
+        reader.hbm,
+        reader.cycles,
+        reader.unestimated,
+        reader.unknown_loops,
+        gathered,
+        once,
+    )
 
 
 class _Reader:
