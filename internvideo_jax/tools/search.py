@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AbstractMesh, AxisType
 
 from internvideo_jax.build import Run
 from internvideo_jax.config import TrainConfig
@@ -33,6 +33,7 @@ MICROBATCHES = (1, 2, 4, 8, 16, 32)
 CLIPS = (1, 2, 4, 8, 16, 32, 64, 128)  # per device, where the batch is free
 OVERLAP = 0.1  # of the limits that do not bind is added: they hide behind each other imperfectly
 RAGGED = 1.05  # a guess at what padded shards cost, until the compiler has said it
+UNSEEN = 0.5  # of the HBM traffic of the leanest policy seen is what an unseen one may need
 BETTER = 0.99  # what is predicted to be no faster than this is not worth a compile
 
 Facts = dict[str, Any]  # of one compiled program, as `report.row` gives them
@@ -119,10 +120,9 @@ def towers(model: Any) -> list[Any]:
     return [part for part in vars(model).values() if hasattr(part, "heads")]
 
 
-def place(run: Run, target: Slice, sizes: tuple[int, int, int]) -> tuple[Run, Place]:
+def place(run: Run, sizes: tuple[int, int, int]) -> tuple[Run, Place]:
     """`run` on another mesh; ValueError where a sharding rule does not fit it."""
-    grid = np.array(target.devices, dtype=object).reshape(sizes)
-    mesh = Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    mesh: Any = AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
     above = run.config.mesh.shard_above
     config = dataclasses.replace(
         run.config, mesh=dataclasses.replace(run.config.mesh, **dict(zip(AXES, sizes, strict=True)))
@@ -168,7 +168,7 @@ class Search:
         found = []
         for sizes in meshes(len(self.target.devices), heads):
             try:
-                moved, here = place(self.run, self.target, sizes)
+                moved, here = place(self.run, sizes)
             except ValueError:
                 self.rejected["an axis of the mesh divides no dimension of a parameter"] += 1
                 continue
@@ -266,13 +266,10 @@ class Search:
                 clips = item.candidate.rows * item.candidate.microbatches
                 policy = item.candidate.remat
                 rates[policy].append(max(moved - state(item.candidate), 0.0) / clips)
-        rate = 0.0
-        if candidate.remat in rates:
-            rate = min(rates[candidate.remat])
-        elif rates:
-            # As much per FLOP as the leanest of the policies that are known.
-            share = min(min(found) / self.flops[policy] for policy, found in rates.items())
-            rate = share * self.flops[candidate.remat]
+        rate = min(rates[candidate.remat], default=0.0)
+        if not rates[candidate.remat]:
+            # A policy that was not compiled may be much leaner than those that were.
+            rate = UNSEEN * min((min(found) for found in rates.values() if found), default=0.0)
         return state(candidate) + rate * candidate.rows * candidate.microbatches
 
     def _wire(self, candidate: Candidate) -> float:
@@ -352,6 +349,11 @@ def search(
         item = state.add(chosen, compile_one(chosen), predicted)
         told(item)
         best = min(best, item.score)
+        if item.facts["gathers_everything"]:  # that lies in the model, not in the axis
+            state.rejected["another fsdp axis was found to gather all parameters"] += sum(
+                other.fsdp > 1 for other in left
+            )
+            left = [other for other in left if other.fsdp == 1]
     too_large = sum(state.memory(item) > limit for item in left)
     if too_large:
         state.rejected["predicted not to fit, from the programs compiled"] += too_large
