@@ -53,7 +53,7 @@ GPUS = {
 }
 GPUS_OF_A_HOST = 8
 FLAT = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
-SMALL = ((1, 1, 1), (2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4))  # less than a cube of 4 x 4 x 4
+SMALL = ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4))  # less than a cube of 4 x 4 x 4
 
 
 @dataclasses.dataclass(frozen=True)

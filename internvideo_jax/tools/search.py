@@ -369,9 +369,9 @@ def policies(run: Run) -> dict[str, float]:
         return {"none": count_flops(run).total / run.config.data.global_batch}
     found = {}
     for policy in POLICIES:
-        model = dataclasses.replace(run.config.model, remat=policy)
-        config = dataclasses.replace(run.config, model=model)
         try:
+            model = dataclasses.replace(run.config.model, remat=policy)
+            config = dataclasses.replace(run.config, model=model)
             counted = count_flops(dataclasses.replace(run, config=config, model=model.model()))
         except ValueError as error:
             if "remat policy" not in str(error):
