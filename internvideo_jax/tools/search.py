@@ -27,7 +27,8 @@ from internvideo_jax.tools.aot import count_flops, ragged_shards, whole_paramete
 from internvideo_jax.tools.hardware import GIB, Chip, Slice
 from internvideo_jax.types import flatten_paths
 
-POLICIES = ("none", "attention", "dots", "full")  # of remat; a model may know some of them
+# Of remat, from the one that keeps most; a model may know some of them.
+POLICIES = ("none", "dots", "attention", "full")
 TENSOR = (1, 2, 4, 8)
 MICROBATCHES = (1, 2, 4, 8, 16, 32)
 CLIPS = (1, 2, 4, 8, 16, 32, 64, 128)  # per device, where the batch is free
