@@ -97,9 +97,7 @@ class Program:
     unestimated: int  # kernels without an estimate
     unknown_loops: int  # loops whose number of passes is not in the text, counted as one
     gathered: float = 0.0  # bytes that all-gathers produce in a step
-    # The same with every all-gather counted once, however often its loop runs: no less than what
-    # exists at any one time.
-    gathered_once: float = 0.0
+    gathered_largest: float = 0.0  # bytes that one of them produces at a time
 
     @property
     def wire_bytes(self) -> float:
@@ -116,11 +114,11 @@ def read_program(text: str, devices: int) -> Program:
     reader = _Reader(computations, devices)
     reader.walk(entry, 1)
     merged: dict[tuple[str, int, str], list[float]] = collections.defaultdict(lambda: [0, 0.0])
-    gathered = once = 0.0
+    gathered = largest = 0.0
     for kind, group, dtype, times, wire in reader.seen.values():
         if kind == "all-gather" and group > 1:
             result = wire * group / (group - 1)
-            gathered, once = gathered + times * result, once + result
+            gathered, largest = gathered + times * result, max(largest, result)
         entry_of = merged[kind, group, dtype]
         entry_of[0] += times
         entry_of[1] += times * wire
@@ -133,7 +131,7 @@ def read_program(text: str, devices: int) -> Program:
         reader.unestimated,
         reader.unknown_loops,
         gathered,
-        once,
+        largest,
     )
 
 

@@ -20,9 +20,11 @@ from internvideo_jax.tools.aot import (
 from internvideo_jax.tools.hardware import GPUS_OF_A_HOST, Slice
 from internvideo_jax.tools.length import duration
 
-# An all-gather of more than this share of the parameters holds a good part of the model at once.
-# A scanned stack gathers one layer at a time, forward and backward.
-GATHERED_LIMIT = 0.5
+# One all-gather of more than this share of the parameters, and of more bytes than are allowed to be
+# whole anyway, holds a good part of the model at once. In a stack of layers, scanned or not, the
+# largest is one matrix of one layer, forward and backward.
+GATHERED_LIMIT = 0.1
+GATHERED_BYTES = 64 * 2**20
 
 
 def report(
@@ -144,14 +146,14 @@ def _collectives(run: Run, target: Slice, check: Check) -> list[str]:
         )
     shares = gathered_shares(run, check)
     if shares is not None:
-        total, at_once = shares
+        total, largest = shares
         lines.append(
-            f"gathers      {total:.2f} x the parameters in bfloat16 per step, at most "
-            f"{at_once:.3f} x at once"
+            f"gathers      {total:.2f} x the parameters in bfloat16 per step, the largest "
+            f"{largest:.4f} x at a time"
         )
-        if at_once > GATHERED_LIMIT:
+        if gathers_everything(run, check):
             lines.append(
-                "             ERROR: a good part of all parameters is gathered at once, which "
+                "             ERROR: one all-gather holds a good part of all parameters, which "
                 "undoes fsdp; keep config.model.scan=True and name the parameters in the sharding "
                 "rules"
             )
@@ -159,22 +161,24 @@ def _collectives(run: Run, target: Slice, check: Check) -> list[str]:
 
 
 def gathered_shares(run: Run, check: Check) -> tuple[float, float] | None:
-    """What all-gathers produce, as shares of the parameters in bfloat16: in a step, and at once.
+    """What all-gathers produce, as shares of the parameters in bfloat16: all in a step, and the
+    largest one at a time.
 
-    The second counts an all-gather in a loop once, so it bounds what exists at a time. None where
-    nothing is split or the program cannot be read. Gathered activations count as well.
+    None where nothing is split or the program cannot be read. Gathered activations count as well.
     """
     if check.program is None or run.mesh.shape["fsdp"] == 1:
         return None
     params = sum(leaf.size for leaf in jax.tree.leaves(run.plan.shapes.params))
     whole = 2.0 * params / run.mesh.shape["tensor"]
-    return check.program.gathered / whole, check.program.gathered_once / whole
+    return check.program.gathered / whole, check.program.gathered_largest / whole
 
 
 def gathers_everything(run: Run, check: Check) -> bool:
-    """Whether more than GATHERED_LIMIT of the parameters may be gathered at once."""
+    """Whether one all-gather is above GATHERED_LIMIT and GATHERED_BYTES."""
     shares = gathered_shares(run, check)
-    return shares is not None and shares[1] > GATHERED_LIMIT
+    if shares is None or check.program is None:
+        return False
+    return shares[1] > GATHERED_LIMIT and check.program.gathered_largest > GATHERED_BYTES
 
 
 def _speed(target: Slice, check: Check) -> list[str]:

@@ -1,4 +1,4 @@
-"""The compile check: what it prints, what it refuses; on CPU devices, and with the TPU compiler."""
+"""The compile check on CPU devices: what it prints, what it refuses."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from internvideo_jax.models.videomae import ClassifierConfig, PretrainConfig, to
 from internvideo_jax.objectives.classification import Classification
 from internvideo_jax.objectives.masked_pixels import MaskedPixels
 from internvideo_jax.parallel.mesh import AXES
-from internvideo_jax.tools.aot import Check, Memory, asked_for, check_step
+from internvideo_jax.tools import report as reporting
+from internvideo_jax.tools.aot import Check, Memory, asked_for, check_step, count_flops
 from internvideo_jax.tools.compile_check import adjust, parse_mesh, prepare
 from internvideo_jax.tools.hardware import CHIPS, GIB, GPUS, Slice
 from internvideo_jax.tools.program import Collective, Program
@@ -122,6 +123,7 @@ def test_a_step_compiled_for_the_cpu(config, v5e):
     run = prepare(config, target, 100, classes=7)
     check = check_step(run, target)
     assert check.memory is not None and check.memory.peak > check.memory.arguments > 0
+    assert check.arguments == pytest.approx(check.memory.arguments, rel=0.02)
     assert 0.6 < check.executed / check.model < 1.0  # no gradient of the pixels
     assert check.program is not None and check.program.wire_bytes == 0
     found = report(run, target, check, length_known=True)
@@ -129,19 +131,20 @@ def test_a_step_compiled_for_the_cpu(config, v5e):
     assert row(run, target, check)["steps"] == 50
 
 
-def test_all_parameters_at_once(v5e):
+def test_all_parameters_at_once(v5e, monkeypatch):
     run = prepare(PRETRAIN, v5e, 0, 0)
     split = dataclasses.replace(run, mesh=jax.sharding.AbstractMesh((1, 8, 1), AXES))
     whole = 2 * sum(leaf.size for leaf in jax.tree.leaves(run.plan.shapes.params))
-    # Forward and backward, a twelfth of the parameters at a time; then everything before the loop.
-    for once, bad in ((2 / 12, False), (1.0, True)):
-        program = dataclasses.replace(PROGRAM, gathered=2 * whole, gathered_once=once * whole)
+    # A matrix of a layer at a time; a matrix of all layers; the same in a small model.
+    for share, limit, bad in ((1 / 36, 1, False), (1 / 3, 1, True), (1 / 3, 2**30, False)):
+        monkeypatch.setattr(reporting, "GATHERED_BYTES", limit)
+        program = dataclasses.replace(PROGRAM, gathered=2 * whole, gathered_largest=share * whole)
         check = dataclasses.replace(CHECK, program=program)
-        assert gathered_shares(split, check) == pytest.approx((2.0, once))
+        assert gathered_shares(split, check) == pytest.approx((2.0, share))
         assert gathers_everything(split, check) is bad
         found = report(split, v5e, check, length_known=False)
-        assert f"2.00 x the parameters in bfloat16 per step, at most {once:.3f} x at once" in found
-        assert ("ERROR: a good part of all parameters" in found) is bad
+        assert f"2.00 x the parameters in bfloat16 per step, the largest {share:.4f} x" in found
+        assert ("ERROR: one all-gather holds a good part" in found) is bad
         assert not gathers_everything(run, check)  # nothing is split
 
 
@@ -165,19 +168,10 @@ def test_gpus_are_not_compiled_for(v5e):
     assert "NOT KNOWN: state and batch take" in found and "does not run on a machine" in found
     assert "compute binds" in found and "nothing was compiled" in found
     assert "at 2.5 per chip-hour" in found
-    assert check.executed == pytest.approx(
-        check_step(run, dataclasses.replace(target, chip=None)).executed
-    )
+    assert check.executed == count_flops(run).total > 0
     tight = dataclasses.replace(target, chip=dataclasses.replace(GPUS["h100"], hbm=1000.0))
     assert not check.unknown(tight)
     assert "DOES NOT FIT: state and batch take" in report(run, tight, check, length_known=True)
-
-
-def test_the_arguments_are_what_the_compiler_says(v5e):
-    run = prepare(PRETRAIN, v5e, 6000, 0)
-    check = check_step(run, dataclasses.replace(v5e, chip=None))
-    assert check.memory is not None
-    assert check.arguments == pytest.approx(check.memory.arguments, rel=0.02)
 
 
 def test_mesh_and_other_changes():
