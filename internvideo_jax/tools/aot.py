@@ -14,6 +14,7 @@ import numpy as np
 
 from internvideo_jax.build import Run
 from internvideo_jax.config import TrainConfig
+from internvideo_jax.ops import attention
 from internvideo_jax.parallel.mesh import batch_sharding
 from internvideo_jax.step import make_train_step
 from internvideo_jax.tools import flops
@@ -77,6 +78,7 @@ class Check:
     compile_seconds: float
     cpu_seconds: float
     host_bytes: int  # largest resident set of this process so far
+    attention: str = ""  # form and reason of every attention in the step
 
     def fits(self, chip: Chip | None) -> bool:
         return self.memory is not None and (chip is None or self.memory.peak <= chip.hbm)
@@ -126,7 +128,7 @@ def check_step(run: Run, target: Slice, *, fast: bool = False) -> Check:
     )
     step = make_train_step(run)
     cpu, started = time.process_time(), time.perf_counter()
-    with jax.set_mesh(run.mesh):
+    with jax.set_mesh(run.mesh), attention.recording() as sites:
         traced = step.jitted.trace(state, batch_shapes(run.config, run.mesh))
     counted = flops.count(traced.jaxpr)
     lowered = traced.lower()
@@ -163,6 +165,7 @@ def check_step(run: Run, target: Slice, *, fast: bool = False) -> Check:
         compile_seconds=compile_seconds,
         cpu_seconds=time.process_time() - cpu,
         host_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        attention=attention.summary(sites),
     )
 
 

@@ -154,6 +154,7 @@ def _flops(check: Check) -> list[str]:
         f"; {check.unknown_loops} while loops counted as one pass" if check.unknown_loops else ""
     )
     return [
+        f"attention    {check.attention}",
         f"FLOPs        model {check.model / 1e12:.4g} T per step, executed "
         f"{check.executed / 1e12:.4g} T: {check.executed / check.model:.3f} x{extra}"
     ]
@@ -263,7 +264,7 @@ def main() -> None:
     topology = flags.DEFINE_string("topology", None, "v5e:16x16, v4:4x4x4, v5p:..., cpu:8")
     mesh = flags.DEFINE_string("mesh", "", "data=32,fsdp=8,tensor=1; default: that of the config")
     batch = flags.DEFINE_integer("batch", 0, "Clips per step over all chips")
-    remat = flags.DEFINE_string("remat", "", "Remat policy of the model: none, full, dots")
+    remat = flags.DEFINE_string("remat", "", "Remat policy: none, full, attention, dots")
     records = flags.DEFINE_integer("records", 0, "Clips of the data set, for the length of the run")
     classes = flags.DEFINE_integer("classes", CLASSES, "Classes of a classifier's data set")
     fast = flags.DEFINE_bool("fast", False, "Compile with fewer optimizations: half the time")
