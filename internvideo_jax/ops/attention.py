@@ -67,24 +67,23 @@ def choose(site: Site, wanted: str = "auto") -> Choice:
       ValueError: an unknown form, or one that cannot compute this site.
     """
     check_form(wanted)
-    fused = {"tpu": "flash", "cuda": "cudnn"}.get(site.platform)
-    if wanted == "xla" or (wanted == "auto" and fused is None):
-        return Choice("xla", "asked for" if wanted == "xla" else f"on {site.platform}")
-    form = wanted if wanted != "auto" else fused or "xla"
-    refused = {"flash": flash_refuses, "cudnn": cudnn_refuses}[form](site)
-    if wanted == "auto":
-        few = min(site.queries, site.keys) < FLASH_FROM
-        if form == "flash" and few:
-            return Choice("xla", f"fewer than {FLASH_FROM} tokens")
+    if wanted == "xla":
+        return Choice("xla", "asked for")
+    if wanted != "auto":
+        refused = REFUSES[wanted](site)
         if refused:
-            return Choice("xla", refused)
-        return Choice(form, f"on {site.platform}")
-    if refused:
-        raise ValueError(
-            f"config.model.attention = {form!r} cannot compute {describe(site)}: {refused}; set it "
-            "to 'auto' or 'xla'"
-        )
-    return Choice(form, "asked for")
+            raise ValueError(
+                f"config.model.attention = {wanted!r} cannot compute {describe(site)}: {refused}; "
+                "set it to 'auto' or 'xla'"
+            )
+        return Choice(wanted, "asked for")
+    form = {"tpu": "flash", "cuda": "cudnn"}.get(site.platform)
+    if form is None:
+        return Choice("xla", f"on {site.platform}")
+    if form == "flash" and min(site.queries, site.keys) < FLASH_FROM:
+        return Choice("xla", f"fewer than {FLASH_FROM} tokens")
+    refused = REFUSES[form](site)
+    return Choice("xla", refused) if refused else Choice(form, f"on {site.platform}")
 
 
 def flash_refuses(site: Site) -> str:
@@ -114,6 +113,9 @@ def cudnn_refuses(site: Site) -> str:
     return ""
 
 
+REFUSES = {"flash": flash_refuses, "cudnn": cudnn_refuses}
+
+
 def describe(site: Site) -> str:
     tokens = f"{site.queries} tokens" if site.queries == site.keys else ""
     tokens = tokens or f"{site.queries} queries on {site.keys} tokens"
@@ -139,7 +141,7 @@ def recording() -> Iterator[dict[Site, Choice]]:
 def summary(record: dict[Site, Choice]) -> str:
     """One line: every site with its form and the reason."""
     parts = [f"{describe(site)}: {made.form} ({made.why})" for site, made in record.items()]
-    return "attention    " + ("; ".join(dict.fromkeys(parts)) or "none")
+    return "; ".join(dict.fromkeys(parts)) or "none"
 
 
 def attend(

@@ -14,6 +14,7 @@ import numpy as np
 
 from internvideo_jax.build import Run
 from internvideo_jax.config import TrainConfig
+from internvideo_jax.ops import attention
 from internvideo_jax.parallel.mesh import batch_sharding
 from internvideo_jax.parallel.rules import bytes_per_device
 from internvideo_jax.step import make_train_step
@@ -79,6 +80,7 @@ class Check:
     cpu_seconds: float
     host_bytes: int  # largest resident set of this process so far
     arguments: int = 0  # bytes of state and batch on one device, from the shardings
+    attention: str = ""  # form and reason of every attention in the step
 
     def fits(self, chip: Chip | None) -> bool:
         return self.memory is not None and (chip is None or self.memory.peak <= chip.hbm)
@@ -152,7 +154,8 @@ def check_step(run: Run, target: Slice, *, fast: bool = False) -> Check:
       RuntimeError: the compiler failed for another reason than memory.
     """
     cpu, started = time.process_time(), time.perf_counter()
-    traced = _trace(run)
+    with attention.recording() as sites:
+        traced = _trace(run)
     counted = flops.count(traced.jaxpr)
     lowered = traced.lower() if target.compiles else None
     lower_seconds = time.perf_counter() - started
@@ -189,6 +192,7 @@ def check_step(run: Run, target: Slice, *, fast: bool = False) -> Check:
         cpu_seconds=time.process_time() - cpu,
         host_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         arguments=argument_bytes(run),
+        attention=attention.summary(sites),
     )
 
 

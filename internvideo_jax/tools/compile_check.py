@@ -172,7 +172,7 @@ def main() -> None:
     )
     mesh = flags.DEFINE_string("mesh", "", "data=32,fsdp=8,tensor=1; default: that of the config")
     batch = flags.DEFINE_integer("batch", 0, "Clips per step over all chips")
-    remat = flags.DEFINE_string("remat", "", "Remat policy of the model: none, full, dots")
+    remat = flags.DEFINE_string("remat", "", "Remat policy: none, full, attention, dots")
     records = flags.DEFINE_string(
         "records", "", "Clips of the data set, or its name (k400, ssv2), for the length of the run"
     )
