@@ -22,7 +22,6 @@ from internvideo_jax.build import Run
 from internvideo_jax.config import TrainConfig
 from internvideo_jax.parallel.mesh import AXES, check_batch
 from internvideo_jax.parallel.rules import bytes_per_device, param_shardings, state_shardings
-from internvideo_jax.state import StatePlan
 from internvideo_jax.tools.aot import count_flops, ragged_shards, whole_parameters
 from internvideo_jax.tools.hardware import GIB, Chip, Slice
 from internvideo_jax.types import flatten_paths
@@ -135,7 +134,8 @@ def place(run: Run, sizes: tuple[int, int, int]) -> tuple[Run, Place]:
         opt_state=state_shardings(shapes.opt_state, shapes.params, sharded, mesh),
         ema=None if shapes.ema is None else sharded,
     )
-    moved = dataclasses.replace(run, config=config, mesh=mesh, plan=StatePlan(shapes, shardings))
+    plan = dataclasses.replace(run.plan, shardings=shardings)
+    moved = dataclasses.replace(run, config=config, mesh=mesh, plan=plan)
     gradients = bytes_per_device(shapes.params, sharded)
     state = sum(
         bytes_per_device(part, where)
