@@ -72,6 +72,7 @@ class Row:
     topology: str
     mesh: str = ""
     batch: int = 0  # 0: the recipe's
+    remat: str = ""  # "": the recipe's
     records: str = "kinetics400"
     overrides: tuple[str, ...] = ()
 
@@ -80,6 +81,7 @@ class Row:
         found = [f"--config={self.config}", f"--topology={self.topology}"]
         found += [f"--mesh={self.mesh}"] if self.mesh else []
         found += [f"--batch={self.batch}"] if self.batch else []
+        found += [f"--remat={self.remat}"] if self.remat else []
         return [*found, f"--records={self.records}", *self.overrides]
 
 
@@ -105,6 +107,15 @@ ROWS = {
         "v5e:16x16",
         "data=32,fsdp=8",
         batch=8 * 256,
+        overrides=STUDENT,
+    ),
+    # Where memory allows, matmuls are kept and little runs twice.
+    "student-1b-dots": Row(
+        f"{PRETRAIN}:size=giant,recipe=v2",
+        "v5e:16x16",
+        "data=32,fsdp=8",
+        batch=8 * 256,
+        remat="dots",
         overrides=STUDENT,
     ),
     "student-6b": Row(
@@ -172,9 +183,9 @@ def _value(facts: dict[str, Any], what: str) -> float | None:
 
 
 HEADER = (
-    "| row | slice | mesh | clips per chip | peak GiB | executed / model | MB sent | "
+    "| row | slice | mesh | remat | clips per chip | peak GiB | executed / model | MB sent | "
     "compute, HBM, ICI ms | binds | clips/s at best | days, chip-hours at best | CPU s |\n"
-    "|---|---|---|---|---|---|---|---|---|---|---|---|"
+    "|---|---|---|---|---|---|---|---|---|---|---|---|---|"
 )
 
 
@@ -182,7 +193,7 @@ def line(name: str, facts: dict[str, Any]) -> str:
     """One row of the table, in Markdown."""
     mesh = ", ".join(f"{axis}={n}" for axis, n in facts["mesh"].items() if n > 1)
     chips, batch = facts["chips"], facts["batch"]
-    cells = [name, facts["topology"], mesh, f"{batch / chips:g}"]
+    cells = [name, facts["topology"], mesh, facts["remat"], f"{batch / chips:g}"]
     if not facts["memory"]:
         return f"| {' | '.join(cells)} | does not fit | | | | | | | {facts['cpu_seconds']:.0f} |"
     wire = "unavailable" if facts["wire_bytes"] is None else f"{facts['wire_bytes'] / 1e6:.0f}"

@@ -25,6 +25,7 @@ FACTS = {
     "chips": 16,
     "mesh": {"data": 8, "fsdp": 2, "tensor": 1},
     "batch": 512,
+    "remat": "full",
     "steps": 864,
     "fits": True,
     "memory": {"arguments": 1, "temporaries": 2, "peak": 4 * aot.GIB},
@@ -40,7 +41,7 @@ FACTS = {
 
 def test_a_row_of_the_table():
     assert aot.line("x", FACTS) == (
-        "| x | v5e:4x4 | data=8, fsdp=2 | 32 | 4.00 | 1.250 | 354 | 30, 100, 1.8 | HBM | 5120 | "
+        "| x | v5e:4x4 | data=8, fsdp=2 | full | 32 | 4.00 | 1.250 | 354 | 30, 100, 1.8 | HBM | 5120 | "
         "0.001, 0 | 51 |"
     )
     unread = {**FACTS, "wire_bytes": None, "seconds": {"compute": 0.03}, "binding": "compute"}
