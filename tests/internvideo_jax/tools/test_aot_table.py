@@ -41,8 +41,8 @@ FACTS = {
 
 def test_a_row_of_the_table():
     assert aot.line("x", FACTS) == (
-        "| x | v5e:4x4 | data=8, fsdp=2 | full | 32 | 4.00 | 1.250 | 354 | 30, 100, 1.8 | HBM | 5120 | "
-        "0.001, 0 | 51 |"
+        "| x | v5e:4x4 | data=8, fsdp=2 | full | 32 | 4.00 | 1.250 | 354 | 30, 100, 1.8 | HBM | "
+        "5120 | 0.001, 0 | 51 |"
     )
     unread = {**FACTS, "wire_bytes": None, "seconds": {"compute": 0.03}, "binding": "compute"}
     assert "| unavailable | 30, ?, ? | compute |" in aot.line("x", unread)
