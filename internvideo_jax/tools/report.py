@@ -256,7 +256,7 @@ def _cost(target: Slice, check: Check) -> list[str]:
             f"             the network between hosts of {GPUS_OF_A_HOST} GPUs is not looked at"
         )
     if "*" in target.name:
-        lines.append("             the network between slices and what crosses it are not looked at")
+        lines.append("             what crosses the network between slices is not looked at")
     return lines
 
 
