@@ -176,9 +176,7 @@ def attend(
     axes = tuple(free_axes(mesh, names) for names in (batch_axes, head_axes))
     shares = tuple(math.prod(mesh.shape[name] for name in names) for names in axes)
     batch, queries, heads, channels = q.shape
-    site = Site(
-        queries, k.shape[1], heads, channels, v.dtype.name, batch, platform(mesh), shares
-    )
+    site = Site(queries, k.shape[1], heads, channels, v.dtype.name, batch, platform(mesh), shares)
     choice = choose(site, form)
     record = _record.get()
     if record is not None:
@@ -205,9 +203,7 @@ def attend(
 
 def free_axes(mesh: Any, names: Sequence[str]) -> tuple[str, ...]:
     """Those of `names` that the mesh has and that no surrounding shard_map has split already."""
-    return tuple(
-        name for name in names if name in mesh.axis_names and name not in mesh.manual_axes
-    )
+    return tuple(name for name in names if name in mesh.axis_names and name not in mesh.manual_axes)
 
 
 def platform(mesh: Any) -> str:

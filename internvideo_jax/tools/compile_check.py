@@ -156,7 +156,7 @@ def _flops(check: Check) -> list[str]:
     return [
         f"attention    {check.attention}",
         f"FLOPs        model {check.model / 1e12:.4g} T per step, executed "
-        f"{check.executed / 1e12:.4g} T: {check.executed / check.model:.3f} x{extra}"
+        f"{check.executed / 1e12:.4g} T: {check.executed / check.model:.3f} x{extra}",
     ]
 
 
