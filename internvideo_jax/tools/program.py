@@ -154,7 +154,7 @@ class _Reader:
                         self.walk(branch, times)
             elif item.opcode == "call":
                 self.walk(item.attribute("to_apply"), times)
-            if item.opcode not in FREE:
+            if item.opcode not in FREE and '"AllocateBuffer"' not in item.rest:
                 self.execute(name, computation, item, times)
 
     def execute(self, host: str, computation: Computation, item: Instruction, times: int) -> None:
