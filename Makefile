@@ -6,9 +6,12 @@ READY := $(VENV)/ready
 # Beam holds back versions of shared packages, so it has an environment of its own.
 BEAM := $(VENV)-beam
 BEAM_READY := $(BEAM)/ready
+# The TPU compiler takes half a GiB and is for x86 Linux only, so it has one as well.
+AOT := $(VENV)-aot
+AOT_READY := $(AOT)/ready
 DEMO_DIR ?= demo_out
 
-.PHONY: help test test-slow test-beam demo lint format clean
+.PHONY: help test test-slow test-beam test-aot demo lint format clean
 
 help:  ## Show the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -29,6 +32,14 @@ $(BEAM_READY): pyproject.toml
 test-beam: $(BEAM_READY)  ## Run the tests of the ingest on Apache Beam.
 	$(BEAM)/bin/python -m pytest tests/data_pipelines/ingest/test_beam.py
 
+$(AOT_READY): pyproject.toml
+	$(PYTHON) -m venv $(AOT)
+	$(AOT)/bin/python -m pip install --quiet --editable '.[tpu]' pytest
+	touch $(AOT_READY)
+
+test-aot: $(AOT_READY)  ## Compile train steps for TPU slices and check what they need.
+	$(AOT)/bin/python -m pytest -m slow tests/internvideo_jax/tools/test_aot.py
+
 test-slow: $(READY)  ## Run the tests that take longer.
 	$(BIN)/python -m pytest -m slow
 
@@ -45,4 +56,4 @@ format: $(READY)  ## Format the code.
 	$(BIN)/ruff check --fix .
 
 clean:  ## Remove the environment and the demo.
-	rm -rf $(VENV) $(BEAM) $(DEMO_DIR)
+	rm -rf $(VENV) $(BEAM) $(AOT) $(DEMO_DIR)

@@ -29,12 +29,16 @@ class Preset:
 
 
 PRETRAIN, FINETUNE = "videomae/pretrain.py", "videomae/finetune.py"
+UNIFORMER = "uniformerv2/finetune.py"
 PRESETS = {
     "pretrain-large-v5e-16": Preset(PRETRAIN, "size=large", "v5e:4x4", data=16),
     "pretrain-giant-v5e-256": Preset(
         PRETRAIN, "size=giant,recipe=v2", "v5e:16x16", data=32, fsdp=8
     ),
     "finetune-base-v5e-64": Preset(FINETUNE, "size=base", "v5e:8x8", data=64),
+    "finetune-giant-v5e-128": Preset(FINETUNE, "size=giant", "v5e:8x16", data=16, fsdp=8),
+    "uniformerv2-base-v5e-16": Preset(UNIFORMER, "size=base", "v5e:4x4", data=16),
+    "uniformerv2-large-v5e-32": Preset(UNIFORMER, "size=large", "v5e:4x8", data=32),
 }
 
 

@@ -33,6 +33,7 @@ from internvideo_jax.evaluators.run import (
     write_json,
 )
 from internvideo_jax.interrupt import Interrupt
+from internvideo_jax.ops import attention
 from internvideo_jax.parallel import multihost
 from internvideo_jax.parallel.mesh import batch_sharding
 from internvideo_jax.step import init_state, make_train_step, state_from
@@ -93,12 +94,15 @@ def train(config: TrainConfig, workdir: Path) -> int:
     watch = FiniteWatch(config.max_nonfinite, start, int(state.nonfinite))
 
     watchdog = Watchdog(config.watchdog, workdir, jax.process_index())
-    with Interrupt(shared=multihost.takes_notices()) as interrupt, watchdog:
+    asked = Interrupt(shared=multihost.takes_notices())
+    with asked as interrupt, watchdog, attention.recording() as sites:
         for step in range(start + 1, run.steps + 1):
             with progress.waiting(), watchdog.doing("waiting for data"):
                 batch = next(stream)
             state, metrics = train_step(state, multihost.to_global(batch, sharding))
             in_flight.append(metrics)
+            if step == start + 1:
+                say(f"attention: {attention.summary(sites)}")
             if len(in_flight) > IN_FLIGHT:
                 jax.block_until_ready(in_flight.popleft())
 

@@ -44,7 +44,7 @@ MAY_IMPORT = {
     "build": {"types", "config", "optim", "parallel", "state", "telemetry"},
     "step": {"types", "build", "optim", "parallel", "state"},
     "cli": {"config", "registry"},
-    "tools": {"types", "config", "registry", "parallel", "build", "step", "cli"},
+    "tools": {"types", "config", "registry", "ops", "parallel", "build", "step", "cli"},
 }
 ENTRY_POINTS = {"train", "evaluate", "extract"}
 # Third-party package -> the only rooms that may import it.

@@ -19,11 +19,12 @@ from flax import nnx
 
 from internvideo_jax.models.functional import Model
 from internvideo_jax.models.layers.block import BLOCK_SHARDING, BlockConfig, layer_norm
-from internvideo_jax.models.layers.block_stack import run_layers, stacked
+from internvideo_jax.models.layers.block_stack import check_remat, run_layers, stacked
 from internvideo_jax.models.layers.drop_path import dropout
 from internvideo_jax.models.layers.init import Init, torch_uniform
 from internvideo_jax.models.uniformerv2_blocks import NORM_EPS, GlobalUniBlock, LocalUniBlock
 from internvideo_jax.models.videomae import SMALLEST, TowerConfig, tower
+from internvideo_jax.ops.attention import check_form
 from internvideo_jax.ops.pixels import normalize, patchify, token_grid
 from internvideo_jax.parallel.mesh import constrain
 from internvideo_jax.registry import suggest
@@ -73,10 +74,13 @@ class UniFormerV2Config:
     pixel_mean: Sequence[float] = (0.45, 0.45, 0.45)
     pixel_std: Sequence[float] = (0.225, 0.225, 0.225)
     dtype: str = "bfloat16"  # activations and matmuls; parameters stay float32
-    remat: str = "none"  # none | full | dots
+    attention: str = "auto"  # auto | xla | flash | cudnn; see ops/attention.py
+    remat: str = "none"  # none | full | attention | dots; see layers/block_stack.py
     scan: bool = True
 
     def __post_init__(self) -> None:
+        check_form(self.attention)
+        check_remat(self.remat)
         token_grid(self.frames, self.size, 2 if self.temporal_downsample else 1, self.patch)
         layers, depth = tuple(self.global_layers), self.encoder.depth
         known = range(depth)
@@ -181,6 +185,7 @@ class UniFormerV2Config:
             key_bias=True,
             activation="quick_gelu",
             norm_eps=NORM_EPS,
+            attention=self.attention,
         )
 
     def forward_flops(self) -> float:

@@ -119,7 +119,13 @@ class GlobalUniBlock(nnx.Module):
         self.norm1 = layer_norm(width, dtype=dtype, rngs=rngs, eps=NORM_EPS)
         self.norm_context = layer_norm(width, dtype=dtype, rngs=rngs, eps=NORM_EPS)
         self.attn = Attention(
-            width, config.encoder.heads, key_bias=True, init=init, dtype=dtype, rngs=rngs
+            width,
+            config.encoder.heads,
+            key_bias=True,
+            form=config.attention,
+            init=init,
+            dtype=dtype,
+            rngs=rngs,
         )
         self.norm2 = layer_norm(width, dtype=dtype, rngs=rngs, eps=NORM_EPS)
         self.mlp = MLP(

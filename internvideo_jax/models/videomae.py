@@ -18,10 +18,11 @@ from flax import nnx
 
 from internvideo_jax.models.functional import Model
 from internvideo_jax.models.layers.block import BLOCK_SHARDING, BlockConfig, layer_norm
-from internvideo_jax.models.layers.block_stack import run_stack, stacked_blocks
+from internvideo_jax.models.layers.block_stack import check_remat, run_stack, stacked_blocks
 from internvideo_jax.models.layers.drop_path import dropout
 from internvideo_jax.models.layers.init import Init, torch_uniform
 from internvideo_jax.models.layers.pos_embed import fixed_table
+from internvideo_jax.ops.attention import check_form
 from internvideo_jax.ops.pixels import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -113,11 +114,14 @@ class VideoConfig:
     pixel_mean: Sequence[float] = IMAGENET_MEAN
     pixel_std: Sequence[float] = IMAGENET_STD
     dtype: str = "bfloat16"  # activations and matmuls; parameters stay float32
-    remat: str = "none"  # none | full | dots
+    attention: str = "auto"  # auto | xla | flash | cudnn; see ops/attention.py
+    remat: str = "none"  # none | full | attention | dots; see layers/block_stack.py
     scan: bool = True
 
     def __post_init__(self) -> None:
         token_grid(self.frames, self.size, self.tubelet, self.patch)  # raises where it does not fit
+        check_form(self.attention)
+        check_remat(self.remat)
 
     @property
     def grid(self) -> tuple[int, int, int]:
@@ -149,7 +153,13 @@ class VideoConfig:
 
     def block(self, tower: TowerConfig) -> BlockConfig:
         return BlockConfig(
-            tower.width, tower.heads, tower.hidden, self.qkv_bias, self.layer_scale, self.cosine
+            tower.width,
+            tower.heads,
+            tower.hidden,
+            self.qkv_bias,
+            self.layer_scale,
+            self.cosine,
+            attention=self.attention,
         )
 
     def embed_flops(self, tokens: int) -> float:

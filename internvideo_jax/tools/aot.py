@@ -14,7 +14,9 @@ import numpy as np
 
 from internvideo_jax.build import Run
 from internvideo_jax.config import TrainConfig
+from internvideo_jax.ops import attention
 from internvideo_jax.parallel.mesh import batch_sharding
+from internvideo_jax.parallel.rules import bytes_per_device
 from internvideo_jax.step import make_train_step
 from internvideo_jax.tools import flops
 from internvideo_jax.tools.hardware import GIB, Chip, Slice
@@ -40,7 +42,7 @@ class Memory:
 class Roofline:
     """Least seconds of one step by each limit, as if the others did not exist and nothing waited.
 
-    `hbm` and `ici` are None where the program's text cannot be read.
+    `hbm` and `ici` are None where the program's text cannot be read or the rate is not known.
     """
 
     compute: float  # executed FLOPs at the peak rate
@@ -66,7 +68,7 @@ class Roofline:
 class Check:
     """What compiling a step told."""
 
-    memory: Memory | None  # None: it does not fit
+    memory: Memory | None  # None: it does not fit, or no compiler for it runs here
     needed: float  # bytes the compiler asked for when it refused, else 0
     executed: float  # FLOPs of one step on all devices, from the jaxpr
     model: float  # FLOPs of one step, from the model's configuration
@@ -77,16 +79,22 @@ class Check:
     compile_seconds: float
     cpu_seconds: float
     host_bytes: int  # largest resident set of this process so far
+    arguments: int = 0  # bytes of state and batch on one device, from the shardings
+    attention: str = ""  # form and reason of every attention in the step
 
     def fits(self, chip: Chip | None) -> bool:
         return self.memory is not None and (chip is None or self.memory.peak <= chip.hbm)
+
+    def unknown(self, target: Slice) -> bool:
+        """Nothing could be compiled, and what is known of the memory does not rule it out."""
+        return not target.compiles and target.chip is not None and self.arguments <= target.chip.hbm
 
     def roofline(self, chip: Chip, devices: int) -> Roofline:
         program = self.program
         return Roofline(
             self.executed / devices / chip.flops,
             None if program is None else program.hbm_bytes / chip.hbm_rate,
-            None if program is None else program.wire_bytes / chip.ici_rate,
+            None if program is None or not chip.ici_rate else program.wire_bytes / chip.ici_rate,
         )
 
 
@@ -109,8 +117,34 @@ def batch_shapes(config: TrainConfig, mesh: jax.sharding.Mesh) -> dict[str, jax.
     }
 
 
+def argument_bytes(run: Run) -> int:
+    """Bytes of state and batch on one device, from the shardings; tiles are not padded."""
+    batch = batch_shapes(run.config, run.mesh)
+    shardings = {name: leaf.sharding for name, leaf in batch.items()}
+    state = bytes_per_device(run.plan.shapes, run.plan.shardings)
+    return state + bytes_per_device(batch, shardings)
+
+
+def count_flops(run: Run) -> flops.Flops:
+    """What one step executes on all devices, from its trace; compiles nothing."""
+    return flops.count(_trace(run).jaxpr)
+
+
+def _trace(run: Run) -> Any:
+    state = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        run.plan.shapes,
+        run.plan.shardings,
+    )
+    step = make_train_step(run)  # makes constants, which must not land on the described devices
+    with jax.set_mesh(run.mesh):
+        return step.jitted.trace(state, batch_shapes(run.config, run.mesh))
+
+
 def check_step(run: Run, target: Slice, *, fast: bool = False) -> Check:
     """Traces, lowers and compiles the train step of `run`, whose mesh is made of `target`.
+
+    For GPUs it is only traced, since their compiler does not run without one.
 
     Args:
       fast: a lower optimization level, which takes about half the time; memory and collectives
@@ -119,22 +153,16 @@ def check_step(run: Run, target: Slice, *, fast: bool = False) -> Check:
     Raises:
       RuntimeError: the compiler failed for another reason than memory.
     """
-    state = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        run.plan.shapes,
-        run.plan.shardings,
-    )
-    step = make_train_step(run)
     cpu, started = time.process_time(), time.perf_counter()
-    with jax.set_mesh(run.mesh):
-        traced = step.jitted.trace(state, batch_shapes(run.config, run.mesh))
+    with attention.recording() as sites:
+        traced = _trace(run)
     counted = flops.count(traced.jaxpr)
-    lowered = traced.lower()
+    lowered = traced.lower() if target.compiles else None
     lower_seconds = time.perf_counter() - started
     options: Any = {"optimization_level": 1} if fast and target.chip else None
     started, compiled, needed = time.perf_counter(), None, 0.0
     try:
-        compiled = lowered.compile(compiler_options=options)
+        compiled = lowered.compile(compiler_options=options) if lowered else None
     except jax.errors.JaxRuntimeError as error:
         needed = asked_for(str(error))
         if not needed:
@@ -163,6 +191,8 @@ def check_step(run: Run, target: Slice, *, fast: bool = False) -> Check:
         compile_seconds=compile_seconds,
         cpu_seconds=time.process_time() - cpu,
         host_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        arguments=argument_bytes(run),
+        attention=attention.summary(sites),
     )
 
 

@@ -22,7 +22,8 @@ def count(jaxpr: Any) -> Flops:
 
     The body of a scan counts `length` times and a kernel as often as its grid has points; the
     compiler's own figure counts both once. Of a conditional the dearest branch counts. Work other
-    than matrix products is left out, as in the analytic figures (`forward_flops`).
+    than matrix products is left out, as in the analytic figures (`forward_flops`), and so is what
+    nothing reads: a kernel whose results were saved stays in the jaxpr until the compiler drops it.
     """
     found = Flops()
     found.total = _count(getattr(jaxpr, "jaxpr", jaxpr), found)
@@ -31,7 +32,7 @@ def count(jaxpr: Any) -> Flops:
 
 def _count(jaxpr: Any, found: Flops) -> float:
     total = 0.0
-    for equation in jaxpr.eqns:
+    for equation in _live(jaxpr):
         name, params = equation.primitive.name, equation.params
         if name == "dot_general":
             total += _dot(equation)
@@ -45,6 +46,18 @@ def _count(jaxpr: Any, found: Flops) -> float:
                 found.unknown_loops += 1
             total += inner * _times(name, params)
     return total
+
+
+def _live(jaxpr: Any) -> list[Any]:
+    """Equations that the outputs depend on, or that do something besides."""
+    # Literals have no identity to look up; variables are compared as objects.
+    needed = {id(variable) for variable in jaxpr.outvars}
+    live = []
+    for equation in reversed(jaxpr.eqns):
+        if equation.effects or any(id(variable) in needed for variable in equation.outvars):
+            needed.update(id(variable) for variable in equation.invars)
+            live.append(equation)
+    return live
 
 
 def _times(name: str, params: Any) -> float:

@@ -4,8 +4,9 @@ them."""
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 import os
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,26 +18,41 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One device of a slice. Rates are published peaks; the links of v4 are unconfirmed."""
+    """One device of a slice, and how many of them make a chip. Rates are published peaks; the links
+    of v4 are unconfirmed."""
 
     kind: str
     flops: float  # bfloat16 operations per second
     hbm: float  # bytes a program may use, as the compiler states them when it refuses one
     hbm_rate: float  # bytes per second
-    ici_rate: float  # bytes per second that leave the chip with every link busy
-    clock: float  # Hz, for cycle estimates
+    ici_rate: float  # bytes per second that leave the device with every link busy; 0: not known
+    clock: float  # Hz, for cycle estimates; 0: not known
     rank: int  # dimensions of a slice
-    largest: int  # chips of a pod
+    largest: int  # chips of the largest slice
     config: str = ""  # chip_config_name of the compiler
+    cores: int = 1  # devices of a chip
+    platform: str = "tpu"
 
 
 CHIPS = {
     # v4 without megacore would show two devices for every chip.
     "v4": Chip("TPU v4", 275e12, 30.75 * GIB, 1228e9, 300e9, 1.05e9, 3, 4096, "megacore"),
     "v5e": Chip("TPU v5e", 197e12, 15.75 * GIB, 819e9, 200e9, 1.5e9, 2, 256),
-    "v5p": Chip("TPU v5p", 459e12, 95.73 * GIB, 2765e9, 600e9, 1.75e9, 3, 8960),
+    "v5p": Chip("TPU v5p", 459e12, 95.73 * GIB, 2765e9, 600e9, 1.75e9, 3, 6144),
     "v6e": Chip("TPU v6e", 918e12, 31.24 * GIB, 1638e9, 400e9, 1.75e9, 2, 256),
+    # Two devices a chip, each with half of the chip's published 2307 TF/s, 7380 GB/s and 600 GB/s
+    # one way. The clock is not published.
+    "tpu7x": Chip("TPU7x", 1153.5e12, 94.74 * GIB, 3690e9, 300e9, 0.0, 3, 9216, cores=2),
 }
+# Published peaks without sparsity, all of the memory, NVLink one way inside a host of eight.
+GPUS = {
+    "a100": Chip("A100 80GB", 312e12, 80e9, 2039e9, 300e9, 0.0, 1, 1024, platform="gpu"),
+    "h100": Chip("H100 SXM", 989e12, 80e9, 3350e9, 450e9, 0.0, 1, 1024, platform="gpu"),
+    "h200": Chip("H200 SXM", 989e12, 141e9, 4800e9, 450e9, 0.0, 1, 1024, platform="gpu"),
+}
+GPUS_OF_A_HOST = 8
+FLAT = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
+SMALL = ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4))  # less than a cube of 4 x 4 x 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,36 +65,99 @@ class Slice:
 
     @property
     def hosts(self) -> int:
-        return len({device.process_index for device in self.devices})
+        if self.chip is not None and self.chip.platform == "gpu":
+            return math.ceil(len(self.devices) / GPUS_OF_A_HOST)
+        slices = (getattr(device, "slice_index", 0) for device in self.devices)
+        places = zip(slices, (device.process_index for device in self.devices), strict=True)
+        return len(set(places))
+
+    @property
+    def chips(self) -> int:
+        return len(self.devices) // (self.chip.cores if self.chip else 1)
+
+    @property
+    def compiles(self) -> bool:
+        """False for GPUs: no compiler for them runs without one."""
+        return self.chip is None or self.chip.platform == "tpu"
+
+
+def offered(kind: str) -> list[tuple[int, ...]]:
+    """Shapes of the slices of a TPU: the published ones, and every torus of 4 x 4 x 4 cubes."""
+    chip = CHIPS[kind]
+    if chip.rank == 2:
+        return list(FLAT)
+    sides = range(4, chip.largest // 16 + 1, 4)
+    cubes = itertools.combinations_with_replacement(sides, 3)
+    return [*SMALL, *(shape for shape in cubes if math.prod(shape) <= chip.largest)]
 
 
 def parse_topology(name: str) -> tuple[str, tuple[int, ...]]:
-    """`v5e:16x16` -> ("v5e", (16, 16)); `cpu:8` -> ("cpu", (8,)).
+    """`v5e:16x16` -> ("v5e", (16, 16)); `cpu:8` -> ("cpu", (8,)); `gpu:h100x8` -> ("h100", (8,)).
 
     Raises:
       ValueError: unknown chip, or a slice that the chip does not come in.
     """
     kind, _, text = name.partition(":")
-    known = [*CHIPS, "cpu"]
+    known = [*CHIPS, "cpu", "gpu"]
+    if kind == "gpu":
+        kind, _, text = text.partition("x")
+        known = list(GPUS)
+        if kind not in known:
+            raise ValueError(
+                f"--topology: unknown GPU {kind!r}: {suggest(kind, known)}; write gpu:h100x8"
+            )
     if kind not in known:
         raise ValueError(f"--topology: unknown chip {kind!r}: {suggest(kind, known)}")
     try:
         shape = tuple(int(part) for part in text.split("x"))
     except ValueError:
         shape = ()
-    rank = 1 if kind == "cpu" else CHIPS[kind].rank
+    rank = CHIPS[kind].rank if kind in CHIPS else 1
     if len(shape) != rank or min(shape, default=0) < 1:
         form = {1: "cpu:8", 2: f"{kind}:4x4", 3: f"{kind}:2x2x2"}[rank]
+        form = f"gpu:{kind}x8" if kind in GPUS else form
         raise ValueError(
             f"--topology={name}: expected {rank} positive number{'s' if rank > 1 else ''} after "
-            f"the colon, as in {form}"
+            f"the {'chip' if kind in GPUS else 'colon'}, as in {form}"
         )
+    count = math.prod(shape)
     largest = CHIPS[kind].largest if kind in CHIPS else 1024
-    if int(np.prod(shape)) > largest:
-        raise ValueError(
-            f"--topology={name} has {int(np.prod(shape))} chips; a {kind} pod has {largest}"
-        )
+    if count > largest:
+        what = f"the largest {kind} slice" if kind in CHIPS else "this check"
+        raise ValueError(f"--topology={name} has {count} chips; {what} has {largest}")
+    if kind in CHIPS and shape not in offered(kind):
+        raise ValueError(f"--topology={name}: there is no such slice; {_nearest(kind, shape)}")
     return kind, shape
+
+
+def _nearest(kind: str, shape: tuple[int, ...]) -> str:
+    shapes = offered(kind)
+    turned = [known for known in shapes if sorted(known) == sorted(shape)]
+
+    def distance(known: tuple[int, ...]) -> tuple[float, float]:
+        sizes = abs(math.log(math.prod(known) / math.prod(shape)))
+        sides = zip(sorted(known), sorted(shape), strict=True)
+        return sizes, sum(abs(math.log(a / b)) for a, b in sides)
+
+    best = turned or sorted(shapes, key=distance)[:2]
+    named = (f"{kind}:{'x'.join(map(str, s))} ({math.prod(s)} chips)" for s in best)
+    return f"the nearest {'is' if len(best) == 1 else 'are'} {' and '.join(named)}"
+
+
+def split_slices(name: str) -> tuple[str, int]:
+    """`v5e:16x16*2` -> ("v5e:16x16", 2): two slices that a data centre's network joins.
+
+    Raises:
+      ValueError: the part behind the star is no positive number, or not of a TPU.
+    """
+    name, star, text = name.partition("*")
+    if not star:
+        return name, 1
+    if not text.isdigit() or int(text) < 1:
+        raise ValueError(f"--topology: expected a number of slices after the star, found {text!r}")
+    if name.partition(":")[0] not in CHIPS:
+        raise ValueError(f"--topology: only TPU slices can be several, found {name}*{text}")
+    return name, int(text)
 
 
 def open_slice(name: str) -> Slice:
@@ -90,28 +169,38 @@ def open_slice(name: str) -> Slice:
     """
     import jax  # here, since what starts a job elsewhere needs only the numbers above
 
-    kind, shape = parse_topology(name)
+    single, slices = split_slices(name)
+    kind, shape = parse_topology(single)
     # An accelerator of this machine is left alone: constants are made on the CPU.
     jax.config.update("jax_platforms", "cpu")
-    if kind == "cpu":
+    if kind == "cpu" or kind in GPUS:  # CPU devices stand for the places of GPUs
         jax.config.update("jax_num_cpu_devices", shape[0])
-        return Slice(name, None, tuple(jax.devices()[: shape[0]]))
+        return Slice(name, GPUS.get(kind), tuple(jax.devices()[: shape[0]]))
     # No metadata server is asked what this machine is, and compilers may run side by side.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")  # else libtpu warns at length
     chip = CHIPS[kind]
-    options: Mapping[str, str] = {"chip_config_name": chip.config} if chip.config else {}
+    options: dict[str, Any] = {"chip_config_name": chip.config} if chip.config else {}
+    if slices > 1:
+        options["num_slices"] = slices
     from jax.experimental import topologies
 
     try:
-        described = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
+        described = topologies.get_topology_desc(platform="tpu", topology_name=single, **options)
     except Exception as error:
-        raise _explain(name, error) from error
-    return Slice(name, chip, tuple(described.devices))
+        raise explain(name, error) from error
+    devices = tuple(described.devices)
+    expected = int(np.prod(shape)) * slices * chip.cores
+    if len(devices) != expected:
+        raise RuntimeError(
+            f"--topology={name}: the compiler shows {len(devices)} devices, expected {expected}; "
+            "this version of libtpu counts other devices per chip"
+        )
+    return Slice(name, chip, devices)
 
 
-def _explain(name: str, error: Exception) -> ValueError | RuntimeError:
+def explain(name: str, error: Exception) -> ValueError | RuntimeError:
     """The compiler's message with what to do about it."""
     text = str(error)
     first = text.strip().splitlines()[0] if text.strip() else type(error).__name__

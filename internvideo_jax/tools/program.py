@@ -96,6 +96,8 @@ class Program:
     cycles: float  # the compiler's estimate, collectives and custom kernels not included
     unestimated: int  # kernels without an estimate
     unknown_loops: int  # loops whose number of passes is not in the text, counted as one
+    gathered: float = 0.0  # bytes that all-gathers produce in a step
+    gathered_largest: float = 0.0  # bytes that one of them produces at a time
 
     @property
     def wire_bytes(self) -> float:
@@ -112,13 +114,25 @@ def read_program(text: str, devices: int) -> Program:
     reader = _Reader(computations, devices)
     reader.walk(entry, 1)
     merged: dict[tuple[str, int, str], list[float]] = collections.defaultdict(lambda: [0, 0.0])
+    gathered = largest = 0.0
     for kind, group, dtype, times, wire in reader.seen.values():
+        if kind == "all-gather" and group > 1:
+            result = wire * group / (group - 1)
+            gathered, largest = gathered + times * result, max(largest, result)
         entry_of = merged[kind, group, dtype]
         entry_of[0] += times
         entry_of[1] += times * wire
     found = [Collective(*key, int(n), wire) for key, (n, wire) in merged.items()]
     found.sort(key=lambda item: -item.wire)
-    return Program(found, reader.hbm, reader.cycles, reader.unestimated, reader.unknown_loops)
+    return Program(
+        found,
+        reader.hbm,
+        reader.cycles,
+        reader.unestimated,
+        reader.unknown_loops,
+        gathered,
+        largest,
+    )
 
 
 class _Reader:
@@ -140,7 +154,7 @@ class _Reader:
                         self.walk(branch, times)
             elif item.opcode == "call":
                 self.walk(item.attribute("to_apply"), times)
-            if item.opcode not in FREE:
+            if item.opcode not in FREE and '"AllocateBuffer"' not in item.rest:
                 self.execute(name, computation, item, times)
 
     def execute(self, host: str, computation: Computation, item: Instruction, times: int) -> None:

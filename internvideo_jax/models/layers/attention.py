@@ -10,9 +10,11 @@ from flax import nnx
 
 from internvideo_jax.models.layers.init import Init
 from internvideo_jax.ops.attention import attend
+from internvideo_jax.parallel.mesh import BATCH_AXES
 
 LOG_10 = math.log(10.0)
 MAX_LOG_SCALE = math.log(100.0)
+HEAD_AXES = ("tensor",)  # mesh axes that heads are split over, as the kernels are (block.py)
 
 
 class QKV(nnx.Module):
@@ -62,7 +64,8 @@ class Attention(nnx.Module):
     """Attention of all tokens over all tokens, or over those of a context.
 
     With `cosine` the logits are cosine similarities times a learned temperature per head, clamped
-    at 100 (VideoMAE V2's `cos_attn`, off in every published model).
+    at 100 (VideoMAE V2's `cos_attn`, off in every published model). `form` is how it is computed,
+    one of `ops.attention.FORMS`.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class Attention(nnx.Module):
         qkv_bias: bool = True,
         key_bias: bool = False,
         cosine: bool = False,
+        form: str = "auto",
         init: Init,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
@@ -80,6 +84,7 @@ class Attention(nnx.Module):
         if width % heads:
             raise ValueError(f"width {width} is not divisible by {heads} heads")
         self.heads = heads
+        self.form = form
         self.qkv = QKV(width, bias=qkv_bias, key_bias=key_bias, init=init, dtype=dtype, rngs=rngs)
         self.proj = init.layer(width, width, dtype=dtype, rngs=rngs)
         self.scale = nnx.Param(jnp.full((heads,), LOG_10)) if cosine else None
@@ -92,11 +97,14 @@ class Attention(nnx.Module):
             for part in self.qkv(x, context)
         )
         if self.scale is None:
-            out = attend(q, k, v)
+            scale = None
         else:
             temperature = jnp.exp(jnp.minimum(self.scale[...], MAX_LOG_SCALE))
             q = (unit(q) * temperature[:, None]).astype(v.dtype)
-            out = attend(q, unit(k).astype(v.dtype), v, scale=1.0)
+            k, scale = unit(k).astype(v.dtype), 1.0
+        out = attend(
+            q, k, v, scale=scale, form=self.form, batch_axes=BATCH_AXES, head_axes=HEAD_AXES
+        )
         return self.proj(out.reshape(batch, tokens, width))
 
 

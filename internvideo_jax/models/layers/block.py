@@ -37,7 +37,7 @@ def layer_norm(
 
 @dataclasses.dataclass(frozen=True)
 class BlockConfig:
-    """One transformer block; every field is part of a published model's identity."""
+    """One transformer block; every field but `attention` is part of a model's identity."""
 
     width: int
     heads: int
@@ -48,6 +48,7 @@ class BlockConfig:
     key_bias: bool = False  # the key has a bias like query and value
     activation: str = "gelu"  # gelu | quick_gelu
     norm_eps: float = NORM_EPS
+    attention: str = "auto"  # form of the computation, see ops/attention.py
 
 
 class Block(nnx.Module):
@@ -62,6 +63,7 @@ class Block(nnx.Module):
             qkv_bias=config.qkv_bias,
             key_bias=config.key_bias,
             cosine=config.cosine,
+            form=config.attention,
             init=init,
             dtype=dtype,
             rngs=rngs,

@@ -12,16 +12,30 @@ from flax import nnx
 
 from internvideo_jax.models.layers.block import Block, BlockConfig
 from internvideo_jax.models.layers.init import Init
+from internvideo_jax.ops.flash_attention import RESIDUALS
 from internvideo_jax.parallel.mesh import constrain
+from internvideo_jax.registry import suggest
 
 Module = TypeVar("Module", bound=nnx.Module)
 
-# What the backward pass keeps of a layer; everything else is recomputed.
+_save_attention = jax.checkpoint_policies.save_only_these_names(RESIDUALS)
+# What the backward pass keeps of a layer besides its input; everything else is recomputed.
 REMAT_POLICIES = {
-    "none": None,  # keep everything
+    "none": None,  # everything
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # matmuls with weights
+    # Queries, keys, values and the output of attention: fused attention does not run again.
+    "attention": _save_attention,
+    # These and the outputs of all matmuls with weights.
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        _save_attention, jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    ),
 }
+
+
+def check_remat(name: str, where: str = "config.model.remat") -> None:
+    """ValueError with the near matches for a policy that does not exist."""
+    if name not in REMAT_POLICIES:
+        raise ValueError(f"{where}: unknown remat policy {name!r}: {suggest(name, REMAT_POLICIES)}")
 
 
 def stacked_blocks(
@@ -91,8 +105,7 @@ def run_layers(
     Returns:
       As `run_stack`, and the reports of the layers stacked on a leading axis (None without any).
     """
-    if remat not in REMAT_POLICIES:
-        raise ValueError(f"unknown remat policy {remat!r}; known: {', '.join(REMAT_POLICIES)}")
+    check_remat(remat)
     graph, layers = nnx.split(blocks)
     depth = jax.tree.leaves(layers)[0].shape[0]
     rates = np.linspace(0.0, drop_path, depth, dtype=np.float32)

@@ -50,6 +50,7 @@ X = jax.random.normal(KEY, (2, 5, 16))
         {"scan": False},
         {"remat": "full"},
         {"remat": "dots"},
+        {"remat": "attention"},
         {"scan": False, "remat": "full"},
         {"taps": (0, 2)},
     ],
@@ -81,8 +82,8 @@ def test_layers_start_different():
 
 
 def test_unknown_remat_policy():
-    with pytest.raises(ValueError, match="unknown remat policy 'some'; known: none, full, dots"):
-        run_stack(stack(), X, remat="some")
+    with pytest.raises(ValueError, match="unknown remat policy 'ful': did you mean 'full'"):
+        run_stack(stack(), X, remat="ful")
 
 
 def test_drop_path_drops_whole_examples_and_keeps_the_mean():

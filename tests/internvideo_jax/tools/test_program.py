@@ -23,6 +23,8 @@ def test_collectives_of_a_loop():
     ]
     assert found.wire_bytes == 12 * (gathered + scattered) + 7500
     assert found.unknown_loops == 0
+    # One layer at a time, twelve times; outside of the loop it would be all twelve at once.
+    assert (found.gathered_largest, found.gathered) == (2 * gathered, 24 * gathered)
 
 
 def test_hbm_traffic_counts_slices_and_leaves_out_what_stays_on_the_chip():

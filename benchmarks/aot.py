@@ -1,0 +1,248 @@
+"""Train steps compiled for slices that are not here, compared with what they needed before.
+
+    python benchmarks/aot.py                        every row, against benchmarks/aot.json
+    python benchmarks/aot.py --rows=mae-l,mae-g     some rows
+    python benchmarks/aot.py --update               store what was found
+    python benchmarks/aot.py --table                the stored rows as a table, compiling nothing
+
+Each row is one run of compile_check with --fast in a process of its own, 40 to 100 CPU seconds and
+up to 2 GiB; needs pip install 'internvideo-jax[tpu]'. A row is worse when its peak memory or the
+bytes that a chip sends grew by more than 2 %; the exit code is then 1. Nothing runs on a chip.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+
+ROOT = Path(__file__).resolve().parents[1]
+STORED = Path(__file__).with_suffix(".json")
+TOLERANCE = 1.02
+GIB = 2**30
+
+PRETRAIN, FINETUNE = "configs/videomae/pretrain.py", "configs/videomae/finetune.py"
+UNIFORMER = "configs/uniformerv2/finetune.py"
+# Of the facts that compile_check writes, what is stored.
+KEPT = (
+    "topology",
+    "chips",
+    "mesh",
+    "batch",
+    "remat",
+    "microbatches",
+    "steps",
+    "fits",
+    "needed",
+    "memory",
+    "model_flops",
+    "executed_flops",
+    "wire_bytes",
+    "hbm_bytes",
+    "seconds",
+    "bound",
+    "binding",
+    "cpu_seconds",
+    "versions",
+)
+# Plain ViT students that read a fifth of 2048 tokens; one decoder layer stands for their heads.
+STUDENT = (
+    "--config.objective.ratio=0.8",
+    "--config.objective.decoder_ratio=0.0",
+    "--config.model.decoder.depth=1",
+)
+WIDE = (
+    *STUDENT,
+    "--config.model.encoder.width=3200",
+    "--config.model.encoder.hidden=12800",
+    "--config.model.encoder.heads=25",
+    "--config.model.encoder.depth=48",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    config: str
+    topology: str
+    mesh: str = ""
+    batch: int = 0  # 0: the recipe's
+    remat: str = ""  # "": the recipe's
+    records: str = "kinetics400"
+    overrides: tuple[str, ...] = ()
+
+    def arguments(self) -> list[str]:
+        """Of compile_check."""
+        found = [f"--config={self.config}", f"--topology={self.topology}"]
+        found += [f"--mesh={self.mesh}"] if self.mesh else []
+        found += [f"--batch={self.batch}"] if self.batch else []
+        found += [f"--remat={self.remat}"] if self.remat else []
+        return [*found, f"--records={self.records}", *self.overrides]
+
+
+ROWS = {
+    # What the design asks for: clips per chip and mesh of the prototypes.
+    "mae-b": Row(f"{PRETRAIN}:size=base", "v5e:4x4", batch=512),
+    "mae-l": Row(
+        f"{PRETRAIN}:size=large",
+        "v5e:16x16",
+        batch=32 * 256,
+        overrides=("--config.model.decoder.depth=8",),
+    ),
+    "mae-h": Row(f"{PRETRAIN}:size=huge,recipe=internvideo1", "v5e:16x16", batch=16 * 256),
+    "mae-g": Row(
+        f"{PRETRAIN}:size=giant,recipe=v2",
+        "v5e:16x16",
+        "data=32,fsdp=8",
+        batch=8 * 256,
+        overrides=("--config.objective.decoder_ratio=0.0",),
+    ),
+    "student-1b": Row(
+        f"{PRETRAIN}:size=giant,recipe=v2",
+        "v5e:16x16",
+        "data=32,fsdp=8",
+        batch=8 * 256,
+        overrides=STUDENT,
+    ),
+    # Where memory allows, matmuls are kept and little runs twice.
+    "student-1b-dots": Row(
+        f"{PRETRAIN}:size=giant,recipe=v2",
+        "v5e:16x16",
+        "data=32,fsdp=8",
+        batch=8 * 256,
+        remat="dots",
+        overrides=STUDENT,
+    ),
+    "student-6b": Row(
+        f"{PRETRAIN}:size=giant,recipe=v2",
+        "v5e:16x16",
+        "data=16,fsdp=16",
+        batch=4 * 256,
+        overrides=WIDE,
+    ),
+    "student-6b-v5p": Row(
+        f"{PRETRAIN}:size=giant,recipe=v2",
+        "v5p:16x16x24",
+        "data=192,fsdp=32",
+        batch=4 * 6144,
+        overrides=WIDE,
+    ),
+    # Shipped recipes at their own batch.
+    "pretrain-small": Row(f"{PRETRAIN}:size=small", "v5e:4x4"),
+    "pretrain-base": Row(f"{PRETRAIN}:size=base", "v5e:8x8"),
+    "pretrain-large": Row(f"{PRETRAIN}:size=large", "v5e:4x4"),
+    "pretrain-huge": Row(f"{PRETRAIN}:size=huge", "v5e:8x8"),
+    "pretrain-giant": Row(f"{PRETRAIN}:size=giant,recipe=v2", "v5e:16x16", "data=32,fsdp=8"),
+    "finetune-small": Row(f"{FINETUNE}:size=small", "v5e:4x4"),
+    "finetune-base": Row(f"{FINETUNE}:size=base", "v5e:8x8"),
+    "finetune-large": Row(f"{FINETUNE}:size=large", "v5e:8x8"),
+    "finetune-huge": Row(f"{FINETUNE}:size=huge", "v5e:8x8", "data=16,fsdp=4"),
+    "finetune-giant": Row(f"{FINETUNE}:size=giant", "v5e:8x16", "data=16,fsdp=8"),
+    "uniformerv2-base": Row(f"{UNIFORMER}:size=base", "v5e:4x4"),
+    "uniformerv2-large": Row(f"{UNIFORMER}:size=large", "v5e:4x8"),
+}
+
+
+def compile_row(row: Row) -> dict[str, Any]:
+    """The facts that compile_check writes; RuntimeError with its message when there are none."""
+    with tempfile.TemporaryDirectory() as folder:
+        facts = Path(folder) / "facts.json"
+        command = [sys.executable, "-m", "internvideo_jax.tools.compile_check", *row.arguments()]
+        done = subprocess.run(
+            [*command, "--fast", f"--json={facts}"], cwd=ROOT, capture_output=True, text=True
+        )
+        if not facts.exists():
+            raise RuntimeError(done.stderr.strip()[-2000:])
+        return json.loads(facts.read_text())
+
+
+def compare(found: dict[str, Any], stored: dict[str, Any] | None) -> list[str]:
+    """What got worse; empty without a stored row."""
+    if stored is None:
+        return []
+    if stored["fits"] and not found["fits"]:
+        return ["it does not fit any more"]
+    worse = []
+    for what, unit in (("peak", GIB), ("wire_bytes", 1e6)):
+        now, before = (_value(facts, what) for facts in (found, stored))
+        if now is not None and before is not None and now > TOLERANCE * before:
+            name = "peak GiB" if what == "peak" else "MB sent"
+            worse.append(f"{name} {before / unit:.2f} -> {now / unit:.2f}")
+    return worse
+
+
+def _value(facts: dict[str, Any], what: str) -> float | None:
+    if what == "peak":
+        return facts["memory"] and facts["memory"]["peak"]
+    return facts[what]
+
+
+HEADER = (
+    "| row | slice | mesh | remat | clips per chip | peak GiB | executed / model | MB sent | "
+    "compute, HBM, ICI ms | binds | clips/s at best | days, chip-hours at best | CPU s |\n"
+    "|---|---|---|---|---|---|---|---|---|---|---|---|---|"
+)
+
+
+def line(name: str, facts: dict[str, Any]) -> str:
+    """One row of the table, in Markdown."""
+    mesh = ", ".join(f"{axis}={n}" for axis, n in facts["mesh"].items() if n > 1)
+    chips, batch = facts["chips"], facts["batch"]
+    cells = [name, facts["topology"], mesh, facts["remat"], f"{batch / chips:g}"]
+    if not facts["memory"]:
+        return f"| {' | '.join(cells)} | does not fit | | | | | | | {facts['cpu_seconds']:.0f} |"
+    wire = "unavailable" if facts["wire_bytes"] is None else f"{facts['wire_bytes'] / 1e6:.0f}"
+    limits = [facts["seconds"].get(limit) for limit in ("compute", "HBM", "ICI")]
+    days = facts["steps"] * facts["bound"] / 86400
+    cells += [
+        f"{facts['memory']['peak'] / GIB:.2f}" + ("" if facts["fits"] else " (does not fit)"),
+        f"{facts['executed_flops'] / facts['model_flops']:.3f}",
+        wire,
+        ", ".join("?" if s is None else f"{s * 1e3:.3g}" for s in limits),
+        facts["binding"],
+        f"{batch / facts['bound']:.0f}",
+        f"{days:.3g}, {days * 24 * chips:.0f}",
+        f"{facts['cpu_seconds']:.0f}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def main(_: list[str]) -> None:
+    stored = json.loads(STORED.read_text()) if STORED.exists() else {}
+    unknown = [name for name in ROWS_FLAG.value if name not in ROWS]
+    if unknown:
+        sys.exit(f"error: no row {unknown[0]!r}; there are {', '.join(ROWS)}")
+    print(HEADER)
+    if TABLE.value:
+        for name in ROWS_FLAG.value or ROWS:
+            print(line(name, stored[name]) if name in stored else f"| {name} | not stored |")
+        return
+    failed: dict[str, list[str]] = {}
+    for name in ROWS_FLAG.value or ROWS:
+        try:
+            facts = compile_row(ROWS[name])
+        except RuntimeError as error:
+            failed[name] = [str(error)]
+            continue
+        print(line(name, facts), flush=True)
+        worse = compare(facts, stored.get(name))
+        if worse:
+            failed[name] = worse
+        if UPDATE.value:
+            stored[name] = {key: facts[key] for key in KEPT if key in facts}
+            STORED.write_text(json.dumps(stored, indent=1) + "\n")
+    for name, worse in failed.items():
+        print(f"worse        {name}: {'; '.join(worse)}", file=sys.stderr)
+    sys.exit(1 if failed and not UPDATE.value else 0)
+
+
+if __name__ == "__main__":
+    ROWS_FLAG = flags.DEFINE_list("rows", [], "Names of rows; default all.")
+    UPDATE = flags.DEFINE_bool("update", False, "Store what was found.")
+    TABLE = flags.DEFINE_bool("table", False, "Print the stored rows, compile nothing.")
+    app.run(main)

@@ -1,0 +1,213 @@
+"""Attention without a stored matrix of weights, as a Pallas kernel for TPUs.
+
+Dao et al. 2022 (FlashAttention), for what video towers need: no mask, no bias, a few thousand
+tokens. Keys and values of one head stay on the chip while the queries pass by, so both directions
+read every array once, and the backward pass is one kernel with five products instead of two with
+seven.
+
+Inside, arrays are (..., C, N): channels along sublanes, tokens along lanes. A head of 64 or 88
+channels would fill half or two thirds of the 128 lanes, in memory and on the way; tokens fill them.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+RESIDUALS = "attention"  # name of what the backward pass reads, for remat policies
+LANES = 128
+KEY_CHUNK = 512  # keys whose logits exist at a time
+QUERY_BLOCKS = (512, 256, 128)
+# On-chip bytes per key and padded channel: keys and values twice (one copy in use, one arriving),
+# their gradients twice in bfloat16 and once in float32.
+MOST_KEYS = 4096
+
+
+def flash_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, *, scale: float, interpret: bool = False
+) -> jax.Array:
+    """Softmax attention over all keys, on one device.
+
+    Args:
+      q: (B, N, K, C) queries.
+      k: (B, S, K, C) keys, S at most MOST_KEYS.
+      v: (B, S, K, C) values.
+      scale: factor on the logits.
+      interpret: run the kernel's operations one by one on any device: for tests, slow.
+
+    Returns:
+      (B, N, K, C) in the dtype of `v`. Logits and sums are float32.
+    """
+    queries, keys = q.shape[1], k.shape[1]
+    block = query_block(queries)
+    q, k, v = (
+        checkpoint_name(_tokens_last(x, step), RESIDUALS)
+        for x, step in ((q * scale, block), (k, LANES), (v, LANES))
+    )
+    out = _attend(q, k, v, keys, block, interpret)
+    return out[..., :queries].transpose(0, 3, 1, 2)
+
+
+def query_block(queries: int) -> int:
+    """Queries of one pass of the kernel: the largest block that pads at most a tenth more."""
+    least = _rounded(queries, LANES)
+    return next(size for size in QUERY_BLOCKS if _rounded(queries, size) <= 1.1 * least)
+
+
+def _rounded(count: int, step: int) -> int:
+    return -(-count // step) * step
+
+
+def _tokens_last(x: jax.Array, step: int) -> jax.Array:
+    """(B, N, K, C) -> (B, K, C, N padded with zeros to a multiple of `step`)."""
+    tokens = x.shape[1]
+    x = x.transpose(0, 2, 3, 1)
+    return jnp.pad(x, [(0, 0)] * 3 + [(0, _rounded(tokens, step) - tokens)])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def _attend(q, k, v, keys: int, block: int, interpret: bool):
+    return _forward(q, k, v, keys, block, interpret)[0]
+
+
+def _attend_forward(q, k, v, keys: int, block: int, interpret: bool):
+    out, log_total = _forward(q, k, v, keys, block, interpret)
+    out, log_total = checkpoint_name(out, RESIDUALS), checkpoint_name(log_total, RESIDUALS)
+    return out, (q, k, v, out, log_total)
+
+
+def _attend_backward(keys: int, block: int, interpret: bool, residuals, gradient):
+    return _backward(*residuals, gradient, keys, block, interpret)
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
+
+
+def _forward(q, k, v, keys: int, block: int, interpret: bool) -> tuple[jax.Array, jax.Array]:
+    """(B, K, C, N) output and (B, K, 1, N) logarithm of the sum of exponentials."""
+    batch, heads, channels, queries = q.shape
+    passing, resident, row = _specs(channels, block, k.shape[-1])
+    products = 2 * batch * heads * queries * k.shape[-1] * channels
+    return pl.pallas_call(
+        functools.partial(_forward_kernel, keys=keys),
+        grid=(batch, heads, queries // block),
+        in_specs=[passing, resident, resident],
+        out_specs=[passing, row],
+        out_shape=[
+            jax.ShapeDtypeStruct(q.shape, v.dtype),
+            jax.ShapeDtypeStruct((batch, heads, 1, queries), jnp.float32),
+        ],
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel", "arbitrary")
+        ),
+        cost_estimate=pl.CostEstimate(
+            flops=2 * products,
+            transcendentals=batch * heads * queries * k.shape[-1],
+            bytes_accessed=2 * q.nbytes + k.nbytes + v.nbytes,
+        ),
+        name="attention_forward",
+        interpret=interpret,
+    )(q, k, v)
+
+
+def _backward(q, k, v, out, log_total, gradient, keys: int, block: int, interpret: bool):
+    batch, heads, channels, queries = q.shape
+    passing, resident, row = _specs(channels, block, k.shape[-1])
+    products = 2 * batch * heads * queries * k.shape[-1] * channels
+    return tuple(
+        pl.pallas_call(
+            functools.partial(_backward_kernel, keys=keys),
+            grid=(batch, heads, queries // block),
+            in_specs=[passing, resident, resident, passing, row, passing],
+            out_specs=[passing, resident, resident],
+            out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, k, v)],
+            scratch_shapes=[pltpu.VMEM((channels, k.shape[-1]), jnp.float32)] * 2,
+            compiler_params=pltpu.CompilerParams(
+                dimension_semantics=("parallel", "parallel", "arbitrary")
+            ),
+            cost_estimate=pl.CostEstimate(
+                flops=5 * products,
+                transcendentals=batch * heads * queries * k.shape[-1],
+                bytes_accessed=4 * q.nbytes + 2 * (k.nbytes + v.nbytes),
+            ),
+            name="attention_backward",
+            interpret=interpret,
+        )(q, k, v, out, log_total, gradient)
+    )
+
+
+def _specs(channels: int, block: int, keys: int) -> tuple[pl.BlockSpec, ...]:
+    """Blocks of arrays that go with the queries, that stay for a head, and of one row per query."""
+    passing = pl.BlockSpec((None, None, channels, block), lambda b, h, i: (b, h, 0, i))
+    resident = pl.BlockSpec((None, None, channels, keys), lambda b, h, i: (b, h, 0, 0))
+    row = pl.BlockSpec((None, None, 1, block), lambda b, h, i: (b, h, 0, i))
+    return passing, resident, row
+
+
+def _chunks(padded: int) -> list[slice]:
+    return [slice(i, min(i + KEY_CHUNK, padded)) for i in range(0, padded, KEY_CHUNK)]
+
+
+def _product(left: jax.Array, right: jax.Array, contract: tuple[int, int]) -> jax.Array:
+    """Matrix product over one axis of each, summed in float32."""
+    dimensions = (((contract[0],), (contract[1],)), ((), ()))
+    return jax.lax.dot_general(left, right, dimensions, preferred_element_type=jnp.float32)
+
+
+def _logits(k_ref, q: jax.Array, chunk: slice, keys: int) -> jax.Array:
+    """(keys of the chunk, queries) float32; padded keys get a value that exp turns into 0."""
+    logits = _product(k_ref[:, chunk], q, (0, 0))
+    if chunk.stop <= keys:
+        return logits
+    number = chunk.start + jax.lax.broadcasted_iota(jnp.int32, logits.shape, 0)
+    return jnp.where(number < keys, logits, jnp.finfo(jnp.float32).min)
+
+
+def _forward_kernel(q_ref, k_ref, v_ref, out_ref, log_total_ref, *, keys: int):
+    q = q_ref[...]
+    highest = jnp.full((1, q.shape[1]), -jnp.inf, jnp.float32)
+    total, summed = jnp.zeros_like(highest), jnp.zeros(q.shape, jnp.float32)
+    for chunk in _chunks(k_ref.shape[1]):
+        logits = _logits(k_ref, q, chunk, keys)
+        new = jnp.maximum(highest, logits.max(axis=0, keepdims=True))
+        weights, shrink = jnp.exp(logits - new), jnp.exp(highest - new)
+        total = total * shrink + weights.sum(axis=0, keepdims=True)
+        v = v_ref[:, chunk]
+        summed = summed * shrink + _product(v, weights.astype(v.dtype), (1, 0))
+        highest = new
+    out_ref[...] = (summed / total).astype(out_ref.dtype)
+    log_total_ref[...] = highest + jnp.log(total)
+
+
+def _backward_kernel(
+    q_ref, k_ref, v_ref, out_ref, log_total_ref, gradient_ref, *results, keys: int
+):
+    dq_ref, dk_ref, dv_ref, dk_sum, dv_sum = results
+
+    @pl.when(pl.program_id(2) == 0)
+    def _():
+        dk_sum[...] = jnp.zeros_like(dk_sum)
+        dv_sum[...] = jnp.zeros_like(dv_sum)
+
+    q, gradient, log_total = q_ref[...], gradient_ref[...], log_total_ref[...]
+    own = out_ref[...].astype(jnp.float32) * gradient.astype(jnp.float32)
+    own = own.sum(axis=0, keepdims=True)
+    dq = jnp.zeros(q.shape, jnp.float32)
+    for chunk in _chunks(k_ref.shape[1]):
+        weights = jnp.exp(_logits(k_ref, q, chunk, keys) - log_total)
+        dv_sum[:, chunk] += _product(gradient, weights.astype(gradient.dtype), (1, 1))
+        d_weights = _product(v_ref[:, chunk], gradient, (0, 0))
+        d_logits = (weights * (d_weights - own)).astype(q.dtype)
+        dk_sum[:, chunk] += _product(q, d_logits, (1, 1))
+        dq = dq + _product(k_ref[:, chunk], d_logits, (1, 0))
+    dq_ref[...] = dq.astype(dq_ref.dtype)
+
+    @pl.when(pl.program_id(2) == pl.num_programs(2) - 1)
+    def _():
+        dk_ref[...] = dk_sum[...].astype(dk_ref.dtype)
+        dv_ref[...] = dv_sum[...].astype(dv_ref.dtype)

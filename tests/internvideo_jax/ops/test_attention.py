@@ -1,0 +1,217 @@
+"""The forms of attention: which one is taken, and that the TPU kernel computes the same as XLA."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from internvideo_jax.models.uniformerv2 import UniFormerV2Config
+from internvideo_jax.models.videomae import PretrainConfig
+from internvideo_jax.ops import attention
+from internvideo_jax.ops.attention import Choice, Site, attend, choose
+from internvideo_jax.ops.flash_attention import MOST_KEYS, flash_attention, query_block
+from internvideo_jax.tools import flops
+from tests.conftest import ROOT, environment
+
+ENCODER = Site(160, 160, 12, 64, "bfloat16", batch=8)
+DECODER = Site(1568, 1568, 6, 64, "bfloat16", batch=8)
+
+
+def draw(queries: int, keys: int, heads: int, channels: int, batch: int = 1):
+    shapes = [(batch, tokens, heads, channels) for tokens in (queries, keys, keys)]
+    draws = [jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate(shapes)]
+    return draws[0] * 2, draws[1], draws[2]
+
+
+def values_and_gradients(function, *arguments):
+    """Output and gradients of a loss in which every output has another weight."""
+
+    @jax.jit
+    def run(*arguments):
+        out, pull = jax.vjp(function, *arguments)
+        return out, pull(jnp.cos(jnp.arange(out.size)).reshape(out.shape).astype(out.dtype))
+
+    return run(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("queries", "keys", "channels"),
+    [
+        pytest.param(160, 160, 64, id="padded"),
+        pytest.param(128, 128, 64, id="whole-blocks", marks=pytest.mark.slow),
+        pytest.param(196, 196, 88, id="channels-no-power-of-two", marks=pytest.mark.slow),
+        pytest.param(130, 600, 16, id="another-number-of-keys-in-two-chunks"),
+    ],
+)
+def test_the_kernel_equals_xla(queries, keys, channels):
+    q, k, v = draw(queries, keys, 2, channels)
+    out, gradients = values_and_gradients(lambda *a: attend(*a, form="flash"), q, k, v)
+    expected, theirs = values_and_gradients(lambda *a: attend(*a, form="xla"), q, k, v)
+    np.testing.assert_allclose(out, expected, atol=1e-5)
+    for ours, other in zip(gradients, theirs, strict=True):
+        np.testing.assert_allclose(ours, other, atol=1e-5)
+
+
+def test_the_kernel_keeps_bfloat16_and_survives_huge_logits():
+    q, k, v = draw(24, 24, 1, 8)
+    low = [x.astype(jnp.bfloat16) for x in (q, k, v)]
+    out = flash_attention(*low, scale=1.0, interpret=True)
+    assert out.dtype == jnp.bfloat16
+    exact = attention.xla_attention(q, k, v, scale=1.0)
+    np.testing.assert_allclose(out.astype(jnp.float32), exact, atol=0.05)
+    huge = flash_attention(1e4 * q, k, v, scale=1.0, interpret=True)
+    np.testing.assert_allclose(huge, attention.xla_attention(1e4 * q, k, v, scale=1.0), atol=1e-5)
+
+
+SPLIT = """
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec as P
+from internvideo_jax.config import MeshConfig
+from internvideo_jax.ops.attention import attend
+from internvideo_jax.parallel.mesh import BATCH_AXES, make_mesh
+
+mesh = make_mesh(MeshConfig(data=2, tensor=2))
+q, k, v = jax.random.normal(jax.random.key(0), (3, 4, 40, 2, 8))
+
+
+def loss(form, q, k, v):
+    out = attend(q, k, v, form=form, batch_axes=BATCH_AXES, head_axes=("tensor",))
+    return (jnp.sin(out) * jnp.arange(40)[:, None, None]).sum() / 40, out
+
+
+def run(form, *arrays):
+    with jax.set_mesh(mesh):
+        step = jax.jit(jax.grad(lambda *a: loss(form, *a), (0, 1, 2), has_aux=True))
+        return step(*arrays)
+
+
+split = jax.device_put((q, k, v), NamedSharding(mesh, P(BATCH_AXES, None, "tensor")))
+gradients, out = run("flash", *split)
+expected, whole = jax.grad(lambda *a: loss("xla", *a), (0, 1, 2), has_aux=True)(q, k, v)
+assert out.sharding.shard_shape(out.shape) == (2, 40, 1, 8), out.sharding
+np.testing.assert_allclose(out, whole, atol=1e-5)
+for ours, other in zip(gradients, expected):
+    np.testing.assert_allclose(ours, other, atol=1e-5)
+
+# Where a surrounding shard_map has split the batch, only the heads are left to split.
+inner = jax.shard_map(
+    lambda *a: attend(*a, form="flash", batch_axes=BATCH_AXES, head_axes=("tensor",)),
+    mesh=mesh, in_specs=P("data"), out_specs=P("data"), axis_names={"data"}, check_vma=False,
+)
+with jax.set_mesh(mesh):
+    np.testing.assert_allclose(jax.jit(inner)(*split), whole, atol=1e-5)
+try:
+    with jax.set_mesh(mesh):
+        jax.jit(lambda *a: loss("flash", *a)[1])(q[:3], k[:3], v[:3])
+except ValueError as error:
+    assert "batch 3 cannot be split evenly over 2 devices" in str(error), error
+else:
+    raise AssertionError("a batch that does not divide was taken")
+"""
+
+
+def test_the_kernel_runs_on_the_part_of_each_device():
+    done = subprocess.run(
+        [sys.executable, "-c", SPLIT],
+        cwd=ROOT,
+        env=environment(4),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize(
+    ("site", "platform", "form", "why"),
+    [
+        (DECODER, "cpu", "xla", "on cpu"),
+        (DECODER, "tpu", "flash", "on tpu"),
+        (ENCODER, "tpu", "xla", "fewer than 512 tokens"),
+        (dataclasses.replace(DECODER, queries=1), "tpu", "xla", "fewer than 512"),
+        (dataclasses.replace(DECODER, channels=88), "tpu", "flash", "on tpu"),
+        (dataclasses.replace(DECODER, channels=160), "tpu", "xla", "160 channels"),
+        (dataclasses.replace(DECODER, keys=MOST_KEYS + 1), "tpu", "xla", "4097 keys"),
+        (dataclasses.replace(DECODER, shares=(3, 1)), "tpu", "xla", "batch 8 cannot"),
+        (dataclasses.replace(DECODER, shares=(1, 4)), "tpu", "xla", "heads 6 cannot"),
+        (DECODER, "cuda", "cudnn", "on cuda"),
+        (ENCODER, "cuda", "cudnn", "on cuda"),
+        (dataclasses.replace(DECODER, channels=128), "cuda", "cudnn", "on cuda"),
+        (dataclasses.replace(DECODER, dtype="float32"), "cuda", "xla", "not float32"),
+        (dataclasses.replace(DECODER, channels=20), "cuda", "xla", "20 channels"),
+        (dataclasses.replace(DECODER, channels=136), "cuda", "xla", "136 channels"),
+        (DECODER, "rocm", "xla", "on rocm"),
+    ],
+)
+def test_the_choice(site, platform, form, why):
+    found = choose(dataclasses.replace(site, platform=platform))
+    assert found.form == form
+    assert why in found.why
+
+
+def test_a_form_that_was_asked_for_is_taken_or_refused():
+    tpu = dataclasses.replace(ENCODER, platform="tpu")
+    assert choose(tpu, "flash") == Choice("flash", "asked for")
+    assert choose(dataclasses.replace(DECODER, platform="tpu"), "xla").form == "xla"
+    with pytest.raises(ValueError, match="'cudnn' cannot compute 160 tokens.*NVIDIA GPUs, not tpu"):
+        choose(tpu, "cudnn")
+    with pytest.raises(ValueError, match="'flash' cannot compute .*for TPUs, not cuda"):
+        choose(dataclasses.replace(ENCODER, platform="cuda"), "flash")
+    with pytest.raises(ValueError, match=r"config.model.attention.*'flsh': did you mean 'flash'\?"):
+        PretrainConfig.of_size("base", decoder_depth=4, attention="flsh")
+    with pytest.raises(ValueError, match=r"config.model.remat.*'dot': did you mean 'dots'\?"):
+        UniFormerV2Config.of_size("base", remat="dot")
+
+
+def test_the_devices_of_the_mesh_decide_not_those_of_this_machine():
+    device = jax.sharding.AbstractDevice(device_kind="TPU v5e", num_cores=1, platform="tpu")
+    types = (jax.sharding.AxisType.Auto,)
+    mesh = jax.sharding.AbstractMesh((2,), ("data",), types, abstract_device=device)
+    shape = jax.ShapeDtypeStruct((4, 600, 2, 8), jnp.float32)
+    with jax.sharding.use_abstract_mesh(mesh), attention.recording() as sites:
+        jax.eval_shape(lambda x: attend(x, x, x, batch_axes=("data", "fsdp")), shape)
+        jax.eval_shape(lambda x: attend(x[:, :9], x, x), shape)
+    assert attention.summary(sites) == (
+        "600 tokens, 2 heads of 8: flash (on tpu); 9 queries on 600 tokens, 2 heads of 8: xla "
+        "(fewer than 512 tokens)"
+    )
+    (site, _), *_ = sites.items()
+    assert (site.platform, site.shares) == ("tpu", (2, 1))
+
+
+def test_query_blocks_pad_little():
+    assert [query_block(n) for n in (1, 128, 160, 512, 1568, 2056)] == [
+        128,
+        128,
+        256,
+        512,
+        256,
+        256,
+    ]
+
+
+@pytest.mark.parametrize("form", ["xla", "flash"])
+def test_the_attention_policy_saves_what_the_backward_pass_of_attention_reads(form):
+    """Products that a recomputed layer executes less when attention was saved."""
+    q, k, v = draw(128, 128, 1, 8)
+    product = 2 * 128 * 128 * 8
+
+    def products(policy):
+        def layer(x):
+            return jnp.tanh(attend(jnp.sin(x), k, v, form=form))
+
+        kept = jax.checkpoint(layer, policy=policy)
+        both = jax.make_jaxpr(jax.value_and_grad(lambda x: kept(x).sum()))(q)
+        return flops.count(both).total / product
+
+    names = jax.checkpoint_policies.save_only_these_names("attention")
+    # xla needs the weights anew in any case, and their sum with the values for its division.
+    again = {"xla": 0, "flash": 2}[form]
+    full = products(jax.checkpoint_policies.nothing_saveable)
+    assert full - products(names) == pytest.approx(again, abs=0.01)
