@@ -31,6 +31,10 @@ class MeshConfig:
     tensor: int = 1  # heads and hidden units
     # Parameters smaller than this many elements stay whole on every device.
     shard_above: int = 2**16
+    # A larger parameter that fsdp and tensor leave whole on every device is an error: bytes.
+    whole_limit: int = 2**26
+    # Slices joined by the data-centre network; only `data` spans them. 0 = as the devices say.
+    slices: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
