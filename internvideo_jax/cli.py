@@ -23,6 +23,12 @@ CONFIG = config_flags.DEFINE_config_file(
     "overridden: --config.optim.lr=1e-3",
     lock_config=True,
 )
+COMPILE_CACHE = flags.DEFINE_string(
+    "compile_cache",
+    "",
+    "Folder for compiled programs, or off; default: JAX_COMPILATION_CACHE_DIR, else a folder in "
+    "the user's cache directory.",
+)
 DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 
 

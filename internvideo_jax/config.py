@@ -84,6 +84,14 @@ class LogConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ProfileConfig:
+    """A trace of a few steps with a one-page summary, in `profile/` of the workdir."""
+
+    start: int = 0  # first traced step, 0 = no trace; the first step of a process compiles
+    steps: int = 5
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """One training run."""
 
@@ -94,6 +102,7 @@ class TrainConfig:
     mesh: MeshConfig = MeshConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
+    profile: ProfileConfig = ProfileConfig()
     evals: Mapping[str, Any] = dataclasses.field(
         default_factory=dict, metadata={"kind": "evaluator", "many": True}
     )

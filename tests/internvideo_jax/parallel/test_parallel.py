@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 
@@ -210,4 +211,26 @@ mesh = make_mesh(MeshConfig(-1, 2, 1, slices=2))  # a rehearsal: CPUs know no sl
 assert dict(mesh.shape) == {"data": 4, "fsdp": 2, "tensor": 1}
 x = jax.device_put(jnp.arange(8.0), jax.NamedSharding(mesh, P(("data", "fsdp"))))
 assert jax.jit(jnp.sum)(x) == 28
+""")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the TPU compiler")
+def test_two_described_slices_make_one_mesh():
+    on_eight_devices("""
+import os
+os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+               "TPU_WORKER_HOSTNAMES": "localhost"}
+from jax.experimental import topologies
+pair = topologies.get_topology_desc(platform="tpu", topology_name="v5e:4x4", num_slices=2).devices
+mesh = make_mesh(MeshConfig(-1, 4, 2), pair)
+assert dict(mesh.shape) == {"data": 4, "fsdp": 4, "tensor": 2}
+slices = np.vectorize(lambda d: d.slice_index)(mesh.devices)
+assert (slices[:2] == 0).all() and (slices[2:] == 1).all()
+with pytest.raises(ValueError, match="data = 1 must be a multiple of the 2 slices"):
+    make_mesh(MeshConfig(1, 16, 2), pair)
+w = jax.ShapeDtypeStruct((512, 512), jnp.float32, sharding=jax.NamedSharding(mesh, P("fsdp")))
+x = jax.ShapeDtypeStruct((256, 512), jnp.float32,
+                         sharding=jax.NamedSharding(mesh, P(("data", "fsdp"))))
+gradient = jax.jit(jax.grad(lambda w, x: jnp.square(x @ w).sum()), out_shardings=w.sharding)
+assert gradient.lower(w, x).compile().as_text()
 """)
