@@ -25,8 +25,8 @@ def build_step(spec: dict[str, Any]) -> Callable[[], float]:
     """A function that takes one step and returns the loss.
 
     Args:
-      spec: `torch_model` path, `variant`, sizes, `folder` with batch.npz and, for equal starts,
-        weights.safetensors and hidden.npy.
+      spec: `kind` (pretrain | classifier), `variant`, `torch_model` path, sizes, and `folder` with
+        batch.npz, for pre-training hidden.npy, for equal starts weights.safetensors.
 
     Raises:
       ValueError: no torch.
@@ -38,13 +38,17 @@ def build_step(spec: dict[str, Any]) -> Callable[[], float]:
     _stand_in_for_timm(torch)
     path = Path(spec["torch_model"])
     sys.path.insert(0, str(path.parent))
-    reference = importlib.import_module(path.stem)
+    finetune = importlib.import_module("modeling_finetune")  # holds the blocks of both models
     if spec["variant"] != "eager":
-        finetune = importlib.import_module("modeling_finetune")  # holds the blocks of both
         finetune.Attention.forward = _fused_attention(torch)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cuda.matmul.allow_tf32 = True
-    peer = reference.PretrainVisionTransformer(**spec["sizes"]).to(device)
+    masked = spec["kind"] == "pretrain"
+    if masked:
+        peer = importlib.import_module(path.stem).PretrainVisionTransformer(**spec["sizes"])
+    else:
+        peer = finetune.VisionTransformer(**spec["sizes"])
+    peer = peer.to(device)
     folder = Path(spec["folder"])
     if (folder / "weights.safetensors").exists():
         from safetensors.numpy import load_file
@@ -55,14 +59,16 @@ def build_step(spec: dict[str, Any]) -> Callable[[], float]:
     mean = torch.tensor(spec["pixel_mean"], device=device).view(1, 3, 1, 1, 1)
     std = torch.tensor(spec["pixel_std"], device=device).view(1, 3, 1, 1, 1)
     # As in the reference's engine, the clip arrives normalised and the target undoes it.
-    pixels = torch.from_numpy(np.load(folder / "batch.npz")["video"]).permute(0, 4, 1, 2, 3)
+    batch = np.load(folder / "batch.npz")
+    pixels = torch.from_numpy(batch["video"]).permute(0, 4, 1, 2, 3)
     video = (pixels.to(device).float() / 255 - mean) / std
-    mask = torch.from_numpy(np.load(folder / "hidden.npy")).to(device)
+    label = torch.from_numpy(batch["label"]).long().to(device)
+    mask = torch.from_numpy(np.load(folder / "hidden.npy")).to(device) if masked else None
     half = spec["dtype"] == "bfloat16"
-    tubelet, patch = spec["tubelet"], spec["sizes"]["patch_size"]
+    tubelet, patch = spec["sizes"]["tubelet_size"], spec["sizes"]["patch_size"]
     network = torch.compile(peer) if spec["variant"] == "compile" else peer
 
-    def step() -> float:
+    def reconstruction() -> Any:
         with torch.no_grad():
             raw = video * std + mean
             b, c, t, h, w = raw.shape
@@ -75,7 +81,14 @@ def build_step(spec: dict[str, Any]) -> Callable[[], float]:
             target = cubes[mask].reshape(b, -1, cubes.shape[-1])
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
             predicted = network(video, mask)
-            loss = torch.nn.functional.mse_loss(predicted.float(), target)
+            return torch.nn.functional.mse_loss(predicted.float(), target)
+
+    def classification() -> Any:
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            return torch.nn.functional.cross_entropy(network(video).float(), label)
+
+    def step() -> float:
+        loss = reconstruction() if masked else classification()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

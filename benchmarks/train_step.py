@@ -77,13 +77,15 @@ def random_batch(config: TrainConfig, classes: int) -> dict[str, np.ndarray]:
     }
 
 
-def own_step(run: Run, folder: Path | None) -> tuple[Callable[[], float], dict[str, Any]]:
+def own_step(
+    run: Run, folder: Path | None, classes: int
+) -> tuple[Callable[[], float], dict[str, Any]]:
     """A function that runs one step and returns the loss, and what compiling it took.
 
     Args:
       folder: where to leave weights and masks for a peer.
     """
-    batch = random_batch(run.config, CLASSES.value)
+    batch = random_batch(run.config, classes)
     state = init_state(run)
     if folder is not None:
         leave_start(run, state.params, batch, folder)
@@ -121,13 +123,15 @@ def leave_start(run: Run, params: Any, batch: dict[str, np.ndarray], folder: Pat
     flat = {path: np.asarray(value) for path, value in flatten_paths(params).items()}
     geometry = {"patch": model.patch, "tubelet": model.tubelet}
     save_torch(folder / "weights.safetensors", Weights(model.name, flat, geometry))
+    np.savez(folder / "batch.npz", **batch)
+    if not hasattr(model, "decoder"):
+        return
     key = jax.random.fold_in(jax.random.key(run.config.seed), 1)  # as in the train step
     keys = masking.example_keys(key, batch["position"])
     _, decoded = run.objective.draw(model, keys)
     hidden = np.zeros((len(decoded), model.tokens), bool)
     np.put_along_axis(hidden, np.asarray(decoded), True, axis=1)
     np.save(folder / "hidden.npy", hidden)
-    np.savez(folder / "batch.npz", **batch)
 
 
 def torch_spec(config: TrainConfig, folder: Path, variant: str) -> dict[str, Any]:
@@ -140,11 +144,11 @@ def torch_spec(config: TrainConfig, folder: Path, variant: str) -> dict[str, Any
     if not Path(TORCH_MODEL.value).is_file():
         raise ValueError(f"--torch_model={TORCH_MODEL.value}: no such file")
     return {
+        "kind": "pretrain",
         "torch_model": str(Path(TORCH_MODEL.value).resolve()),
         "variant": variant,
         "folder": str(folder),
         "dtype": model.dtype,
-        "tubelet": model.tubelet,
         "pixel_mean": list(model.pixel_mean),
         "pixel_std": list(model.pixel_std),
         "sizes": {
@@ -266,7 +270,8 @@ def main() -> None:
             folder = Path(SIDE.value) if TORCH_MODEL.value else None
 
             def make() -> tuple[Callable[[], float], dict[str, Any]]:
-                return own_step(build(config, records=RECORDS, classes=CLASSES.value), folder)
+                run = build(config, records=RECORDS, classes=CLASSES.value)
+                return own_step(run, folder, CLASSES.value)
 
             return turns.serve(make)
         host = Host()
