@@ -11,6 +11,7 @@ its cores is busy. Exit codes: 0 targets met or none, 1 targets missed, 3 the ho
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import os
@@ -182,7 +183,5 @@ def memory_mib() -> dict[str, float]:
 
 def forget_peak() -> None:
     """Lets `steps_peak_mib` start anew, so that it does not contain the compiler's memory."""
-    try:
+    with contextlib.suppress(OSError):  # then it is that of the whole process
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass  # then it is that of the whole process

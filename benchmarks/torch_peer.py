@@ -1,8 +1,8 @@
 """The same training step in torch: the reference's own model file, trained as its engine does.
 
-A process of `train_step.py` and `gpu.py`, which describe the step in a JSON file and say when to take
-one. Variants: `eager` as published, `sdpa` with `scaled_dot_product_attention` in its attention,
-`compile` the latter under torch.compile.
+A process of `train_step.py` and `gpu.py`, which describe the step in a JSON file and say when to
+take one. Variants: `eager` as published, `sdpa` with `scaled_dot_product_attention` in its
+attention, `compile` the latter under torch.compile.
 """
 
 from __future__ import annotations

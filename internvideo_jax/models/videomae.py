@@ -131,7 +131,7 @@ class VideoConfig:
         return self.tubelet * self.patch**2 * 3
 
     @property
-    def sharding_rules(self) -> tuple[tuple[str, tuple[str | None, ...]], ...]:
+    def sharding_rules(self) -> tuple[tuple[str, tuple[Any, ...]], ...]:
         return BLOCK_SHARDING
 
     def block(self, tower: TowerConfig) -> BlockConfig:

@@ -70,7 +70,8 @@ def slices_of(devices: Sequence[Any], asked: int) -> list[list[Any]]:
                 f"config.mesh.slices = {asked} cannot be made of {len(devices)} devices"
             )
         return [list(devices[i : i + size]) for i in range(0, len(devices), size)]
-    parts = [[d for d in devices if d.slice_index == number] for number in sorted(known)]
+    numbers = sorted(number for number in known if number is not None)
+    parts = [[d for d in devices if d.slice_index == number] for number in numbers]
     if asked and asked != len(parts):
         raise ValueError(
             f"config.mesh.slices = {asked}, the devices are of {len(parts)} slices; set it to 0 to "

@@ -141,7 +141,8 @@ def check_whole(shapes: Any, shardings: Any, mesh: Mesh, limit: int) -> None:
         advice = f"no fsdp size on these {mesh.size} devices divides a dimension of each of them"
     raise ValueError(
         f"the mesh {dict(mesh.shape)} is meant to split parameters but leaves whole on every "
-        f"device: {listed}; {advice}, or allow it with config.mesh.whole_limit={max(whole.values())}"
+        f"device: {listed}; {advice}, or allow it with "
+        f"config.mesh.whole_limit={max(whole.values())}"
     )
 
 

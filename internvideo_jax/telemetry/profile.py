@@ -1,7 +1,7 @@
 """A trace of a few training steps, and the page that says what they spent their time on.
 
-Everything lies in `profile/` of the workdir: what `jax.profiler` writes (for xprof and Perfetto) and
-`summary.md`, made from the same events without TensorFlow.
+Everything lies in `profile/` of the workdir: what `jax.profiler` writes (for xprof and Perfetto)
+and `summary.md`, made from the same events without TensorFlow.
 """
 
 from __future__ import annotations
@@ -229,7 +229,7 @@ def summary(
             "- not in a CPU trace: how many threads work inside one operation, memory, FLOPs; "
             "virtual devices share one timeline"
         )
-    kinds: dict[str, float] = collections.Counter()
+    kinds: dict[str, float] = collections.defaultdict(float)
     for name, (own, _) in totals.items():
         kinds[re.sub(r"[.\d]+$", "", name)] += own
     page += ["", "## By kind", "", "| kind | ms per step | share |", "|---|---|---|"]
@@ -237,7 +237,10 @@ def summary(
     for kind, own in sorted(kinds.items(), key=lambda item: -item[1])[:10]:
         page.append(f"| {kind} | {own * scale:.3f} | {100 * own / whole:.1f} % |")
     page += ["", f"## Operations ({len(totals)}, the first {TOP})", ""]
-    page += ["| operation | ms per step | share | times per step | source |", "|---|---|---|---|---|"]
+    page += [
+        "| operation | ms per step | share | times per step | source |",
+        "|---|---|---|---|---|",
+    ]
     for name, (own, times) in sorted(totals.items(), key=lambda item: -item[1][0])[:TOP]:
         source = short_source(sources[name]) if name in sources else ""
         page.append(

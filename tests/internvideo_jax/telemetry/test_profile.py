@@ -85,7 +85,7 @@ def test_a_trace_of_some_steps(tmp_path):
             x = compute(x)
         if profiler.ends(step):
             time.sleep(0.05)  # idle time that the page must show
-            said = profiler.finish(step, x, lambda: compute.lower(x).compile().as_text())
+            said = profiler.finish(step, x, lambda x=x: compute.lower(x).compile().as_text())
             assert step == 4
     page = (tmp_path / "profile/summary.md").read_text()
     assert said == f"profile of steps 3 to 4: {tmp_path}/profile/summary.md"
