@@ -5,7 +5,8 @@
 Rows: MAE-B and MAE-L pre-training, and a plain ViT of the 1B width (1408 x 40) on all 1568 tokens;
 each with XLA's and with cuDNN's attention, and in torch with scaled_dot_product_attention, eager
 and compiled. One process per row, one after the other, so that each has the whole memory. A row
-that does not run (out of memory, no cuDNN) is printed with its reason. `--tiny` is a rehearsal on a CPU.
+that does not run (out of memory, no cuDNN) is printed with its reason. `--tiny` is a rehearsal on
+a CPU.
 Exit codes: 0, 1 a target was missed, 2 no row ran, 3 the host was busy (--anyway concludes).
 """
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import turns
 from absl import flags
@@ -123,11 +124,11 @@ def leave_start(run: Run, params: Any, batch: dict[str, np.ndarray], folder: Pat
     flat = {path: np.asarray(value) for path, value in flatten_paths(params).items()}
     geometry = {"patch": model.patch, "tubelet": model.tubelet}
     save_torch(folder / "weights.safetensors", Weights(model.name, flat, geometry))
-    np.savez(folder / "batch.npz", **batch)
+    np.savez(folder / "batch.npz", video=batch["video"], label=batch["label"])
     if not hasattr(model, "decoder"):
         return
     key = jax.random.fold_in(jax.random.key(run.config.seed), 1)  # as in the train step
-    keys = masking.example_keys(key, batch["position"])
+    keys = masking.example_keys(key, jnp.asarray(batch["position"]))
     _, decoded = run.objective.draw(model, keys)
     hidden = np.zeros((len(decoded), model.tokens), bool)
     np.put_along_axis(hidden, np.asarray(decoded), True, axis=1)
