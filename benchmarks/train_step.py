@@ -1,47 +1,69 @@
-"""How fast one train step is: clips/s, compile time, memory; optionally beside a torch peer.
+"""How fast one train step is: clips/s, compile time, memory; optionally beside torch.
 
-    python benchmarks/train_step.py --config=configs/videomae/pretrain.py:size=small \\
-        --config.data.global_batch=4 --config.steps=100 \\
-        --torch_model=VideoMAE/modeling_pretrain.py
+    python benchmarks/train_step.py --config=configs/videomae/pretrain.py:size=small --batch=2 \\
+        --config.model.dtype=float32 --config.model.remat=none \\
+        --torch_model=VideoMAE/modeling_pretrain.py --peers=eager,sdpa
 
 Batches are random bytes that already lie in memory, so that nothing but the step is measured. The
-torch peer is the reference's own model file (pre-training only), trained as its engine does: target
-built from the clip, mean squared error, backward, AdamW. Both sides take turns, one timed step
-each; the ratio is the median of the ratios of neighbours.
+torch peers are the reference's own model file (pre-training only), trained as its engine does, with
+our initial weights and masks: their first loss must be ours. Every side is a process of its own and
+they take turns, one timed step each; a ratio is the median of the ratios of neighbours.
+Exit codes: 0, 1 a target was missed, 2 an error, 3 the host was busy (--anyway concludes).
 """
 
 from __future__ import annotations
 
-import importlib
+import dataclasses
 import json
-import resource
 import sys
+import tempfile
 import time
-import types
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import turns
 from absl import flags
+from host import Host, ratio, spread
 
-from internvideo_jax import cli
+from internvideo_jax import cli, masking
 from internvideo_jax.build import Run, build
 from internvideo_jax.config import TrainConfig
 from internvideo_jax.parallel.mesh import batch_sharding
 from internvideo_jax.step import init_state, make_train_step
 from internvideo_jax.telemetry.progress import peak_flops
+from internvideo_jax.types import flatten_paths
+from internvideo_jax.weights.files import Weights, save_torch
 
 TIMED = flags.DEFINE_integer("timed", 20, "Timed steps.", lower_bound=1)
+BATCH = flags.DEFINE_integer("batch", 0, "Clips per step; 0 = the recipe's.")
 CLASSES = flags.DEFINE_integer("classes", 400, "Classes, where the model asks the data for them.")
 TORCH_MODEL = flags.DEFINE_string(
     "torch_model", "", "Path of the reference's modeling_pretrain.py; needs torch."
 )
+PEERS = flags.DEFINE_list("peers", ["eager", "sdpa"], "Of eager, sdpa, compile (sdpa under it).")
+ANYWAY = flags.DEFINE_bool("anyway", False, "Conclude on a busy host too.")
 OUT = flags.DEFINE_string("out", "", "JSON file to write.")
+SIDE = flags.DEFINE_string("side", "", "Internal: the folder of the comparison this is a side of.")
 
 RECORDS = 1_000_000  # only recipes given in epochs look at it
+LOSS_TOLERANCE = 1e-4  # relative, of the first losses of two sides (float32)
+# Of float32 pre-training steps on CPUs: times faster than each peer, memory over that of eager.
+FASTER = {"eager": 1.35, "sdpa": 1.15, "compile": 1.15}
+MEMORY = 1.3
+
+
+def measured_config() -> TrainConfig:
+    """The config of the command line with the batch and a length."""
+    config = cli.typed_config()
+    if BATCH.value:
+        data = dataclasses.replace(config.data, global_batch=BATCH.value)
+        config = dataclasses.replace(config, data=data)
+    optim = dataclasses.replace(config.optim, warmup_epochs=0.0, warmup_steps=0)
+    return dataclasses.replace(config, optim=optim, steps=100_000, epochs=0.0)
 
 
 def random_batch(config: TrainConfig, classes: int) -> dict[str, np.ndarray]:
@@ -56,9 +78,18 @@ def random_batch(config: TrainConfig, classes: int) -> dict[str, np.ndarray]:
     }
 
 
-def own_step(run: Run, batch: dict[str, np.ndarray]) -> tuple[Callable[[], float], dict[str, Any]]:
-    """A function that runs one step and returns the loss, and what compiling it took."""
+def own_step(
+    run: Run, folder: Path | None, classes: int
+) -> tuple[Callable[[], float], dict[str, Any]]:
+    """A function that runs one step and returns the loss, and what compiling it took.
+
+    Args:
+      folder: where to leave weights and masks for a peer.
+    """
+    batch = random_batch(run.config, classes)
     state = init_state(run)
+    if folder is not None:
+        leave_start(run, state.params, batch, folder)
     placed = jax.device_put(batch, batch_sharding(run.mesh))
     started = time.perf_counter()
     lowered = make_train_step(run).lower(state, placed)
@@ -72,6 +103,12 @@ def own_step(run: Run, batch: dict[str, np.ndarray]) -> tuple[Callable[[], float
     if memory is not None:
         facts["step_temporaries_mib"] = memory.temp_size_in_bytes / 2**20
         facts["step_arguments_mib"] = memory.argument_size_in_bytes / 2**20
+    clips = run.config.data.global_batch
+    facts |= {
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "step_flops": clips * run.flops,
+        "peak_flops": peak_flops(),
+    }
 
     def step() -> float:
         nonlocal state
@@ -81,154 +118,173 @@ def own_step(run: Run, batch: dict[str, np.ndarray]) -> tuple[Callable[[], float
     return step, facts
 
 
-def torch_step(
-    path: Path, config: TrainConfig, batch: dict[str, np.ndarray]
-) -> Callable[[], float]:
-    """The same step with the reference's model, on its CPU or GPU.
+def leave_start(run: Run, params: Any, batch: dict[str, np.ndarray], folder: Path) -> None:
+    """The reference's names of our initial weights, our masks of the first step, and the batch."""
+    model = run.config.model
+    flat = {path: np.asarray(value) for path, value in flatten_paths(params).items()}
+    geometry = {"patch": model.patch, "tubelet": model.tubelet}
+    save_torch(folder / "weights.safetensors", Weights(model.name, flat, geometry))
+    np.savez(folder / "batch.npz", video=batch["video"], label=batch["label"])
+    if not hasattr(model, "decoder"):
+        return
+    key = jax.random.fold_in(jax.random.key(run.config.seed), 1)  # as in the train step
+    keys = masking.example_keys(key, jnp.asarray(batch["position"]))
+    _, decoded = run.objective.draw(model, keys)
+    hidden = np.zeros((len(decoded), model.tokens), bool)
+    np.put_along_axis(hidden, np.asarray(decoded), True, axis=1)
+    np.save(folder / "hidden.npy", hidden)
 
-    Raises:
-      ValueError: no pre-training config, or no torch.
-    """
-    try:
-        import torch  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise ValueError("--torch_model needs torch: pip install torch") from error
+
+def torch_spec(config: TrainConfig, folder: Path, variant: str) -> dict[str, Any]:
+    """What `torch_peer.py` needs; ValueError where the reference has no such model."""
     model, objective = config.model, config.objective
     if not hasattr(model, "decoder") or objective.decoder_ratio:
         raise ValueError("--torch_model serves VideoMAE V1 pre-training configs only")
-    _stand_in_for_timm()
-    sys.path.insert(0, str(path.parent))
-    reference = importlib.import_module(path.stem)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    peer = reference.PretrainVisionTransformer(
-        img_size=model.size,
-        patch_size=model.patch,
-        encoder_embed_dim=model.encoder.width,
-        encoder_depth=model.encoder.depth,
-        encoder_num_heads=model.encoder.heads,
-        decoder_num_classes=model.token_pixels,
-        decoder_embed_dim=model.decoder.width,
-        decoder_depth=model.decoder.depth,
-        decoder_num_heads=model.decoder.heads,
-        mlp_ratio=model.encoder.hidden / model.encoder.width,
-        qkv_bias=True,
-        tubelet_size=model.tubelet,
-    ).to(device)
     if model.frames != 16:
         raise ValueError("the reference's model file is written for 16 frames")
-    optimizer = torch.optim.AdamW(peer.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05)
-    mean = torch.tensor(model.pixel_mean, device=device).view(1, 3, 1, 1, 1)
-    std = torch.tensor(model.pixel_std, device=device).view(1, 3, 1, 1, 1)
-    frames, rows, columns = model.grid
-    hidden = int(objective.ratio * rows * columns)
-    rng = np.random.default_rng(0)
-    # As in the reference's engine, the clip arrives normalised and the target undoes it.
-    pixels = torch.from_numpy(batch["video"]).permute(0, 4, 1, 2, 3).to(device)
-    video = (pixels.float() / 255 - mean) / std
-    half = model.dtype == "bfloat16"
-
-    def step() -> float:
-        masks = []
-        for _ in range(len(video)):
-            mask = np.zeros(rows * columns, bool)
-            mask[rng.permutation(rows * columns)[:hidden]] = True
-            masks.append(np.tile(mask, frames))
-        mask = torch.from_numpy(np.stack(masks)).to(device)
-        with torch.no_grad():
-            raw = video * std + mean
-            b, c, t, h, w = raw.shape
-            p, q = model.tubelet, model.patch
-            cubes = raw.reshape(b, c, t // p, p, h // q, q, w // q, q)
-            cubes = cubes.permute(0, 2, 4, 6, 3, 5, 7, 1).reshape(b, -1, p * q * q, c)
-            spread = cubes.var(dim=-2, unbiased=True, keepdim=True).sqrt() + 1e-6
-            cubes = ((cubes - cubes.mean(dim=-2, keepdim=True)) / spread).flatten(2)
-            target = cubes[mask].reshape(b, -1, cubes.shape[-1])
-        with torch.autocast(device.type, torch.bfloat16, enabled=half):
-            predicted = peer(video, mask)
-            loss = torch.nn.functional.mse_loss(predicted.float(), target)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        return float(loss.detach())
-
-    return step
-
-
-def _stand_in_for_timm() -> None:
-    """Stands in for the four helpers of timm that the model file takes, where timm is missing.
-
-    Enough for pre-training, which drops no path.
-    """
-    try:
-        importlib.import_module("timm.models.layers")
-    except ImportError:
-        import torch  # pyright: ignore[reportMissingImports]
-
-        layers: Any = types.ModuleType("timm.models.layers")
-        layers.drop_path = lambda x, probability=0.0, training=False: x
-        layers.to_2tuple = lambda x: x if isinstance(x, tuple) else (x, x)
-        layers.trunc_normal_ = torch.nn.init.trunc_normal_
-        registry: Any = types.ModuleType("timm.models.registry")
-        registry.register_model = lambda function: function
-        for name in ("timm", "timm.models"):
-            sys.modules[name] = types.ModuleType(name)
-        sys.modules[layers.__name__] = layers
-        sys.modules[registry.__name__] = registry
-
-
-def measure(config: TrainConfig, timed: int) -> dict[str, Any]:
-    """Times `timed` steps of `config`; see the module's text for what the numbers are."""
-    run = build(config, records=RECORDS, classes=CLASSES.value)
-    batch = random_batch(run.config, CLASSES.value)
-    step, facts = own_step(run, batch)
-    sides = {"own": step}
-    if TORCH_MODEL.value:
-        sides["torch"] = torch_step(Path(TORCH_MODEL.value), run.config, batch)
-    for side in sides.values():
-        for _ in range(2):
-            side()
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(timed):
-        for name, side in sides.items():
-            started = time.perf_counter()
-            side()
-            seconds[name].append(time.perf_counter() - started)
-    clips = run.config.data.global_batch
-    middle = median(seconds["own"])
-    result = {
-        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        "batch": clips,
-        **facts,
-        "step_seconds": middle,
-        "clips_per_second": clips / middle,
-        "model_gflops_per_second": clips * run.flops / middle / 1e9,
+    if not Path(TORCH_MODEL.value).is_file():
+        raise ValueError(f"--torch_model={TORCH_MODEL.value}: no such file")
+    return {
+        "kind": "pretrain",
+        "torch_model": str(Path(TORCH_MODEL.value).resolve()),
+        "variant": variant,
+        "folder": str(folder),
+        "dtype": model.dtype,
+        "pixel_mean": list(model.pixel_mean),
+        "pixel_std": list(model.pixel_std),
+        "sizes": {
+            "img_size": model.size,
+            "patch_size": model.patch,
+            "encoder_embed_dim": model.encoder.width,
+            "encoder_depth": model.encoder.depth,
+            "encoder_num_heads": model.encoder.heads,
+            "encoder_num_classes": 0,
+            "decoder_num_classes": model.token_pixels,
+            "decoder_embed_dim": model.decoder.width,
+            "decoder_depth": model.decoder.depth,
+            "decoder_num_heads": model.decoder.heads,
+            "mlp_ratio": model.encoder.hidden / model.encoder.width,
+            "qkv_bias": True,
+            "tubelet_size": model.tubelet,
+        },
     }
-    if "torch" not in sides:
-        result["process_peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    peak, stats = peak_flops(), jax.local_devices()[0].memory_stats() or {}
-    if peak is not None:
-        result["mfu"] = clips * run.flops / middle / peak
-    if "peak_bytes_in_use" in stats:
-        result["device_peak_mib"] = stats["peak_bytes_in_use"] / 2**20
-    if "torch" in sides:
-        result["torch_step_seconds"] = median(seconds["torch"])
-        result["times_faster_than_torch"] = median(
-            peer / own for own, peer in zip(seconds["own"], seconds["torch"], strict=True)
-        )
+
+
+def compare(config: TrainConfig, folder: Path) -> dict[str, turns.Side]:
+    """The sides after their turns."""
+    peers = PEERS.value if TORCH_MODEL.value else []
+    unknown = [name for name in peers if name not in FASTER]
+    if unknown:
+        raise ValueError(f"--peers: unknown {unknown[0]!r}; known: {', '.join(FASTER)}")
+    specs = {name: torch_spec(config, folder, name) for name in peers}
+    here = Path(__file__).resolve().parent
+    sides = {"own": turns.Side([sys.executable, *sys.argv, f"--side={folder}"])}
+    try:
+        for name, spec in specs.items():
+            file = folder / f"{name}.json"
+            file.write_text(json.dumps(spec))
+            sides[name] = turns.Side([sys.executable, str(here / "torch_peer.py"), str(file)])
+        turns.take_turns(sides, TIMED.value)
+    finally:
+        for side in sides.values():
+            side.close()
+    return sides
+
+
+def result_of(config: TrainConfig, sides: dict[str, turns.Side]) -> dict[str, Any]:
+    """Plain numbers of all sides."""
+    clips = config.data.global_batch
+    own = sides["own"]
+    facts = dict(own.facts)
+    middle = spread(own.seconds).median
+    flops, peak = facts.pop("step_flops"), facts.pop("peak_flops")
+    result: dict[str, Any] = {"batch": clips, "clips_per_second": clips / middle, **facts}
+    result["model_gflops_per_second"] = flops / middle / 1e9
+    if peak:
+        result["mfu"] = flops / middle / peak
+    result["sides"] = {
+        name: {
+            "step_seconds": dataclasses.asdict(spread(side.seconds)),
+            "first_loss": side.facts["first_loss"],
+            **side.memory,
+        }
+        for name, side in sides.items()
+    }
+    for name, side in sides.items():
+        if name != "own":
+            result["sides"][name]["times_slower"] = dataclasses.asdict(
+                ratio(side.seconds, own.seconds)
+            )
     return result
+
+
+def judge(config: TrainConfig, sides: dict[str, turns.Side]) -> tuple[list[str], int]:
+    """Missed targets and the number of targets; they are those of float32 steps on CPUs.
+
+    Raises:
+      RuntimeError: the sides do not compute the same loss.
+    """
+    own, missed, count = sides["own"], [], 0
+    plain = config.model.dtype == "float32" and "cpu" in own.facts["device"].lower()
+    for name, side in sides.items():
+        if name == "own":
+            continue
+        ours, theirs = own.facts["first_loss"], side.facts["first_loss"]
+        tolerance = LOSS_TOLERANCE if config.model.dtype == "float32" else 2e-2
+        if abs(ours - theirs) > tolerance * abs(theirs):
+            raise RuntimeError(f"first loss {ours} here, {theirs} in {name}: not the same step")
+        if not plain:
+            continue
+        faster, count = ratio(side.seconds, own.seconds).median, count + 1
+        if faster < FASTER[name]:
+            missed.append(f"{faster:.3f} times faster than {name}, target {FASTER[name]}")
+        if name == "eager":
+            more = own.memory["process_peak_mib"] / side.memory["process_peak_mib"]
+            count += 1
+            if more > MEMORY:
+                missed.append(f"{more:.2f} times the memory of eager, target {MEMORY}")
+    return missed, count
+
+
+def table(result: dict[str, Any], sides: dict[str, turns.Side]) -> None:
+    for name, value in result.items():
+        if name not in ("sides", "first_loss"):
+            text = f"{value:.4g}" if isinstance(value, float) else str(value)
+            print(f"{name:28}{text:>16}")
+    own = sides["own"]
+    for name, side in sides.items():
+        memory = ", ".join(f"{k.removesuffix('_mib')} {v:.0f} MiB" for k, v in side.memory.items())
+        print(f"{name:8} {spread(side.seconds).text()}; {memory}; first loss", end=" ")
+        print(f"{side.facts['first_loss']:.6f}")
+        if name != "own":
+            more = own.memory["process_peak_mib"] / side.memory["process_peak_mib"]
+            speed = ratio(side.seconds, own.seconds).text("times faster")
+            print(f"{'':8} ours is {speed}, with {more:.2f} times the memory")
 
 
 def main() -> None:
     flags.adopt_module_key_flags(cli)
 
     def run() -> int:
-        result = measure(cli.typed_config(), TIMED.value)
-        for name, value in result.items():
-            text = f"{value:.4g}" if isinstance(value, float) else str(value)
-            print(f"{name:28}{text:>16}")
+        config = measured_config()
+        if SIDE.value:
+            folder = Path(SIDE.value) if TORCH_MODEL.value else None
+
+            def make() -> tuple[Callable[[], float], dict[str, Any]]:
+                run = build(config, records=RECORDS, classes=CLASSES.value)
+                return own_step(run, folder, CLASSES.value)
+
+            return turns.serve(make)
+        host = Host()
+        with tempfile.TemporaryDirectory() as folder:
+            sides = compare(config, Path(folder))
+        result = result_of(config, sides)
+        table(result, sides)
+        missed, targets = judge(config, sides)
         if OUT.value:
-            Path(OUT.value).write_text(json.dumps(result, indent=1) + "\n")
-        return 0
+            text = json.dumps({**result, "missed": missed, "host": host.facts()}, indent=1)
+            Path(OUT.value).write_text(text + "\n")
+        return host.verdict(missed, targets=targets, anyway=ANYWAY.value)
 
     cli.run(run)
 

@@ -13,6 +13,7 @@ from internvideo_jax.config import Records, TrainConfig, total_steps, warmup_ste
 from internvideo_jax.optim.factory import Optimizer, make_optimizer
 from internvideo_jax.optim.schedules import make_schedule
 from internvideo_jax.parallel.mesh import check_batch, make_mesh
+from internvideo_jax.parallel.rules import sharding_notes
 from internvideo_jax.state import StatePlan, plan_state
 from internvideo_jax.telemetry.overview import memory_estimate, parameter_table
 
@@ -79,6 +80,10 @@ def build(
     summary = "\n".join(
         [
             parameter_table(model.shapes(), plan.shardings.params),
+            *sharding_notes(
+                model.shapes(), plan.shardings.params, config.model.sharding_rules, mesh
+            ),
+            *head_notes(config.model, mesh.shape["tensor"]),
             memory_estimate(plan.shapes, plan.shardings, batch * clip.frames * clip.size**2 * 3),
             f"mesh {dict(mesh.shape)} of {mesh.devices.flat[0].device_kind}; "
             f"{sum(per_media.values())} clips; "
@@ -88,6 +93,17 @@ def build(
     )
     total = sum(per_media.values())
     return Run(config, mesh, model, config.objective, optimizer, plan, total, steps, summary)
+
+
+def head_notes(model: Any, tensor: int) -> list[str]:
+    """A line for every stack of blocks whose heads the `tensor` axis would cut."""
+    return [
+        f"config.mesh.tensor = {tensor} does not divide the {tower.heads} heads of "
+        f"config.model.{name}: its attention moves data between devices; sizes that do: "
+        f"{[n for n in range(1, tensor + 1) if tower.heads % n == 0]}"
+        for name, tower in vars(model).items()
+        if getattr(tower, "heads", tensor) % tensor
+    ]
 
 
 def read_data(config: TrainConfig) -> tuple[Mapping[str, int], int]:

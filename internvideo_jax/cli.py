@@ -31,6 +31,12 @@ COORDINATOR = flags.DEFINE_string(
 )
 PROCESSES = flags.DEFINE_integer("processes", 0, "Number of processes of the job.", lower_bound=0)
 PROCESS = flags.DEFINE_integer("process", -1, "Number of this process, from 0.", lower_bound=-1)
+COMPILE_CACHE = flags.DEFINE_string(
+    "compile_cache",
+    "",
+    "Folder for compiled programs, or off; default: JAX_COMPILATION_CACHE_DIR, else a folder in "
+    "the user's cache directory.",
+)
 DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 
 

@@ -31,6 +31,10 @@ class MeshConfig:
     tensor: int = 1  # heads and hidden units
     # Parameters smaller than this many elements stay whole on every device.
     shard_above: int = 2**16
+    # A larger parameter that fsdp and tensor leave whole on every device is an error: bytes.
+    whole_limit: int = 2**26
+    # Slices joined by the data-centre network; only `data` spans them. 0 = as the devices say.
+    slices: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +94,14 @@ class WatchdogConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ProfileConfig:
+    """A trace of a few steps with a one-page summary, in `profile/` of the workdir."""
+
+    start: int = 0  # first traced step, 0 = no trace; the first step of a process compiles
+    steps: int = 5
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """One training run."""
 
@@ -101,6 +113,7 @@ class TrainConfig:
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
     watchdog: WatchdogConfig = WatchdogConfig()
+    profile: ProfileConfig = ProfileConfig()
     evals: Mapping[str, Any] = dataclasses.field(
         default_factory=dict, metadata={"kind": "evaluator", "many": True}
     )

@@ -24,6 +24,7 @@ from internvideo_jax.config import TrainConfig, as_plain
 from internvideo_jax.evaluators.base import EvalContext, Evaluator
 from internvideo_jax.evaluators.run import check_evaluators, headline, run_evaluators, write_json
 from internvideo_jax.parallel import multihost
+from internvideo_jax.parallel.compile_cache import use_compile_cache
 from internvideo_jax.parallel.mesh import make_mesh
 from internvideo_jax.parallel.rules import param_shardings
 
@@ -99,6 +100,7 @@ def main() -> None:
     only = flags.DEFINE_list("only", [], "Labels of the evaluators to run; default: all.")
 
     def run() -> int:
+        use_compile_cache(cli.COMPILE_CACHE.value)
         if not checkpoint.value or not out.value:
             raise ValueError("--checkpoint and --out are needed, see --help")
         job = cli.COORDINATOR.value, cli.PROCESSES.value, cli.PROCESS.value

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from internvideo_jax.config import TrainConfig
 from internvideo_jax.optim.factory import Optimizer
 from internvideo_jax.parallel.mesh import replicated
-from internvideo_jax.parallel.rules import param_shardings, state_shardings
+from internvideo_jax.parallel.rules import check_whole, param_shardings, state_shardings
 from internvideo_jax.types import TrainState
 
 
@@ -25,11 +25,12 @@ class StatePlan:
 
 
 def plan_state(config: TrainConfig, model: Any, optimizer: Optimizer, mesh: Mesh) -> StatePlan:
-    """Plans the state; ValueError where a sharding rule does not fit the mesh."""
+    """Plans the state; ValueError where a sharding rule does not fit the mesh or splits nothing."""
     params = model.shapes()
     shapes = jax.eval_shape(lambda p: new_state(p, optimizer, config), params)
     rules = model.config.sharding_rules
     sharded = param_shardings(params, rules, mesh, config.mesh.shard_above)
+    check_whole(params, sharded, mesh, config.mesh.whole_limit)
     whole = replicated(mesh)
     shardings = TrainState(
         step=whole,  # pyright: ignore[reportArgumentType]

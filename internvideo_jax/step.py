@@ -41,6 +41,15 @@ class TrainStep:
         with jax.set_mesh(self.mesh):
             return self.jitted.lower(state, batch)
 
+    def text(self, run: Run, batch: Any) -> str:
+        """The compiled program for a batch. Compiles anew where no compilation cache has it."""
+        state = jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            run.plan.shapes,
+            run.plan.shardings,
+        )
+        return self.lower(state, batch).compile().as_text()
+
 
 def init_state(run: Run) -> TrainState:
     """Fresh state, created directly in its shards.

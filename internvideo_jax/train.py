@@ -35,8 +35,10 @@ from internvideo_jax.evaluators.run import (
 from internvideo_jax.interrupt import Interrupt
 from internvideo_jax.ops import attention
 from internvideo_jax.parallel import multihost
+from internvideo_jax.parallel.compile_cache import use_compile_cache
 from internvideo_jax.parallel.mesh import batch_sharding
 from internvideo_jax.step import init_state, make_train_step, state_from
+from internvideo_jax.telemetry.profile import Profiler
 from internvideo_jax.telemetry.progress import Progress
 from internvideo_jax.telemetry.report import write_report
 from internvideo_jax.telemetry.writer import MetricWriter
@@ -87,6 +89,7 @@ def train(config: TrainConfig, workdir: Path) -> int:
     if multihost.is_main():
         write_json(workdir / "run.json", provenance)
     writer = MetricWriter(workdir, resume_step=start, tensorboard=config.log.tensorboard)
+    profiler = Profiler(workdir, config.profile.start, config.profile.steps, run.steps)
     progress = Progress(run.steps, stream.plan.mean_batch(), run.flops)
     train_step = make_train_step(run)
     sharding = batch_sharding(run.mesh)
@@ -99,12 +102,19 @@ def train(config: TrainConfig, workdir: Path) -> int:
         for step in range(start + 1, run.steps + 1):
             with progress.waiting(), watchdog.doing("waiting for data"):
                 batch = next(stream)
-            state, metrics = train_step(state, multihost.to_global(batch, sharding))
+            profiler.before(step, state)
+            with profiler.step(step):
+                placed = multihost.to_global(batch, sharding)
+                state, metrics = train_step(state, placed)
             in_flight.append(metrics)
             if step == start + 1:
                 say(f"attention: {attention.summary(sites)}")
             if len(in_flight) > IN_FLIGHT:
                 jax.block_until_ready(in_flight.popleft())
+
+            if profiler.ends(step):
+                with progress.paused():
+                    say(profiler.finish(step, state, lambda x=placed: train_step.text(run, x)))
 
             last = step == run.steps
             regular = step % config.log.every == 0 or last or step == 1
@@ -136,6 +146,7 @@ def train(config: TrainConfig, workdir: Path) -> int:
                 with progress.paused(), watchdog.doing("saving", pause=True):
                     checkpoints.save(step, state, provenance)
             if stop and not last:
+                profiler.finish(step, state)
                 with watchdog.doing("saving", pause=True):
                     checkpoints.wait()
                 say(
@@ -240,6 +251,7 @@ def main() -> None:
     )
 
     def run() -> int:
+        use_compile_cache(cli.COMPILE_CACHE.value)
         if not workdir.value:
             raise ValueError("no --workdir given; expected a directory for the run")
         folder = Path(workdir.value)

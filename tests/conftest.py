@@ -39,7 +39,9 @@ def environment(devices: int = 1) -> dict[str, str]:
     """Environment of a command on `devices` virtual CPU devices."""
     kept = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}
     flags = f"--xla_force_host_platform_device_count={devices}"
-    return {**kept, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
+    # Nothing a test compiles goes to the user's cache, and no test depends on what is there.
+    off = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+    return {**kept, **off, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
 
 
 @pytest.fixture(scope="session")

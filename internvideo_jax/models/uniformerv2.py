@@ -174,7 +174,7 @@ class UniFormerV2Config:
         return self.local_blocks > 0
 
     @property
-    def sharding_rules(self) -> tuple[tuple[str, tuple[str | None, ...]], ...]:
+    def sharding_rules(self) -> tuple[tuple[str, tuple[Any, ...]], ...]:
         return BLOCK_SHARDING
 
     def block(self) -> BlockConfig:

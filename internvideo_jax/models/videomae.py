@@ -148,7 +148,7 @@ class VideoConfig:
         )
 
     @property
-    def sharding_rules(self) -> tuple[tuple[str, tuple[str | None, ...]], ...]:
+    def sharding_rules(self) -> tuple[tuple[str, tuple[Any, ...]], ...]:
         return BLOCK_SHARDING
 
     def block(self, tower: TowerConfig) -> BlockConfig:

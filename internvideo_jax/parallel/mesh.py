@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from internvideo_jax.config import MeshConfig
@@ -18,6 +19,10 @@ BATCH_AXES = ("data", "fsdp")  # the batch is split over both
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh over all devices of all processes.
 
+    Devices of several slices are joined along `data`, so that only the gradients cross the slow
+    network between them. The number of slices is read from the devices; where these know none (CPUs
+    in a rehearsal, GPUs), config.slices cuts the list of devices into as many equal parts.
+
     Axis types are written out because the default of `jax.make_mesh` is Explicit, under which
     matmuls with a sharded contraction raise.
 
@@ -25,10 +30,12 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
       devices: others than those of this job, such as the ones of a described topology.
 
     Raises:
-      ValueError: the axes do not multiply to the number of devices.
+      ValueError: the axes do not multiply to the number of devices, or the slices cannot be joined
+        along `data`.
     """
     sizes = [config.data, config.fsdp, config.tensor]
-    count = jax.device_count() if devices is None else len(devices)
+    devices = jax.devices() if devices is None else list(devices)
+    count = len(devices)
     asked = dict(zip(AXES, sizes, strict=True))
     if sizes.count(-1) > 1 or any(size < -1 or size == 0 for size in sizes):
         raise ValueError(f"mesh axes must be positive, with at most one -1; found {asked}")
@@ -40,7 +47,64 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
         )
     sizes = [count // fixed if size == -1 else size for size in sizes]
     types = (AxisType.Auto,) * len(AXES)
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=types, devices=devices)
+    parts = slices_of(devices, config.slices)
+    if len(parts) == 1:
+        return jax.make_mesh(tuple(sizes), AXES, axis_types=types, devices=devices)
+    return Mesh(join_slices(parts, *sizes), AXES, axis_types=types)
+
+
+def slices_of(devices: Sequence[Any], asked: int) -> list[list[Any]]:
+    """The devices of each slice, in the order of the slices' numbers.
+
+    Args:
+      asked: expected number of slices, 0 for any.
+
+    Raises:
+      ValueError: the devices are of another number of slices, or of slices of different sizes.
+    """
+    known = {getattr(device, "slice_index", None) for device in devices}
+    if known == {None}:
+        size, rest = divmod(len(devices), max(asked, 1))
+        if rest:
+            raise ValueError(
+                f"config.mesh.slices = {asked} cannot be made of {len(devices)} devices"
+            )
+        return [list(devices[i : i + size]) for i in range(0, len(devices), size)]
+    numbers = sorted(number for number in known if number is not None)
+    parts = [[d for d in devices if d.slice_index == number] for number in numbers]
+    if asked and asked != len(parts):
+        raise ValueError(
+            f"config.mesh.slices = {asked}, the devices are of {len(parts)} slices; set it to 0 to "
+            "take what is there, and check that every slice of the job has started"
+        )
+    sizes = [len(part) for part in parts]
+    if len(set(sizes)) > 1:
+        raise ValueError(f"the slices have {sizes} devices; expected slices of one size")
+    return parts
+
+
+def join_slices(parts: Sequence[Sequence[Any]], data: int, fsdp: int, tensor: int) -> np.ndarray:
+    """Devices as (data, fsdp, tensor), slices behind each other along `data`.
+
+    Raises:
+      ValueError: `data` is no multiple of the number of slices.
+    """
+    if data % len(parts):
+        fitting = [n * len(parts) for n in range(1, len(parts[0]) + 1) if len(parts[0]) % n == 0]
+        raise ValueError(
+            f"the mesh axis data = {data} must be a multiple of the {len(parts)} slices, which are "
+            f"joined along it; sizes that do: {fitting}. A slice has {len(parts[0])} devices for "
+            "fsdp x tensor"
+        )
+    shape = (data // len(parts), fsdp, tensor)
+    kind = getattr(parts[0][0], "device_kind", "")
+    # As jax.make_mesh does: these slices are small tori whose axes may be cut.
+    cut = "v5 lite" in kind.lower() or "v5e" in kind.lower()
+    grids = [
+        mesh_utils.create_device_mesh(shape, list(part), allow_split_physical_axes=cut)
+        for part in parts
+    ]
+    return np.concatenate(grids)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

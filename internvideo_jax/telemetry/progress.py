@@ -10,6 +10,8 @@ import jax
 
 # Dense bf16 peak of one device in TFLOP/s, by what `device_kind` contains; first match counts.
 PEAK_TFLOPS = (
+    ("tpu7x", 1153.5),  # half a chip: each of its two dies is a device
+    ("v7x", 1153.5),
     ("v6 lite", 918.0),
     ("v6e", 918.0),
     ("v5 lite", 197.0),

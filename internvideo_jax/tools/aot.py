@@ -10,20 +10,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from internvideo_jax.build import Run
 from internvideo_jax.config import TrainConfig
 from internvideo_jax.ops import attention
+from internvideo_jax.parallel import rules
 from internvideo_jax.parallel.mesh import batch_sharding
 from internvideo_jax.parallel.rules import bytes_per_device
 from internvideo_jax.step import make_train_step
 from internvideo_jax.tools import flops
 from internvideo_jax.tools.hardware import GIB, Chip, Slice
 from internvideo_jax.tools.program import Program, read_program
-from internvideo_jax.types import flatten_paths
 
-WHOLE_LIMIT = 64 * 2**20  # bytes of a parameter that a mesh meant to split it may leave whole
 # Two forms, of temporaries and of the whole program.
 OUT_OF_MEMORY = re.compile(r"\(([\d.]+)([KMGT])\) exceeds available HBM|Used ([\d.]+)([KMGT]) of")
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -215,34 +213,14 @@ def _memory(stats: Any) -> Memory:
 
 
 def whole_parameters(run: Run) -> dict[str, int]:
-    """Parameters above WHOLE_LIMIT that no axis splits although the mesh has one for it: bytes."""
-    mesh = run.mesh.shape
-    if mesh["fsdp"] * mesh["tensor"] == 1:
-        return {}
-    shapes = flatten_paths(run.plan.shapes.params)
-    shardings = flatten_paths(run.plan.shardings.params)
-    sizes = {name: leaf.size * leaf.dtype.itemsize for name, leaf in shapes.items()}
-    return {
-        name: size
-        for name, size in sizes.items()
-        if size > WHOLE_LIMIT and shardings[name].is_fully_replicated
-    }
+    """Parameters above config.mesh.whole_limit bytes that no axis splits: bytes."""
+    params, limit = run.plan.shapes.params, run.config.mesh.whole_limit
+    return rules.whole_parameters(params, run.plan.shardings.params, run.mesh, limit)
 
 
 def ragged_shards(run: Run) -> dict[str, tuple[int, ...]]:
-    """Split matrices whose shards are no whole tiles (16 x 128 in bfloat16): shard shapes.
-
-    The compiler pads such shards and moves rows between devices at every gather.
-    """
-    found = {}
-    shardings = flatten_paths(run.plan.shardings.params)
-    for name, leaf in flatten_paths(run.plan.shapes.params).items():
-        shard = shardings[name].shard_shape(leaf.shape)
-        tile = (1,) * (len(shard) - 2) + (16, 128)
-        split = np.not_equal(shard, leaf.shape)
-        if len(shard) >= 2 and np.any(split & (np.remainder(shard, tile) > 0)):
-            found[name] = shard
-    return found
+    """Split matrices whose shards are no whole tiles: shard shapes."""
+    return rules.ragged_shards(run.plan.shapes.params, run.plan.shardings.params)
 
 
 def optimizer_bytes(run: Run) -> int:

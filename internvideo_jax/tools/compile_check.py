@@ -74,7 +74,9 @@ def parse_mesh(text: str, shard_above: int) -> MeshConfig:
 def adjust(config: TrainConfig, *, mesh: str = "", batch: int = 0, remat: str = "") -> TrainConfig:
     """The config with another mesh, global batch or remat policy where given."""
     if mesh:
-        config = dataclasses.replace(config, mesh=parse_mesh(mesh, config.mesh.shard_above))
+        given = parse_mesh(mesh, config.mesh.shard_above)
+        kept = {"whole_limit": config.mesh.whole_limit, "slices": config.mesh.slices}
+        config = dataclasses.replace(config, mesh=dataclasses.replace(given, **kept))
     if batch:
         data = dataclasses.replace(config.data, global_batch=batch)
         config = dataclasses.replace(config, data=data)

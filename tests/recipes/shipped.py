@@ -1,6 +1,6 @@
 """Every recipe that ships, by name, and its fully resolved config as text.
 
-    python -m tests.recipes.shipped     # writes the texts anew, after a wanted change
+python -m tests.recipes.shipped     # writes the texts anew, after a wanted change
 """
 
 from __future__ import annotations

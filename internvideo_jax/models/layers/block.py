@@ -19,8 +19,7 @@ NORM_EPS = 1e-6  # every norm of the VideoMAE family; CLIP has 1e-5
 # hidden units go over `tensor`, the other matmul dimension over `fsdp`.
 BLOCK_SHARDING = (
     (r"blocks/attn/qkv/kernel", (None, None, "fsdp", "tensor")),
-    (r"blocks/attn/qkv/[qv]_bias", (None, "tensor")),
-    (r"blocks/attn/qkv/bias", (None, None, "tensor")),
+    (r"blocks/attn/qkv/([qv]_)?bias", (..., "tensor")),
     (r"blocks/attn/proj/kernel", (None, "tensor", "fsdp")),
     (r"blocks/mlp/fc1/kernel", (None, "fsdp", "tensor")),
     (r"blocks/mlp/fc1/bias", (None, "tensor")),

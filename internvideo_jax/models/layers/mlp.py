@@ -8,11 +8,9 @@ from flax import nnx
 
 from internvideo_jax.models.layers.drop_path import dropout
 from internvideo_jax.models.layers.init import Init
+from internvideo_jax.ops.activations import gelu, quick_gelu
 
-ACTIVATIONS = {
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),  # exact (erf)
-    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # CLIP's
-}
+ACTIVATIONS = {"gelu": gelu, "quick_gelu": quick_gelu}
 
 
 class MLP(nnx.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 
@@ -142,4 +143,94 @@ placed = jax.tree.map(jax.device_put, params,
 with jax.set_mesh(mesh):
     sharded = jax.jit(model.apply)(placed, video, visible, hidden)
 np.testing.assert_allclose(plain, sharded, atol=1e-5)
+""")
+
+
+def test_rules_that_contradict_each_other_or_match_nothing_are_named():
+    on_eight_devices("""
+from internvideo_jax.parallel.rules import idle_rules, sharding_notes
+mesh = make_mesh(MeshConfig(-1, 2, 2))
+same = [*MODEL.sharding_rules, (r"attn/proj/kernel", (None, "tensor", "fsdp"))]
+param_shardings(SHAPES, same, mesh, 1000)  # two rules may say the same
+clash = [*MODEL.sharding_rules, (r"proj/kernel", (..., "tensor"))]
+with pytest.raises(ValueError, match="contradict each other for '.*attn/proj/kernel'.*proj/kernel"):
+    param_shardings(SHAPES, clash, mesh, 1000)
+misspelt = [*MODEL.sharding_rules, ("blocks/atn/", (..., "tensor"))]
+assert idle_rules(SHAPES, MODEL.sharding_rules) == []
+assert idle_rules(SHAPES, misspelt) == ["blocks/atn/"]
+placed = param_shardings(SHAPES, misspelt, mesh, 1000)
+assert sharding_notes(SHAPES, placed, misspelt, mesh) == [
+    "sharding rule 'blocks/atn/' matches no parameter of this model"]
+""")
+
+
+def test_a_large_parameter_left_whole_is_an_error_that_proposes_a_mesh():
+    on_eight_devices("""
+from internvideo_jax.parallel.rules import check_whole, ragged_shards, whole_parameters
+shapes = {"table": jax.ShapeDtypeStruct((1026, 1025), np.float32),
+          "kernel": jax.ShapeDtypeStruct((256, 1024), np.float32)}
+mesh = make_mesh(MeshConfig(-1, 8, 1))
+placed = param_shardings(shapes, (), mesh, 1000)
+assert placed["kernel"].spec == P(None, "fsdp") and placed["table"].is_fully_replicated
+assert whole_parameters(shapes, placed, mesh, 1 << 20) == {"table": 1026 * 1025 * 4}
+with pytest.raises(ValueError, match=r"table \\(1026, 1025\\) 4.0 MiB; .*mesh.fsdp = 2 splits it"):
+    check_whole(shapes, placed, mesh, 1 << 20)
+check_whole(shapes, placed, mesh, 1 << 23)
+plain = make_mesh(MeshConfig())  # not meant to split anything
+check_whole(shapes, param_shardings(shapes, (), plain, 1000), plain, 1 << 20)
+two = make_mesh(MeshConfig(-1, 2, 1))
+check_whole(shapes, param_shardings(shapes, (), two, 1000), two, 1 << 20)  # as proposed
+assert ragged_shards(shapes, placed) == {}  # 1024 / 8 = 128
+rows = {"kernel": jax.ShapeDtypeStruct((1408, 6144), np.float32)}
+spec = [("kernel", ("fsdp", None))]
+assert ragged_shards(rows, param_shardings(rows, spec, mesh, 1000)) == {}  # 176 = 11 x 16
+odd = {"kernel": jax.ShapeDtypeStruct((1416, 6144), np.float32)}
+assert ragged_shards(odd, param_shardings(odd, spec, mesh, 1000)) == {"kernel": (177, 6144)}
+""")
+
+
+def test_slices_are_joined_along_data():
+    on_eight_devices("""
+import types
+from internvideo_jax.parallel.mesh import join_slices, slices_of
+fake = [types.SimpleNamespace(id=i, slice_index=i % 2, device_kind="fake", platform="fake")
+        for i in range(8)]
+parts = slices_of(fake, 0)
+assert [[d.id for d in part] for part in parts] == [[0, 2, 4, 6], [1, 3, 5, 7]]
+grid = np.vectorize(lambda d: d.slice_index)(join_slices(parts, 4, 2, 1))
+assert grid.tolist() == [[[0], [0]], [[0], [0]], [[1], [1]], [[1], [1]]]
+with pytest.raises(ValueError, match="data = 1 must be a multiple of the 2 slices.*do: .2, 4, 8"):
+    join_slices(parts, 1, 4, 2)
+with pytest.raises(ValueError, match="slices = 3, the devices are of 2 slices"):
+    slices_of(fake, 3)
+with pytest.raises(ValueError, match=r"the slices have \\[4, 3\\] devices"):
+    slices_of(fake[:-1], 0)
+with pytest.raises(ValueError, match="slices = 3 cannot be made of 8 devices"):
+    slices_of(jax.devices(), 3)
+mesh = make_mesh(MeshConfig(-1, 2, 1, slices=2))  # a rehearsal: CPUs know no slices
+assert dict(mesh.shape) == {"data": 4, "fsdp": 2, "tensor": 1}
+x = jax.device_put(jnp.arange(8.0), jax.NamedSharding(mesh, P(("data", "fsdp"))))
+assert jax.jit(jnp.sum)(x) == 28
+""")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the TPU compiler")
+def test_two_described_slices_make_one_mesh():
+    on_eight_devices("""
+import os
+os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+               "TPU_WORKER_HOSTNAMES": "localhost"}
+from jax.experimental import topologies
+pair = topologies.get_topology_desc(platform="tpu", topology_name="v5e:4x4", num_slices=2).devices
+mesh = make_mesh(MeshConfig(-1, 4, 2), pair)
+assert dict(mesh.shape) == {"data": 4, "fsdp": 4, "tensor": 2}
+slices = np.vectorize(lambda d: d.slice_index)(mesh.devices)
+assert (slices[:2] == 0).all() and (slices[2:] == 1).all()
+with pytest.raises(ValueError, match="data = 1 must be a multiple of the 2 slices"):
+    make_mesh(MeshConfig(1, 16, 2), pair)
+w = jax.ShapeDtypeStruct((512, 512), jnp.float32, sharding=jax.NamedSharding(mesh, P("fsdp")))
+x = jax.ShapeDtypeStruct((256, 512), jnp.float32,
+                         sharding=jax.NamedSharding(mesh, P(("data", "fsdp"))))
+gradient = jax.jit(jax.grad(lambda w, x: jnp.square(x @ w).sum()), out_shardings=w.sharding)
+assert gradient.lower(w, x).compile().as_text()
 """)

@@ -1,0 +1,102 @@
+"""Sides of a comparison that take turns, each in a process of its own.
+
+A process each, because thread pools of two frameworks in one process disturb each other and memory
+could not be told apart. Turns, because the speed of a machine drifts: ratios are of neighbours.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import host
+
+MARK = "@turn "  # before every answer; what libraries print is passed over
+PAUSE = 0.05  # seconds between turns, in which threads of the last side go to sleep
+WARM_UP = 2  # steps of every side before the first turn
+
+
+def serve(make: Callable[[], tuple[Callable[[], float], dict[str, Any]]]) -> int:
+    """The side's part: makes the step, then takes one for every line that it is told.
+
+    Args:
+      make: gives the step, which returns the loss, and facts to report.
+    """
+    try:
+        step, facts = make()
+        first = step()
+        for _ in range(WARM_UP - 1):
+            step()
+    except (ValueError, RuntimeError, ImportError, OSError) as error:
+        _answer({"error": f"{type(error).__name__}: {error}"})
+        return 2
+    host.forget_peak()
+    _answer({"first_loss": first, **facts})
+    for _ in sys.stdin:
+        started = time.perf_counter()
+        step()
+        seconds = time.perf_counter() - started
+        _answer({"seconds": seconds, **host.memory_mib()})
+    return 0
+
+
+def _answer(facts: Mapping[str, Any]) -> None:
+    print(MARK + json.dumps(facts), flush=True)
+
+
+class Side:
+    """A process that takes steps when told.
+
+    Args:
+      command: of the process, which calls `serve`.
+
+    Raises:
+      RuntimeError: it could not make or take its step; the text says why.
+    """
+
+    def __init__(self, command: Sequence[str]):
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.seconds: list[float] = []
+        self.memory: dict[str, float] = {}
+        self.facts = self._read()
+
+    def turn(self) -> None:
+        """One step."""
+        assert self._process.stdin is not None  # noqa: S101 - for the type checker
+        time.sleep(PAUSE)
+        self._process.stdin.write("step\n")
+        self._process.stdin.flush()
+        found = self._read()
+        self.seconds.append(found.pop("seconds"))
+        self.memory = found
+
+    def close(self) -> None:
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        self._process.wait()
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.stdout is not None  # noqa: S101 - for the type checker
+        for line in self._process.stdout:
+            if line.startswith(MARK):
+                found = json.loads(line[len(MARK) :])
+                if "error" in found:
+                    raise RuntimeError(found["error"])
+                return found
+        raise RuntimeError(f"the process ended with {self._process.wait()}")
+
+
+def take_turns(sides: Mapping[str, Side], rounds: int) -> None:
+    """Every side takes one step per round."""
+    for _ in range(rounds):
+        for side in sides.values():
+            side.turn()

@@ -1,0 +1,51 @@
+"""Activations of the MLPs, which keep one array for the backward pass: their derivative.
+
+What autodiff would keep of an exact GELU is four arrays of the hidden size, the largest ones of a
+layer, and it would compute the exponential twice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+Activation = Callable[[jax.Array], jax.Array]
+
+ROOT_HALF = math.sqrt(0.5)
+NORMALISER = 1.0 / math.sqrt(2.0 * math.pi)
+
+
+def _gelu(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    # As torch computes it: with erf, whose error is absolute, not relative, in the left tail.
+    below = 0.5 + 0.5 * jax.lax.erf(x * ROOT_HALF)
+    return x * below, below + x * NORMALISER * jnp.exp(-0.5 * jnp.square(x))
+
+
+def _quick_gelu(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    below = jax.nn.sigmoid(1.702 * x)
+    return x * below, below * (1.0 + 1.702 * x * (1.0 - below))
+
+
+def _keeping_slope(both: Callable[[jax.Array], tuple[jax.Array, jax.Array]]) -> Activation:
+    """The activation whose value and derivative `both` computes in float32."""
+
+    @jax.custom_vjp
+    def activation(x: jax.Array) -> jax.Array:
+        return both(x.astype(jnp.float32))[0].astype(x.dtype)
+
+    def forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        value, slope = both(x.astype(jnp.float32))
+        return value.astype(x.dtype), slope.astype(x.dtype)
+
+    def backward(slope: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
+        return (gradient * slope,)
+
+    activation.defvjp(forward, backward)
+    return activation
+
+
+gelu = _keeping_slope(_gelu)  # exact: x times the normal distribution function
+quick_gelu = _keeping_slope(_quick_gelu)  # CLIP's: x * sigmoid(1.702 x)
