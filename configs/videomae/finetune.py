@@ -20,6 +20,7 @@ built-in world and CPUs.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from data_pipelines.config import AugmentConfig, ClipConfig, DataConfig, ViewConfig
 from internvideo_jax.cli import config_dict, parse_arg
@@ -57,13 +58,13 @@ class Recipe:
     like: str = ""  # no script was released: whose values these are
 
 
-SOMETHING = {"sampling": "segments", "segments": 2, "flip": "off"}
-H = {"layer_decay": 0.8, "drop_path": 0.2, "head_dropout": 0.5}
-H7 = {**H, "segments": 7}
-G = {"layer_decay": 0.9, "drop_path": 0.25}
+SOMETHING: dict[str, Any] = {"sampling": "segments", "segments": 2, "flip": "off"}
+H: dict[str, Any] = {"layer_decay": 0.8, "drop_path": 0.2, "head_dropout": 0.5}
+H7: dict[str, Any] = {**H, "segments": 7}
+G: dict[str, Any] = {"layer_decay": 0.9, "drop_path": 0.25}
 # Kinetics-400, 600 or 700 from Kinetics-710: three epochs, next to no learning rate.
-H_FROM_K710 = {**H7, "warmup": 1, "start": "internvideo1/h_k710"}
-G_FROM_K710 = {**G, "warmup": 1, "start": "v2/g_k710"}
+H_FROM_K710: dict[str, Any] = {**H7, "warmup": 1, "start": "internvideo1/h_k710"}
+G_FROM_K710: dict[str, Any] = {**G, "warmup": 1, "start": "v2/g_k710"}
 
 RECIPES = {
     # InternVideo1/Pretrain/VideoMAE. Pre-trained on UnlabeledHybrid for 800 epochs.
