@@ -44,7 +44,8 @@ def splash(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     full = masks.MultiHeadMask([masks.FullMask((q.shape[2], k.shape[2]))] * q.shape[1])
     run = kernel.make_splash_mha(full, head_shards=1, q_seq_shards=1)
     segments = kernel.SegmentIds(segment, segment)
-    return jax.vmap(lambda q, k, v: run(q, k, v, segments))(q * q.shape[-1] ** -0.5, k, v)
+    scaled = q * q.shape[-1] ** -0.5
+    return jax.vmap(lambda q, k, v: run(q, k, v, segments))(scaled, k, v)  # pyright: ignore[reportReturnType]
 
 
 def library_flash(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
@@ -124,7 +125,7 @@ def compile_site(site: Site, device: Any) -> list[str]:
     for name, form in forms_here(site).items():
         with jax.set_mesh(mesh):
             traced = jax.jit(with_gradient(_on_one_device(form, name))).trace(*[array] * 3)
-        stats = traced.lower().compile().memory_analysis()
+        stats: Any = traced.lower().compile().memory_analysis()
         mark = "  <- auto" if name == auto else ""
         lines.append(
             f"  {name:<15} temporaries {stats.temp_size_in_bytes / 1e6:9.1f} MB, peak "

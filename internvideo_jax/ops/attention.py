@@ -173,10 +173,12 @@ def attend(
     """
     factor = q.shape[-1] ** -0.5 if scale is None else scale
     mesh = jax.sharding.get_abstract_mesh()
-    axes = tuple(free_axes(mesh, names) for names in (batch_axes, head_axes))
-    shares = tuple(math.prod(mesh.shape[name] for name in names) for names in axes)
+    axes = free_axes(mesh, batch_axes), free_axes(mesh, head_axes)
+    rows, parts = (math.prod(mesh.shape[name] for name in names) for names in axes)
     batch, queries, heads, channels = q.shape
-    site = Site(queries, k.shape[1], heads, channels, v.dtype.name, batch, platform(mesh), shares)
+    site = Site(
+        queries, k.shape[1], heads, channels, v.dtype.name, batch, platform(mesh), (rows, parts)
+    )
     choice = choose(site, form)
     record = _record.get()
     if record is not None:

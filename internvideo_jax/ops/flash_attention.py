@@ -23,8 +23,8 @@ RESIDUALS = "attention"  # name of what the backward pass reads, for remat polic
 LANES = 128
 KEY_CHUNK = 512  # keys whose logits exist at a time
 QUERY_BLOCKS = (512, 256, 128)
-# On-chip bytes per key and padded channel: keys and values twice (one copy in use, one arriving),
-# their gradients twice in bfloat16 and once in float32.
+# Keys, values, their gradients and the sums of these stay on the chip, next to one tile of logits.
+# As many, with 128 channels, compile for v4, v5e, v5p and v6e.
 MOST_KEYS = 4096
 
 
@@ -45,11 +45,10 @@ def flash_attention(
     """
     queries, keys = q.shape[1], k.shape[1]
     block = query_block(queries)
-    q, k, v = (
-        checkpoint_name(_tokens_last(x, step), RESIDUALS)
-        for x, step in ((q * scale, block), (k, LANES), (v, LANES))
-    )
-    out = _attend(q, k, v, keys, block, interpret)
+    q = checkpoint_name(_tokens_last(q * scale, block), RESIDUALS)
+    k = checkpoint_name(_tokens_last(k, LANES), RESIDUALS)
+    v = checkpoint_name(_tokens_last(v, LANES), RESIDUALS)
+    out: jax.Array = _attend(q, k, v, keys, block, interpret)  # pyright: ignore[reportAssignmentType]
     return out[..., :queries].transpose(0, 3, 1, 2)
 
 
@@ -82,7 +81,8 @@ def _attend_forward(q, k, v, keys: int, block: int, interpret: bool):
 
 
 def _attend_backward(keys: int, block: int, interpret: bool, residuals, gradient):
-    return _backward(*residuals, gradient, keys, block, interpret)
+    q, k, v, out, log_total = residuals
+    return _backward(q, k, v, out, log_total, gradient, keys, block, interpret)
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
