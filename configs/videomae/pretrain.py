@@ -86,7 +86,7 @@ def get_config(arg: str = ""):
         **on_features(options, views, every=5000),
     }
     config = TrainConfig(
-        model=PretrainConfig.of_size(preset, decoder_depth=recipe.decoder_depth, remat="full"),
+        model=PretrainConfig.of_size(preset, decoder_depth=recipe.decoder_depth, remat="attention"),
         objective=MaskedPixels(ratio=0.9, decoder_ratio=recipe.decoder_ratio),
         data=DataConfig(
             global_batch=recipe.batch * recipe.repeats,
