@@ -94,6 +94,14 @@ ROWS = {
         batch=32 * 256,
         overrides=("--config.model.decoder.depth=8",),
     ),
+    # Where memory allows, matmuls are kept and little runs twice.
+    "mae-l-dots": Row(
+        f"{PRETRAIN}:size=large",
+        "v5e:16x16",
+        batch=32 * 256,
+        remat="dots",
+        overrides=("--config.model.decoder.depth=8",),
+    ),
     "mae-h": Row(f"{PRETRAIN}:size=huge,recipe=internvideo1", "v5e:16x16", batch=16 * 256),
     "mae-g": Row(
         f"{PRETRAIN}:size=giant,recipe=v2",
@@ -109,7 +117,6 @@ ROWS = {
         batch=8 * 256,
         overrides=STUDENT,
     ),
-    # Where memory allows, matmuls are kept and little runs twice.
     "student-1b-dots": Row(
         f"{PRETRAIN}:size=giant,recipe=v2",
         "v5e:16x16",
