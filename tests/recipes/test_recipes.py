@@ -6,9 +6,12 @@ import dataclasses
 import json
 import shutil
 
+import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from data_pipelines import manifest
+from internvideo_jax.config import as_plain
 from internvideo_jax.train import train
 from tests.recipes import shipped
 
@@ -37,8 +40,46 @@ def test_the_recipe_fits_together(name):
     assert config.data.global_batch % config.data.repeats == 0
 
 
+def kind(name: str) -> str:
+    """What decides which program a recipe in small compiles; the rest are rates and lengths."""
+    plain = as_plain(shipped.config(name, "smoke"))
+    model, optim = plain["model"], plain["optim"]
+    rates = {key: model.pop(key) > 0 for key in list(model) if key.endswith(("path", "dropout"))}
+    used = [optim["schedule"], optim["freeze"], optim["clip_norm"] > 0, optim["layer_decay"] < 1]
+    parts = (model, rates, plain["objective"], plain["data"], plain["evals"], used)
+    return json.dumps(parts)
+
+
+def one_of_each_kind() -> list[str]:
+    found: dict[str, str] = {}
+    for name in RECIPES:
+        if not name.endswith("-tiny"):
+            found.setdefault(kind(name), name)
+    return list(found.values())
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """Programs that were compiled once are kept: a resumed run compiles what the first one did."""
+    settings = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": 0,
+        "jax_enable_compilation_cache": True,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in RECIPES if not name.endswith("-tiny")])
+@pytest.mark.parametrize("name", one_of_each_kind())
+@pytest.mark.usefixtures("compiled")
 def test_three_steps_evaluation_and_resume(name, shards, tmp_path):
     config = shipped.config(name, "smoke")
     assert manifest.load(str(shards)).splits["train"].records > config.data.global_batch

@@ -54,12 +54,7 @@ def reference(run) -> np.ndarray:
     "overrides",
     [
         pytest.param((), id="data"),
-        pytest.param((FSDP.format(4), SMALL), id="fsdp", marks=pytest.mark.slow),
-        pytest.param((TENSOR, SMALL), id="tensor", marks=pytest.mark.slow),
         pytest.param((FSDP.format(2), TENSOR, SMALL), id="fsdp-tensor"),
-        pytest.param(
-            ("--config.optim.accumulate=2",), id="data-microbatches", marks=pytest.mark.slow
-        ),
     ],
 )
 def test_eight_devices_give_the_losses_of_one(run, reference, overrides):

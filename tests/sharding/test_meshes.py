@@ -23,7 +23,6 @@ from internvideo_jax.step import init_state, make_train_step
 MESHES = {  # (data, fsdp, tensor), microbatches
     "data": ((8, 1, 1), 1),
     "fsdp": ((1, 8, 1), 1),
-    "data fsdp": ((2, 4, 1), 1),
     "data tensor": ((4, 1, 2), 1),
     "fsdp tensor": ((1, 4, 2), 1),
     "all": ((2, 2, 2), 1),
@@ -73,28 +72,32 @@ def compare(model, objective, schedule="cosine", meshes=MESHES, microbatch_refer
         assert worst <= 1e-5, (name, worst)
 """
 
+# Every pair of axes is in one of the two models' lists, since compiling takes minutes.
 VIDEOMAE = """
 model = PretrainConfig(encoder=tower(32, 2, 4), decoder=tower(32, 1, 2), frames=4, size=16, patch=4,
                        dtype="float32")
-compare(model, MaskedPixels(ratio=0.75))
+meshes = {name: mesh for name, mesh in MESHES.items() if name != "fsdp tensor"}
+compare(model, MaskedPixels(ratio=0.75), meshes=meshes)
 """
 
-# Batch norm sees one microbatch at a time, so microbatches have their own reference.
+# Batch norm sees one microbatch at a time, so microbatches have their own reference. Fewer meshes:
+# its step takes three times as long to compile.
 UNIFORMER = """
 model = UniFormerV2Config(encoder=TowerConfig(32, 2, 4, 64), frames=4, size=16, patch=8, classes=3,
                           local_blocks=1, temporal_downsample=True, global_layers=(0, 1),
                           local_reduction=2.0, dtype="float32", mlp_dropout=0.0, head_dropout=0.0)
 objective = Classification(smoothing=0.0, mixup=0.0, cutmix=0.0)
-compare(model, objective, "slowfast", microbatch_reference=True)
+meshes = {name: MESHES[name] for name in ("data", "fsdp tensor", "all, microbatches")}
+compare(model, objective, "slowfast", meshes, microbatch_reference=True)
 """
 
 
-@pytest.mark.slow  # nine and ten train steps to compile
+@pytest.mark.slow  # seven and six train steps to compile
 @pytest.mark.parametrize("model", ["videomae", "uniformerv2"])
 def test_every_mesh_gives_the_losses_of_one_device(model):
     code = {"videomae": VIDEOMAE, "uniformerv2": UNIFORMER}[model]
     variables = environment(8)
-    # Compiling is nearly all of the time, and this halves it.
+    # Compiling is nearly all of the time.
     variables["XLA_FLAGS"] += " --xla_llvm_disable_expensive_passes=true"
     done = subprocess.run(
         [sys.executable, "-c", PRELUDE + code],
