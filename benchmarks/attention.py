@@ -12,9 +12,6 @@ included. Exit code 2: nothing to measure.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
-import os
-import platform
 import sys
 import time
 from collections.abc import Callable
@@ -23,6 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from host import Host, ratio, spread
 
 from internvideo_jax.ops.attention import Site, attend, choose, describe
 from internvideo_jax.ops.attention import platform as devices_kind
@@ -31,8 +29,6 @@ from internvideo_jax.tools.hardware import open_slice
 # (tokens, heads, channels): encoder on visible tokens and decoder of B, encoder of H, all tokens
 # of H and g.
 SHAPES = ((160, 12, 64), (1568, 6, 64), (160, 16, 80), (1568, 16, 80), (2048, 16, 88))
-QUIET = 0.25  # most load per core before the first measurement
-BUSY = 3  # exit code
 
 
 def splash(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
@@ -105,13 +101,10 @@ def time_site(site: Site, rounds: int) -> list[str]:
             seconds[name].append(time.perf_counter() - started)
     lines, auto = [], choose(site).form
     for name, taken in seconds.items():
-        low, middle, high = 1e3 * np.quantile(taken, [0.25, 0.5, 0.75])
-        ratio = np.median(np.divide(seconds["xla"], taken))
         mark = "  <- auto" if name == auto else ""
-        lines.append(
-            f"  {name:<15} {middle:9.3f} ms ({low:.3f} to {high:.3f}), {ratio:5.2f} x as fast as "
-            f"xla{mark}"
-        )
+        found = spread([1e3 * each for each in taken]).text("ms")
+        faster = ratio(seconds["xla"], taken).median
+        lines.append(f"  {name:<15} {found}, {faster:.2f} x as fast as xla{mark}")
     return lines
 
 
@@ -142,13 +135,6 @@ def _on_one_device(form: Callable[..., jax.Array], name: str) -> Callable[..., j
     return jax.shard_map(form, in_specs=(whole,) * 3, out_specs=whole, check_vma=False)
 
 
-def header(what: str) -> str:
-    found = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "numpy")}
-    packages = ", ".join(f"{name} {version}" for name, version in found.items())
-    loads = ", ".join(f"{load:.2f}" for load in os.getloadavg())
-    return f"{what}\n{packages}, Python {platform.python_version()}; load average {loads}"
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--topology", default="", help="compile for this slice, as v5e:2x2")
@@ -156,13 +142,14 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--tokens", type=int, default=0, help="only the shapes of so many tokens")
     parser.add_argument("--dtype", default="", help="default bfloat16, on a CPU float32")
+    parser.add_argument("--anyway", action="store_true", help="conclude on a busy host too")
     options = parser.parse_args()
     shapes = [shape for shape in SHAPES if options.tokens in (0, shape[0])]
     if not shapes:
         known = sorted({shape[0] for shape in SHAPES})
         print(f"--tokens={options.tokens}: expected one of {known}", file=sys.stderr)
         return 2
-    busy = os.getloadavg()[0] > QUIET * (os.cpu_count() or 1)
+    host = Host()
     if options.topology:
         device = open_slice(options.topology).devices[0]
         kind, title = device.platform, f"compiled for {options.topology}; nothing was run"
@@ -171,16 +158,13 @@ def main() -> int:
         title = f"{jax.devices()[0].device_kind} ({kind}), forward and backward"
     dtype = options.dtype or ("float32" if kind == "cpu" else "bfloat16")
     batch = options.batch or (1 if kind == "cpu" else 8)
-    print(header(title))
+    print(title)
     for tokens, heads, channels in shapes:
         site = Site(tokens, tokens, heads, channels, dtype, batch, kind)
         print(f"{describe(site)}, batch {batch}, {dtype}", flush=True)
         lines = compile_site(site, device) if device else time_site(site, options.rounds)
         print("\n".join(lines), flush=True)
-    if busy and device is None:
-        print("the machine was busy before the first measurement: these times say nothing")
-        return BUSY
-    return 0
+    return 0 if options.topology else host.verdict(anyway=options.anyway)
 
 
 if __name__ == "__main__":

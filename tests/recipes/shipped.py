@@ -78,13 +78,46 @@ def _fields(plain: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield f"{prefix}{key}", value
 
 
+def rows() -> Iterator[str]:
+    """The rows of the tables in docs/recipes.md, in Markdown."""
+    finetune, uniformerv2 = module("videomae/finetune.py"), module("uniformerv2/finetune.py")
+    for name, recipe in finetune.RECIPES.items():
+        start = f"`{recipe.start}`" if recipe.start else ""
+        like = f"`{recipe.like}`" if recipe.like else ""
+        test = f"{recipe.segments} x 3"
+        yield (
+            f"| `{name}` | {recipe.batch} | {recipe.epochs} | {test} | {start} | "
+            f"{recipe.reported} | {like} |"
+        )
+    for (data, start, size), recipe in uniformerv2.RECIPES.items():
+        longer = uniformerv2.LONGER.get((data, start, size), {})
+        yield from _frames(f"data={data},start={start},size={size}", recipe, longer)
+    for start, recipe in uniformerv2.FROZEN.items():
+        longer = uniformerv2.LONGER.get(("frozen", start, "large336"), {})
+        yield from _frames(f"backbone=frozen,start={start},size=large336", recipe, longer)
+
+
+def _frames(arg: str, recipe: Any, longer: Mapping[int, tuple[int, str]]) -> Iterator[str]:
+    test = f"{recipe.segments} x {recipe.crops}"
+    yield (
+        f"| `{arg}` | {recipe.frames} | {recipe.batch} | {recipe.epochs} | {test} | "
+        f"{recipe.reported} |"
+    )
+    for frames, (batch, reported) in longer.items():
+        yield (
+            f"| `{arg},frames={frames}` | {frames} | {batch} | {recipe.epochs} | {test} | "
+            f"{reported} |"
+        )
+
+
 def main() -> None:
     RESOLVED.mkdir(exist_ok=True)
     for old in RESOLVED.glob("*.txt"):
         old.unlink()
     for name in recipes():
         (RESOLVED / f"{name}.txt").write_text(text(name))
-    print(f"{len(recipes())} recipes written to {RESOLVED}")
+    print(f"{len(recipes())} recipes written to {RESOLVED}; rows for docs/recipes.md:")
+    print(*rows(), sep="\n")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,11 @@ def test_every_text_belongs_to_a_recipe():
     assert {path.stem for path in shipped.RESOLVED.glob("*.txt")} == set(RECIPES)
 
 
+def test_the_guide_lists_them():
+    guide = (shipped.CONFIGS.parent / "docs/recipes.md").read_text().splitlines()
+    assert [row for row in shipped.rows() if row not in guide] == []
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_values_are_the_reviewed_ones(name):
     """After a wanted change: python -m tests.recipes.shipped, and look at the diff."""
