@@ -117,6 +117,15 @@ ROWS = {
         batch=8 * 256,
         overrides=STUDENT,
     ),
+    # As the prototype had it: as little memory as possible.
+    "student-1b-full": Row(
+        f"{PRETRAIN}:size=giant,recipe=v2",
+        "v5e:16x16",
+        "data=32,fsdp=8",
+        batch=8 * 256,
+        remat="full",
+        overrides=STUDENT,
+    ),
     "student-1b-dots": Row(
         f"{PRETRAIN}:size=giant,recipe=v2",
         "v5e:16x16",

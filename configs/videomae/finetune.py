@@ -260,7 +260,7 @@ def released(name: str) -> TrainConfig:
             size_of(name),
             drop_path=recipe.drop_path,
             head_dropout=recipe.head_dropout,
-            remat="full",
+            remat="attention",
         ),
         objective=Classification(erasing=0.25),
         data=DataConfig(

@@ -27,13 +27,6 @@ from internvideo_jax.config import MeshConfig, Records, TrainConfig, total_steps
 from internvideo_jax.parallel.mesh import AXES
 from internvideo_jax.registry import suggest
 from internvideo_jax.tools.aot import check_step, gib, whole_parameters
-from internvideo_jax.tools.compile_cache import (
-    CompileCache,
-    check_apart,
-    default_path,
-    key_of,
-    passed_on,
-)
 from internvideo_jax.tools.hardware import Slice, open_slice
 from internvideo_jax.tools.length import duration, find_records
 from internvideo_jax.tools.report import gathers_everything, report, row
@@ -46,6 +39,13 @@ from internvideo_jax.tools.search import (
     single,
     table,
     verdict,
+)
+from internvideo_jax.tools.search_cache import (
+    CompileCache,
+    check_apart,
+    default_path,
+    key_of,
+    passed_on,
 )
 
 CLASSES = 400  # of a classifier whose data set is not here: Kinetics-400

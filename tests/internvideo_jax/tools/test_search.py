@@ -13,7 +13,6 @@ from internvideo_jax.config import TrainConfig
 from internvideo_jax.models.videomae import PretrainConfig, tower
 from internvideo_jax.objectives.masked_pixels import MaskedPixels
 from internvideo_jax.tools.aot import argument_bytes
-from internvideo_jax.tools.compile_cache import CompileCache, key_of, passed_on
 from internvideo_jax.tools.compile_check import prepare
 from internvideo_jax.tools.hardware import CHIPS, Slice
 from internvideo_jax.tools.search import (
@@ -25,6 +24,7 @@ from internvideo_jax.tools.search import (
     single,
     table,
 )
+from internvideo_jax.tools.search_cache import CompileCache, key_of, passed_on
 
 CONFIG = TrainConfig(
     model=PretrainConfig(
