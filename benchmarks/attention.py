@@ -72,7 +72,7 @@ def with_gradient(function: Callable[..., jax.Array]) -> Callable[..., Any]:
 def forms_here(site: Site) -> dict[str, Callable[..., jax.Array]]:
     """What computes a site on the devices of this machine."""
     found: dict[str, Callable[..., jax.Array]] = {}
-    for form in ("xla", "flash", "cudnn"):
+    for form in ("xla", "blocked", "flash", "cudnn"):
         if form == "flash" and site.platform != "tpu":
             continue  # it would be interpreted
         try:

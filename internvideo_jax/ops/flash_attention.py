@@ -19,7 +19,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-RESIDUALS = "attention"  # name of what the backward pass reads, for remat policies
+from internvideo_jax.ops.blocked_attention import RESIDUALS
+
 LANES = 128
 KEY_CHUNK = 512  # keys whose logits exist at a time
 QUERY_BLOCKS = (512, 256, 128)

@@ -12,7 +12,7 @@ from flax import nnx
 
 from internvideo_jax.models.layers.block import Block, BlockConfig
 from internvideo_jax.models.layers.init import Init
-from internvideo_jax.ops.flash_attention import RESIDUALS
+from internvideo_jax.ops.blocked_attention import RESIDUALS
 from internvideo_jax.parallel.mesh import constrain
 from internvideo_jax.registry import suggest
 

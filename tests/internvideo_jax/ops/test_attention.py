@@ -15,6 +15,7 @@ from internvideo_jax.models.uniformerv2 import UniFormerV2Config
 from internvideo_jax.models.videomae import PretrainConfig
 from internvideo_jax.ops import attention
 from internvideo_jax.ops.attention import Choice, Site, attend, choose
+from internvideo_jax.ops.blocked_attention import blocked_attention
 from internvideo_jax.ops.flash_attention import MOST_KEYS, flash_attention, query_block
 from internvideo_jax.tools import flops
 from tests.conftest import ROOT, environment
@@ -58,6 +59,27 @@ def test_the_kernel_equals_xla(queries, keys, channels):
         np.testing.assert_allclose(ours, other, atol=1e-5)
 
 
+@pytest.mark.parametrize(("queries", "keys"), [(40, 40), (515, 60)], ids=["one", "padded-blocks"])
+def test_blocks_equal_xla(queries, keys):
+    q, k, v = draw(queries, keys, 2, 16, batch=2)
+    out, gradients = values_and_gradients(lambda *a: attend(*a, form="blocked"), q, k, v)
+    expected, theirs = values_and_gradients(lambda *a: attend(*a, form="xla"), q, k, v)
+    np.testing.assert_allclose(out, expected, atol=1e-5)
+    for ours, other in zip(gradients, theirs, strict=True):
+        np.testing.assert_allclose(ours, other, atol=1e-5)
+
+
+def test_blocks_keep_bfloat16_and_survive_huge_logits():
+    q, k, v = draw(300, 24, 1, 8)
+    low = [x.astype(jnp.bfloat16) for x in (q, k, v)]
+    out, gradients = values_and_gradients(lambda *a: blocked_attention(*a, scale=1.0), *low)
+    assert {x.dtype for x in (out, *gradients)} == {jnp.dtype(jnp.bfloat16)}
+    exact = attention.xla_attention(q, k, v, scale=1.0)
+    np.testing.assert_allclose(out.astype(jnp.float32), exact, atol=0.05)
+    huge = blocked_attention(1e4 * q, k, v, scale=1.0)
+    np.testing.assert_allclose(huge, attention.xla_attention(1e4 * q, k, v, scale=1.0), atol=1e-5)
+
+
 def test_the_kernel_keeps_bfloat16_and_survives_huge_logits():
     q, k, v = draw(24, 24, 1, 8)
     low = [x.astype(jnp.bfloat16) for x in (q, k, v)]
@@ -92,12 +114,13 @@ def run(form, *arrays):
 
 
 split = jax.device_put((q, k, v), NamedSharding(mesh, P(BATCH_AXES, None, "tensor")))
-gradients, out = run("flash", *split)
 expected, whole = jax.grad(lambda *a: loss("xla", *a), (0, 1, 2), has_aux=True)(q, k, v)
-assert out.sharding.shard_shape(out.shape) == (2, 40, 1, 8), out.sharding
-np.testing.assert_allclose(out, whole, atol=1e-5)
-for ours, other in zip(gradients, expected):
-    np.testing.assert_allclose(ours, other, atol=1e-5)
+for form in ("flash", "blocked"):
+    gradients, out = run(form, *split)
+    assert out.sharding.shard_shape(out.shape) == (2, 40, 1, 8), out.sharding
+    np.testing.assert_allclose(out, whole, atol=1e-5)
+    for ours, other in zip(gradients, expected):
+        np.testing.assert_allclose(ours, other, atol=1e-5)
 
 # Where a surrounding shard_map has split the batch, only the heads are left to split.
 inner = jax.shard_map(
@@ -131,7 +154,9 @@ def test_the_kernel_runs_on_the_part_of_each_device():
 @pytest.mark.parametrize(
     ("site", "platform", "form", "why"),
     [
-        (DECODER, "cpu", "xla", "on cpu"),
+        (DECODER, "cpu", "blocked", "on cpu"),
+        (ENCODER, "cpu", "xla", "fewer than 512 tokens"),
+        (DECODER, "rocm", "xla", "on rocm"),
         (DECODER, "tpu", "flash", "on tpu"),
         (ENCODER, "tpu", "xla", "fewer than 512 tokens"),
         (dataclasses.replace(DECODER, queries=1), "tpu", "xla", "fewer than 512"),

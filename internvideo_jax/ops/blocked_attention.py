@@ -1,0 +1,105 @@
+"""Attention without a stored matrix of weights, in plain operations, for CPUs.
+
+The same idea as the kernel for TPUs (Dao et al. 2022, FlashAttention): the weights of one head
+exist for a block of queries at a time, small enough for the cache of a core, and the backward pass
+computes them again. One product more than the plain form, and a seventh of its memory.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+# Name of what the backward pass of every form reads, for remat policies.
+RESIDUALS = "attention"
+# Queries whose weights exist at a time: 256 x 1568 float32 are 1.6 MB. Between 112 and 784 the time
+# changed by less than a tenth.
+MOST_QUERIES = 256
+
+
+def blocked_attention(q: jax.Array, k: jax.Array, v: jax.Array, *, scale: float) -> jax.Array:
+    """Softmax attention over all keys, on one device.
+
+    Args:
+      q: (B, N, K, C) queries.
+      k: (B, S, K, C) keys.
+      v: (B, S, K, C) values.
+      scale: factor on the logits.
+
+    Returns:
+      (B, N, K, C) in the dtype of `v`. Logits and sums are float32.
+    """
+    batch, queries, heads, channels = q.shape
+    blocks = -(-queries // MOST_QUERIES)
+    padding = -queries % blocks
+
+    def per_head(x: jax.Array) -> jax.Array:
+        return x.transpose(0, 2, 1, 3).reshape(batch * heads, x.shape[1], channels)
+
+    q = jnp.pad(per_head(q * scale), [(0, 0), (0, padding), (0, 0)])
+    q = checkpoint_name(q.reshape(batch * heads, blocks, -1, channels), RESIDUALS)
+    k, v = (checkpoint_name(per_head(x), RESIDUALS) for x in (k, v))
+    out: jax.Array = _attend(q, k, v)  # pyright: ignore[reportAssignmentType]
+    out = out.reshape(batch, heads, queries + padding, channels)
+    return out[:, :, :queries].transpose(0, 2, 1, 3)
+
+
+# Shapes below: q (H, blocks, queries, C), k and v (H, S, C), with H = B * K.
+@jax.custom_vjp
+def _attend(q, k, v):
+    return _forward(q, k, v)[0]
+
+
+def _forward(q, k, v) -> tuple[jax.Array, jax.Array]:
+    """Output like `q`, and (H, blocks, queries) logarithm of the sum of exponentials."""
+
+    def head(arrays):
+        q, k, v = arrays
+
+        def block(q):
+            logits = _product(q, k.T)
+            highest = logits.max(axis=-1, keepdims=True)
+            weights = jnp.exp(logits - highest)
+            total = weights.sum(axis=-1, keepdims=True)
+            out = _product(weights.astype(v.dtype), v) / total
+            return out.astype(v.dtype), (highest + jnp.log(total))[:, 0]
+
+        return jax.lax.map(block, q)
+
+    return jax.lax.map(head, (q, k, v))
+
+
+def _attend_forward(q, k, v):
+    out, log_total = (checkpoint_name(x, RESIDUALS) for x in _forward(q, k, v))
+    return out, (q, k, v, out, log_total)
+
+
+def _attend_backward(residuals, gradient):
+    def head(arrays):
+        q, k, v, out, log_total, gradient = arrays
+        # What the softmax takes off the gradient of a row of weights.
+        shared = (gradient.astype(jnp.float32) * out.astype(jnp.float32)).sum(axis=-1)
+
+        def block(sums, arrays):
+            q, log_total, gradient, shared = arrays
+            weights = jnp.exp(_product(q, k.T) - log_total[:, None])
+            into_logits = weights * (_product(gradient, v.T) - shared[:, None])
+            weights, into_logits = weights.astype(v.dtype), into_logits.astype(q.dtype)
+            into_k = sums[0] + _product(into_logits.T, q)
+            into_v = sums[1] + _product(weights.T, gradient)
+            return (into_k, into_v), _product(into_logits, k).astype(q.dtype)
+
+        zeros = jnp.zeros(k.shape, jnp.float32)
+        blocks = (q, log_total, gradient, shared)
+        (into_k, into_v), into_q = jax.lax.scan(block, (zeros, zeros), blocks)
+        return into_q, into_k.astype(k.dtype), into_v.astype(v.dtype)
+
+    return jax.lax.map(head, (*residuals, gradient))
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
+
+
+def _product(x: jax.Array, y: jax.Array) -> jax.Array:
+    return jnp.dot(x, y, preferred_element_type=jnp.float32)
