@@ -144,7 +144,7 @@ ROWS = {
     "student-6b-v5p": Row(
         f"{PRETRAIN}:size=giant,recipe=v2",
         "v5p:16x16x24",
-        "data=192,fsdp=32",
+        "data=384,fsdp=16",
         batch=4 * 6144,
         overrides=WIDE,
     ),

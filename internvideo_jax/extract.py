@@ -7,7 +7,7 @@ Writes one companion shard (data_pipelines/companion.py) for each shard of the s
 a video holds `features` (W, D) float32 and `windows_us` (W, 2) int64, start and end of each window
 in microseconds from the start of the video. A window has as many frames as the model takes.
 Starting the same command again keeps finished shards. Processes do not talk to each other:
---processes=4 --process=0 to 3 share the shards, on one machine or several, and the last one to end
+--parts=4 --part=0 to 3 share the shards, on one machine or several, and the last one to end
 completes the companion.
 """
 
@@ -211,8 +211,8 @@ def extract(
     out: Path,
     provenance: dict[str, Any],
     *,
-    process: int = 0,
-    processes: int = 1,
+    part: int = 0,
+    parts: int = 1,
 ) -> int:
     """Writes the missing shards of this process, and the manifest once all are there.
 
@@ -223,13 +223,13 @@ def extract(
       ValueError: `out` holds features made with other weights, windows or data.
       UnreadableRecordError: a damaged record, unless those are skipped.
     """
-    if not 0 <= process < processes:
-        raise ValueError(f"--process={process}: expected 0 to {processes - 1}")
+    if not 0 <= part < parts:
+        raise ValueError(f"--part={part}: expected 0 to {parts - 1}")
     dataset = extractor.dataset
     writer = CompanionWriter(out, NAME, dataset.manifest, dataset.split)
     check_same(out / f"{NAME}-{dataset.split}.json", provenance)
     missing = writer.missing()
-    mine = [number for number in missing if number % processes == process]
+    mine = [number for number in missing if number % parts == part]
     total = sum(len(writer.records(number)) for number in mine)
     shards = len(dataset.manifest.split(dataset.split).shards)
     say(f"{shards} shards, {shards - len(missing)} finished before, {len(mine)} for this process")
@@ -309,8 +309,8 @@ def main() -> None:
     )
     out = flags.DEFINE_string("out", None, "Directory for the features.")
     split = flags.DEFINE_string("split", "", "Default: test, val or train, the first there is.")
-    process = flags.DEFINE_integer("process", 0, "Number of this process.")
-    processes = flags.DEFINE_integer("processes", 1, "Processes that share the shards.")
+    part = flags.DEFINE_integer("part", 0, "Which part of the shards this process takes, from 0.")
+    parts = flags.DEFINE_integer("parts", 1, "Processes that share the shards.", lower_bound=1)
     chosen = {}
     for field in dataclasses.fields(Windows):
         define = {int: flags.DEFINE_integer, str: flags.DEFINE_string, bool: flags.DEFINE_bool}
@@ -342,8 +342,8 @@ def main() -> None:
             extractor,
             Path(out.value),
             provenance,
-            process=process.value,
-            processes=processes.value,
+            part=part.value,
+            parts=parts.value,
         )
         return 0
 

@@ -91,8 +91,11 @@ def offered(kind: str) -> list[tuple[int, ...]]:
     return [*SMALL, *(shape for shape in cubes if math.prod(shape) <= chip.largest)]
 
 
-def parse_topology(name: str) -> tuple[str, tuple[int, ...]]:
+def parse_topology(name: str, flag: str = "--topology") -> tuple[str, tuple[int, ...]]:
     """`v5e:16x16` -> ("v5e", (16, 16)); `cpu:8` -> ("cpu", (8,)); `gpu:h100x8` -> ("h100", (8,)).
+
+    Args:
+      flag: what errors call it.
 
     Raises:
       ValueError: unknown chip, or a slice that the chip does not come in.
@@ -104,10 +107,10 @@ def parse_topology(name: str) -> tuple[str, tuple[int, ...]]:
         known = list(GPUS)
         if kind not in known:
             raise ValueError(
-                f"--topology: unknown GPU {kind!r}: {suggest(kind, known)}; write gpu:h100x8"
+                f"{flag}: unknown GPU {kind!r}: {suggest(kind, known)}; write gpu:h100x8"
             )
     if kind not in known:
-        raise ValueError(f"--topology: unknown chip {kind!r}: {suggest(kind, known)}")
+        raise ValueError(f"{flag}: unknown chip {kind!r}: {suggest(kind, known)}")
     try:
         shape = tuple(int(part) for part in text.split("x"))
     except ValueError:
@@ -117,16 +120,16 @@ def parse_topology(name: str) -> tuple[str, tuple[int, ...]]:
         form = {1: "cpu:8", 2: f"{kind}:4x4", 3: f"{kind}:2x2x2"}[rank]
         form = f"gpu:{kind}x8" if kind in GPUS else form
         raise ValueError(
-            f"--topology={name}: expected {rank} positive number{'s' if rank > 1 else ''} after "
+            f"{flag}={name}: expected {rank} positive number{'s' if rank > 1 else ''} after "
             f"the {'chip' if kind in GPUS else 'colon'}, as in {form}"
         )
     count = math.prod(shape)
     largest = CHIPS[kind].largest if kind in CHIPS else 1024
     if count > largest:
         what = f"the largest {kind} slice" if kind in CHIPS else "this check"
-        raise ValueError(f"--topology={name} has {count} chips; {what} has {largest}")
+        raise ValueError(f"{flag}={name} has {count} chips; {what} has {largest}")
     if kind in CHIPS and shape not in offered(kind):
-        raise ValueError(f"--topology={name}: there is no such slice; {_nearest(kind, shape)}")
+        raise ValueError(f"{flag}={name}: there is no such slice; {_nearest(kind, shape)}")
     return kind, shape
 
 

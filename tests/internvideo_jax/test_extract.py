@@ -118,13 +118,13 @@ def test_windows_of_one_video_differ_and_the_centre_is_cut(data, tmp_path):
 def test_processes_share_the_shards(data, tmp_path, capsys):
     tool = make(data)
     extract(tool, tmp_path / "one", settings(tool))
-    assert extract(tool, tmp_path / "two", settings(tool), process=1, processes=2) == 1
+    assert extract(tool, tmp_path / "two", settings(tool), part=1, parts=2) == 1
     assert "2 shards are left to other processes" in capsys.readouterr().out
     assert not (tmp_path / "two/companion.json").exists()
-    assert extract(tool, tmp_path / "two", settings(tool), process=0, processes=2) == 2
+    assert extract(tool, tmp_path / "two", settings(tool), part=0, parts=2) == 2
     assert written(tmp_path / "one") == written(tmp_path / "two")
-    with pytest.raises(ValueError, match="--process=2: expected 0 to 1"):
-        extract(tool, tmp_path / "two", settings(tool), process=2, processes=2)
+    with pytest.raises(ValueError, match="--part=2: expected 0 to 1"):
+        extract(tool, tmp_path / "two", settings(tool), part=2, parts=2)
 
 
 CHILD = """

@@ -149,8 +149,11 @@ def test_xpk(script: Script):
     [
         (["--executor=gke", "--image=i"], "--executor=gke needs --slice"),
         (["--executor=gke", "--slice=v5e:4x4"], "--executor=gke needs --image"),
-        (["--executor=gke", "--slice=cpu:8", "--image=i"], "only TPU slices are rented"),
-        (["--executor=gke", "--slice=v5e:5x5", "--image=i"], "v5e comes as 1x1, 2x2"),
+        (["--executor=gke", "--slice=cpu:8", "--image=i"], "cpu is for compile_check"),
+        (
+            ["--executor=gke", "--slice=v5e:5x5", "--image=i"],
+            "the nearest are v5e:",
+        ),
         (["--executor=gke", "--slice=v5e:4x4", "--image=i", "--grace=5"], "at least 30 seconds"),
         (["--executor=gke", "--slice=v5e:4x4", "--image=i", "--workdir=r"], "own disks are lost"),
         (["--executor=gke", "--slice=v5e:4x4", "--image=i", "--submit=xpk"], "needs --cluster"),

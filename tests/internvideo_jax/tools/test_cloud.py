@@ -13,7 +13,7 @@ from internvideo_jax.tools.hardware import CHIPS
 
 
 def test_every_chip_has_a_generation():
-    assert GENERATIONS.keys() == CHIPS.keys()
+    assert GENERATIONS.keys() | {"tpu7x"} == CHIPS.keys()
 
 
 @pytest.mark.parametrize(
@@ -44,13 +44,14 @@ def test_a_slice(name, kind, chips, vms, per_vm, nodes):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("v5e:4x2", "v5e comes as 1x1, 2x2, 2x4"),
+        ("v5e:4x2", "the nearest is v5e:2x4"),
         ("v5e:4x4x4", "expected 2 positive numbers after the colon"),
-        ("v5p:4x4x6", "three multiples of 4 in ascending order"),
-        ("v5p:8x4x4", "three multiples of 4 in ascending order"),
-        ("v4:2x2x3", "v4 comes as 2x2x1, 2x2x2"),
+        ("v5p:4x4x6", "--slice=v5p:4x4x6: there is no such slice; the nearest are v5p:4x4x"),
+        ("v5p:8x4x4", "the nearest is v5p:4x4x8"),
+        ("v4:2x2x3", "the nearest are v4:2x2x"),
         ("v9:4x4", "unknown chip 'v9'"),
-        ("cpu:8", "only TPU slices are rented"),
+        ("cpu:8", "known for v4, v5e, v5p, v6e; cpu is for compile_check"),
+        ("tpu7x:2x2x1", "known for v4, v5e, v5p, v6e; tpu7x is for compile_check"),
     ],
 )
 def test_what_is_not_rented(name, message):
