@@ -110,11 +110,20 @@ ROWS = {
         batch=8 * 256,
         overrides=("--config.objective.decoder_ratio=0.0",),
     ),
+    "mae-g-attention": Row(
+        f"{PRETRAIN}:size=giant,recipe=v2",
+        "v5e:16x16",
+        "data=32,fsdp=8",
+        batch=8 * 256,
+        remat="attention",
+        overrides=("--config.objective.decoder_ratio=0.0",),
+    ),
     "student-1b": Row(
         f"{PRETRAIN}:size=giant,recipe=v2",
         "v5e:16x16",
         "data=32,fsdp=8",
         batch=8 * 256,
+        remat="attention",
         overrides=STUDENT,
     ),
     # As the prototype had it: as little memory as possible.
@@ -139,6 +148,7 @@ ROWS = {
         "v5e:16x16",
         "data=16,fsdp=16",
         batch=4 * 256,
+        remat="attention",
         overrides=WIDE,
     ),
     "student-6b-v5p": Row(
@@ -146,6 +156,7 @@ ROWS = {
         "v5p:16x16x24",
         "data=384,fsdp=16",
         batch=4 * 6144,
+        remat="attention",
         overrides=WIDE,
     ),
     # Shipped recipes at their own batch.
