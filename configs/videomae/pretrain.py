@@ -46,7 +46,7 @@ class Recipe:
     decoder_ratio: float = 0.0  # running-cell decoder mask
     clip_norm: float = 0.0
     repeats: int = 1  # crops per video
-    # What fits 32 clips (huge: 16) on a TPU v5e; the giant gains more than it loses by keeping less.
+    # What fits 32 clips (huge: 16) on a TPU v5e; the giant gains by keeping less.
     remat: str = "attention"
 
 
