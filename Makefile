@@ -41,7 +41,7 @@ test-aot: $(AOT_READY)  ## Compile train steps for TPU slices and check what the
 	$(AOT)/bin/python -m pytest -m slow tests/internvideo_jax/tools/test_aot.py
 
 test-slow: $(READY)  ## Run the tests that take longer.
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n 2
 
 demo: $(READY)  ## From rendered videos to a pre-trained, fine-tuned, evaluated model.
 	$(BIN)/python scripts/demo.py --out $(DEMO_DIR)

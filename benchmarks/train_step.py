@@ -7,7 +7,8 @@
 Batches are random bytes that already lie in memory, so that nothing but the step is measured. The
 torch peers are the reference's own model file (pre-training only), trained as its engine does, with
 our initial weights and masks: their first loss must be ours. Every side is a process of its own and
-they take turns, one timed step each; a ratio is the median of the ratios of neighbours.
+they take turns of two steps, of which the second is timed; a ratio is the median of the ratios of
+neighbours. Ours runs as our commands do, with large memory pages (docs/training.md), torch as it is.
 Exit codes: 0, 1 a target was missed, 2 an error, 3 the host was busy (--anyway concludes).
 """
 
@@ -183,7 +184,9 @@ def compare(config: TrainConfig, folder: Path) -> dict[str, turns.Side]:
         for name, spec in specs.items():
             file = folder / f"{name}.json"
             file.write_text(json.dumps(spec))
-            sides[name] = turns.Side([sys.executable, str(here / "torch_peer.py"), str(file)])
+            sides[name] = turns.Side(
+                [sys.executable, str(here / "torch_peer.py"), str(file)], ["GLIBC_TUNABLES"]
+            )
         turns.take_turns(sides, TIMED.value)
     finally:
         for side in sides.values():

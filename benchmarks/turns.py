@@ -7,6 +7,7 @@ could not be told apart. Turns, because the speed of a machine drifts: ratios ar
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -21,7 +22,7 @@ WARM_UP = 2  # steps of every side before the first turn
 
 
 def serve(make: Callable[[], tuple[Callable[[], float], dict[str, Any]]]) -> int:
-    """The side's part: makes the step, then takes one for every line that it is told.
+    """The side's part: makes the step, then takes two for every line and times the second.
 
     Args:
       make: gives the step, which returns the loss, and facts to report.
@@ -37,6 +38,7 @@ def serve(make: Callable[[], tuple[Callable[[], float], dict[str, Any]]]) -> int
     host.forget_peak()
     _answer({"first_loss": first, **facts})
     for _ in sys.stdin:
+        step()  # not timed: caches and memory belonged to the others for seconds
         started = time.perf_counter()
         step()
         seconds = time.perf_counter() - started
@@ -53,14 +55,16 @@ class Side:
 
     Args:
       command: of the process, which calls `serve`.
+      without: variables of the environment that it does not get.
 
     Raises:
       RuntimeError: it could not make or take its step; the text says why.
     """
 
-    def __init__(self, command: Sequence[str]):
+    def __init__(self, command: Sequence[str], without: Sequence[str] = ()):
         self._process = subprocess.Popen(
             command,
+            env={name: value for name, value in os.environ.items() if name not in without},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -70,7 +74,7 @@ class Side:
         self.facts = self._read()
 
     def turn(self) -> None:
-        """One step."""
+        """Two steps, of which the second counts."""
         assert self._process.stdin is not None  # noqa: S101 - for the type checker
         time.sleep(PAUSE)
         self._process.stdin.write("step\n")

@@ -21,15 +21,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PRETRAIN = "configs/videomae/pretrain.py:size=tiny"
 FINETUNE = "configs/videomae/finetune.py:size=tiny"
-# Large pages for XLA's buffers: a quarter less time per step on Linux CPUs, ignored elsewhere.
-ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", **os.environ}
 
 
 def run(*command: str) -> None:
     """Runs one command of the house, echoed; ends the demo when it fails."""
     full = [sys.executable, "-m", *command]
     print(f"\n$ {shlex.join(['python', '-m', *command])}", flush=True)
-    code = subprocess.run(full, cwd=ROOT, env=ENVIRONMENT, check=False).returncode
+    code = subprocess.run(full, cwd=ROOT, check=False).returncode
     if code:
         sys.exit(f"the command failed with exit code {code}")
 
@@ -37,7 +35,7 @@ def run(*command: str) -> None:
 def run_and_kill(workdir: Path, after: int, *command: str) -> None:
     """Runs a training command and kills it hard once a checkpoint at or after `after` exists."""
     print(f"\n$ {shlex.join(['python', '-m', *command])}", flush=True)
-    process = subprocess.Popen([sys.executable, "-m", *command], cwd=ROOT, env=ENVIRONMENT)
+    process = subprocess.Popen([sys.executable, "-m", *command], cwd=ROOT)
     while process.poll() is None:
         time.sleep(0.5)
         if newest_step(workdir) >= after:
