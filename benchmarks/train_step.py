@@ -8,7 +8,7 @@ Batches are random bytes that already lie in memory, so that nothing but the ste
 torch peers are the reference's own model file (pre-training only), trained as its engine does, with
 our initial weights and masks: their first loss must be ours. Every side is a process of its own and
 they take turns of two steps, of which the second is timed; a ratio is the median of the ratios of
-neighbours. Ours runs as our commands do, with large memory pages (docs/training.md), torch as it is.
+neighbours. Ours has large memory pages, as our commands do (docs/training.md), torch as it is.
 Exit codes: 0, 1 a target was missed, 2 an error, 3 the host was busy (--anyway concludes).
 """
 
