@@ -74,7 +74,7 @@ class UniFormerV2Config:
     pixel_mean: Sequence[float] = (0.45, 0.45, 0.45)
     pixel_std: Sequence[float] = (0.225, 0.225, 0.225)
     dtype: str = "bfloat16"  # activations and matmuls; parameters stay float32
-    attention: str = "auto"  # auto | xla | flash | cudnn; see ops/attention.py
+    attention: str = "auto"  # auto | xla | flash | blocked | cudnn; see ops/attention.py
     remat: str = "none"  # none | full | attention | dots; see layers/block_stack.py
     scan: bool = True
 

@@ -114,7 +114,7 @@ class VideoConfig:
     pixel_mean: Sequence[float] = IMAGENET_MEAN
     pixel_std: Sequence[float] = IMAGENET_STD
     dtype: str = "bfloat16"  # activations and matmuls; parameters stay float32
-    attention: str = "auto"  # auto | xla | flash | cudnn; see ops/attention.py
+    attention: str = "auto"  # auto | xla | flash | blocked | cudnn; see ops/attention.py
     remat: str = "none"  # none | full | attention | dots; see layers/block_stack.py
     scan: bool = True
 
