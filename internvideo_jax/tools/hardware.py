@@ -4,6 +4,7 @@ them."""
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import itertools
 import math
 import os
@@ -214,6 +215,8 @@ def explain(name: str, error: Exception) -> ValueError | RuntimeError:
         )
     if "not divisible" in text or "Invalid TPU" in text:
         return ValueError(f"--topology={name}: there is no such slice ({first})")
-    return RuntimeError(
-        f"the TPU compiler cannot be loaded; pip install 'internvideo-jax[tpu]' ({first})"
-    )
+    if importlib.util.find_spec("libtpu") is None:
+        return RuntimeError(
+            f"the TPU compiler cannot be loaded; pip install 'internvideo-jax[tpu]' ({first})"
+        )
+    return RuntimeError(f"the TPU compiler does not describe {name}: {first}")

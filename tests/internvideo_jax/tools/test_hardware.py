@@ -75,7 +75,7 @@ def test_several_slices():
             split_slices(bad)
 
 
-def test_the_compilers_refusals_in_plain_words():
+def test_the_compilers_refusals_in_plain_words(monkeypatch):
     locked = RuntimeError(
         'ABORTED: Internal error when accessing libtpu multi-process lockfile. Run "$ sudo rm '
         '/tmp/libtpu_lockfile".'
@@ -89,6 +89,10 @@ def test_the_compilers_refusals_in_plain_words():
     )
     found = explain("v5p:3x3x3", refused)
     assert isinstance(found, ValueError) and "there is no such slice" in str(found)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: object())
+    found = explain("v5e:4x4", RuntimeError("something new"))
+    assert str(found) == "the TPU compiler does not describe v5e:4x4: something new"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     found = explain("v5e:4x4", RuntimeError("no libtpu.so"))
     assert "pip install 'internvideo-jax[tpu]' (no libtpu.so)" in str(found)
     assert "RuntimeError" in str(explain("v5e:4x4", RuntimeError()))
