@@ -49,6 +49,23 @@ SIZES = {
 STYLES = ("kinetics", "something")
 
 
+@dataclasses.dataclass(frozen=True)
+class Backbone:
+    """What sets image transformers apart whose weights the model can start from."""
+
+    activation: str
+    norm_eps: float
+    norm_pre: bool  # a norm before the first layer
+    patch_bias: bool
+
+
+BACKBONES = {
+    "clip": Backbone("quick_gelu", NORM_EPS, norm_pre=True, patch_bias=False),
+    # DINO (Caron et al. 2021), DeiT, and supervised ones in the same form.
+    "vit": Backbone("gelu", 1e-6, norm_pre=False, patch_bias=True),
+}
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UniFormerV2Config:
     """Factory: `UniFormerV2Config.of_size("base", style="kinetics", classes=400)`."""
@@ -65,6 +82,8 @@ class UniFormerV2Config:
     local_reduction: float = 1.5  # width over the width of a local block
     global_layers: Sequence[int] = ()  # layers (from 0) whose output a global block reads
     mlp_factor: float = 4.0  # hidden over width in the global blocks
+    # Form of the image transformer: clip (all published models) | vit (DINO, DeiT).
+    backbone: str = "clip"
     # The head of the published models with a frozen backbone: class tokens of the frames unused.
     frozen: bool = False
     drop_path: float = 0.0  # of the last layer; the others have less
@@ -81,6 +100,11 @@ class UniFormerV2Config:
     def __post_init__(self) -> None:
         check_form(self.attention)
         check_remat(self.remat)
+        if self.backbone not in BACKBONES:
+            raise ValueError(
+                f"config.model.backbone: unknown form {self.backbone!r}: "
+                f"{suggest(self.backbone, BACKBONES)}"
+            )
         token_grid(self.frames, self.size, 2 if self.temporal_downsample else 1, self.patch)
         layers, depth = tuple(self.global_layers), self.encoder.depth
         known = range(depth)
@@ -183,8 +207,8 @@ class UniFormerV2Config:
             self.encoder.heads,
             self.encoder.hidden,
             key_bias=True,
-            activation="quick_gelu",
-            norm_eps=NORM_EPS,
+            activation=BACKBONES[self.backbone].activation,
+            norm_eps=BACKBONES[self.backbone].norm_eps,
             attention=self.attention,
         )
 
@@ -205,7 +229,17 @@ class UniFormerV2Config:
         """Weights of an image model as those of a video model.
 
         A patch embedding of single frames becomes the middle of one over three, the others zero.
+
+        Raises:
+          ValueError: weights of the other form of image transformer.
         """
+        if any(path.startswith("encoder/patch_embed/") for path in source):
+            form = "clip" if "encoder/norm_pre/scale" in source else "vit"
+            if form != self.backbone:
+                raise ValueError(
+                    f"the weights are those of an image transformer of the form {form!r}, "
+                    f"config.model.backbone is {self.backbone!r}; set it to {form!r}"
+                )
         adapted, path = dict(source), "encoder/patch_embed/kernel"
         rows = self.patch**2 * 3
         if path in source and self.kernel_frames > 1 and source[path].shape[0] == rows:
@@ -233,11 +267,11 @@ class Encoder(nnx.Module):
     def __init__(self, config: UniFormerV2Config, *, init: Init, rngs: nnx.Rngs):
         self.config = config
         dtype, width = jnp.dtype(config.dtype), config.encoder.width
-        values = config.kernel_frames * config.patch**2 * 3
+        values, backbone = config.kernel_frames * config.patch**2 * 3, BACKBONES[config.backbone]
         self.patch_embed = nnx.Linear(
             values,
             width,
-            use_bias=False,
+            use_bias=backbone.patch_bias,
             dtype=dtype,
             rngs=rngs,
             kernel_init=lambda key, shape, _=None: torch_uniform(key, shape, values),
@@ -245,7 +279,11 @@ class Encoder(nnx.Module):
         self.cls_token = nnx.Param(jax.random.normal(rngs.params(), (width,)) * width**-0.5)
         rows = 1 + int(np.prod(config.grid[1:]))
         self.pos_embed = PositionTable(rows, width, rngs=rngs)
-        self.norm_pre = layer_norm(width, dtype=dtype, rngs=rngs, eps=NORM_EPS)
+        self.norm_pre = (
+            layer_norm(width, dtype=dtype, rngs=rngs, eps=backbone.norm_eps)
+            if backbone.norm_pre
+            else None
+        )
         self.blocks = stacked(
             lambda rngs: LocalUniBlock(config, init=init, dtype=dtype, rngs=rngs),
             config.encoder.depth,
@@ -271,7 +309,7 @@ class Encoder(nnx.Module):
         x = self.patches(video)
         cls = jnp.broadcast_to(self.cls_token[...].astype(x.dtype), (*x.shape[:2], 1, x.shape[-1]))
         x = jnp.concatenate([cls, x], axis=2) + self.pos_embed.table[...].astype(x.dtype)
-        return constrain(self.norm_pre(x), "batch")
+        return constrain(x if self.norm_pre is None else self.norm_pre(x), "batch")
 
     def __call__(
         self, video: jax.Array, keys: jax.Array | None = None, taps: Sequence[int] = ()

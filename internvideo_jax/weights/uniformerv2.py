@@ -1,4 +1,4 @@
-"""Names of UniFormerV2, and of the CLIP image transformer that it starts from."""
+"""Names of UniFormerV2, and of image transformers that it starts from: CLIP, DINO, DeiT."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from internvideo_jax.weights.rules import LINEAR, QKV, TOKEN, Layout, Rule
+from internvideo_jax.weights.rules import LINEAR, QKV, TABLE, TOKEN, Layout, Rule
 
 
 def _frames_to_torch(x: np.ndarray, shape: Mapping[str, int]) -> np.ndarray:
@@ -96,9 +96,30 @@ UNIFORMERV2 = (
     Rule("transformer.proj.2.bias", "head/bias"),
 )
 
-# `clip_visual` is the image half cut out of a CLIP file, `clip` the whole file.
+VIT = (
+    Rule("patch_embed.proj.weight", "encoder/patch_embed/kernel", IMAGE),
+    Rule("patch_embed.proj.bias", "encoder/patch_embed/bias"),
+    Rule("cls_token", "encoder/cls_token", TOKEN),
+    Rule("pos_embed", "encoder/pos_embed/table", TABLE),
+    Rule("blocks.{i}.norm1.weight", "encoder/blocks/norm1/scale"),
+    Rule("blocks.{i}.norm1.bias", "encoder/blocks/norm1/bias"),
+    Rule("blocks.{i}.norm2.weight", "encoder/blocks/norm2/scale"),
+    Rule("blocks.{i}.norm2.bias", "encoder/blocks/norm2/bias"),
+    Rule("blocks.{i}.attn.qkv.weight", "encoder/blocks/attn/qkv/kernel", QKV),
+    Rule("blocks.{i}.attn.qkv.bias", "encoder/blocks/attn/qkv/bias", QKV_BIAS),
+    Rule("blocks.{i}.attn.proj.weight", "encoder/blocks/attn/proj/kernel", LINEAR),
+    Rule("blocks.{i}.attn.proj.bias", "encoder/blocks/attn/proj/bias"),
+    Rule("blocks.{i}.mlp.fc1.weight", "encoder/blocks/mlp/fc1/kernel", LINEAR),
+    Rule("blocks.{i}.mlp.fc1.bias", "encoder/blocks/mlp/fc1/bias"),
+    Rule("blocks.{i}.mlp.fc2.weight", "encoder/blocks/mlp/fc2/kernel", LINEAR),
+    Rule("blocks.{i}.mlp.fc2.bias", "encoder/blocks/mlp/fc2/bias"),
+)
+
+# `clip_visual` is the image half cut out of a CLIP file, `clip` the whole file, `vit` an image
+# transformer in the form of DINO and DeiT.
 RULES = {
     "uniformerv2": UNIFORMERV2,
+    "vit": VIT,
     "clip_visual": tuple(_image_rules("", IMAGE)),
     "clip": tuple(_image_rules("visual.", IMAGE)),
 }
@@ -106,6 +127,7 @@ RULES = {
 _NO_PROJECTION = "projection to the text space, UniFormerV2 has a head of its own"
 IGNORED = {
     "uniformerv2": {},
+    "vit": {r"norm\.(weight|bias)|head\..*|fc_norm\..*": "last norm and head of the image model"},
     "clip_visual": {r"proj|ln_post\.(weight|bias)": _NO_PROJECTION},
     "clip": {
         r"visual\.(proj|ln_post\.(weight|bias))": _NO_PROJECTION,
@@ -118,7 +140,14 @@ FILE_ONLY = ("count",)
 
 
 def recognise(tensors: Mapping[str, np.ndarray]) -> str | None:
-    """`uniformerv2`, `clip_visual`, `clip`, or None when it is none of them."""
+    """`uniformerv2`, `clip_visual`, `clip`, `vit`, or None when it is none of them."""
+    kernel = tensors.get("patch_embed.proj.weight")
+    if (
+        kernel is not None
+        and kernel.ndim == 4
+        and {"cls_token", "blocks.0.attn.qkv.bias"} <= set(tensors)
+    ):
+        return "vit"
     for prefix in ("", "visual."):
         layer = prefix + "transformer.resblocks.0.attn.in_proj_weight"
         kernel = tensors.get(prefix + "conv1.weight")
@@ -133,7 +162,7 @@ def recognise(tensors: Mapping[str, np.ndarray]) -> str | None:
 
 def geometry(tensors: Mapping[str, np.ndarray]) -> dict[str, int]:
     """Patch size of a torch file."""
-    for name in ("conv1.weight", "visual.conv1.weight"):
+    for name in ("conv1.weight", "visual.conv1.weight", "patch_embed.proj.weight"):
         if name in tensors:
             return {"patch": tensors[name].shape[-1]}
     raise ValueError("no patch embedding in the file, cannot tell the patch size")

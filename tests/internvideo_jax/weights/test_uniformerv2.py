@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -101,3 +103,85 @@ def test_positions_of_another_size_are_refused_not_resized():
     fresh = blank(model)
     with pytest.raises(ValueError, match=r"pos_embed/table: found \(17, 36\), expected \(37, 36\)"):
         initial.initialise(str(FULL), fresh, model)
+
+
+def vit(width: int = 36, depth: int = 3, patch: int = 6, places: int = 16) -> dict[str, np.ndarray]:
+    """Random weights with the names and shapes of a DINO file."""
+    draw = np.random.default_rng(0)
+    shapes = {
+        "cls_token": (1, 1, width),
+        "pos_embed": (1, 1 + places, width),
+        "patch_embed.proj.weight": (width, 3, patch, patch),
+        "patch_embed.proj.bias": (width,),
+        "norm.weight": (width,),
+        "norm.bias": (width,),
+    }
+    for i in range(depth):
+        for name, rows, columns in (
+            ("attn.qkv", 3 * width, width),
+            ("attn.proj", width, width),
+            ("mlp.fc1", 4 * width, width),
+            ("mlp.fc2", width, 4 * width),
+        ):
+            shapes[f"blocks.{i}.{name}.weight"] = (rows, columns)
+            shapes[f"blocks.{i}.{name}.bias"] = (rows,)
+        for norm in ("norm1", "norm2"):
+            shapes[f"blocks.{i}.{norm}.weight"] = shapes[f"blocks.{i}.{norm}.bias"] = (width,)
+    return {name: draw.normal(0, 0.2, shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def vit_forward(w: dict[str, np.ndarray], image: np.ndarray, heads: int) -> np.ndarray:
+    """A plain image transformer in float64: (H, W, 3) -> (1 + N, D) after the last block."""
+
+    def norm(x, name):
+        x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+        return x * w[f"{name}.weight"] + w[f"{name}.bias"]
+
+    def linear(x, name):
+        return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
+
+    width, patch = w["cls_token"].shape[-1], w["patch_embed.proj.weight"].shape[-1]
+    side = image.shape[0] // patch
+    cells = image.reshape(side, patch, side, patch, 3).transpose(0, 2, 4, 1, 3)
+    x = cells.reshape(side * side, -1) @ w["patch_embed.proj.weight"].reshape(width, -1).T
+    x = np.concatenate([w["cls_token"][0], x + w["patch_embed.proj.bias"]]) + w["pos_embed"][0]
+    erf = np.vectorize(math.erf)
+    depth = 1 + max(int(name.split(".")[1]) for name in w if name.startswith("blocks."))
+    for block in (f"blocks.{i}" for i in range(depth)):
+        q, k, v = (
+            linear(norm(x, f"{block}.norm1"), f"{block}.attn.qkv")
+            .reshape(len(x), 3, heads, -1)
+            .transpose(1, 2, 0, 3)
+        )
+        scores = np.exp(q @ k.transpose(0, 2, 1) * q.shape[-1] ** -0.5)
+        mixed = scores / scores.sum(-1, keepdims=True) @ v
+        x = x + linear(mixed.transpose(1, 0, 2).reshape(len(x), -1), f"{block}.attn.proj")
+        hidden = linear(norm(x, f"{block}.norm2"), f"{block}.mlp.fc1")
+        x = x + linear(0.5 * hidden * (1 + erf(hidden / 2**0.5)), f"{block}.mlp.fc2")
+    return x
+
+
+def test_dino_weights_give_the_image_transformer_they_were_trained_as(tmp_path):
+    tensors = vit()
+    save_file(tensors, tmp_path / "dino.safetensors")
+    model = config(backbone="vit", temporal_downsample=False, local_blocks=0, dtype="float32")
+    params, report = initial.initialise(str(tmp_path / "dino.safetensors"), blank(model), model)
+    assert not [path for path in report.fresh if path.startswith("encoder/")]
+    video = np.random.default_rng(1).uniform(0, 1, (1, model.frames, 24, 24, 3))
+    tokens = model.model().apply(params, jnp.asarray(video, jnp.float32), method="features")
+    frame = (video[0, 1] - np.array(model.pixel_mean)) / np.array(model.pixel_std)
+    expected = vit_forward(tensors, frame, heads=3)
+    found = np.asarray(tokens).reshape(model.frames, -1, 36)[1]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+    weights = files.load(tmp_path / "dino.safetensors")
+    assert weights.kind == "vit" and len(weights.coverage.ignored) == 2
+    files.save_torch(tmp_path / "back.safetensors", weights)
+    for name, value in load_file(tmp_path / "back.safetensors").items():
+        assert value.tobytes() == tensors[name].tobytes(), name
+
+
+def test_weights_of_the_other_form_of_image_transformer_are_refused(tmp_path):
+    save_file(vit(), tmp_path / "dino.safetensors")
+    with pytest.raises(ValueError, match="backbone is 'clip'; set it to 'vit'"):
+        initial.initialise(str(tmp_path / "dino.safetensors"), blank(config()), config())
