@@ -295,7 +295,7 @@ def _select(
     facts: dict[str, Any] = {"order": None}
     repeats = state if options.repeated == "drop" else _scratch(work, "repeats", np.uint8, state)
     if repeats is not state:
-        for part in selection.chunks(len(state)):
+        for part in selection.chunks(state, repeats):
             repeats[part] = state[part]
     facts["repeated_clips"] = selection.mark_repeats(
         columns["clip"], repeats, CODE["repeated_clip"]
@@ -310,7 +310,7 @@ def _select(
             _captions(options, state, quiet), flags, scratch, size
         )
         if options.near_duplicates == "drop":
-            for part in selection.chunks(len(state)):
+            for part in selection.chunks(state, flags):
                 some = state[part]
                 some[(some == 0) & (flags[part] == 1)] = CODE["near_duplicate"]
     if options.top_share is not None:
@@ -358,11 +358,11 @@ def _sample(options: Options, work: str, columns: dict[str, np.ndarray]) -> np.n
     if options.sample_by == "video":
         selection.occurrences(videos, state, clips)
     else:
-        for part in selection.chunks(len(clips)):
+        for part in selection.chunks(clips):
             clips[part] = 1
     keys = _scratch(work, "keys", np.float64, state)
     generator = np.random.Generator(np.random.Philox(options.seed))
-    for part in selection.chunks(len(keys)):
+    for part in selection.chunks(keys, clips):
         keys[part] = sampling.keys(clips[part], generator)
     selection.keep_largest(keys, state, wanted, CODE["not_sampled"])
     return None

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 import os
+import sys
 
 import pytest
 
@@ -200,6 +201,13 @@ def test_a_killed_run_continues_and_leaves_the_same(source, tmp_path, monkeypatc
 
         return wrapped
 
+    original = os.replace
+
+    def ending(path, target):
+        if target == out:
+            raise Killed
+        original(path, target)
+
     with monkeypatch.context() as patch:
         if where == "reading":
             # In the second file; what is read after the last note is read again.
@@ -209,20 +217,20 @@ def test_a_killed_run_continues_and_leaves_the_same(source, tmp_path, monkeypatc
         elif where == "writing":
             patch.setattr(writing, "write", dies(writing.write, 0))
         else:
-            patch.setattr(os, "replace", dies(os.replace, 0))
+            patch.setattr(os, "replace", ending)
         with pytest.raises(Killed):
             run.build(options)
     assert not os.path.exists(out)
     read = []
-    original = run._reason
-    monkeypatch.setattr(run, "_reason", lambda *a: read.append(1) or original(*a))
+    reason = run._reason
+    monkeypatch.setattr(run, "_reason", lambda *a: read.append(1) or reason(*a))
     summary = run.build(options)
     assert summary["sha256"] == whole["sha256"]
     assert summary["left_out"] == whole["left_out"]
     if where == "reading":
         # 500 rows of the first file and two chunks of the second were noted.
         assert len(read) == 800 - 500 - 128
-    elif where != "ending":
+    else:
         assert not read
     # Now it is there: the same command does nothing, another one refuses.
     read.clear()
@@ -289,6 +297,13 @@ def test_missing_and_unknown_files(tmp_path, capfd):
     assert command("--source", str(tmp_path / "a.txt"), "--out", out) == 2
     assert "ends in .jsonl" in capfd.readouterr().err
     assert sorted(os.listdir(tmp_path)) == ["a.txt"]
+
+
+def test_parquet_without_its_library_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    (tmp_path / "a.parquet").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"internvideo-jax\[parquet\]"):
+        run.build(Options((str(tmp_path / "a.parquet"),), str(tmp_path / "o.parquet")))
 
 
 def test_an_empty_list_gives_an_empty_one(tmp_path):
