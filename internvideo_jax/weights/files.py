@@ -183,5 +183,10 @@ def _torch_load(torch: Any, path: Path) -> Any:
                 f"{path}: holds an object of {unsafe.group(1)}, and unpickling that could run any "
                 "code. Where you trust the file, load it with torch and save its state dict alone"
             ) from error
+        if "TorchScript" in str(error):  # as OpenAI publishes CLIP
+            raise ValueError(
+                f"{path}: a TorchScript archive, which is a program. Where you trust it, load it "
+                "with torch.jit.load and save its state_dict() alone"
+            ) from error
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path}: not a readable torch file ({first})") from error

@@ -38,7 +38,9 @@ class Identity:
     remarks: tuple[str, ...]
 
     def text(self) -> str:
-        lines = [f"  {TITLES.get(self.kind, self.kind)}", f"  {self._shape()}"]
+        if self.kind not in TITLES:
+            return f"  {self.kind}, not among the published checkpoints listed here"
+        lines = [f"  {TITLES[self.kind]}", f"  {self._shape()}"]
         lines += [f"  note: {remark}" for remark in self.remarks]
         entries = self.named or self.alike
         if entries:

@@ -282,6 +282,9 @@ def test_torch_files_nested_averaged_and_in_bfloat16(tmp_path, capsys):
     torch.save({"optimizer": {"state": {0: {"exp_avg": torch.zeros(2)}}}}, path)
     assert main(["inspect", str(path)]) == 2
     assert "the state of an optimizer without the weights" in capsys.readouterr().err
+    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), path)
+    with pytest.raises(ValueError, match="TorchScript archive.*state_dict"):
+        files.load(path)
     torch.save({"model": state, "extra": Path("x")}, path)
     with pytest.raises(ValueError, match="holds an object of .*pathlib"):
         files.load(path)
