@@ -1,0 +1,108 @@
+"""What docs/models.md shows and the code decides: sizes with counts, published files, notes.
+
+python -m tests.internvideo_jax.models_page     # writes these parts of the page anew
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from internvideo_jax.models import uniformerv2, videomae, zoo
+
+PAGE = Path(__file__).resolve().parents[2] / "docs/models.md"
+HEADS = (400, 710, 174)  # classes
+DECODERS = (4, 8, 12)  # layers
+
+
+def parameters(config) -> int:
+    shapes = jax.tree.leaves(config.model().shapes())
+    return sum(int(np.prod(leaf.shape)) for leaf in shapes)
+
+
+@cache
+def classifier(size: str, classes: int) -> int:
+    """Measured with 400 classes; a further class is a row of the head and a bias."""
+    if classes == HEADS[0]:
+        return parameters(videomae.ClassifierConfig.of_size(size, classes=classes))
+    width = videomae.SIZES[size].encoder.width
+    return classifier(size, HEADS[0]) + (classes - HEADS[0]) * (width + 1)
+
+
+@cache
+def pretrained(size: str, depth: int) -> int:
+    return parameters(videomae.PretrainConfig.of_size(size, decoder_depth=depth))
+
+
+@cache
+def uniformer(size: str, style: str, classes: int, frozen: bool = False) -> int:
+    """Without what is no parameter: the running statistics of the local blocks."""
+    config = uniformerv2.UniFormerV2Config.of_size(
+        size, style=style, classes=classes, frozen=frozen
+    )
+    statistics = 2 * config.local_blocks * config.encoder.depth * config.encoder.width
+    return parameters(config) - statistics
+
+
+def video_sizes() -> list[str]:
+    rows = [
+        "| size | width | layers | heads | hidden | patch | decoder width x heads "
+        "| classifier, 400 classes | pre-training, 4 decoder layers |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, size in videomae.SIZES.items():
+        if name == "tiny":
+            continue
+        tower = size.encoder
+        rows.append(
+            f"| {name} | {tower.width} | {tower.depth} | {tower.heads} | {tower.hidden} "
+            f"| {size.patch} | {size.decoder_width} x {size.decoder_heads} "
+            f"| {classifier(name, 400):,} | {pretrained(name, 4):,} |"
+        )
+    return rows
+
+
+def image_sizes() -> list[str]:
+    rows = [
+        "| size | pixels | width | layers | heads | patch | Kinetics, 400 classes "
+        "| Something-Something, 174 classes |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, size in uniformerv2.SIZES.items():
+        if name == "tiny":
+            continue
+        tower = size.encoder
+        something = "" if name == "large336" else f"{uniformer(name, 'something', 174):,}"
+        rows.append(
+            f"| {name} | {size.size} | {tower.width} | {tower.depth} | {tower.heads} "
+            f"| {size.patch} | {uniformer(name, 'kinetics', 400):,} | {something} |"
+        )
+    return rows
+
+
+def parts() -> dict[str, str]:
+    """Name of a part -> its lines, as they stand between two marks on the page."""
+    tables = {f"files {source}": zoo.table(source) for source in zoo.SOURCES}
+    notes = {f"notes {source}": zoo.notes(source) for source in zoo.SOURCES}
+    found = {"sizes videomae": video_sizes(), "sizes uniformerv2": image_sizes()}
+    return {name: "\n".join(lines) for name, lines in {**found, **tables, **notes}.items()}
+
+
+def between(name: str) -> re.Pattern[str]:
+    mark = re.escape(name)
+    return re.compile(f"(<!-- {mark} -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+
+
+def main() -> None:
+    page = PAGE.read_text()
+    for name, text in parts().items():
+        page = between(name).sub(lambda found, text=text: found[1] + text + "\n" + found[3], page)
+    PAGE.write_text(page)
+
+
+if __name__ == "__main__":
+    main()
