@@ -85,9 +85,9 @@ def source_grid(rows: int, found: Mapping[str, int], grid: Grid) -> Grid:
         return grid[0], side, side
     squares = [time for time in range(1, rows + 1) if _square(rows, time)]
     raise ValueError(
-        f"its position table has {rows} rows, which is no square grid over the {grid[0]} time steps "
-        f"of config.model.frames. The file does not say its number of frames, and a table is resized "
-        f"in space only without it; numbers of time steps that give a square: {squares}"
+        f"its position table has {rows} rows, which is no square grid over the {grid[0]} "
+        f"time steps of config.model.frames. A file does not say its own, and is resized in space "
+        f"only; numbers of time steps that would give a square: {squares}"
     )
 
 
