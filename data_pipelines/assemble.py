@@ -239,9 +239,17 @@ class TrainBatches:
             try:
                 record = dataset.load(index)
                 source.check_media(index, record)
-                wanted = sampling.train_frames(
-                    clip.sampling, record.timestamps_us, record.fps, clip.frames, clip.stride, rng
-                )
+                try:
+                    wanted = sampling.train_frames(
+                        clip.sampling,
+                        record.timestamps_us,
+                        record.fps,
+                        clip.frames,
+                        clip.stride,
+                        rng,
+                    )
+                except ValueError as error:
+                    raise ValueError(f"{dataset.address(index, record)}: {error}") from error
                 frames = dataset.frames(index, record, wanted, self.buffer)
                 audio, start = None, None
                 if self._has_audio(group):

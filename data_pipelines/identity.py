@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -34,3 +35,24 @@ def _flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
             # As JSON has it, so that a stored list equals a tuple.
             flat[f"{prefix}{key}"] = json.loads(json.dumps(value))
     return flat
+
+
+def class_difference(data: Sequence[str], other: Sequence[str], whose: str) -> str:
+    """How the class list of the data differs from another one; empty when alike.
+
+    The number of classes where it differs, the first place where the lists part, and whether they
+    hold the same names in another order.
+
+    Args:
+      whose: whose the other list is, such as "the checkpoint".
+    """
+    for i, (here, there) in enumerate(itertools.zip_longest(data, other)):
+        if here != there:
+            found, stored = ("absent" if name is None else repr(name) for name in (here, there))
+            counts = f"{len(data)} classes in the data, {len(other)} in {whose}; "
+            order = "; the names are the same, their order is not"
+            return (
+                f"{counts if len(data) != len(other) else ''}class {i} is {found} in the data, "
+                f"{stored} in {whose}{order if sorted(data) == sorted(other) else ''}"
+            )
+    return ""

@@ -289,14 +289,17 @@ class _ViewBatches:
     def _views(self, index: int, record: schema.Record, out: np.ndarray) -> None:
         """(segments * crops, T, H, W, 3) uint8, segment-major."""
         config, clip = self.config, self.config.clip
-        wanted = sampling.view_frames(
-            clip.sampling,
-            record.timestamps_us,
-            record.fps,
-            clip.frames,
-            clip.stride,
-            config.segments,
-        )
+        try:
+            wanted = sampling.view_frames(
+                clip.sampling,
+                record.timestamps_us,
+                record.fps,
+                clip.frames,
+                clip.stride,
+                config.segments,
+            )
+        except ValueError as error:
+            raise ValueError(f"{self.dataset.address(index, record)}: {error}") from error
         frames = self.dataset.frames(index, record, wanted.ravel(), self.buffer)
         resized: dict[int, np.ndarray] = {}
         for number, frame in zip(wanted.ravel(), frames, strict=True):

@@ -120,7 +120,11 @@ def sparse_center(n: int, T: int) -> np.ndarray:
 def _sparse_part(n: int, T: int) -> int:
     # The reference returns frame -1 here.
     if n < T:
-        raise ValueError(f"sparse sampling of {T} frames needs as many in the video, found {n}")
+        raise ValueError(
+            f"sparse sampling of {T} frames needs as many in the video, found {n}; the reference "
+            "has no rule for shorter ones. Leave the video out at ingest (--min-frames), or take "
+            "clip.sampling=segments, which pads"
+        )
     return n // T
 
 

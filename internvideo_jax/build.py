@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ class Run:
     """Everything that is known about a run before its first step."""
 
     config: TrainConfig  # resolved: classes filled in
+    classes: tuple[str, ...]  # names for the rows of the head; empty: no head, or not known
     mesh: Mesh
     model: Any
     objective: Any
@@ -54,8 +56,10 @@ def build(
     Raises:
       ValueError: settings that contradict each other, the data or the devices.
     """
+    names: tuple[str, ...] = ()
     if records is None:
-        records, classes = read_data(config)
+        records, names = read_data(config)
+        classes = len(names)
     per_media = {"video": records} if isinstance(records, int) else records
     config = with_classes(config, classes)
     mesh = make_mesh(config.mesh, devices)
@@ -67,6 +71,7 @@ def build(
     clip = config.data.clip
     for media in per_media:
         check_clip(config, media)
+        check_pairs(config, media, mesh)
     check_reads(config)
     model = config.model.model()
     config.objective.check(config.model)
@@ -92,7 +97,8 @@ def build(
         ]
     )
     total = sum(per_media.values())
-    return Run(config, mesh, model, config.objective, optimizer, plan, total, steps, summary)
+    names = names if hasattr(config.model, "classes") else ()
+    return Run(config, names, mesh, model, config.objective, optimizer, plan, total, steps, summary)
 
 
 def head_notes(model: Any, tensor: int) -> list[str]:
@@ -106,8 +112,8 @@ def head_notes(model: Any, tensor: int) -> list[str]:
     ]
 
 
-def read_data(config: TrainConfig) -> tuple[Mapping[str, int], int]:
-    """Records of each media type and the number of classes of the training data.
+def read_data(config: TrainConfig) -> tuple[Mapping[str, int], tuple[str, ...]]:
+    """Records of each media type and the class names of the training data.
 
     Raises:
       ValueError: the model learns classes, and the sets of a mixture have different ones.
@@ -123,7 +129,7 @@ def read_data(config: TrainConfig) -> tuple[Mapping[str, int], int]:
         )
     parts, records = [part for part, _ in opened], [len(dataset) for _, dataset in opened]
     plan = mixture.make_plan(config.data, parts, records)
-    return plan.media_records(), len(classes or ())
+    return plan.media_records(), tuple(classes or ())
 
 
 def check_reads(config: TrainConfig) -> None:
@@ -165,6 +171,28 @@ def check_clip(config: TrainConfig, media: str) -> None:
             f"config.data.clip gives {clip.frames} frames of {clip.size} pixels, config.model "
             f"takes {frames} frames of {model.size}"
         )
+
+
+def check_pairs(config: TrainConfig, media: str, mesh: Mesh) -> None:
+    """ValueError where the objective mixes clips in pairs and a microbatch is odd.
+
+    Clip i is mixed with clip b-1-i of the b clips that one backward pass sees, over all devices:
+    the global batch, repeats of a video counted, over optim.accumulate.
+    """
+    batch, parts = config.data.batch_of(media), config.optim.accumulate
+    if not getattr(config.objective, "pairs", False) or batch // parts % 2 == 0:
+        return
+    devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    unit = math.lcm(parts * math.lcm(devices, 2), config.data.repeats)
+    low = batch // unit * unit
+    field = "image.global_batch" if media == "image" else "global_batch"
+    micro = f" over config.optim.accumulate = {parts}" if parts > 1 else ""
+    nearest = f"{low} and {low + unit}" if low else f"{unit}"
+    raise ValueError(
+        f"config.data.{field} = {batch}{micro} gives {batch // parts} clips (repeats counted) that "
+        "config.objective.mixup and cutmix mix in pairs, and their number must be even; the "
+        f"nearest batch that is: {nearest}. Or set config.objective.mixup and cutmix to 0"
+    )
 
 
 def with_classes(config: TrainConfig, classes: int) -> TrainConfig:

@@ -124,6 +124,10 @@ class TrainConfig:
     steps: int = 0  # length of the run; either this or epochs
     epochs: float = 0.0
     init_from: str = ""  # run, checkpoint, exported .safetensors or torch file to start from
+    # Rows of the head of those weights that are kept, and of the checkpoint of an evaluation:
+    # names | first | fresh | a list file, see checkpoint/classes.py. Empty: all rows if the classes
+    # are the same, a fresh head if their number is another.
+    head_rows: str = ""
     max_nonfinite: int = 10  # skipped steps after which the run stops
 
 

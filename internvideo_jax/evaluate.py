@@ -43,16 +43,15 @@ def evaluate(config: TrainConfig, checkpoint: str, out: Path) -> dict[str, Any]:
     wanted = {label: each for label, each in config.evals.items() if each.every >= 0}
     if not wanted:
         raise ValueError("config.evals is empty: nothing to evaluate")
-    config = with_classes(config, _classes(config, next(iter(wanted.values()))))
+    classes = _classes(config, next(iter(wanted.values())))
+    config = with_classes(config, len(classes))
     model = config.model.model()
     mesh = make_mesh(config.mesh)
     shapes = model.shapes()
-    params, report = initialise(checkpoint, shapes, config.model)
-    if report.fresh:
-        raise ValueError(
-            f"{checkpoint} lacks {len(report.fresh)} parameters of the model, first "
-            f"{report.fresh[0]}; expected a checkpoint of this model"
-        )
+    params, report = initialise(
+        checkpoint, shapes, config.model, rows=config.head_rows, classes=classes
+    )
+    report.require_all()
     shardings = param_shardings(shapes, config.model.sharding_rules, mesh, config.mesh.shard_above)
     params = jax.tree.map(jax.device_put, params, shardings)
     provenance = {
@@ -61,8 +60,9 @@ def evaluate(config: TrainConfig, checkpoint: str, out: Path) -> dict[str, Any]:
         "versions": versions(),
         "git": git_revision(),
         "devices": devices(),
+        "head": report.head.note if report.head else "",
     }
-    context = EvalContext(model, mesh, config.data, config.seed)
+    context = EvalContext(model, mesh, config.data, config.seed, classes=classes)
     check_evaluators(wanted, context)
     folder = out.with_suffix("")
     results = run_evaluators(wanted, context, params, folder=folder, provenance=provenance)
@@ -85,10 +85,10 @@ def evaluate(config: TrainConfig, checkpoint: str, out: Path) -> dict[str, Any]:
     return content
 
 
-def _classes(config: TrainConfig, evaluator: Evaluator) -> int:
-    """Number of classes of the data that an evaluator looks at."""
+def _classes(config: TrainConfig, evaluator: Evaluator) -> tuple[str, ...]:
+    """Class names of the data that an evaluator looks at."""
     directory = evaluator.inputs()[0].data or config.data.eval or config.data.train
-    return len(manifest.load(directory).classes)
+    return manifest.load(directory).classes
 
 
 def main() -> None:

@@ -60,7 +60,7 @@ def train(config: TrainConfig, workdir: Path) -> int:
     run = build(config)
     config = run.config
     say(run.summary)
-    context = EvalContext(run.model, run.mesh, config.data, config.seed)
+    context = EvalContext(run.model, run.mesh, config.data, config.seed, classes=run.classes)
     check_evaluators(config.evals, context)
 
     # Continue, start from other weights, or start fresh. The step number is the data position.
@@ -73,6 +73,7 @@ def train(config: TrainConfig, workdir: Path) -> int:
         start_step=start,
     )
     if start:
+        checkpoints.check_classes(start, run.classes)
         checkpoints.check_data(start, stream.identity)
         state = checkpoints.restore(start, run.plan.shapes, run.plan.shardings)
         say(f"continuing at step {start} from {checkpoints.folder}")
@@ -85,6 +86,7 @@ def train(config: TrainConfig, workdir: Path) -> int:
         "git": git_revision(),
         "devices": devices(),
         "data": stream.identity,
+        "classes": run.classes,
     }
     if multihost.is_main():
         write_json(workdir / "run.json", provenance)
@@ -168,7 +170,13 @@ def initial_state(run: Run) -> TrainState:
     state = init_state(run)
     if not run.config.init_from:
         return state
-    params, report = initialise(run.config.init_from, state.params, run.config.model)
+    params, report = initialise(
+        run.config.init_from,
+        state.params,
+        run.config.model,
+        rows=run.config.head_rows,
+        classes=run.classes,
+    )
     say(report.text())
     return state_from(run, params)
 

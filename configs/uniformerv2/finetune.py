@@ -18,7 +18,14 @@ Options after the colon (comma separated):
 Values are those of the released scripts: one learning rate for all layers, as it stands for any
 batch size; RandAugment and random resized crops, no mixing, erasing or label smoothing; one frame
 of each of T parts. Kinetics is tested with 4 segments x 3 crops (frozen: 3 x 1), whose softmax
-scores are added. The head is fresh where the number of classes differs.
+scores are added. The head is fresh where the number of classes differs, but for start=k710, where
+it keeps the rows of the classes of the same name (`head_rows=names`).
+
+The reference keeps them by number: the first 400 for Kinetics-400 with a frozen backbone, where the
+data must have the classes in the order of Kinetics-710 (`--config.head_rows=first`), a list of
+numbers for Kinetics-600 and 700, and none for Kinetics-400 with backbone=full
+(`--config.head_rows=fresh`). Published files have no class names: give its list, or the
+`classes.json` of a Kinetics-710 set, as `--config.head_rows=FILE`.
 
 What freezing means: the FROZEN option of InternVideo1's copy of the code only removes the frames'
 class tokens from the head and goes on training everything. The published models were made by the
@@ -217,6 +224,7 @@ def released(options: dict[str, Any], frozen: bool) -> TrainConfig:
         log=LogConfig(every=50),
         evals={"test": _accuracy(clip, recipe.segments, recipe.crops, 16)},
         epochs=recipe.epochs,
+        head_rows="names" if start == "k710" else "",
     )
 
 

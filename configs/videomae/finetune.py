@@ -15,6 +15,12 @@ random resized crops, random erasing, mixup and CutMix, label smoothing, drop pa
 x 3 crops in the test. Where no script was released for a data set, the recipe takes the values of
 the row named in its `like`. The number of classes comes from the data. `size=tiny` is for the
 built-in world and CPUs.
+
+From Kinetics-710 to 400, 600 or 700 the head keeps its rows. InternVideo1 takes the first 400 for
+Kinetics-400, so its data must have the classes in the order of Kinetics-710; in all other cases
+rows are matched by name. Published files have no names: give the list that the reference ships
+(`label_710to400.json` and the like) or the `classes.json` of a Kinetics-710 set as
+`--config.head_rows=FILE`.
 """
 
 from __future__ import annotations
@@ -54,6 +60,7 @@ class Recipe:
     segments: int = 5  # of the test, each with three crops
     flip: str = "auto"
     start: str = ""  # the published weights it starts from; empty: pre-trained ones of its size
+    head_rows: str = ""  # of their head that are kept; empty: none, the classes are others
     reported: str = ""  # top-1 / top-5 and who says so
     like: str = ""  # no script was released: whose values these are
 
@@ -64,7 +71,7 @@ H7: dict[str, Any] = {**H, "segments": 7}
 G: dict[str, Any] = {"layer_decay": 0.9, "drop_path": 0.25}
 # Kinetics-400, 600 or 700 from Kinetics-710: three epochs, next to no learning rate.
 H_FROM_K710: dict[str, Any] = {**H7, "warmup": 1, "start": "internvideo1/h_k710"}
-G_FROM_K710: dict[str, Any] = {**G, "warmup": 1, "start": "v2/g_k710"}
+G_FROM_K710: dict[str, Any] = {**G, "warmup": 1, "start": "v2/g_k710", "head_rows": "names"}
 
 RECIPES = {
     # InternVideo1/Pretrain/VideoMAE. Pre-trained on UnlabeledHybrid for 800 epochs.
@@ -97,9 +104,9 @@ RECIPES = {
         128, 5e-4, 15, warmup=3, start="internvideo1/h_k600", **{**H7, "drop_path": 0.3}
     ),
     "internvideo1/h_k700": Recipe(256, 3e-4, 75, repeats=1, **H7),
-    "internvideo1/h_k710_k400": Recipe(32, 2e-6, 3, **H_FROM_K710),
-    "internvideo1/h_k710_k600": Recipe(32, 2e-6, 3, **H_FROM_K710),
-    "internvideo1/h_k710_k700": Recipe(32, 2e-6, 3, **H_FROM_K710),
+    "internvideo1/h_k710_k400": Recipe(32, 2e-6, 3, head_rows="first", **H_FROM_K710),
+    "internvideo1/h_k710_k600": Recipe(32, 2e-6, 3, head_rows="names", **H_FROM_K710),
+    "internvideo1/h_k710_k700": Recipe(32, 2e-6, 3, head_rows="names", **H_FROM_K710),
     "internvideo1/h_ssv2": Recipe(
         256, 5e-4, 30, repeats=1, **SOMETHING, **{**H, "head_dropout": 0.3}
     ),
@@ -285,6 +292,7 @@ def released(name: str) -> TrainConfig:
         log=LogConfig(every=50),
         evals={"test": Accuracy(views=views(clip, recipe.segments))},
         epochs=recipe.epochs,
+        head_rows=recipe.head_rows,
     )
 
 

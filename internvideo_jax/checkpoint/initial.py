@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from internvideo_jax.checkpoint.classes import HEAD, HeadRows, head_rows, some
+from internvideo_jax.checkpoint.fit import Grid, differing_fields, settings_of, source_grid
 from internvideo_jax.checkpoint.manager import FOLDER
 from internvideo_jax.ops.resize import resize_table
+from internvideo_jax.parallel.multihost import to_host
 from internvideo_jax.types import Params, flatten_paths, unflatten_paths
 from internvideo_jax.weights import files
 
@@ -27,9 +32,12 @@ class LoadReport:
     resized: tuple[str, ...]
     skipped: tuple[str, ...]  # in the source only
     fresh: tuple[str, ...]  # in the model only: keep their initial values
+    head: HeadRows | None = None  # which rows a classifier's head was given, where both have one
 
     def text(self) -> str:
         lines = [f"initial weights from {self.source}"]
+        if self.head is not None:
+            lines.append(f"  head: {self.head.note}")
         for title, paths in (
             ("loaded", self.loaded),
             ("resized", self.resized),
@@ -39,6 +47,29 @@ class LoadReport:
             if paths:
                 lines.append(f"  {title}: {len(paths)}: {', '.join(_folded(paths))}")
         return "\n".join(lines)
+
+    def require_all(self) -> None:
+        """ValueError unless every parameter and every class of the head came from the source."""
+        if self.head is not None and self.head.absent and not self.head.fresh:
+            raise ValueError(
+                f"{self.source} has no row in its head for {len(self.head.absent)} classes of the "
+                f"data: {some(self.head.absent)}; it cannot tell them"
+            )
+        if self.fresh:
+            raise ValueError(
+                f"{self.source} lacks {len(self.fresh)} parameters of the model, first "
+                f"{self.fresh[0]}; expected a checkpoint of this model"
+                + (f". Its head: {self.head.note}" if self.head is not None else "")
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Parameters to start from."""
+
+    params: dict[str, np.ndarray]  # by path
+    stated: Mapping[str, Any]  # fields of config.model that are known
+    classes: tuple[str, ...] = ()  # names of the classes of its head; empty: not known
 
 
 def _folded(paths: tuple[str, ...]) -> list[str]:
@@ -58,10 +89,26 @@ def load_params(path: str) -> dict[str, np.ndarray]:
     Raises:
       ValueError: there is nothing to load at `path`.
     """
+    return load_source(path).params
+
+
+def load_source(path: str) -> Source:
+    """As `load_params`, with what is known about the model and its classes."""
     place = Path(path)
     if place.is_file():
-        return dict(files.load(place).params)
-    return flatten_paths(read_checkpoint(checkpoint_step(place)))
+        weights = files.load(place)
+        return Source(dict(weights.params), weights.geometry)
+    step = checkpoint_step(place)
+    meta = _meta(step)
+    return Source(
+        flatten_paths(read_checkpoint(step)),
+        meta.get("config", {}).get("model", {}),
+        tuple(meta.get("classes", ())),
+    )
+
+
+def _meta(step: Path) -> dict[str, Any]:
+    return json.loads((step / "meta" / "metadata").read_text())
 
 
 def checkpoint_step(path: str | Path) -> Path:
@@ -106,7 +153,7 @@ def read_checkpoint(step: Path, averaged: bool = True) -> Params:
 def checkpoint_weights(path: str | Path) -> files.Weights:
     """Parameters of a run or checkpoint with what the weight tools need to know about them."""
     step = checkpoint_step(path)
-    model = json.loads((step / "meta" / "metadata").read_text())["config"]["model"]
+    model = _meta(step)["config"]["model"]
     return files.Weights(
         kind=model["name"],
         params=flatten_paths(read_checkpoint(step)),
@@ -115,47 +162,70 @@ def checkpoint_weights(path: str | Path) -> files.Weights:
 
 
 def initialise(
-    path: str, fresh: Params, config: Any, source_grid: tuple[int, int, int] | None = None
+    path: str,
+    fresh: Params,
+    config: Any,
+    *,
+    rows: str = "",
+    classes: Sequence[str] = (),
 ) -> tuple[Params, LoadReport]:
     """Fresh parameters with everything replaced that the source has under the same path.
 
-    Position tables of another grid are resized (bicubic in space, linear in time). A head with
-    another number of classes is left fresh; any other difference of shape is an error.
+    Learnable position tables of another grid are resized (bicubic in space, linear in time; of
+    files, which do not say their number of frames, in space only). Fixed ones are no parameters:
+    the model builds them for its own grid. Of a head for other classes the rows are taken that
+    `rows` says; any other difference of shape is an error.
 
     Args:
       path: run, checkpoint or weight file.
-      fresh: initial parameters of the model, host or device arrays.
+      fresh: initial parameters of the model, host or device arrays, or only their shapes; then what
+        is fresh stays a shape.
       config: the model's config; gives the token grid.
-      source_grid: grid of the source's position table; by default that of the model with as many
-        tokens in time as fit.
+      rows: config.head_rows, see checkpoint/classes.py.
+      classes: names of the classes of the data, in the order of the labels; empty: not known.
 
     Raises:
-      ValueError: nothing matches, or a shape differs that must not.
+      ValueError: nothing matches, a shape differs that must not, or the classes do.
     """
-    source = load_params(path)
+    loaded_from = load_source(path)
+    source = loaded_from.params
+    known = settings_of(source, loaded_from.stated, config)
     if hasattr(config, "adapt_weights"):  # what a model can make of weights of another kind
         source = config.adapt_weights(source)
     target = flatten_paths(fresh)
+    head = _head(loaded_from, target, rows, classes)
     values: dict[str, Any] = dict(target)
     loaded, resized, other = [], [], []
     for name, leaf in target.items():
         if name not in source:
             continue
         value = source[name]
-        if value.shape == leaf.shape:
+        if name in HEAD and head is not None:
+            if not head.fresh:
+                values[name] = _head_values(head, value, leaf)
+                loaded.append(name)
+        elif name.rsplit("/", 1)[-1] in TABLES:
+            try:
+                values[name], changed = _table(value, leaf, known, config.grid)
+            except ValueError as error:
+                raise ValueError(f"{path} does not fit this model: {error}") from error
+            (resized if changed else loaded).append(name)
+        elif value.shape == leaf.shape:
             values[name] = value.astype(leaf.dtype)
             loaded.append(name)
-        elif name.rsplit("/", 1)[-1] in TABLES:
-            grid = source_grid or _guess_grid(value.shape[0], config.grid)
-            values[name] = resize_table(value, grid, config.grid).astype(leaf.dtype)
-            resized.append(name)
-        elif not name.startswith("head/"):
+        else:
             other.append(f"  {name}: found {value.shape}, expected {leaf.shape}")
-    if other:
+    fields = differing_fields(known, config) if loaded or resized or other else []
+    if any("pos_embed/table:" in line for line in other):
+        fields.append(
+            f"  size {known.get('size', 'of another number of patches')} there, "
+            f"config.model.size = {config.size}: this position table is not resized"
+        )
+    if other or fields:
         raise ValueError(
             f"{path} does not fit this model:\n"
-            + "\n".join(other[:5])
-            + "\nUse the size, patch and tubelet that the weights were made with"
+            + "\n".join([*fields, *other[:5]])
+            + "\nGive these fields the values that the weights were made with"
         )
     if not loaded:
         raise ValueError(
@@ -169,14 +239,36 @@ def initialise(
         tuple(resized),
         tuple(name for name in source if name not in matched),
         tuple(name for name in target if name not in matched),
+        head,
     )
     return unflatten_paths(values), report
 
 
-def _guess_grid(rows: int, grid: tuple[int, int, int]) -> tuple[int, int, int]:
-    """The grid of a table with `rows` rows: same length in time if that leaves a square."""
-    for time in (grid[0], *range(1, rows + 1)):
-        side = round((rows / time) ** 0.5)
-        if time * side * side == rows:
-            return time, side, side
-    raise ValueError(f"a position table of {rows} rows fits no square grid")
+def _head(
+    source: Source, target: Mapping[str, Any], rows: str, classes: Sequence[str]
+) -> HeadRows | None:
+    """Which rows of the head to take; None where one side has no classifier's head."""
+    kernel = HEAD[0]
+    if kernel not in source.params or kernel not in target:
+        return None
+    count, wanted = source.params[kernel].shape[-1], target[kernel].shape[-1]
+    return head_rows(rows, count=count, names=source.classes, wanted=wanted, classes=classes)
+
+
+def _head_values(head: HeadRows, value: np.ndarray, leaf: Any) -> np.ndarray:
+    if not head.absent:
+        return np.ascontiguousarray(value[..., head.rows]).astype(leaf.dtype)
+    # A caller that gives shapes only gets zeros here, and the report says for which classes.
+    abstract = isinstance(leaf, jax.ShapeDtypeStruct)
+    initial = np.zeros(leaf.shape, leaf.dtype) if abstract else to_host(leaf)
+    return head.take(value, initial).astype(leaf.dtype)
+
+
+def _table(
+    value: np.ndarray, leaf: Any, known: Mapping[str, int], grid: Grid
+) -> tuple[np.ndarray, bool]:
+    """A learnable position table on the model's grid, and whether it was another one."""
+    rows = value.shape[0]
+    its = grid if rows == leaf.shape[0] and "frames" not in known else None
+    its = its or source_grid(rows, known, grid)
+    return resize_table(value, its, grid).astype(leaf.dtype), its != grid

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
-from data_pipelines.identity import differences, digest
+from data_pipelines.identity import class_difference, differences, digest
 from internvideo_jax.checkpoint.metadata import describe_tree, first_difference
 from internvideo_jax.checkpoint.steps import FOLDER, complete_steps
 from internvideo_jax.config import CheckpointConfig
@@ -123,6 +124,26 @@ class Checkpoints:
             + "\n".join(f"  {line}" for line in lines)
             + "\nGive the same data and settings, or another --workdir; "
             "--config.checkpoint.accept_new_data goes on with the changed stream"
+        )
+
+    def check_classes(self, step: int, classes: Sequence[str]) -> None:
+        """ValueError where the head of the checkpoint was trained on another class list.
+
+        Whatever `accept_new_data` says: the labels would mean other rows of the head.
+
+        Args:
+          classes: names of the classes of the data, in the order of the labels; empty: the run
+            learns none.
+        """
+        stored = self.meta(step).get("classes", ())
+        difference = class_difference(classes, stored, "the checkpoint")
+        if not (stored and classes and difference):
+            return
+        where = f"{self.folder}/{step}"
+        raise ValueError(
+            f"the classes of the data are not those of {where}: {difference}. Give the data with "
+            "that class list, or start another run from these weights: another --workdir, "
+            f"--config.init_from={where} and --config.head_rows=names"
         )
 
     def restore(self, step: int, shapes: TrainState, shardings: TrainState) -> TrainState:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from data_pipelines import manifest
 from data_pipelines.config import DataConfig, ViewConfig
 from data_pipelines.dataset import Dataset
+from data_pipelines.identity import class_difference
 from data_pipelines.pipeline import ViewPass
 from internvideo_jax.parallel.mesh import batch_sharding, check_batch
 from internvideo_jax.parallel.multihost import is_main, to_global, to_host
@@ -58,6 +59,7 @@ class Input:
     split: str  # empty: the first of EVAL_SPLITS that is there
     views: ViewConfig
     labelled: bool  # whether it needs labels
+    head: bool = False  # whether its classes must be those of the model's head
 
 
 @dataclasses.dataclass
@@ -70,6 +72,7 @@ class EvalContext:
     seed: int = 0
     progress: bool = True
     params: Params | None = None  # set before every run
+    classes: Sequence[str] = ()  # names of the classes of the model's head; empty: not known
     _compiled: dict[Any, Any] = dataclasses.field(default_factory=dict)
 
     def compiled(self, key: Any, build: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
@@ -105,6 +108,13 @@ class EvalContext:
         info = stream.dataset.manifest.split(split)
         if source.labelled and not sum(info.label_counts):
             raise ValueError(f"split {split!r} of {directory} has no labels, which are needed here")
+        if source.head and self.classes:
+            found = stream.dataset.classes
+            if difference := class_difference(found, self.classes, "the model's head"):
+                raise ValueError(
+                    f"the classes of {directory} are not those of the model: {difference}. Ingest "
+                    "it with that class list"
+                )
         return stream
 
     def outputs(

@@ -28,7 +28,7 @@ class Classification:
     merge: str = "probability"  # metrics.py: probability | logit | probability_sum
 
     def inputs(self) -> tuple[Input, ...]:
-        return (Input(self.data, self.split, self.views, labelled=True),)
+        return (Input(self.data, self.split, self.views, labelled=True, head=True),)
 
     def run(self, context: EvalContext) -> Result:
         views = context.open(*self.inputs())

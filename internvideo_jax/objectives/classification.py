@@ -33,6 +33,11 @@ class Classification:
     erasing_area: Sequence[float] = (0.02, 1 / 3)  # share of the frame
     erasing_ratio: Sequence[float] = (0.3, 1 / 0.3)  # height over width
 
+    @property
+    def pairs(self) -> bool:
+        """Whether the clips of a microbatch are mixed in pairs, so that it must be even."""
+        return self.mixup > 0 or self.cutmix > 0
+
     def check(self, config: Any) -> None:
         del config
         erasing.check(self.erasing_mode, self.erasing, self.erasing_area, self.erasing_ratio)
@@ -50,7 +55,7 @@ class Classification:
         keys = masking.example_keys(key, batch["position"])
         if self.erasing > 0:
             video = self.erase(video, keys, model.config)
-        mixing = self.mixup > 0 or self.cutmix > 0
+        mixing = self.pairs
         if mixing:
             mix_key = jax.random.fold_in(jax.random.fold_in(key, step), batch["position"][0])
             video, lam = mix_batch(

@@ -78,7 +78,7 @@ def find_records(asked: str, config: TrainConfig) -> tuple[Records, int, str]:
         return 0, 0, ""
     if Path(train).is_dir():
         records, classes = read_data(config)
-        return records, classes, train
+        return records, len(classes), train
     for part in re.split(r"[/_\-.]", train.lower()):
         name = SHORT.get(part, part)
         if name in RECORDS:

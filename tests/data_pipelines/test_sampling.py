@@ -193,3 +193,97 @@ def test_the_clock_is_the_stride_where_frames_are_even():
     assert np.diff(drawn).tolist() == [4] * 7
     short = sampling.train_frames("clock", times[:10], 25.0, 8, 4, rng)
     assert short.tolist() == [0, 4, 8, 9, 9, 9, 9, 9]
+
+
+# Videos of 3, 8 and 12 frames for clips of 8 at stride 2: shorter than the clip, as long, shorter
+# than the window of 16.
+SHORT, T, STRIDE, SEGMENTS = (3, 8, 12), 8, 2, 3
+
+
+def padded_train(rule: str, n: int) -> list[set[int]]:
+    """Frames that each place of a training clip may show, by the rules as the spec writes them."""
+    if rule == "window":
+        return [{frame} for frame in reference_window(n, T, STRIDE, 0)]
+    if rule == "dense":
+        points = n // STRIDE
+        spread = [int(n * i / (points - 1)) for i in range(points)] if points > 1 else [0] * points
+        return [{min(frame, n - 1)} for frame in spread + [n] * (T - points)]
+    if rule == "segments" and n < T:
+        return [{frame} for frame in [0] * (T - n) + list(range(n))]
+    if rule == "stepped":
+        borders = [round((n - 1) / T * i) for i in range(T + 1)]
+        return [set(range(borders[i], borders[i + 1] + 1)) for i in range(T)]
+    assert rule in ("segments", "sparse") and n // T == 1
+    return [{i} for i in range(T)]
+
+
+def padded_views(rule: str, n: int) -> list[list[int]]:
+    """The frames of SEGMENTS views, by the rules as the spec writes them."""
+    if rule == "dense":
+        frames = list(range(0, n, STRIDE))
+        frames += [frames[-1]] * (T - len(frames))
+        return [frames[:T]] * SEGMENTS  # never more than T at this length
+    if rule == "stepped":
+        length, borders = (n - 1) / T, [round((n - 1) / T * i) for i in range(T)]
+        offsets = [int(length / (SEGMENTS + 1) * (c + 1)) for c in range(SEGMENTS)]
+        return [[min(border + offset, n - 1) for border in borders] for offset in offsets]
+    tick = n / T
+    pairs = itertools.product(range(SEGMENTS), range(T))
+    every = sorted(int(s * tick / SEGMENTS + tick * i) for s, i in pairs)
+    return [every[c::SEGMENTS] for c in range(SEGMENTS)]
+
+
+@pytest.fixture(scope="module")
+def short_sets(tmp_path_factory):
+    """Number of frames -> (directory, the frames of its two videos)."""
+    found = {}
+    for n in SHORT:
+        shards = write_set(tmp_path_factory.mktemp("short") / f"of{n}", 2, frames=n)
+        stored = open_dataset(str(shards), "train")
+        frames = [stored.frames(i, stored.load(i), np.arange(n)) for i in range(2)]
+        found[n] = str(shards), frames
+    return found
+
+
+@pytest.mark.parametrize("n", SHORT)
+@pytest.mark.parametrize("rule", ["window", "dense", "segments", "sparse", "stepped"])
+def test_a_stream_pads_short_videos_as_the_reference(short_sets, rule, n):
+    directory, frames = short_sets[n]
+    clip = ClipConfig(frames=T, stride=STRIDE, size=40, sampling=rule)
+    stream = TrainStream(DataConfig(train=directory, global_batch=4, clip=clip, crop="center"))
+    if rule == "sparse" and n < T:
+        with pytest.raises(ValueError, match=r"record \d.*sparse sampling of 8 frames"):
+            next(stream)
+    else:
+        allowed = padded_train(rule, n)
+        for _ in range(2):
+            batch = next(stream)
+            for video, index in zip(batch["video"], batch["index"], strict=True):
+                found = shown(video, frames[index])
+                assert all(f in may for f, may in zip(found, allowed, strict=True)), found
+    stream.close()
+
+
+@pytest.mark.parametrize("n", SHORT)
+@pytest.mark.parametrize("rule", ["dense", "segments", "sparse", "stepped"])
+def test_a_pass_pads_short_videos_as_the_reference(short_sets, rule, n):
+    directory, frames = short_sets[n]
+    clip = ClipConfig(frames=T, stride=STRIDE, size=40, sampling=rule)
+    views = ViewPass(directory, "train", ViewConfig(clip=clip, segments=SEGMENTS, batch=2))
+    batch = next(views)
+    wanted = padded_views(rule, n)
+    for video, index, view in zip(batch["video"], batch["index"], batch["view"], strict=True):
+        assert shown(video, frames[index]) == wanted[view]
+    views.close()
+    # One segment is the validation rule; `sparse` has none for fewer frames than the clip.
+    views = ViewPass(directory, "train", ViewConfig(clip=clip, batch=2))
+    if rule == "sparse" and n < T:
+        with pytest.raises(ValueError, match=r"record \d.*sparse sampling of 8 frames"):
+            next(views)
+    elif rule != "stepped":
+        batch = next(views)
+        for video, index in zip(batch["video"], batch["index"], strict=True):
+            assert all({f} == may for f, may in zip(
+                shown(video, frames[index]), padded_train(rule, n), strict=True
+            ))  # fmt: skip
+    views.close()

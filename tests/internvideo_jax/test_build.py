@@ -87,3 +87,30 @@ def test_strings_are_for_no_device(sets):
         check_reads(reading)  # type: ignore[arg-type]
     reading.data = dataclasses.replace(run.data, tokenizer="clip")
     check_reads(reading)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("batch", "accumulate", "repeats", "message"),
+    [
+        (5, 1, 1, r"global_batch = 5 gives 5 clips .*the nearest batch that is: 4 and 6\. Or"),
+        (1, 1, 1, r"gives 1 clips .*the nearest batch that is: 2\. Or"),
+        (6, 2, 1, r"= 6 over config.optim.accumulate = 2 gives 3 clips .* is: 4 and 8\. Or"),
+        (9, 1, 3, r"gives 9 clips \(repeats counted\) .* is: 6 and 12\. Or"),
+    ],
+)
+def test_clips_mixed_in_pairs_need_an_even_microbatch(sets, batch, accumulate, repeats, message):
+    config = finetune(f"a={sets}/a", repeats=repeats)
+    data = dataclasses.replace(config.data, global_batch=batch)
+    optim = dataclasses.replace(config.optim, accumulate=accumulate)
+    config = dataclasses.replace(config, data=data, optim=optim, steps=2, epochs=0.0)
+    for objective in (Classification(mixup=0.0), Classification(cutmix=0.0)):
+        with pytest.raises(ValueError, match=message):
+            build(dataclasses.replace(config, objective=objective))
+    unmixed = Classification(mixup=0.0, cutmix=0.0)
+    assert build(dataclasses.replace(config, objective=unmixed)).classes == ("run", "sit")
+
+
+def test_repeats_of_a_video_may_be_the_pairs(sets):
+    config = finetune(f"a={sets}/a", repeats=2)
+    data = dataclasses.replace(config.data, global_batch=6)
+    assert build(dataclasses.replace(config, data=data)).steps == 4 * (12 * 2 // 6)

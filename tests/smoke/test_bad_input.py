@@ -153,6 +153,76 @@ def test_classes_unlike_those_of_the_data(command, runs, tmp_path):
     assert "config.model.classes = 7, the data set has 10 classes" in done.stderr
 
 
+@pytest.fixture(scope="module")
+def renamed(shards, tmp_path_factory):
+    """The same clips, with the names of the first two classes exchanged."""
+    copy = tmp_path_factory.mktemp("renamed") / "shards"
+    shutil.copytree(shards, copy)
+    for name in ("manifest.json", "classes.json"):
+        content = json.loads((copy / name).read_text())
+        names = content["classes"] if name == "manifest.json" else content
+        names[0], names[1] = names[1], names[0]
+        (copy / name).write_text(json.dumps(content))
+    return copy
+
+
+def test_going_on_with_classes_in_another_order(command, runs, renamed, tmp_path):
+    """Refused even where other data are accepted: the labels would mean other rows."""
+    shutil.copytree(runs.folder / "finetune", tmp_path / "run")
+    done = command(
+        "internvideo_jax.train",
+        FINETUNE,
+        *TINY,
+        *SHORT,
+        f"--workdir={tmp_path}/run",
+        f"--config.data.train={renamed}",
+        "--config.optim.ema_decay=0.99",
+        "--config.steps=8",
+        "--config.checkpoint.accept_new_data",
+    )
+    names = json.loads((renamed / "classes.json").read_text())
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert f"class 0 is {names[0]!r} in the data, {names[1]!r} in the checkpoint" in done.stderr
+    assert "their order is not" in done.stderr and "--config.head_rows=names" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_evaluation_data_with_classes_in_another_order(command, runs, renamed, tmp_path):
+    done = command(
+        "internvideo_jax.train",
+        FINETUNE,
+        *TINY,
+        *SHORT,
+        f"--workdir={tmp_path}/run",
+        f"--config.data.train={runs.shards}",
+        f"--config.data.eval={renamed}",
+    )
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert f"config.evals.test: the classes of {renamed} are not those of the model" in done.stderr
+    assert not (tmp_path / "run/checkpoints").exists()
+
+
+@pytest.mark.slow
+def test_starting_and_evaluating_with_classes_in_another_order(command, runs, renamed, tmp_path):
+    arguments = (FINETUNE, *TINY, f"--config.data.train={renamed}")
+    start = f"--config.init_from={runs.folder}/finetune"
+    done = command("internvideo_jax.train", *arguments, *SHORT, start, f"--workdir={tmp_path}/run")
+    assert done.returncode == 2 and "not those of the checkpoint's head: class 0" in done.stderr
+    checkpoint, out = f"--checkpoint={runs.folder}/finetune", tmp_path / "results.json"
+    evaluate = ("internvideo_jax.evaluate", *arguments, checkpoint, f"--out={out}")
+    done = command(*evaluate)
+    assert done.returncode == 2 and "not those of the checkpoint's head: class 0" in done.stderr
+    done = command(*evaluate, "--config.head_rows=names")
+    assert done.returncode == 0, done.stderr[-2000:]
+    content = json.loads(out.read_text())
+    assert content["head"] == "10 of 10 rows by name, from 10"
+    # Every prediction is of the class that it was, by its name.
+    before = json.loads((runs.folder / "finetune/results/test.json").read_text())["tables"]
+    after, order = content["results"]["test"]["tables"], [1, 0, *range(2, 10)]
+    assert after["classes"] == [before["classes"][i] for i in order]
+    assert after["confusion"] == [[row[i] for i in order] for row in before["confusion"]]
+
+
 def test_evaluating_a_checkpoint_without_a_head(command, runs, tmp_path):
     done = command(
         "internvideo_jax.evaluate",

@@ -1,0 +1,95 @@
+"""What weights were made for, and why they do not fit another model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+Grid = tuple[int, int, int]
+
+TOWERS = ("encoder", "decoder")
+# Fields of config.model that decide what a weight means -> why nothing is done about another value.
+WHY = {
+    "patch": "the patch embedding has a weight for every pixel of a patch and is not resized",
+    "tubelet": "the patch embedding has weights for every frame of a tubelet and is not resized",
+    "width": "matrices are not resized",
+    "hidden": "matrices are not resized",
+    "depth": "layers are neither left out nor made up",
+    "heads": "other heads would be made of the same columns",
+}
+
+
+def settings_of(
+    params: Mapping[str, np.ndarray], stated: Mapping[str, Any], config: Any
+) -> dict[str, int]:
+    """Fields of config.model that the weights were made with, as far as that is known.
+
+    Args:
+      params: by path.
+      stated: what the run or the weight file says about its model.
+      config: the config of the model that shall take them; tells how tokens relate to pixels.
+
+    Returns:
+      `patch`, `tubelet`, `frames`, `size`, `encoder.width` and the like.
+    """
+    found: dict[str, int] = {}
+    for tower in TOWERS:
+        scale, hidden = (
+            params.get(f"{tower}/blocks/{leaf}") for leaf in ("norm1/scale", "mlp/fc1/bias")
+        )
+        if scale is not None and scale.ndim == 2:
+            found[f"{tower}.depth"], found[f"{tower}.width"] = scale.shape
+        if hidden is not None and hidden.ndim == 2:
+            found[f"{tower}.hidden"] = hidden.shape[1]
+        fields = stated.get(tower)
+        if isinstance(fields, Mapping):
+            found.update({f"{tower}.{name}": value for name, value in fields.items()})
+    for name in ("patch", "tubelet", "frames", "size"):
+        if name in stated:
+            found[name] = int(stated[name])
+    table = params.get("encoder/pos_embed/table")  # class token and the places of one frame
+    if table is not None:
+        side = round((len(table) - 1) ** 0.5)
+        if side * side == len(table) - 1:
+            found.setdefault("size", side * found.get("patch", config.patch))
+    return found
+
+
+def differing_fields(found: Mapping[str, int], config: Any) -> list[str]:
+    """A line for every field of WHY that says something else in the config."""
+    lines = []
+    for name, value in found.items():
+        tower, _, field = name.rpartition(".")
+        here = getattr(getattr(config, tower, None) if tower else config, field, None)
+        if field in WHY and here is not None and here != value:
+            lines.append(f"  {name} {value} there, config.model.{name} = {here}: {WHY[field]}")
+    return lines
+
+
+def source_grid(rows: int, found: Mapping[str, int], grid: Grid) -> Grid:
+    """The token grid (time, height, width) of a learnable position table of `rows` rows.
+
+    A run says it. A weight file does not: then, as in the reference, the table is of as many frames
+    as the model takes, and its frames are square.
+
+    Raises:
+      ValueError: it is not.
+    """
+    if {"patch", "tubelet", "frames", "size"} <= found.keys():
+        side = found["size"] // found["patch"]
+        return found["frames"] // found["tubelet"], side, side
+    side = round((rows / grid[0]) ** 0.5)
+    if grid[0] * side * side == rows:
+        return grid[0], side, side
+    squares = [time for time in range(1, rows + 1) if _square(rows, time)]
+    raise ValueError(
+        f"its position table has {rows} rows, which is no square grid over the {grid[0]} "
+        f"time steps of config.model.frames. A file does not say its own, and is resized in space "
+        f"only; numbers of time steps that would give a square: {squares}"
+    )
+
+
+def _square(rows: int, time: int) -> bool:
+    return rows % time == 0 and round((rows // time) ** 0.5) ** 2 == rows // time
