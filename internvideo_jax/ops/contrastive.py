@@ -105,7 +105,8 @@ def contrastive_loss(
     v, t = (_normalised(x).astype(jnp.dtype(dtype)) for x in (video, text))
     offset = jnp.zeros(()) if bias is None else jnp.asarray(bias, jnp.float32)
     scale = 1.0 / jnp.asarray(temperature, jnp.float32)
-    total, hits = _loss(plan, v, t, scale, offset, numbers.reshape(rows, -1), weight)
+    found: Any = _loss(plan, v, t, scale, offset, numbers.reshape(rows, -1), weight)
+    total, hits = found
     counted = weight.sum()
     metrics = {
         f"accuracy_{way}": Mean(count, counted)
