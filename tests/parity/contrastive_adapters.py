@@ -20,7 +20,8 @@ def contrastive_distributed(case: Case) -> None:
     """
     ranks = case.config["world_size"]
     video, text = (
-        jnp.asarray(case.io[name].reshape(-1, case.io[name].shape[-1])) for name in ("vision", "text")
+        jnp.asarray(case.io[name].reshape(-1, case.io[name].shape[-1]))
+        for name in ("vision", "text")
     )
     ids = jnp.asarray(case.io["idx"].reshape(-1), jnp.int32)
     assert len(np.unique(ids)) < len(ids), "without repeated ids half of this is not tested"
