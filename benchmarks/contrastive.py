@@ -143,7 +143,7 @@ def compile_form(mesh: Any, kind: str, form: str, dtype: str) -> tuple[str, floa
         jitted = jax.jit(_with_gradient(kind, form, dtype), out_shardings=out)
         compiled = jitted.lower(array, array, number).compile()
     stats: Any = compiled.memory_analysis()
-    program = read_program(compiled.as_text(), mesh.size)
+    program = read_program(compiled.as_text() or "", mesh.size)
     kinds = ", ".join(
         f"{item.count} {item.kind} {item.dtype} {item.wire / 1e6:.1f}"
         for item in program.collectives
