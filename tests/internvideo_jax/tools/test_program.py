@@ -88,3 +88,20 @@ def test_other_text_is_refused():
         group_size("replica_groups=<{0,1}>", 8)
     with pytest.raises(ValueError, match="no ENTRY"):
         read_program("", 1)
+
+
+def test_permutes_by_hand_share_a_channel_and_are_counted_one_by_one():
+    """`jax.lax.ppermute` gives all of its transfers channel 1."""
+    text = """HloModule ring
+
+ENTRY %main (x: f32[128], y: bf16[64]) -> (f32[128], f32[128], bf16[64]) {
+  %x = f32[128]{0} parameter(0)
+  %y = bf16[64]{0} parameter(1)
+  %one = f32[128]{0} collective-permute(%x), channel_id=1, source_target_pairs={{0,1},{1,0}}
+  %two = f32[128]{0} collective-permute(%one), channel_id=1, source_target_pairs={{0,1},{1,0}}
+  %three = bf16[64]{0} collective-permute(%y), channel_id=1, source_target_pairs={{0,1},{1,0}}
+  ROOT %out = (f32[128]{0}, f32[128]{0}, bf16[64]{0}) tuple(%one, %two, %three)
+}
+"""
+    found = {item.dtype: (item.count, item.wire) for item in read_program(text, 2).collectives}
+    assert found == {"f32": (2, 1024.0), "bf16": (1, 128.0)}
