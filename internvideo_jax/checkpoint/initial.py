@@ -133,8 +133,10 @@ def initialise(
       ValueError: nothing matches, or a shape differs that must not.
     """
     source = load_params(path)
+    changed: set[str] = set()
     if hasattr(config, "adapt_weights"):  # what a model can make of weights of another kind
-        source = config.adapt_weights(source)
+        found, source = source, config.adapt_weights(source)
+        changed = {name for name in found if source[name].shape != found[name].shape}
     target = flatten_paths(fresh)
     values: dict[str, Any] = dict(target)
     loaded, resized, other = [], [], []
@@ -144,7 +146,7 @@ def initialise(
         value = source[name]
         if value.shape == leaf.shape:
             values[name] = value.astype(leaf.dtype)
-            loaded.append(name)
+            (resized if name in changed else loaded).append(name)
         elif name.rsplit("/", 1)[-1] in TABLES:
             grid = source_grid or _guess_grid(value.shape[0], config.grid)
             values[name] = resize_table(value, grid, config.grid).astype(leaf.dtype)

@@ -20,9 +20,10 @@ from flax import nnx
 from internvideo_jax.models.functional import Model
 from internvideo_jax.models.layers.block import BLOCK_SHARDING, BlockConfig, layer_norm
 from internvideo_jax.models.layers.block_stack import check_remat, run_layers, stacked
+from internvideo_jax.models.layers.clip import NORM_EPS, ImageTokens, clip_block, inflate
 from internvideo_jax.models.layers.drop_path import dropout
 from internvideo_jax.models.layers.init import Init, torch_uniform
-from internvideo_jax.models.uniformerv2_blocks import NORM_EPS, GlobalUniBlock, LocalUniBlock
+from internvideo_jax.models.uniformerv2_blocks import GlobalUniBlock, LocalUniBlock
 from internvideo_jax.models.videomae import SMALLEST, TowerConfig, tower
 from internvideo_jax.ops.attention import check_form
 from internvideo_jax.ops.pixels import normalize, patchify, token_grid
@@ -178,15 +179,8 @@ class UniFormerV2Config:
         return BLOCK_SHARDING
 
     def block(self) -> BlockConfig:
-        return BlockConfig(
-            self.encoder.width,
-            self.encoder.heads,
-            self.encoder.hidden,
-            key_bias=True,
-            activation="quick_gelu",
-            norm_eps=NORM_EPS,
-            attention=self.attention,
-        )
+        tower = self.encoder
+        return clip_block(tower.width, tower.heads, tower.hidden, attention=self.attention)
 
     def forward_flops(self) -> float:
         """Of one clip."""
@@ -209,43 +203,22 @@ class UniFormerV2Config:
         adapted, path = dict(source), "encoder/patch_embed/kernel"
         rows = self.patch**2 * 3
         if path in source and self.kernel_frames > 1 and source[path].shape[0] == rows:
-            middle = np.zeros((self.kernel_frames, *source[path].shape), source[path].dtype)
-            middle[self.kernel_frames // 2] = source[path]
-            adapted[path] = middle.reshape(-1, source[path].shape[1])
+            adapted[path] = inflate(source[path], self.kernel_frames)
         return adapted
 
 
-class PositionTable(nnx.Module):
-    """One learned vector for the class token and every place in a frame, the same in all frames.
+class Encoder(ImageTokens):
+    """The image transformer: patch embedding, class token, positions, norm, blocks.
 
-    Never resized: the reference leaves a table of another size fresh and has CLIP weights for both
-    of its resolutions.
+    Positions are never resized: the reference leaves a table of another size fresh and has CLIP
+    weights for both of its resolutions.
     """
 
-    def __init__(self, rows: int, width: int, *, rngs: nnx.Rngs):
-        table = jax.random.normal(rngs.params(), (rows, width)) * width**-0.5
-        self.table = nnx.Param(table)
-
-
-class Encoder(nnx.Module):
-    """The image transformer: patch embedding, class token, positions, norm, blocks."""
-
     def __init__(self, config: UniFormerV2Config, *, init: Init, rngs: nnx.Rngs):
-        self.config = config
-        dtype, width = jnp.dtype(config.dtype), config.encoder.width
-        values = config.kernel_frames * config.patch**2 * 3
-        self.patch_embed = nnx.Linear(
-            values,
-            width,
-            use_bias=False,
-            dtype=dtype,
-            rngs=rngs,
-            kernel_init=lambda key, shape, _=None: torch_uniform(key, shape, values),
-        )
-        self.cls_token = nnx.Param(jax.random.normal(rngs.params(), (width,)) * width**-0.5)
+        dtype, values = jnp.dtype(config.dtype), config.kernel_frames * config.patch**2 * 3
         rows = 1 + int(np.prod(config.grid[1:]))
-        self.pos_embed = PositionTable(rows, width, rngs=rngs)
-        self.norm_pre = layer_norm(width, dtype=dtype, rngs=rngs, eps=NORM_EPS)
+        super().__init__(values, rows, config.encoder.width, dtype=dtype, rngs=rngs)
+        self.config = config
         self.blocks = stacked(
             lambda rngs: LocalUniBlock(config, init=init, dtype=dtype, rngs=rngs),
             config.encoder.depth,

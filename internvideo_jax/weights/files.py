@@ -12,11 +12,11 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from internvideo_jax.weights import uniformerv2, videomae
+from internvideo_jax.weights import clip, uniformerv2, viclip, videomae
 from internvideo_jax.weights.rules import Coverage, Tensors, to_ours, to_torch
 
 FORMAT = "internvideo_jax"
-FAMILIES = (videomae, uniformerv2)
+FAMILIES = (videomae, uniformerv2, viclip, clip)
 
 # Keys under which training scripts wrap the state dict, in the order that the originals try.
 WRAPPERS = ("model", "module", "state_dict", "model_state_dict", "model_state")
@@ -70,7 +70,7 @@ def save_ours(path: str | Path, weights: Weights) -> None:
         "kind": weights.kind,
         "geometry": json.dumps(dict(weights.geometry)),
     }
-    contiguous = {name: np.ascontiguousarray(value) for name, value in weights.params.items()}
+    contiguous = {name: np.asarray(value, order="C") for name, value in weights.params.items()}
     save_file(contiguous, str(path), metadata)
 
 

@@ -130,7 +130,8 @@ def to_ours(
     for path, found in layers.items():
         rule = chosen[path]
         if not rule.stacked:
-            ours[path] = np.ascontiguousarray(rule.layout.to_ours(found[0]))
+            # numpy's ascontiguousarray would make a vector of a single number
+            ours[path] = np.asarray(rule.layout.to_ours(found[0]), order="C")
             continue
         missing = set(range(max(found) + 1)) - set(found)
         if missing:
