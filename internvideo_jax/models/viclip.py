@@ -226,7 +226,9 @@ class VideoTransformer(ImageTokens):
             )
         patches, positions = patchify(video, 1, config.patch), self.positions(frames)[None]
         if visible is not None:
-            patches, positions = take(patches, visible), positions[0][visible]
+            # NaN for a patch that the clip does not have
+            patches = take(patches, visible)
+            positions = jnp.take(positions[0], visible, axis=0, mode="fill")
         x = self.patch_embed(normalize(patches, config.pixel_mean, config.pixel_std))
         x = x + positions.astype(x.dtype)
         cls = (self.cls_token[...] + self.pos_embed.table[...][0]).astype(x.dtype)
@@ -305,7 +307,7 @@ class ViCLIP(nnx.Module):
           video: (B, T, H, W, 3) uint8, or float in 0..1; T = 1 for pictures.
           keys: (B,) keys for drop path in training; None in evaluation.
           visible: (B, V) int32 increasing numbers of the patch tokens that are kept, time-major,
-            then row, then column; None keeps all.
+            then row, then column (the reference counts time fastest); None keeps all.
         """
         x, _ = self.encoder(video, visible, keys=keys)
         return self.encoder.proj(self.encoder.norm_post(x[:, 0]))

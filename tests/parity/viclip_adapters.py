@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,8 @@ from internvideo_jax.models.layers.clip import inflate
 from internvideo_jax.models.layers.pos_embed import resize_length, resize_picture
 from internvideo_jax.models.viclip import FRAMES, PICTURE, TEXT, ViCLIPConfig
 from internvideo_jax.models.videomae import TowerConfig, tower
+from internvideo_jax.objectives.contrastive import Contrastive, clamped
+from internvideo_jax.ops.contrastive import contrastive_loss
 from internvideo_jax.ops.pixels import IMAGENET_MEAN, IMAGENET_STD
 from internvideo_jax.types import Params, flatten_paths, unflatten_paths
 from internvideo_jax.weights import clip, viclip
@@ -144,22 +147,10 @@ def text(case: Case) -> None:
         case.close(name, value)
 
 
-# The objective of the project has its own tests; here the loss is written out, for the gradients of
-# the encoders.
 def similarities(video: jax.Array, caption: jax.Array, temperature: jax.Array) -> jax.Array:
     """Cosines over the temperature (B, B), rows are clips."""
     a, b = (x / jnp.linalg.norm(x, axis=-1, keepdims=True) for x in (video, caption))
-    return a @ b.T / jnp.maximum(temperature, 0.01)
-
-
-def contrastive(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    sides = (jax.nn.log_softmax(side, axis=-1) for side in (logits, logits.T))
-    return -0.5 * sum((targets * side).sum(axis=-1).mean() for side in sides)
-
-
-def shared_ids(ids: np.ndarray) -> np.ndarray:
-    same = (ids[:, None] == ids[None]).astype(np.float32)
-    return same / same.sum(axis=1, keepdims=True)
+    return a @ b.T / temperature
 
 
 @adapter("video_language", "viclip_full")
@@ -168,23 +159,18 @@ def full(case: Case) -> None:
     params = import_weights(case, KIND, model.shapes(), viclip)
     video, ids = unit(case.io["video"]), jnp.asarray(case.io["ids"])
     visible = ours(kept(case), model.config.frames, int(np.prod(model.config.grid[1:])))
-    pairs = len(ids)
-    everyone = np.arange(pairs)
-    targets = {
-        "none": shared_ids(everyone),
-        "unique": shared_ids(case.io["idx.unique"]),
-        "dup": shared_ids(case.io["idx.dup"]),
-    }
-    case.close("targets.dup", targets["dup"])
+    everyone = np.arange(len(ids))
+    records = {"none": everyone, "unique": case.io["idx.unique"], "dup": case.io["idx.dup"]}
 
-    def loss(params, targets):
-        outputs = model.apply(params, video, ids, None, visible)
-        logits = similarities(*outputs)
-        return contrastive(logits, targets), (*outputs, logits)
+    def loss(params, records):
+        a, b, temperature = model.apply(params, video, ids, None, visible)
+        temperature = clamped(temperature, 0.01)
+        mean, _ = contrastive_loss(a, b, temperature, ids=records)
+        return mean.value(), (a, b, similarities(a, b, temperature))
 
     run = jax.jit(jax.value_and_grad(loss, has_aux=True))
-    for name, target in targets.items():
-        (value, (a, b, _, logits)), gradients = run(params, target)
+    for name, numbers in records.items():
+        (value, (a, b, logits)), gradients = run(params, jnp.asarray(numbers, jnp.int32))
         case.close(f"loss.{name}", value)
         exported = export(gradients, case, KIND, viclip)
         for key in case.outputs(f"grad.{name}."):
@@ -195,6 +181,10 @@ def full(case: Case) -> None:
             case.close("sim_v2t", logits)
             case.close("sim_t2v", logits.T)
     assert case.outputs("grad.dup.") and case.outputs("grad.none.")
+    for name in case.io:
+        if found := re.fullmatch(r"temp_after_clamp_from_([\d.]+)", name):
+            low = {"temperature": jnp.float32(float(found[1]))}
+            case.close(name, Contrastive().project(low)["temperature"])
 
     unmasked = jax.jit(model.apply)(params, video, ids)
     cosine = similarities(*unmasked[:2], jnp.float32(1.0))
