@@ -113,6 +113,19 @@ IGNORED = {
     },
 }
 
+# What a file may lack, always as a whole (rules.check_complete).
+OPTIONAL = {
+    "uniformerv2": (
+        r".*/norm/count",
+        r"encoder/blocks/local1/.*",
+        r"encoder/blocks/local2/.*",
+        r"balance",
+        r"head/.*",
+    ),
+    "clip_visual": (),
+    "clip": (),
+}
+
 # Leaves that files have and models have not: torch counts batches, nothing reads the number.
 FILE_ONLY = ("count",)
 
