@@ -1,44 +1,47 @@
 """Weight files from the command line.
 
+python -m internvideo_jax.weights list [WORD ...]
 python -m internvideo_jax.weights inspect FILE
 python -m internvideo_jax.weights import FILE --out ours.safetensors
 python -m internvideo_jax.weights export RUN_OR_FILE --out torch.safetensors
+python -m internvideo_jax.weights export RUN_OR_FILE --layout=huggingface --out FOLDER
+python -m internvideo_jax.weights average RUN_OR_FILE RUN_OR_FILE --out ours.safetensors
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from internvideo_jax.checkpoint.initial import checkpoint_weights
-from internvideo_jax.weights import files
+from internvideo_jax.checkpoint.initial import checkpoint_step, checkpoint_weights
+from internvideo_jax.config import to_typed
+from internvideo_jax.models import zoo
+from internvideo_jax.registry import resolve
+from internvideo_jax.weights import average, files, huggingface, wrappers
+from internvideo_jax.weights.identify import guess_config, identify
+
+FROM_FILE = ("frames", "size", "heads", "decoder_heads")  # what a file does not tell
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m internvideo_jax.weights",
-        description="Published torch weights <-> ours. Values are moved, never changed.",
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    one = commands.add_parser("inspect", help="say what a file holds")
-    one.add_argument("source", type=Path)
-    one = commands.add_parser("import", help="torch file -> safetensors with our names")
-    one.add_argument("source", type=Path)
-    one.add_argument("--out", type=Path, required=True)
-    one = commands.add_parser(
-        "export", help="training run, checkpoint or our file -> safetensors with torch names"
-    )
-    one.add_argument("source", type=Path)
-    one.add_argument("--out", type=Path, required=True)
-    options = parser.parse_args(arguments)
+    options = parser().parse_args(arguments)
     try:
-        is_run = options.source.is_dir()
-        weights = checkpoint_weights(options.source) if is_run else files.load(options.source)
+        if options.command == "average":
+            average.run(options)
+            return 0
+        if options.command == "list":
+            print(listing(options.words))
+            return 0
+        weights = read(options.source, getattr(options, "key", ""))
         print(describe(options.source, weights))
         if options.command == "import":
             files.save_ours(options.out, weights)
+        elif options.command == "export" and options.layout == "huggingface":
+            export_huggingface(options, weights)
         elif options.command == "export":
             files.save_torch(options.out, weights)
         if options.command != "inspect":
@@ -49,13 +52,107 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m internvideo_jax.weights",
+        description="Published torch weights <-> ours. Values are moved, never changed.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    one = commands.add_parser("list", help="the published checkpoints and their recipes")
+    one.add_argument("words", nargs="*", help="only rows with all of these, as v2 K400")
+    one = commands.add_parser("inspect", help="say what a file holds")
+    one.add_argument("source", type=Path)
+    _key(one)
+    one = commands.add_parser("import", help="torch file -> safetensors with our names")
+    one.add_argument("source", type=Path)
+    one.add_argument("--out", type=Path, required=True)
+    _key(one)
+    one = commands.add_parser(
+        "export", help="training run, checkpoint or our file -> safetensors with torch names"
+    )
+    one.add_argument("source", type=Path)
+    one.add_argument("--out", type=Path, required=True, help="file; huggingface: folder")
+    one.add_argument("--layout", choices=("torch", "huggingface"), default="torch")
+    for name in FROM_FILE:
+        one.add_argument(
+            f"--{name}",
+            type=int,
+            default=0,
+            help="huggingface from a file, which does not tell: default that of the published size",
+        )
+    average.add_command(commands)
+    return parser
+
+
+def _key(one: argparse.ArgumentParser) -> None:
+    one.add_argument("--key", default="", help="where in a torch file the weights lie: model_ema")
+
+
+def read(source: Path, key: str) -> files.Weights:
+    if source.is_dir() and (source / "config.json").is_file():
+        source = source / "model.safetensors"  # a folder of Hugging Face
+    return checkpoint_weights(source) if source.is_dir() else files.load(source, key)
+
+
 def describe(source: Path, weights: files.Weights) -> str:
     count = sum(value.size for value in weights.params.values())
     geometry = ", ".join(f"{name} {size}" for name, size in weights.geometry.items())
     lines = [f"{source}: {weights.kind}, {count:,} parameters, {geometry}"]
+    if weights.layout:
+        lines.append(f"names of {weights.layout}")
+    if weights.place != wrappers.TOP:
+        lines.append(f"under {weights.place!r} in the file")
+    if weights.elsewhere:
+        lines.append(f"other weights in the file, for --key: {', '.join(weights.elsewhere)}")
     if weights.coverage is not None:
         lines.append(weights.coverage.text())
+    lines.append(identify(weights.kind, weights.params, weights.geometry, str(source)).text())
     return "\n".join(lines)
+
+
+def listing(words: Sequence[str]) -> str:
+    """The zoo, or those of its rows that hold all words."""
+    lines = []
+    for entry in zoo.ENTRIES:
+        test = entry.protocol
+        line = "  ".join(
+            (
+                f"{entry.name:<52}",
+                f"{entry.size:<9}{entry.data:<15}{entry.frames:>2} x {entry.pixels}",
+                f"{f'test {test.segments} x {test.crops}' if test else '':<11}",
+                f"{entry.reported:<14}",
+                entry.config.removeprefix("configs/") + ("" if entry.made else " *"),
+            )
+        )
+        if all(word.lower() in line.lower() for word in words):
+            lines.append(line.rstrip())
+    if not lines:
+        raise ValueError(f"no published checkpoint has {' and '.join(words)} in its row")
+    return "\n".join([*lines, "", "* made otherwise; docs/models.md says how"])
+
+
+def export_huggingface(options: argparse.Namespace, weights: files.Weights) -> None:
+    is_run = options.source.is_dir() and not (options.source / "config.json").is_file()
+    if is_run:
+        asked = [name for name in FROM_FILE if getattr(options, name)]
+        if asked:
+            raise ValueError(f"--{asked[0]} is for files; a run knows its own")
+        config = run_config(options.source)
+    else:
+        given = {name: getattr(options, name) for name in FROM_FILE}
+        config = guess_config(weights.kind, weights.params, weights.geometry, given)
+        print(
+            f"taken for granted, since a file does not tell: {config.frames} frames, {config.size} "
+            "pixels, flat sine positions; a run knows, export from there where you have it"
+        )
+    huggingface.save(options.out, weights.params, config)
+
+
+def run_config(run: Path) -> Any:
+    """The model config that a run or checkpoint was made with."""
+    content = json.loads((checkpoint_step(run) / "meta" / "metadata").read_text())
+    model = content["config"]["model"]
+    return to_typed(resolve("model", model["name"]), model, "config.model")
 
 
 if __name__ == "__main__":

@@ -102,7 +102,6 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     one.add_argument("second", type=Path, help="the same, or the CLIP file that it started from")
     one.add_argument("--out", type=Path, required=True)
     one.add_argument("--weight", type=float, default=0.5, help="share of the first model")
-    one.set_defaults(action=run)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -110,6 +109,7 @@ def run(options: argparse.Namespace) -> None:
     result = average(read(options.source), read(options.second), options.weight)
     print(result.text())
     files.save_ours(options.out, result.weights)
+    print(f"written to {options.out}")
 
 
 def read(path: Path) -> files.Weights:

@@ -91,6 +91,12 @@ IGNORED = {
     "clip_visual": {},
 }
 
+# What a file may lack, always as a whole (rules.check_complete).
+OPTIONAL = {
+    "clip": (r"text/.*",),
+    "clip_visual": (r"encoder/(norm_post|proj)/.*",),
+}
+
 
 def image_kernel(tensors: Mapping[str, np.ndarray], prefix: str) -> np.ndarray | None:
     """The patch embedding of an image transformer with CLIP's names, None when there is none."""

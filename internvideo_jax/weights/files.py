@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from internvideo_jax.weights import clip, uniformerv2, viclip, videomae
-from internvideo_jax.weights.rules import Coverage, Tensors, to_ours, to_torch
+from internvideo_jax.weights import clip, huggingface, uniformerv2, viclip, videomae, wrappers
+from internvideo_jax.weights.rules import Coverage, Tensors, check_complete, to_ours, to_torch
 
 FORMAT = "internvideo_jax"
 FAMILIES = (videomae, uniformerv2, viclip, clip)
-
-# Keys under which training scripts wrap the state dict, in the order that the originals try.
-WRAPPERS = ("model", "module", "state_dict", "model_state_dict", "model_state")
-# Left by torch.compile and data-parallel wrappers, and by UniFormerV2's training.
-PREFIXES = ("_orig_mod.", "module.", "backbone.")
+# Families whose files also come under other names. The kinds, and so our paths, are the same.
+LAYOUTS = {"huggingface": (huggingface,)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,35 +31,75 @@ class Weights:
     params: Tensors  # path -> array
     geometry: Mapping[str, int]  # patch, and tubelet where the model has one
     coverage: Coverage | None = None  # for converted torch files
+    layout: str = ""  # of LAYOUTS; empty: the original names, or ours
+    place: str = wrappers.TOP  # where in the file they lay
+    elsewhere: tuple[str, ...] = ()  # other weights in the file
 
 
-def load(path: str | Path) -> Weights:
-    """Reads a `.safetensors` (torch names or ours) or torch `.pth` / `.pt` / `.bin` file.
+def load(path: str | Path, key: str = "") -> Weights:
+    """Reads a `.safetensors` (torch names or ours) or torch `.pth` / `.pyth` / `.pt` / `.bin` file.
+
+    Args:
+      key: where in a torch file the weights lie, as `model_ema` or `a.b`; empty = find them.
 
     Raises:
-      ValueError: not readable, or the weights of no model we know.
+      ValueError: not readable, not whole, or the weights of no model we know.
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such weight file")
-    if path.suffix == ".safetensors":
+    place, elsewhere = wrappers.TOP, ()
+    if wrappers.check_format(path) == "safetensors":
         tensors, metadata = _read_safetensors(path)
         if metadata.get("format") == FORMAT:
             return Weights(metadata["kind"], tensors, json.loads(metadata["geometry"]))
+        if key:
+            raise ValueError(f"{path}: --key {key} is for torch files; this one is flat")
     else:
-        tensors = _read_torch(path)
+        tensors, place, elsewhere = _read_torch(path, key)
+    wrappers.refuse_foreign(path, {name: each.dtype.name for name, each in tensors.items()})
     tensors = strip_prefixes(tensors)
-    found = ((family, family.recognise(tensors)) for family in FAMILIES)
-    family, kind = next((pair for pair in found if pair[1]), (None, None))
-    if family is None or kind is None:
+    candidates = {"": FAMILIES, **LAYOUTS}
+    found = [
+        (layout, family, kind)
+        for layout, families in candidates.items()
+        for family in families
+        if (kind := family.recognise(tensors))
+    ]
+    if not found:
         names = ", ".join(list(tensors)[:4])
         raise ValueError(
             f"{path}: not the weights of a known model; {len(tensors)} tensors, first {names}. "
             "Known: VideoMAE, VideoMAE V2 and InternVideo1 pre-training and fine-tuning files, "
-            "UniFormerV2, and CLIP as its initial weights"
+            "VideoMAE of Hugging Face transformers, UniFormerV2, and CLIP as its initial weights"
         )
-    params, coverage = to_ours(tensors, family.RULES[kind], family.IGNORED[kind])
-    return Weights(kind, params, family.geometry(tensors), coverage)
+    layout, family, kind = found[0]
+    rules, ignored = family.RULES[kind], family.IGNORED[kind]
+    try:
+        _refuse_mixture(tensors, kind, family)
+        params, coverage = to_ours(tensors, rules, ignored)
+        if hasattr(family, "OPTIONAL"):
+            check_complete(params, rules, family.OPTIONAL[kind])
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    geometry = family.geometry(tensors)
+    return Weights(kind, params, geometry, coverage, layout, place, tuple(elsewhere))
+
+
+def _refuse_mixture(tensors: Mapping[str, np.ndarray], kind: str, family: Any) -> None:
+    """Raises ValueError when what one kind leaves over are parameters of another kind."""
+    patterns = [*(rule.pattern for rule in family.RULES[kind]), *family.IGNORED[kind]]
+    left = [name for name in tensors if not any(re.fullmatch(each, name) for each in patterns)]
+    for other_family in (*FAMILIES, *(each for group in LAYOUTS.values() for each in group)):
+        for other, rules in other_family.RULES.items():
+            if (other_family, other) == (family, kind):
+                continue
+            theirs = [name for name in left if any(rule.match(name) is not None for rule in rules)]
+            if len(theirs) > 1 and 2 * len(theirs) >= len(left):
+                raise ValueError(
+                    f"a mixture: {len(tensors) - len(left)} tensors of {kind} and {len(theirs)} "
+                    f"that belong to {other}, first {theirs[0]}; save one model to a file"
+                )
 
 
 def save_ours(path: str | Path, weights: Weights) -> None:
@@ -84,11 +123,7 @@ def save_torch(path: str | Path, weights: Weights) -> int:
 
 def strip_prefixes(tensors: Mapping[str, np.ndarray]) -> Tensors:
     """Removes wrapper prefixes that all names share."""
-    found = dict(tensors)
-    for prefix in PREFIXES:
-        if found and all(name.startswith(prefix) for name in found):
-            found = {name[len(prefix) :]: value for name, value in found.items()}
-    return found
+    return {short: tensors[name] for name, short in wrappers.strip_prefixes(tensors).items()}
 
 
 def _read_safetensors(path: Path) -> tuple[Tensors, dict[str, str]]:
@@ -100,7 +135,8 @@ def _read_safetensors(path: Path) -> tuple[Tensors, dict[str, str]]:
         raise ValueError(f"{path}: not a readable safetensors file ({error})") from error
 
 
-def _read_torch(path: Path) -> Tensors:
+def _read_torch(path: Path, key: str) -> tuple[Tensors, str, list[str]]:
+    """Tensors of a torch file, where in it they lay, and where else others are."""
     try:
         import torch  # pyright: ignore[reportMissingImports]
     except ImportError as error:
@@ -109,17 +145,26 @@ def _read_torch(path: Path) -> Tensors:
             "convert the file to safetensors elsewhere"
         ) from error
     content = _torch_load(torch, path)
-    for key in WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    tensors = {
-        name: value.detach().cpu().numpy()
-        for name, value in content.items()
-        if isinstance(value, torch.Tensor)
-    }
-    if not tensors:
-        raise ValueError(f"{path}: no tensors found, at the top or under {', '.join(WRAPPERS)}")
-    return tensors
+
+    def is_tensor(value: Any) -> bool:
+        return isinstance(value, torch.Tensor)
+
+    found, place = wrappers.find_tensors(content, is_tensor, path, key)
+    quantised = [name for name, value in found.items() if value.is_quantized]
+    if quantised:
+        raise ValueError(
+            f"{path}: quantised weights ({len(quantised)} tensors, first {quantised[0]}); take the "
+            "file with floating-point weights"
+        )
+    tensors = {name: _to_numpy(torch, value) for name, value in found.items()}
+    return tensors, place, wrappers.other_places(content, is_tensor, place)
+
+
+def _to_numpy(torch: Any, value: Any) -> np.ndarray:
+    value = value.detach().cpu()
+    if value.dtype == torch.bfloat16:  # unknown to numpy, and so to torch's conversion
+        return value.contiguous().view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
+    return value.numpy()
 
 
 def _torch_load(torch: Any, path: Path) -> Any:
@@ -132,5 +177,11 @@ def _torch_load(torch: Any, path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        unsafe = re.search(r"Unsupported (?:global|class|operand): (?:GLOBAL )?(\S+)", str(error))
+        if unsafe:
+            raise ValueError(
+                f"{path}: holds an object of {unsafe.group(1)}, and unpickling that could run any "
+                "code. Where you trust the file, load it with torch and save its state dict alone"
+            ) from error
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path}: not a readable torch file ({first})") from error

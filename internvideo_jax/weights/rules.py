@@ -1,8 +1,9 @@
 """A small language for renaming and reshaping weights, in both directions.
 
 A `Rule` pairs a torch name with one of our paths. `{i}` in the torch name is a layer number; its
-tensors are stacked on a leading axis. A `Layout` says how one tensor is rearranged. Values are only
-moved, never computed, so going back returns the original bits.
+tensors are stacked on a leading axis. Rules with a `part` share a path: their tensors are the slices
+of its first axis (behind that of the layers). A `Layout` says how one tensor is rearranged. Values
+are only moved, never computed, so going back returns the original bits.
 """
 
 from __future__ import annotations
@@ -56,14 +57,19 @@ class Rule:
     torch: str  # `encoder.blocks.{i}.attn.qkv.weight`
     path: str  # `encoder/blocks/attn/qkv/kernel`
     layout: Layout = SAME
+    part: int | None = None  # of the path, where several tensors make it up
 
     def match(self, name: str) -> int | None:
         """Layer number (0 without `{i}`) if `name` belongs to this rule, else None."""
-        pattern = re.escape(self.torch).replace(r"\{i\}", r"(\d+)")
-        found = re.fullmatch(pattern, name)
+        found = re.fullmatch(self.pattern, name)
         if found is None:
             return None
         return int(found.group(1)) if found.groups() else 0
+
+    @property
+    def pattern(self) -> str:
+        """Regular expression of the torch names; a group for the layer number."""
+        return re.escape(self.torch).replace(r"\{i\}", r"(\d+)")
 
     @property
     def stacked(self) -> bool:
@@ -101,8 +107,8 @@ def to_ours(
     Raises:
       ValueError: a tensor that no rule knows, or a gap in the layer numbers.
     """
-    layers: dict[str, dict[int, np.ndarray]] = {}
-    chosen: dict[str, Rule] = {}
+    layers: dict[tuple[str, int | None], dict[int, np.ndarray]] = {}
+    chosen: dict[str, list[Rule]] = {}
     consumed: dict[str, str] = {}
     left_out: dict[str, str] = {}
     unknown = []
@@ -110,8 +116,13 @@ def to_ours(
         hit = next(((rule, i) for rule in rules if (i := rule.match(name)) is not None), None)
         if hit is not None:
             rule, index = hit
-            layers.setdefault(rule.path, {})[index] = tensor
-            chosen[rule.path] = rule
+            found = layers.setdefault((rule.path, rule.part), {})
+            if index in found:
+                twin = next(n for n, path in consumed.items() if path == rule.path)
+                raise ValueError(f"{name!r} and {twin!r} are two spellings of one parameter")
+            found[index] = tensor
+            if rule not in (known := chosen.setdefault(rule.path, [])):
+                known.append(rule)
             consumed[name] = rule.path
             continue
         reason = next((why for pat, why in ignored.items() if re.fullmatch(pat, name)), None)
@@ -127,21 +138,73 @@ def to_ours(
             "add a rule or name the tensor as ignored"
         )
     ours = {}
-    for path, found in layers.items():
-        rule = chosen[path]
-        if not rule.stacked:
-            # numpy's ascontiguousarray would make a vector of a single number
-            ours[path] = np.asarray(rule.layout.to_ours(found[0]), order="C")
+    for path, used in chosen.items():
+        if used[0].part is None:
+            ours[path] = _stacked(used[0], layers[path, None])
             continue
-        missing = set(range(max(found) + 1)) - set(found)
-        if missing:
-            raise ValueError(
-                f"{rule.torch}: layer {min(missing)} is missing, found {sorted(found)}; "
-                "the file is incomplete"
-            )
-        stack = [rule.layout.to_ours(found[i]) for i in range(len(found))]
-        ours[path] = np.stack(stack)
+        parts = {rule.part: rule for rule in used}
+        expected = {rule.part: rule for rule in rules if rule.path == path}
+        absent = next((rule for part, rule in expected.items() if part not in parts), None)
+        if absent is not None:
+            raise ValueError(f"{absent.torch} is missing; {path} is made of it and others")
+        pieces = [_stacked(parts[part], layers[path, part]) for part in expected]  # in their order
+        if len({piece.shape for piece in pieces}) > 1:
+            raise ValueError(f"the tensors of {path} differ in shape or number of layers")
+        ours[path] = np.stack(pieces, axis=1 if used[0].stacked else 0)
     return ours, Coverage(consumed, left_out)
+
+
+def _stacked(rule: Rule, found: Mapping[int, np.ndarray]) -> np.ndarray:
+    """The tensor of a rule, or those of all layers on a leading axis."""
+    if not rule.stacked:
+        # numpy's ascontiguousarray would make a vector of a single number
+        return np.asarray(rule.layout.to_ours(found[0]), order="C")
+    missing = set(range(max(found) + 1)) - set(found)
+    if missing:
+        raise ValueError(
+            f"{rule.torch}: layer {min(missing)} is missing, found {sorted(found)}; "
+            "the file is incomplete"
+        )
+    return np.stack([rule.layout.to_ours(found[i]) for i in range(len(found))])
+
+
+def check_complete(
+    params: Mapping[str, np.ndarray], rules: Sequence[Rule], optional: Sequence[str]
+) -> None:
+    """Checks that converted parameters are those of a whole model.
+
+    Args:
+      optional: regular expressions on our paths. What one of them matches is there as a whole or
+        not at all; the first that matches a path counts. All other paths of the rules must be there.
+
+    Raises:
+      ValueError: a parameter is missing, or stacks of one tower differ in their number of layers.
+    """
+    groups: dict[str, list[str]] = {}
+    for path in dict.fromkeys(rule.path for rule in rules):
+        pattern = next((each for each in optional if re.fullmatch(each, path)), "")
+        groups.setdefault(pattern, []).append(path)
+    for pattern, paths in groups.items():
+        missing = [path for path in paths if path not in params]
+        if missing and not (pattern and len(missing) == len(paths)):
+            names = [rule.torch for rule in rules if rule.path == missing[0]]
+            raise ValueError(
+                f"{len(missing)} of {len(paths)} parameters are missing, first "
+                f"{names[0]} ({missing[0]}); the file is incomplete: download it again, or save "
+                "the whole model"
+            )
+    depths: dict[str, dict[int, str]] = {}
+    for path in dict.fromkeys(rule.path for rule in rules if rule.stacked):
+        if path in params:
+            tower = path.partition("blocks/")[0]
+            depths.setdefault(tower, {}).setdefault(len(params[path]), path)
+    for counts in depths.values():
+        if len(counts) > 1:
+            most, least = max(counts), min(counts)
+            raise ValueError(
+                f"{counts[least]} has {least} layers and {counts[most]} {most}; the file is "
+                "incomplete: download it again, or save the whole model"
+            )
 
 
 def to_torch(
@@ -155,17 +218,18 @@ def to_torch(
     Raises:
       ValueError: a path that no rule knows.
     """
-    by_path = {rule.path: rule for rule in rules}
+    by_path: dict[str, dict[int | None, Rule]] = {}
+    for rule in rules:  # of two spellings the first is written
+        by_path.setdefault(rule.path, {}).setdefault(rule.part, rule)
     tensors = {}
     for path, value in params.items():
         if path not in by_path:
             raise ValueError(f"parameter {path!r} has no torch name: {suggest(path, by_path)}")
-        rule = by_path[path]
-        value = np.asarray(value)
-        for i in range(len(value) if rule.stacked else 1):
-            layer = value[i] if rule.stacked else value
-            name = rule.torch.replace("{i}", str(i))
-            tensor = rule.layout.to_torch(layer, shape)
-            # numpy makes a vector of a single number here
-            tensors[name] = np.ascontiguousarray(tensor).reshape(np.shape(tensor))
+        for part, rule in by_path[path].items():
+            stack = np.asarray(value) if rule.stacked else np.asarray(value)[None]
+            for i, layer in enumerate(stack):
+                name = rule.torch.replace("{i}", str(i))
+                tensor = rule.layout.to_torch(layer if part is None else layer[part], shape)
+                # numpy makes a vector of a single number here
+                tensors[name] = np.ascontiguousarray(tensor).reshape(np.shape(tensor))
     return tensors

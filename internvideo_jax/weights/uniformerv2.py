@@ -64,6 +64,17 @@ UNIFORMERV2 = (
 RULES = {"uniformerv2": UNIFORMERV2}
 IGNORED: dict[str, dict[str, str]] = {"uniformerv2": {}}
 
+# What a file may lack, always as a whole (rules.check_complete).
+OPTIONAL = {
+    "uniformerv2": (
+        r".*/norm/count",
+        r"encoder/blocks/local1/.*",
+        r"encoder/blocks/local2/.*",
+        r"balance",
+        r"head/.*",
+    ),
+}
+
 # Leaves that files have and models have not: torch counts batches, nothing reads the number.
 FILE_ONLY = ("count",)
 

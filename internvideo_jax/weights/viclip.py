@@ -23,6 +23,7 @@ RULES = {
     )
 }
 IGNORED: dict[str, dict[str, str]] = {"viclip": {}}
+OPTIONAL = {"viclip": (r"text/.*", r"encoder/.*", r"temperature")}
 geometry = clip.geometry
 
 

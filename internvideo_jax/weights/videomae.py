@@ -69,6 +69,24 @@ IGNORED = {
     "videomae_classifier": {},
 }
 
+# What a file may lack, always as a whole (rules.check_complete). MCG-NJU's huge pre-trained file is
+# said to have no decoder.
+_TOWER = (r"/.*/gamma[12]", r"/.*/attn/scale", r"/.*/attn/qkv/[qv]_bias")
+OPTIONAL = {
+    "videomae_pretrain": (
+        *("encoder" + part for part in _TOWER),
+        *("decoder" + part for part in _TOWER),
+        r"decoder/.*|encoder_to_decoder/.*|mask_token",
+    ),
+    "videomae_classifier": (
+        *("encoder" + part for part in _TOWER),
+        r"encoder/pos_embed",
+        r"fc_norm/.*",
+        r"encoder/norm/.*",
+        r"head/.*",
+    ),
+}
+
 
 def recognise(tensors: Mapping[str, np.ndarray]) -> str | None:
     """`videomae_pretrain`, `videomae_classifier`, or None when it is neither."""

@@ -1,0 +1,182 @@
+"""What is around the tensors of a file: formats, wrappers, and files that are none of ours.
+
+Nothing here knows torch: tensors are told by a test that is handed in.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from internvideo_jax.registry import suggest
+
+# Keys under which training scripts wrap the state dict, in the order that the originals try.
+WRAPPERS = ("model", "module", "state_dict", "model_state_dict", "model_state")
+# Averaged weights, kept beside the others. Never taken unasked.
+AVERAGED = ("model_ema", "ema", "ema_state_dict", "state_dict_ema", "ema_model")
+# Left by torch.compile, by data-parallel wrappers, by UniFormerV2's training and by models that
+# hold the network as an attribute.
+PREFIXES = ("_orig_mod.", "module.", "backbone.", "model.")
+# Parts of a training state that hold tensors and no weights.
+OTHERS = ("optim", "scaler", "scheduler", "sched", "args", "cfg", "config", "rng")
+TOP = "(top)"
+
+
+def check_format(path: Path) -> str:
+    """`safetensors` or `torch`, by the first bytes where they tell, else by the ending.
+
+    Raises:
+      ValueError: empty, a web page, or the pointer that git-lfs leaves instead of a file.
+    """
+    with path.open("rb") as file:
+        head = file.read(512)
+    size, text = path.stat().st_size, head.lstrip().lower()
+    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        raise ValueError(
+            f"{path}: a web page, not weights: {_line(head)!r}. The download led to a login, a "
+            "quota or an error page; open the address in a browser"
+        )
+    if text.startswith(b"version https://git-lfs"):
+        raise ValueError(f"{path}: the pointer of a git-lfs file; run `git lfs pull` there")
+    if size > 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < size:
+        return "safetensors"
+    if path.suffix == ".safetensors":
+        return "safetensors"
+    if size == 0:
+        raise ValueError(f"{path}: empty file; download it again")
+    return "torch"
+
+
+def _line(head: bytes) -> str:
+    return " ".join(head.decode("utf-8", "replace").split())[:60]
+
+
+def find_tensors(
+    content: Any, is_tensor: Callable[[Any], bool], path: Path, key: str = ""
+) -> tuple[dict[str, Any], str]:
+    """The weights in the content of a checkpoint, and where they lay: `model`, `a.b`, `(top)`.
+
+    Dicts are searched to any depth. Of several, one under the names of `WRAPPERS` wins, then the
+    only one that holds no averages.
+
+    Args:
+      content: what was read.
+      key: where the weights lie; empty = find them.
+
+    Raises:
+      ValueError: no weights, only the state of an optimizer, or several and no `key`.
+    """
+    found = dict(_state_dicts(content, is_tensor))
+    if key:
+        if key not in found:
+            raise ValueError(f"{path}: no weights under {key!r}: {suggest(key, found)}")
+        return found[key], key
+    plain = {place: each for place, each in found.items() if not _averaged(place)}
+    if not plain and found:
+        plain = found
+    if not plain:
+        where = (
+            f"top level: {', '.join(map(str, list(content)[:6]))}"
+            if _is_dict(content)
+            else (f"content: {type(content).__name__}")
+        )
+        if _is_dict(content) and any(_other(name) or name == "state" for name in content):
+            raise ValueError(
+                f"{path}: the state of an optimizer without the weights of the model ({where}); "
+                "take the file that was saved beside it"
+            )
+        raise ValueError(
+            f"{path}: no tensors found, at the top or under {', '.join(WRAPPERS)} ({where})"
+        )
+    for place in (*WRAPPERS, TOP):
+        if place in plain:
+            return plain[place], place
+    if len(plain) > 1:
+        raise ValueError(
+            f"{path}: several sets of weights, under {', '.join(plain)}; choose one with --key"
+        )
+    place = next(iter(plain))
+    return plain[place], place
+
+
+def other_places(content: Any, is_tensor: Callable[[Any], bool], place: str) -> list[str]:
+    """Where else in the file weights lie: `model_ema` ..."""
+    return [other for other, _ in _state_dicts(content, is_tensor) if other != place]
+
+
+def _state_dicts(
+    content: Any, is_tensor: Callable[[Any], bool], place: tuple[str, ...] = ()
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    if not _is_dict(content):
+        return
+    tensors = {n: v for n, v in content.items() if isinstance(n, str) and is_tensor(v)}
+    if tensors:
+        yield ".".join(place) or TOP, tensors
+    for name, value in content.items():
+        if isinstance(name, str) and not _other(name):
+            yield from _state_dicts(value, is_tensor, (*place, name))
+
+
+def _is_dict(content: Any) -> bool:
+    return isinstance(content, Mapping)
+
+
+def _other(name: Any) -> bool:
+    return isinstance(name, str) and name.lower().startswith(OTHERS)
+
+
+def _averaged(place: str) -> bool:
+    return any(part in AVERAGED for part in place.split("."))
+
+
+def strip_prefixes(names: Iterable[str]) -> dict[str, str]:
+    """Name -> name without the wrapper prefixes that all names share."""
+    short = {name: name for name in names}
+    changed = bool(short)
+    while changed:
+        changed = False
+        for prefix in PREFIXES:
+            if all(name.startswith(prefix) for name in short.values()):
+                short = {name: value[len(prefix) :] for name, value in short.items()}
+                changed = True
+    return short
+
+
+_LORA = re.compile(r".*\.lora_(A|B|up|down|embedding_[AB])(\.|$).*|.*\.(loha|lokr)_.*")
+_QUANTISED = re.compile(
+    r".*\.(qweight|qzeros|g_idx|SCB|absmax|quant_map|quant_state\..*|_packed_params.*|weight_scale|"
+    r"scale_weight|zero_point)$"
+)
+
+
+def refuse_foreign(path: Path, dtypes: Mapping[str, str]) -> None:
+    """Raises ValueError for adapters and quantised weights, which no rule can convert.
+
+    Args:
+      dtypes: tensor name -> name of its dtype.
+    """
+    adapters = [name for name in dtypes if _LORA.fullmatch(name)]
+    if adapters:
+        raise ValueError(
+            f"{path}: a LoRA adapter ({len(adapters)} tensors, first {adapters[0]}); merge it into "
+            "its base model where it was trained (in peft: merge_and_unload) and save that"
+        )
+    whole = ("int8", "uint8", "int4", "uint4", "float8")
+    narrow = [
+        name
+        for name, dtype in dtypes.items()
+        if _QUANTISED.fullmatch(name) or (name.endswith("weight") and dtype.startswith(whole))
+    ]
+    if narrow:
+        raise ValueError(
+            f"{path}: quantised weights ({len(narrow)} tensors, first {narrow[0]} "
+            f"{dtypes[narrow[0]]}); take the file with floating-point weights"
+        )
+    state = [name for name in dtypes if re.fullmatch(r".*(exp_avg(_sq)?|momentum_buffer)", name)]
+    if state and 2 * len(state) > len(dtypes):
+        raise ValueError(
+            f"{path}: the state of an optimizer, {state[0]} and {len(state) - 1} more; take the "
+            "file with the weights of the model"
+        )
