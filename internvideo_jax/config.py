@@ -41,7 +41,8 @@ class MeshConfig:
 class OptimConfig:
     """AdamW with warm-up and decay to `min_lr`."""
 
-    # optim/schedules.py: cosine (VideoMAE), slowfast (UniFormerV2: over fractional epochs).
+    # optim/schedules.py: cosine (VideoMAE), slowfast (UniFormerV2: over fractional epochs), floored
+    # (ViCLIP: cut off at min_lr).
     schedule: str = "cosine"
     lr: float = 1.5e-4
     min_lr: float = 1e-5

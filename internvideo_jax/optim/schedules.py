@@ -60,6 +60,24 @@ def slowfast_cosine(
     return rate
 
 
+def floored_cosine(base: float, floor: float, total: int, warmup: int = 0) -> Schedule:
+    """ViCLIP's policy: linear warm-up from zero, half a cosine to zero, neither below `floor`.
+
+    Step s of the warm-up has base * s / warmup, step s after it half base * (1 + cos(pi * (s -
+    warmup) / (total - warmup))).
+    """
+    if warmup >= total > 0:
+        raise ValueError(f"warm-up takes {warmup} of {total} steps; expected it to be shorter")
+
+    def rate(step: Any) -> Any:
+        xp = _numeric(step)
+        done = (step - warmup) / max(total - warmup, 1)
+        decay = 0.5 * base * (1.0 + xp.cos(np.pi * done))
+        return xp.maximum(floor, xp.where(step < warmup, base * step / max(warmup, 1), decay))
+
+    return rate
+
+
 def make_schedule(
     kind: str, base: float, final: float, start: float, warmup: int, total: int
 ) -> Schedule:
@@ -68,4 +86,6 @@ def make_schedule(
         return cosine(base, final, total, warmup, start)
     if kind == "slowfast":
         return slowfast_cosine(base, final, start, warmup, total)
-    raise ValueError(f"unknown config.optim.schedule {kind!r}; known: cosine, slowfast")
+    if kind == "floored":
+        return floored_cosine(base, final, total, warmup)
+    raise ValueError(f"unknown config.optim.schedule {kind!r}; known: cosine, slowfast, floored")

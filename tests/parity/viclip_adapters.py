@@ -17,6 +17,7 @@ from internvideo_jax.models.videomae import TowerConfig, tower
 from internvideo_jax.objectives.contrastive import Contrastive, clamped
 from internvideo_jax.ops.contrastive import contrastive_loss
 from internvideo_jax.ops.pixels import IMAGENET_MEAN, IMAGENET_STD
+from internvideo_jax.optim.schedules import floored_cosine
 from internvideo_jax.types import Params, flatten_paths, unflatten_paths
 from internvideo_jax.weights import clip, viclip
 from internvideo_jax.weights.rules import to_ours, to_torch
@@ -241,3 +242,13 @@ def pos_embed(case: Case) -> None:
     case.close("temporal.linear", other[FRAMES])
     case.close("text_pos.resized_eval", other[TEXT])
     case.close("text_pos.clip_init", model.adapt_weights({TEXT: text})[TEXT])
+
+
+@adapter("video_language", "schedules")
+def schedules(case: Case) -> None:
+    """The learning rate of ViCLIP. The case also has BertAdam, which nothing here trains with."""
+    config = case.config
+    rate = floored_cosine(1.0, config["min_lr_multi"], config["total"], config["warmup_steps"])
+    steps = np.arange(len(case.io["viclip_cosine"]))
+    case.close("viclip_cosine", rate(steps))
+    case.close("viclip_cosine", jax.vmap(rate)(jnp.asarray(steps)))

@@ -205,7 +205,7 @@ def test_clean_caption():
 @pytest.mark.parametrize(
     ("name", "content", "error", "message"),
     [
-        ("word2vec", None, ValueError, "there are 'clip', 'clip:PATH' and 'bert:PATH'"),
+        ("word2vec", None, ValueError, "'clip', 'clip:PATH', 'bert:PATH' and 'world'"),
         ("bert:", None, ValueError, "a path to the vocabulary is needed; .*bert-large-uncased"),
         ("bert:{}", None, FileNotFoundError, "cannot read the vocabulary .*vocab.txt"),
         ("clip:{}", None, FileNotFoundError, "bpe_simple_vocab_16e6.txt.gz"),

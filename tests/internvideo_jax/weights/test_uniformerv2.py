@@ -79,7 +79,7 @@ def test_clip_fills_the_image_transformer_and_its_patches_are_inflated(whole, tm
     tensors, other = clip_visual(), {k: np.ones(v, np.float32) for k, v in head.items()}
     if whole:
         tensors = {f"visual.{k}": v for k, v in {**tensors, **other}.items()}
-        other = {"logit_scale": np.float32(4.6)}
+        other = {"logit_scale": np.array(4.6, np.float32)}
     save_file({**tensors, **other}, tmp_path / "clip.safetensors")
     weights = files.load(tmp_path / "clip.safetensors")
     assert weights.coverage is not None and len(weights.coverage.ignored) == whole
