@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from internvideo_jax.build import check_clip, check_reads
+from internvideo_jax.build import check_clip, check_reads, check_vocabulary
 from internvideo_jax.models.layers.pos_embed import resize_length, resize_picture
 from internvideo_jax.models.viclip import FRAMES, PICTURE, TEXT, ViCLIPConfig
 from internvideo_jax.models.videomae import tower
@@ -61,8 +61,8 @@ def text(ids):
 @pytest.mark.parametrize(
     ("size", "frames", "total", "vision"),
     [
-        ("base", 8, 149_620_737 + 8 * 768 - 45 * 512, 86_199_040),
-        ("large", 8, 427_616_513 + 8 * 1024 - 45 * 768, 303_974_400),
+        ("base", 8, 149_620_737 + 8 * 768 - 45 * 512, 86_192_640 + 8 * 768),
+        ("large", 8, 427_616_513 + 8 * 1024 - 45 * 768, 303_966_208 + 8 * 1024),
     ],
 )
 def test_published_parameter_counts(size, frames, total, vision):
@@ -106,9 +106,7 @@ def test_the_order_of_frames_matters_through_their_table_only():
     still = {**weights(), "encoder": {**weights()["encoder"]}}
     table = still["encoder"]["pos_embed"]
     still["encoder"]["pos_embed"] = {**table, "temporal": jnp.zeros((4, 24))}
-    forward, backward = (
-        compiled(SMALL, "encode_video")(still, x) for x in (VIDEO, VIDEO[:, ::-1])
-    )
+    forward, backward = (compiled(SMALL, "encode_video")(still, x) for x in (VIDEO, VIDEO[:, ::-1]))
     np.testing.assert_allclose(forward, backward, atol=1e-5)
 
 
@@ -119,7 +117,9 @@ def test_a_picture_is_a_clip_of_one_frame():
     beyond = video(VIDEO[:, :1], None, jnp.array([[0, 3], [1, 9]]))  # it has four patches
     assert np.isfinite(beyond[0]).all() and np.isnan(beyond[1]).all()
     for frames in (2, 3):
-        with pytest.raises(ValueError, match=r"video is \(\d, 16, 16, 3\).*\(4, 16, 16, 3\).*T = 1"):
+        with pytest.raises(
+            ValueError, match=r"video is \(\d, 16, 16, 3\).*\(4, 16, 16, 3\).*T = 1"
+        ):
             video(VIDEO[:, :frames])
 
 
@@ -169,6 +169,7 @@ def test_scan_and_remat_change_nothing():
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(plain))
 
 
+@pytest.mark.slow  # compiles the encoder twice
 def test_drop_path_only_with_keys():
     dropping = dataclasses.replace(SMALL, drop_path=0.5)
     keys = jax.random.split(KEY, 2)
@@ -177,12 +178,14 @@ def test_drop_path_only_with_keys():
     assert not np.allclose(*drawn, atol=1e-4)
 
 
+@pytest.mark.slow  # compiles the initial draws
 def test_a_fresh_model_starts_at_its_temperature_and_without_frames():
     network = nnx.merge(SMALL.model()._graph, jax.jit(SMALL.model().init)(KEY))
     assert float(network.temperature[...]) == np.float32(0.01)
     assert not network.encoder.pos_embed.temporal[...].any()
 
 
+@pytest.mark.slow  # compiles a larger model
 def test_flops_agree_with_the_compiler_on_an_unrolled_model():
     config = dataclasses.replace(
         SMALL, encoder=tower(96, 2, 4), text=tower(64, 2, 4), size=32, scan=False
@@ -233,3 +236,15 @@ def test_what_it_takes_from_a_batch():
     check_reads(config)
     check_clip(config, "video")
     check_clip(config, "image")
+
+
+def test_captions_that_do_not_fit_the_model():
+    config = shipped.config("viclip-tiny")
+    check_reads(config)
+    check_vocabulary(config)
+    short = dataclasses.replace(config, data=dataclasses.replace(config.data, text_length=16))
+    with pytest.raises(ValueError, match=r"text_length = 16, config.model.context = 32"):
+        check_reads(short)
+    model = dataclasses.replace(config.model, vocab=49408)
+    with pytest.raises(ValueError, match=r"'world' has 620 ids, config.model.vocab = 49408; set"):
+        check_vocabulary(dataclasses.replace(config, model=model))
