@@ -89,7 +89,7 @@ def released(options: dict[str, Any]) -> TrainConfig:
             global_batch=recipe.batch,
             clip=ClipConfig(frames=model.frames, stride=1, size=model.size, sampling="uniform"),
             crop="random_resized",
-            flip="on",
+            flip="auto",
             augment=AugmentConfig(area=(0.5, 1.0), resize="bicubic"),
             text="random",
             tokenizer=options["tokenizer"] or "clip",
