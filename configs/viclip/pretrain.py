@@ -79,7 +79,7 @@ def get_config(arg: str = ""):
 
 
 def released(options: dict[str, Any]) -> TrainConfig:
-    size = options["size"]
+    size: str = options["size"]
     recipe = RECIPES[LIKE.get(size, size), options["stage"]]
     model = ViCLIPConfig.of_size(size, drop_path=0.1, remat=recipe.remat)
     return TrainConfig(
