@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         if options.command == "average":
-            average.run(options)
+            average.run(options, read)
             return 0
         if options.command == "list":
             print(listing(options.words))
@@ -88,7 +88,7 @@ def _key(one: argparse.ArgumentParser) -> None:
     one.add_argument("--key", default="", help="where in a torch file the weights lie: model_ema")
 
 
-def read(source: Path, key: str) -> files.Weights:
+def read(source: Path, key: str = "") -> files.Weights:
     if source.is_dir() and (source / "config.json").is_file():
         source = source / "model.safetensors"  # a folder of Hugging Face
     return checkpoint_weights(source) if source.is_dir() else files.load(source, key)

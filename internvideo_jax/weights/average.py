@@ -9,11 +9,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from internvideo_jax.checkpoint.initial import checkpoint_weights
 from internvideo_jax.models.layers.pos_embed import resize_length
 from internvideo_jax.models.viclip import FRAMES, TEXT
 from internvideo_jax.weights import files
@@ -104,14 +104,9 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     one.add_argument("--weight", type=float, default=0.5, help="share of the first model")
 
 
-def run(options: argparse.Namespace) -> None:
-    """The command: reads both, writes the mean."""
+def run(options: argparse.Namespace, read: Callable[[Path], files.Weights]) -> None:
+    """The command: reads both, a run or checkpoint folder or a file each, and writes the mean."""
     result = average(read(options.source), read(options.second), options.weight)
     print(result.text())
     files.save_ours(options.out, result.weights)
     print(f"written to {options.out}")
-
-
-def read(path: Path) -> files.Weights:
-    """A run or checkpoint folder, or a weight file."""
-    return checkpoint_weights(path) if path.is_dir() else files.load(path)

@@ -117,9 +117,7 @@ def test_a_picture_is_a_clip_of_one_frame():
     beyond = video(VIDEO[:, :1], None, jnp.array([[0, 3], [1, 9]]))  # it has four patches
     assert np.isfinite(beyond[0]).all() and np.isnan(beyond[1]).all()
     for frames in (2, 3):
-        with pytest.raises(
-            ValueError, match=r"video is \(\d, 16, 16, 3\).*\(4, 16, 16, 3\), or T"
-        ):
+        with pytest.raises(ValueError, match=r"video is \(\d, 16, 16, 3\).*\(4, 16, 16, 3\), or T"):
             video(VIDEO[:, :frames])
 
 
