@@ -10,6 +10,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from data_pipelines import mixture
+from data_pipelines.text import make_tokenizer
 from internvideo_jax.config import Records, TrainConfig, total_steps, warmup_steps
 from internvideo_jax.optim.factory import Optimizer, make_optimizer
 from internvideo_jax.optim.schedules import make_schedule
@@ -60,6 +61,7 @@ def build(
     if records is None:
         records, names = read_data(config)
         classes = len(names)
+        check_vocabulary(config)
     per_media = {"video": records} if isinstance(records, int) else records
     config = with_classes(config, classes)
     mesh = make_mesh(config.mesh, devices)
@@ -153,6 +155,26 @@ def check_reads(config: TrainConfig) -> None:
         raise ValueError(
             f"config.data.text = {data.text!r} without config.data.tokenizer gives strings, which "
             "no device takes; set it to clip, clip:PATH or bert:PATH"
+        )
+    context = getattr(config.model, "context", data.text_length)
+    if data.text != "off" and data.text_length != context:
+        raise ValueError(
+            f"config.data.text_length = {data.text_length}, config.model.context = {context}; "
+            "a caption has as many ids as the model reads"
+        )
+
+
+def check_vocabulary(config: TrainConfig) -> None:
+    """ValueError where the tokenizer's ids are not those that the model has vectors for."""
+    data, vocab = config.data, getattr(config.model, "vocab", 0)
+    if not vocab or not data.tokenizer:
+        return
+    size = make_tokenizer(data.tokenizer, data.text_length).vocab_size
+    if size != vocab:
+        raise ValueError(
+            f"config.data.tokenizer = {data.tokenizer!r} has {size} ids, config.model.vocab = "
+            f"{vocab}; set it to {size} to train from nothing, or take the tokenizer that the "
+            "weights were made with"
         )
 
 

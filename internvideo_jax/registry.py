@@ -15,6 +15,7 @@ MODELS = {
     "videomae_pretrain": "internvideo_jax.models.videomae:PretrainConfig",
     "videomae_classifier": "internvideo_jax.models.videomae:ClassifierConfig",
     "uniformerv2": "internvideo_jax.models.uniformerv2:UniFormerV2Config",
+    "viclip": "internvideo_jax.models.viclip:ViCLIPConfig",
 }
 
 OBJECTIVES = {

@@ -190,8 +190,10 @@ def initialise(
     loaded_from = load_source(path)
     source = loaded_from.params
     known = settings_of(source, loaded_from.stated, config)
+    adapted: set[str] = set()
     if hasattr(config, "adapt_weights"):  # what a model can make of weights of another kind
-        source = config.adapt_weights(source)
+        found, source = source, config.adapt_weights(source)
+        adapted = {name for name in found if source[name].shape != found[name].shape}
     target = flatten_paths(fresh)
     head = _head(loaded_from, target, rows, classes)
     values: dict[str, Any] = dict(target)
@@ -212,7 +214,7 @@ def initialise(
             (resized if changed else loaded).append(name)
         elif value.shape == leaf.shape:
             values[name] = value.astype(leaf.dtype)
-            loaded.append(name)
+            (resized if name in adapted else loaded).append(name)
         else:
             other.append(f"  {name}: found {value.shape}, expected {leaf.shape}")
     fields = differing_fields(known, config) if loaded or resized or other else []

@@ -20,9 +20,16 @@ from flax import nnx
 from internvideo_jax.models.functional import Model
 from internvideo_jax.models.layers.block import BLOCK_SHARDING, BlockConfig, layer_norm
 from internvideo_jax.models.layers.block_stack import check_remat, run_layers, stacked
+from internvideo_jax.models.layers.clip import (
+    IMAGE_FORMS,
+    NORM_EPS,
+    ImageTokens,
+    clip_block,
+    inflate,
+)
 from internvideo_jax.models.layers.drop_path import dropout
 from internvideo_jax.models.layers.init import Init, torch_uniform
-from internvideo_jax.models.uniformerv2_blocks import NORM_EPS, GlobalUniBlock, LocalUniBlock
+from internvideo_jax.models.uniformerv2_blocks import GlobalUniBlock, LocalUniBlock
 from internvideo_jax.models.videomae import SMALLEST, TowerConfig, tower
 from internvideo_jax.ops.attention import check_form
 from internvideo_jax.ops.pixels import normalize, patchify, token_grid
@@ -47,23 +54,6 @@ SIZES = {
     "large336": Size(tower(1024, 24, 16), 336, 14),
 }
 STYLES = ("kinetics", "something")
-
-
-@dataclasses.dataclass(frozen=True)
-class Backbone:
-    """What sets image transformers apart whose weights the model can start from."""
-
-    activation: str
-    norm_eps: float
-    norm_pre: bool  # a norm before the first layer
-    patch_bias: bool
-
-
-BACKBONES = {
-    "clip": Backbone("quick_gelu", NORM_EPS, norm_pre=True, patch_bias=False),
-    # DINO (Caron et al. 2021), DeiT, and supervised ones in the same form.
-    "vit": Backbone("gelu", 1e-6, norm_pre=False, patch_bias=True),
-}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,10 +90,10 @@ class UniFormerV2Config:
     def __post_init__(self) -> None:
         check_form(self.attention)
         check_remat(self.remat)
-        if self.backbone not in BACKBONES:
+        if self.backbone not in IMAGE_FORMS:
             raise ValueError(
                 f"config.model.backbone: unknown form {self.backbone!r}: "
-                f"{suggest(self.backbone, BACKBONES)}"
+                f"{suggest(self.backbone, IMAGE_FORMS)}"
             )
         token_grid(self.frames, self.size, 2 if self.temporal_downsample else 1, self.patch)
         layers, depth = tuple(self.global_layers), self.encoder.depth
@@ -202,14 +192,13 @@ class UniFormerV2Config:
         return BLOCK_SHARDING
 
     def block(self) -> BlockConfig:
-        return BlockConfig(
-            self.encoder.width,
-            self.encoder.heads,
-            self.encoder.hidden,
-            key_bias=True,
-            activation=BACKBONES[self.backbone].activation,
-            norm_eps=BACKBONES[self.backbone].norm_eps,
+        tower = self.encoder
+        return clip_block(
+            tower.width,
+            tower.heads,
+            tower.hidden,
             attention=self.attention,
+            form=IMAGE_FORMS[self.backbone],
         )
 
     def forward_flops(self) -> float:
@@ -243,47 +232,22 @@ class UniFormerV2Config:
         adapted, path = dict(source), "encoder/patch_embed/kernel"
         rows = self.patch**2 * 3
         if path in source and self.kernel_frames > 1 and source[path].shape[0] == rows:
-            middle = np.zeros((self.kernel_frames, *source[path].shape), source[path].dtype)
-            middle[self.kernel_frames // 2] = source[path]
-            adapted[path] = middle.reshape(-1, source[path].shape[1])
+            adapted[path] = inflate(source[path], self.kernel_frames)
         return adapted
 
 
-class PositionTable(nnx.Module):
-    """One learned vector for the class token and every place in a frame, the same in all frames.
+class Encoder(ImageTokens):
+    """The image transformer: patch embedding, class token, positions, norm, blocks.
 
-    Never resized: the reference leaves a table of another size fresh and has CLIP weights for both
-    of its resolutions.
+    Positions are never resized: the reference leaves a table of another size fresh and has CLIP
+    weights for both of its resolutions.
     """
 
-    def __init__(self, rows: int, width: int, *, rngs: nnx.Rngs):
-        table = jax.random.normal(rngs.params(), (rows, width)) * width**-0.5
-        self.table = nnx.Param(table)
-
-
-class Encoder(nnx.Module):
-    """The image transformer: patch embedding, class token, positions, norm, blocks."""
-
     def __init__(self, config: UniFormerV2Config, *, init: Init, rngs: nnx.Rngs):
+        dtype, values = jnp.dtype(config.dtype), config.kernel_frames * config.patch**2 * 3
+        rows, form = 1 + int(np.prod(config.grid[1:])), IMAGE_FORMS[config.backbone]
+        super().__init__(values, rows, config.encoder.width, form=form, dtype=dtype, rngs=rngs)
         self.config = config
-        dtype, width = jnp.dtype(config.dtype), config.encoder.width
-        values, backbone = config.kernel_frames * config.patch**2 * 3, BACKBONES[config.backbone]
-        self.patch_embed = nnx.Linear(
-            values,
-            width,
-            use_bias=backbone.patch_bias,
-            dtype=dtype,
-            rngs=rngs,
-            kernel_init=lambda key, shape, _=None: torch_uniform(key, shape, values),
-        )
-        self.cls_token = nnx.Param(jax.random.normal(rngs.params(), (width,)) * width**-0.5)
-        rows = 1 + int(np.prod(config.grid[1:]))
-        self.pos_embed = PositionTable(rows, width, rngs=rngs)
-        self.norm_pre = (
-            layer_norm(width, dtype=dtype, rngs=rngs, eps=backbone.norm_eps)
-            if backbone.norm_pre
-            else None
-        )
         self.blocks = stacked(
             lambda rngs: LocalUniBlock(config, init=init, dtype=dtype, rngs=rngs),
             config.encoder.depth,
@@ -309,7 +273,7 @@ class Encoder(nnx.Module):
         x = self.patches(video)
         cls = jnp.broadcast_to(self.cls_token[...].astype(x.dtype), (*x.shape[:2], 1, x.shape[-1]))
         x = jnp.concatenate([cls, x], axis=2) + self.pos_embed.table[...].astype(x.dtype)
-        return constrain(x if self.norm_pre is None else self.norm_pre(x), "batch")
+        return constrain(self.normalised(x), "batch")
 
     def __call__(
         self, video: jax.Array, keys: jax.Array | None = None, taps: Sequence[int] = ()

@@ -11,6 +11,7 @@ from flax import nnx
 from internvideo_jax.models.layers.attention import Attention
 from internvideo_jax.models.layers.batch_norm import BatchNorm
 from internvideo_jax.models.layers.block import Block, layer_norm
+from internvideo_jax.models.layers.clip import NORM_EPS
 from internvideo_jax.models.layers.depthwise_conv import DepthwiseConv
 from internvideo_jax.models.layers.drop_path import drop_path
 from internvideo_jax.models.layers.init import Init, torch_uniform
@@ -18,8 +19,6 @@ from internvideo_jax.models.layers.mlp import MLP
 
 if TYPE_CHECKING:
     from internvideo_jax.models.uniformerv2 import UniFormerV2Config
-
-NORM_EPS = 1e-5  # of all its layer norms, as in CLIP
 
 
 class LocalMHRA(nnx.Module):

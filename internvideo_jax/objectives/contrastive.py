@@ -78,7 +78,9 @@ class Contrastive:
         keys = masking.example_keys(key, batch["position"])
         visible = None
         if self.ratio:
-            visible, _ = masking.sample("random", keys, model.config.grid, self.ratio)
+            t, h, w = model.config.grid
+            t = t * batch["video"].shape[1] // model.config.frames  # a picture has one frame
+            visible, _ = masking.sample("random", keys, (t, h, w), self.ratio)
         video = model.apply(
             params, batch["video"], keys=keys, visible=visible, method="encode_video"
         )

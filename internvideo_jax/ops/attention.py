@@ -46,6 +46,7 @@ class Site:
     batch: int = 1
     platform: str = "cpu"  # cpu | tpu | cuda | rocm, of the devices to run on
     shares: tuple[int, int] = (1, 1)  # devices that batch and heads are split over
+    causal: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +74,7 @@ def choose(site: Site, wanted: str = "auto") -> Choice:
     if wanted == "xla":
         return Choice("xla", "asked for")
     if wanted != "auto":
-        refused = REFUSES[wanted](site)
+        refused = causal_refuses(site) or REFUSES[wanted](site)
         if refused:
             raise ValueError(
                 f"config.model.attention = {wanted!r} cannot compute {describe(site)}: {refused}; "
@@ -83,10 +84,17 @@ def choose(site: Site, wanted: str = "auto") -> Choice:
     form = {"tpu": "flash", "cpu": "blocked", "cuda": "cudnn"}.get(site.platform)
     if form is None:
         return Choice("xla", f"on {site.platform}")
+    if site.causal:
+        return Choice("xla", causal_refuses(site))
     if form != "cudnn" and min(site.queries, site.keys) < BLOCKS_FROM:
         return Choice("xla", f"fewer than {BLOCKS_FROM} tokens")
     refused = REFUSES[form](site)
     return Choice("xla", refused) if refused else Choice(form, f"on {site.platform}")
+
+
+def causal_refuses(site: Site) -> str:
+    """Why no form but `xla` computes a site, or "": captions are far too short for blocks."""
+    return "only the form xla has a causal mask" if site.causal else ""
 
 
 def flash_refuses(site: Site) -> str:
@@ -127,7 +135,8 @@ REFUSES = {"flash": flash_refuses, "blocked": blocked_refuses, "cudnn": cudnn_re
 def describe(site: Site) -> str:
     tokens = f"{site.queries} tokens" if site.queries == site.keys else ""
     tokens = tokens or f"{site.queries} queries on {site.keys} tokens"
-    return f"{tokens}, {site.heads} heads of {site.channels}"
+    masked = ", causal" if site.causal else ""
+    return f"{tokens}, {site.heads} heads of {site.channels}{masked}"
 
 
 _record: contextvars.ContextVar[dict[Site, Choice] | None] = contextvars.ContextVar(
@@ -158,17 +167,19 @@ def attend(
     v: jax.Array,
     *,
     scale: float | None = None,
+    causal: bool = False,
     form: str = "auto",
     batch_axes: Sequence[str] = (),
     head_axes: Sequence[str] = (),
 ) -> jax.Array:
-    """Softmax attention over all keys, no mask.
+    """Softmax attention over all keys, or over those up to a query's own place.
 
     Args:
       q: (B, N, K, C) queries.
       k: (B, S, K, C) keys.
       v: (B, S, K, C) values.
       scale: factor on the logits, default C ** -0.5.
+      causal: query i sees keys 0 to i, for N = S. Only the form xla has it, so `auto` takes that.
       form: one of FORMS.
       batch_axes, head_axes: mesh axes that B and K are split over, where the mesh in use has them.
         The compiler does not partition kernels, nor loops over heads, so these run on every device
@@ -180,20 +191,25 @@ def attend(
     Raises:
       ValueError: an unknown form, or one that cannot compute this.
     """
+    if causal and q.shape[1] != k.shape[1]:
+        raise ValueError(
+            f"causal attention of {q.shape[1]} queries on {k.shape[1]} keys; expected as many"
+        )
     factor = q.shape[-1] ** -0.5 if scale is None else scale
     mesh = jax.sharding.get_abstract_mesh()
     axes = free_axes(mesh, batch_axes), free_axes(mesh, head_axes)
     rows, parts = (math.prod(mesh.shape[name] for name in names) for names in axes)
     batch, queries, heads, channels = q.shape
+    where = platform(mesh)
     site = Site(
-        queries, k.shape[1], heads, channels, v.dtype.name, batch, platform(mesh), (rows, parts)
+        queries, k.shape[1], heads, channels, v.dtype.name, batch, where, (rows, parts), causal
     )
     choice = choose(site, form)
     record = _record.get()
     if record is not None:
         record[site] = choice
     if choice.form == "xla":
-        return xla_attention(q, k, v, scale=factor)
+        return xla_attention(q, k, v, scale=factor, causal=causal)
     if choice.form == "cudnn":
         out = jax.nn.dot_product_attention(q, k, v, scale=factor, implementation="cudnn")
         return checkpoint_name(out, RESIDUALS)
@@ -229,7 +245,9 @@ def platform(mesh: Any) -> str:
     return "cuda" if name == "gpu" else name
 
 
-def xla_attention(q: jax.Array, k: jax.Array, v: jax.Array, *, scale: float) -> jax.Array:
+def xla_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, *, scale: float, causal: bool = False
+) -> jax.Array:
     """The form for XLA; shapes as in `attend`.
 
     The values are summed with the unnormalised weights and divided afterwards: N x C instead of
@@ -238,6 +256,8 @@ def xla_attention(q: jax.Array, k: jax.Array, v: jax.Array, *, scale: float) -> 
     """
     q, k, v = (checkpoint_name(x, RESIDUALS) for x in (q, k, v))
     logits = jnp.einsum("bnkc,bskc->bkns", q * scale, k, preferred_element_type=jnp.float32)
+    if causal:
+        logits = jnp.where(jnp.tri(*logits.shape[2:], dtype=bool), logits, -jnp.inf)
     # The maximum only guards against overflow; it cancels, so no gradient needs to flow into it.
     highest = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
     weights = jnp.exp(logits - highest)

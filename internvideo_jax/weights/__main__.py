@@ -5,6 +5,7 @@ python -m internvideo_jax.weights inspect FILE
 python -m internvideo_jax.weights import FILE --out ours.safetensors
 python -m internvideo_jax.weights export RUN_OR_FILE --out torch.safetensors
 python -m internvideo_jax.weights export RUN_OR_FILE --layout=huggingface --out FOLDER
+python -m internvideo_jax.weights average RUN_OR_FILE RUN_OR_FILE --out ours.safetensors
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from internvideo_jax.checkpoint.initial import checkpoint_step, checkpoint_weigh
 from internvideo_jax.config import to_typed
 from internvideo_jax.models import zoo
 from internvideo_jax.registry import resolve
-from internvideo_jax.weights import files, huggingface, wrappers
+from internvideo_jax.weights import average, files, huggingface, wrappers
 from internvideo_jax.weights.identify import guess_config, identify
 
 FROM_FILE = ("frames", "size", "heads", "decoder_heads")  # what a file does not tell
@@ -29,6 +30,9 @@ FROM_FILE = ("frames", "size", "heads", "decoder_heads")  # what a file does not
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
+        if options.command == "average":
+            average.run(options, read)
+            return 0
         if options.command == "list":
             print(listing(options.words))
             return 0
@@ -76,6 +80,7 @@ def parser() -> argparse.ArgumentParser:
             default=0,
             help="huggingface from a file, which does not tell: default that of the published size",
         )
+    average.add_command(commands)
     return parser
 
 
@@ -83,7 +88,7 @@ def _key(one: argparse.ArgumentParser) -> None:
     one.add_argument("--key", default="", help="where in a torch file the weights lie: model_ema")
 
 
-def read(source: Path, key: str) -> files.Weights:
+def read(source: Path, key: str = "") -> files.Weights:
     if source.is_dir() and (source / "config.json").is_file():
         source = source / "model.safetensors"  # a folder of Hugging Face
     return checkpoint_weights(source) if source.is_dir() else files.load(source, key)

@@ -14,11 +14,11 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from internvideo_jax.weights import huggingface, uniformerv2, videomae, wrappers
+from internvideo_jax.weights import clip, huggingface, uniformerv2, viclip, videomae, vit, wrappers
 from internvideo_jax.weights.rules import Coverage, Tensors, check_complete, to_ours, to_torch
 
 FORMAT = "internvideo_jax"
-FAMILIES = (videomae, uniformerv2)
+FAMILIES = (videomae, uniformerv2, viclip, clip, vit)
 # Families whose files also come under other names. The kinds, and so our paths, are the same.
 LAYOUTS = {"huggingface": (huggingface,)}
 
@@ -109,7 +109,7 @@ def save_ours(path: str | Path, weights: Weights) -> None:
         "kind": weights.kind,
         "geometry": json.dumps(dict(weights.geometry)),
     }
-    contiguous = {name: np.ascontiguousarray(value) for name, value in weights.params.items()}
+    contiguous = {name: np.asarray(value, order="C") for name, value in weights.params.items()}
     save_file(contiguous, str(path), metadata)
 
 

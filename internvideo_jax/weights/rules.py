@@ -157,7 +157,8 @@ def to_ours(
 def _stacked(rule: Rule, found: Mapping[int, np.ndarray]) -> np.ndarray:
     """The tensor of a rule, or those of all layers on a leading axis."""
     if not rule.stacked:
-        return np.ascontiguousarray(rule.layout.to_ours(found[0]))
+        # numpy's ascontiguousarray would make a vector of a single number
+        return np.asarray(rule.layout.to_ours(found[0]), order="C")
     missing = set(range(max(found) + 1)) - set(found)
     if missing:
         raise ValueError(

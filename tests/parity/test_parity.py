@@ -12,6 +12,7 @@ from tests.parity import (  # noqa: F401  (they register themselves)
     retrieval_adapters,
     text_adapters,
     uniformerv2_adapters,
+    viclip_adapters,
 )
 from tests.parity.cases import Case, discover, find_adapter
 

@@ -31,12 +31,15 @@ def module(path: str) -> Any:
 def recipes() -> dict[str, tuple[str, str]]:
     """Name -> (file in configs/, options)."""
     pretrain, finetune = "videomae/pretrain.py", "videomae/finetune.py"
-    uniformerv2 = "uniformerv2/finetune.py"
+    uniformerv2, viclip = "uniformerv2/finetune.py", "viclip/pretrain.py"
     found = {
         "videomae-pretrain-tiny": (pretrain, "size=tiny"),
         "videomae-finetune-tiny": (finetune, "size=tiny"),
         "uniformerv2-tiny": (uniformerv2, "size=tiny"),
+        "viclip-tiny": (viclip, "size=tiny"),
     }
+    for size, stage in module(viclip).RECIPES:
+        found[f"viclip-{size}-{stage}"] = (viclip, f"size={size},stage={stage}")
     for source, size in module(pretrain).RECIPES:
         found[f"videomae-pretrain-{source}-{size}"] = (pretrain, f"recipe={source},size={size}")
     for name in module(finetune).RECIPES:

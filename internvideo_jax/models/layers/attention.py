@@ -64,8 +64,8 @@ class Attention(nnx.Module):
     """Attention of all tokens over all tokens, or over those of a context.
 
     With `cosine` the logits are cosine similarities times a learned temperature per head, clamped
-    at 100 (VideoMAE V2's `cos_attn`, off in every published model). `form` is how it is computed,
-    one of `ops.attention.FORMS`.
+    at 100 (VideoMAE V2's `cos_attn`, off in every published model). With `causal` a token sees
+    itself and those before it. `form` is how it is computed, one of `ops.attention.FORMS`.
     """
 
     def __init__(
@@ -76,6 +76,7 @@ class Attention(nnx.Module):
         qkv_bias: bool = True,
         key_bias: bool = False,
         cosine: bool = False,
+        causal: bool = False,
         form: str = "auto",
         init: Init,
         dtype: jnp.dtype,
@@ -85,6 +86,7 @@ class Attention(nnx.Module):
             raise ValueError(f"width {width} is not divisible by {heads} heads")
         self.heads = heads
         self.form = form
+        self.causal = causal
         self.qkv = QKV(width, bias=qkv_bias, key_bias=key_bias, init=init, dtype=dtype, rngs=rngs)
         self.proj = init.layer(width, width, dtype=dtype, rngs=rngs)
         self.scale = nnx.Param(jnp.full((heads,), LOG_10)) if cosine else None
@@ -103,7 +105,14 @@ class Attention(nnx.Module):
             q = (unit(q) * temperature[:, None]).astype(v.dtype)
             k, scale = unit(k).astype(v.dtype), 1.0
         out = attend(
-            q, k, v, scale=scale, form=self.form, batch_axes=BATCH_AXES, head_axes=HEAD_AXES
+            q,
+            k,
+            v,
+            scale=scale,
+            causal=self.causal,
+            form=self.form,
+            batch_axes=BATCH_AXES,
+            head_axes=HEAD_AXES,
         )
         return self.proj(out.reshape(batch, tokens, width))
 

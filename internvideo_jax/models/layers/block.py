@@ -47,6 +47,7 @@ class BlockConfig:
     key_bias: bool = False  # the key has a bias like query and value
     activation: str = "gelu"  # gelu | quick_gelu
     norm_eps: float = NORM_EPS
+    causal: bool = False  # a token attends to itself and those before it
     attention: str = "auto"  # form of the computation, see ops/attention.py
 
 
@@ -62,6 +63,7 @@ class Block(nnx.Module):
             qkv_bias=config.qkv_bias,
             key_bias=config.key_bias,
             cosine=config.cosine,
+            causal=config.causal,
             form=config.attention,
             init=init,
             dtype=dtype,

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_pipelines.synthetic import ACTIONS, COLOURS, COUNTS, SHAPES
 from data_pipelines.text import make_tokenizer
 from data_pipelines.text.caption import clean_caption, replace_surrogates
 from tests.conftest import ROOT, environment
@@ -205,7 +206,7 @@ def test_clean_caption():
 @pytest.mark.parametrize(
     ("name", "content", "error", "message"),
     [
-        ("word2vec", None, ValueError, "there are 'clip', 'clip:PATH' and 'bert:PATH'"),
+        ("word2vec", None, ValueError, "'clip', 'clip:PATH', 'bert:PATH' and 'world'"),
         ("bert:", None, ValueError, "a path to the vocabulary is needed; .*bert-large-uncased"),
         ("bert:{}", None, FileNotFoundError, "cannot read the vocabulary .*vocab.txt"),
         ("clip:{}", None, FileNotFoundError, "bpe_simple_vocab_16e6.txt.gz"),
@@ -264,3 +265,15 @@ def test_importing_the_package_loads_no_library():
         check=True,
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_every_word_of_the_built_in_world_is_one_token():
+    world = make_tokenizer("world", 16, clean=True)
+    words = {word for action in ACTIONS for word in action.split()}
+    words |= {word.removesuffix("s") for word in words} | {*COLOURS, *SHAPES, *COUNTS.values()}
+    words |= {f"{shape}s" for shape in SHAPES if shape != "cross"} | {"crosses"}
+    rows = world(sorted(words))
+    assert (rows[:, 2] == world.vocab_size - 1).all() and (rows[:, 3:] == 0).all()
+    assert len(set(rows[:, 1])) == len(words)
+    other = world(["a zebra, unseen"])[0]  # in letters
+    assert other.max() == world.vocab_size - 1 and (other > 0).sum() > 9

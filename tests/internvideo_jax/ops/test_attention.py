@@ -157,6 +157,8 @@ def test_the_kernel_runs_on_the_part_of_each_device():
         (DECODER, "cpu", "blocked", "on cpu"),
         (ENCODER, "cpu", "xla", "fewer than 512 tokens"),
         (DECODER, "rocm", "xla", "on rocm"),
+        (dataclasses.replace(DECODER, causal=True), "tpu", "xla", "causal mask"),
+        (dataclasses.replace(DECODER, causal=True), "cuda", "xla", "causal mask"),
         (DECODER, "tpu", "flash", "on tpu"),
         (ENCODER, "tpu", "xla", "fewer than 512 tokens"),
         (dataclasses.replace(DECODER, queries=1), "tpu", "xla", "fewer than 512"),
@@ -172,6 +174,8 @@ def test_the_kernel_runs_on_the_part_of_each_device():
         (dataclasses.replace(DECODER, channels=20), "cuda", "xla", "20 channels"),
         (dataclasses.replace(DECODER, channels=136), "cuda", "xla", "136 channels"),
         (DECODER, "rocm", "xla", "on rocm"),
+        (dataclasses.replace(DECODER, causal=True), "tpu", "xla", "causal mask"),
+        (dataclasses.replace(DECODER, causal=True), "cuda", "xla", "causal mask"),
     ],
 )
 def test_the_choice(site, platform, form, why):
@@ -240,3 +244,26 @@ def test_the_attention_policy_saves_what_the_backward_pass_of_attention_reads(fo
     again = {"xla": 0, "flash": 2}[form]
     full = products(jax.checkpoint_policies.nothing_saveable)
     assert full - products(names) == pytest.approx(again, abs=0.01)
+
+
+def test_causal_attention_is_that_of_each_beginning():
+    q, k, v = draw(6, 6, 2, 8)
+    out, gradients = values_and_gradients(lambda *a: attend(*a, causal=True), q, k, v)
+
+    def one_by_one(q, k, v):
+        rows = [attend(q[:, i : i + 1], k[:, : i + 1], v[:, : i + 1]) for i in range(6)]
+        return jnp.concatenate(rows, axis=1)
+
+    expected, theirs = values_and_gradients(one_by_one, q, k, v)
+    np.testing.assert_allclose(out, expected, atol=1e-5)
+    for ours, other in zip(gradients, theirs, strict=True):
+        np.testing.assert_allclose(ours, other, atol=1e-5)
+
+
+def test_causal_attention_is_refused_where_there_is_none():
+    q, k, v = draw(6, 6, 2, 8)
+    for form in ("flash", "blocked", "cudnn"):
+        with pytest.raises(ValueError, match="6 tokens, 2 heads of 8, causal: only the form xla"):
+            attend(q, k, v, causal=True, form=form)
+    with pytest.raises(ValueError, match="causal attention of 5 queries on 6 keys"):
+        attend(q[:, :5], k, v, causal=True)

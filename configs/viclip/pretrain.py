@@ -1,0 +1,148 @@
+"""ViCLIP: clips and captions brought together, from CLIP's weights.
+
+    python -m internvideo_jax.train --config=configs/viclip/pretrain.py:size=base \\
+        --workdir=runs/viclip --config.data.train=shards/ --config.init_from=clip_b16.safetensors
+    python -m internvideo_jax.train --config=configs/viclip/pretrain.py:size=base,stage=2 \\
+        --workdir=runs/viclip_unmasked --config.data.train=shards/ --config.init_from=runs/viclip
+
+Options after the colon (comma separated):
+  size      tiny | base | base32 | large | large336; released are base (B/16) and large (L/14), the
+            other two take their values
+  stage     1: nine tenths of the patches dropped
+            2: a short run on all of them, from the weights of stage 1
+  text      frozen: the text encoder stays CLIP's, as released | trained
+  tokenizer clip, or world for the built-in world (size=tiny is made for that one)
+  smoke     the recipe in small: three steps on any set with captions, in seconds
+
+Values are those of the released configs: rates as they stand, for 32768 pairs in stage 1 and 2048
+in stage 2; a cosine that is cut off at a hundredth; one random frame of each of 8 parts; no decay
+of biases, norms, tables and the temperature. Half an epoch of stage 2 is the first half of the
+shuffled stream here, a fixed random half of the list in the reference.
+
+The reference leaves out captions of fewer than two words once they are cleaned; do that at ingest.
+`size=tiny` is for the built-in world and CPUs: everything is trained, from nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from data_pipelines.config import AugmentConfig, ClipConfig, DataConfig
+from internvideo_jax.cli import config_dict, parse_arg
+from internvideo_jax.config import CheckpointConfig, LogConfig, OptimConfig, TrainConfig
+from internvideo_jax.models.viclip import SIZES, ViCLIPConfig
+from internvideo_jax.objectives.contrastive import Contrastive
+from internvideo_jax.registry import suggest
+from internvideo_jax.smoke import smoke
+
+TEXT = ("^text/",)  # what a frozen text encoder is
+WORLD_VOCABULARY = 620  # of the tokenizer `world`
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What differs between the released runs."""
+
+    batch: int  # pairs per step
+    lr: float
+    epochs: float
+    warmup: float  # epochs
+    ratio: float  # share of patches that are dropped
+    remat: str = "none"
+
+
+RECIPES = {
+    ("base", 1): Recipe(32768, 2e-4, 10, 0.5, 0.9),
+    ("large", 1): Recipe(32768, 4e-4, 10, 0.5, 0.9, remat="full"),
+    ("base", 2): Recipe(2048, 4e-6, 0.5, 0.1, 0.0),
+    ("large", 2): Recipe(2048, 4e-6, 0.5, 0.1, 0.0, remat="full"),
+}
+LIKE = {"base32": "base", "large336": "large"}
+TEXTS = ("frozen", "trained")
+
+
+def get_config(arg: str = ""):
+    options = parse_arg(arg, size="base", stage=1, text="frozen", tokenizer="", smoke=False)
+    size, stage, text = options["size"], options["stage"], options["text"]
+    if size not in SIZES:
+        raise ValueError(f"no recipe for size {size!r}: {suggest(size, SIZES)}")
+    if stage not in (1, 2):
+        raise ValueError(f"stage = {stage}: expected 1 (masked) or 2 (all patches)")
+    if text not in TEXTS:
+        raise ValueError(f"unknown text {text!r}: {suggest(text, TEXTS)}")
+    config = tiny(options) if size == "tiny" else released(options)
+    if config.data.tokenizer == "world":
+        model = dataclasses.replace(config.model, vocab=WORLD_VOCABULARY)
+        config = dataclasses.replace(config, model=model)
+    return config_dict(smoke(config) if options["smoke"] else config)
+
+
+def released(options: dict[str, Any]) -> TrainConfig:
+    size: str = options["size"]
+    recipe = RECIPES[LIKE.get(size, size), options["stage"]]
+    model = ViCLIPConfig.of_size(size, drop_path=0.1, remat=recipe.remat)
+    return TrainConfig(
+        model=model,
+        objective=Contrastive(ratio=recipe.ratio),
+        data=DataConfig(
+            global_batch=recipe.batch,
+            clip=ClipConfig(frames=model.frames, stride=1, size=model.size, sampling="uniform"),
+            crop="random_resized",
+            flip="auto",
+            augment=AugmentConfig(area=(0.5, 1.0), resize="bicubic"),
+            text="random",
+            tokenizer=options["tokenizer"] or "clip",
+            text_length=model.context,
+            text_clean=True,
+        ),
+        optim=OptimConfig(
+            schedule="floored",
+            lr=recipe.lr,
+            min_lr=0.01 * recipe.lr,
+            lr_batch=0,
+            warmup_epochs=recipe.warmup,
+            weight_decay=0.2,
+            b2=0.98,
+            freeze=TEXT if options["text"] == "frozen" else (),
+        ),
+        checkpoint=CheckpointConfig(every=1000),
+        log=LogConfig(every=50),
+        epochs=recipe.epochs,
+    )
+
+
+def tiny(options: dict[str, Any]) -> TrainConfig:
+    """48 pixels, 8 frames, 32 pairs a step: minutes on two CPU cores.
+
+    The captions name directions, so nothing is flipped. The temperature starts where CLIP's did,
+    which was trained from nothing too.
+    """
+    second = options["stage"] == 2
+    model = ViCLIPConfig.of_size("tiny", temperature=0.07, dtype="float32", scan=False)
+    lr = 1e-4 if second else 1e-3
+    return TrainConfig(
+        model=model,
+        objective=Contrastive(ratio=0.0 if second else 0.5),
+        data=DataConfig(
+            global_batch=32,
+            clip=ClipConfig(frames=model.frames, stride=1, size=model.size, sampling="uniform"),
+            crop="multiscale",
+            text="random",
+            tokenizer=options["tokenizer"] or "world",
+            text_length=model.context,
+            text_clean=True,
+        ),
+        optim=OptimConfig(
+            schedule="floored",
+            lr=lr,
+            min_lr=0.01 * lr,
+            lr_batch=0,
+            warmup_steps=20 if second else 100,
+            b2=0.98,
+            clip_norm=1.0,
+        ),
+        checkpoint=CheckpointConfig(every=200),
+        log=LogConfig(every=50),
+        steps=200 if second else 1500,
+    )

@@ -1,0 +1,122 @@
+"""Names of OpenAI's CLIP, which open_clip has too, and of all models that are made from it.
+
+`clip` is a whole file, `clip_visual` the image half cut out of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from internvideo_jax.weights.rules import LINEAR, QKV, SAME, Layout, Rule
+
+
+def _frames_to_torch(x: np.ndarray, shape: Mapping[str, int]) -> np.ndarray:
+    patch = shape["patch"]
+    return x.reshape(-1, patch, patch, 3, x.shape[1]).transpose(4, 3, 0, 1, 2)
+
+
+# (D, 3, frames, p, p) -> matmul kernel (frames * p * p * 3, D).
+FRAMES = Layout(lambda x: x.transpose(2, 3, 4, 1, 0).reshape(-1, x.shape[0]), _frames_to_torch)
+# The same of an image model: (D, 3, p, p).
+IMAGE = Layout(
+    lambda x: x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0]),
+    lambda x, shape: _frames_to_torch(x, shape)[:, :, 0],
+)
+# Biases of query, key and value in one vector: (3 * D,) -> (3, D).
+QKV_BIAS = Layout(lambda x: x.reshape(3, -1), lambda x, _: x.reshape(-1))
+
+
+def attention_rules(t: str, p: str) -> list[Rule]:
+    """Norms, attention and MLP of a block."""
+    return [
+        Rule(t + "ln_1.weight", p + "norm1/scale"),
+        Rule(t + "ln_1.bias", p + "norm1/bias"),
+        Rule(t + "ln_2.weight", p + "norm2/scale"),
+        Rule(t + "ln_2.bias", p + "norm2/bias"),
+        Rule(t + "attn.in_proj_weight", p + "attn/qkv/kernel", QKV),
+        Rule(t + "attn.in_proj_bias", p + "attn/qkv/bias", QKV_BIAS),
+        Rule(t + "attn.out_proj.weight", p + "attn/proj/kernel", LINEAR),
+        Rule(t + "attn.out_proj.bias", p + "attn/proj/bias"),
+        Rule(t + "mlp.c_fc.weight", p + "mlp/fc1/kernel", LINEAR),
+        Rule(t + "mlp.c_fc.bias", p + "mlp/fc1/bias"),
+        Rule(t + "mlp.c_proj.weight", p + "mlp/fc2/kernel", LINEAR),
+        Rule(t + "mlp.c_proj.bias", p + "mlp/fc2/bias"),
+    ]
+
+
+def image_rules(prefix: str, layout: Layout) -> list[Rule]:
+    """The image transformer up to its last block."""
+    return [
+        Rule(prefix + "conv1.weight", "encoder/patch_embed/kernel", layout),
+        Rule(prefix + "class_embedding", "encoder/cls_token"),
+        Rule(prefix + "positional_embedding", "encoder/pos_embed/table"),
+        Rule(prefix + "ln_pre.weight", "encoder/norm_pre/scale"),
+        Rule(prefix + "ln_pre.bias", "encoder/norm_pre/bias"),
+        *attention_rules(prefix + "transformer.resblocks.{i}.", "encoder/blocks/"),
+    ]
+
+
+def image_head_rules(prefix: str) -> list[Rule]:
+    """What follows: the norm, and the projection, which torch keeps as (in, out) here."""
+    return [
+        Rule(prefix + "ln_post.weight", "encoder/norm_post/scale"),
+        Rule(prefix + "ln_post.bias", "encoder/norm_post/bias"),
+        Rule(prefix + "proj", "encoder/proj/kernel", SAME),
+    ]
+
+
+def text_rules(prefix: str) -> list[Rule]:
+    """The text transformer."""
+    return [
+        Rule(prefix + "token_embedding.weight", "text/token_embed"),
+        Rule(prefix + "positional_embedding", "text/pos_embed/table"),
+        *attention_rules(prefix + "transformer.resblocks.{i}.", "text/blocks/"),
+        Rule(prefix + "ln_final.weight", "text/norm/scale"),
+        Rule(prefix + "ln_final.bias", "text/norm/bias"),
+        Rule(prefix + "text_projection", "text/proj/kernel", SAME),
+    ]
+
+
+RULES = {
+    "clip": (*image_rules("visual.", IMAGE), *image_head_rules("visual."), *text_rules("")),
+    "clip_visual": (*image_rules("", IMAGE), *image_head_rules("")),
+}
+IGNORED = {
+    "clip": {
+        r"logit_scale": "no model takes CLIP's temperature over: ViCLIP starts at 0.01",
+        r"input_resolution|context_length|vocab_size": "settings that the shapes tell as well",
+    },
+    "clip_visual": {},
+}
+
+# What a file may lack, always as a whole (rules.check_complete).
+OPTIONAL = {
+    "clip": (r"text/.*",),
+    "clip_visual": (r"encoder/(norm_post|proj)/.*",),
+}
+
+
+def image_kernel(tensors: Mapping[str, np.ndarray], prefix: str) -> np.ndarray | None:
+    """The patch embedding of an image transformer with CLIP's names, None when there is none."""
+    others = ("class_embedding", "transformer.resblocks.0.attn.in_proj_weight")
+    whole = all(prefix + name in tensors for name in others)
+    return tensors.get(prefix + "conv1.weight") if whole else None
+
+
+def recognise(tensors: Mapping[str, np.ndarray]) -> str | None:
+    """`clip`, `clip_visual`, or None when it is none of them."""
+    for prefix, kind in (("visual.", "clip"), ("", "clip_visual")):
+        kernel = image_kernel(tensors, prefix)
+        if kernel is not None and kernel.ndim == 4:
+            return kind
+    return None
+
+
+def geometry(tensors: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """Patch size of a torch file; {} for one without an image half."""
+    for name in ("conv1.weight", "visual.conv1.weight", "vision_encoder.conv1.weight"):
+        if name in tensors:
+            return {"patch": tensors[name].shape[-1]}
+    return {}
