@@ -6,6 +6,7 @@ import pytest
 
 from tests.parity import (  # noqa: F401  (they register themselves)
     data_adapters,
+    metric_adapters,
     model_adapters,
     text_adapters,
     uniformerv2_adapters,
