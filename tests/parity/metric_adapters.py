@@ -37,9 +37,7 @@ def classification(case: Case) -> None:
             found = metrics.top_k(merged, label, k, ties="last")
             check(f"{name}.{k}", found, expected[name][f"top{k}"])
     relevant = case.io["in.multilabel"]
-    by_class = [
-        metrics.average_precision(*pair) for pair in zip(scores.T, relevant.T, strict=True)
-    ]
+    by_class = [metrics.average_precision(*pair) for pair in zip(scores.T, relevant.T, strict=True)]
     for value, wanted in zip(by_class, expected["per_class_ap_binary_curve"], strict=True):
         check("per_class_ap_binary_curve", value, wanted)
     check(

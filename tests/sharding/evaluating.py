@@ -33,7 +33,11 @@ def config_of(name: str, data: Path) -> TrainConfig:
     views = dataclasses.replace(test.views, segments=2, crops=3, batch=6)
     clip = dataclasses.replace(views.clip, sampling="segments")
     test = dataclasses.replace(test, views=dataclasses.replace(views, clip=clip))
-    return dataclasses.replace(config, data=DataConfig(eval=str(data)), evals={"test": test})
+    small = config.model.smallest()
+    model = dataclasses.replace(small, frames=config.model.frames, size=config.model.size)
+    return dataclasses.replace(
+        config, model=model, data=DataConfig(eval=str(data)), evals={"test": test}
+    )
 
 
 def save_random(name: str, data: Path, folder: Path) -> None:
