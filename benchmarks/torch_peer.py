@@ -1,8 +1,8 @@
 """The same step in torch: the reference's own model file, trained or evaluated as its engine does.
 
-A process of `train_step.py`, `evaluation.py` and `gpu.py`, which describe the step in a JSON file and say when to
-take one. Variants: `eager` as published, `sdpa` with `scaled_dot_product_attention` in its
-attention, `compile` the latter under torch.compile.
+A process of `train_step.py`, `evaluation.py` and `gpu.py`, which describe the step in a JSON file
+and say when to take one. Variants: `eager` as published, `sdpa` with
+`scaled_dot_product_attention` in its attention, `compile` the latter under torch.compile.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ def build_step(spec: dict[str, Any]) -> Callable[[], float]:
     """A function that takes one step and returns the loss.
 
     Args:
-      spec: `kind` (pretrain | classifier | views, which evaluates), `variant`, `torch_model` path, sizes, and `folder` with
-        batch.npz, for pre-training hidden.npy, for equal starts weights.safetensors.
+      spec: `kind` (pretrain | classifier | views, which evaluates), `variant`, `torch_model` path,
+        sizes, and `folder` with batch.npz, for pre-training hidden.npy, for equal starts
+        weights.safetensors.
 
     Raises:
       ValueError: no torch.

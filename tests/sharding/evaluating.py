@@ -1,6 +1,6 @@
-"""Evaluates two small classifiers, as the only process or as one of a job.
+"""Evaluates a small classifier, as the only process or as one of a job.
 
-python -m tests.sharding.evaluating WEIGHTS DATA OUT     # three folders
+python -m tests.sharding.evaluating MODEL WEIGHTS DATA OUT     # a name of MODELS, three folders
 """
 
 from __future__ import annotations
@@ -56,11 +56,10 @@ def save_random(name: str, data: Path, folder: Path) -> None:
 
 
 def main() -> None:
-    weights, data, out = (Path(text) for text in sys.argv[1:])
+    name, weights, data, out = sys.argv[1], *(Path(text) for text in sys.argv[2:])
     with multihost.joined(notices=False):
-        for name in MODELS:
-            file = weights / f"{name}.safetensors"
-            evaluate(config_of(name, data), str(file), out / f"{name}.json")
+        file = weights / f"{name}.safetensors"
+        evaluate(config_of(name, data), str(file), out / "result.json")
 
 
 if __name__ == "__main__":
