@@ -14,9 +14,9 @@ Options after the colon (comma separated):
 Values are those of the released scripts. What they share: layer-wise learning rates, RandAugment,
 random resized crops, random erasing, mixup and CutMix, label smoothing, drop path; several segments
 x 3 crops in the test (evaluators/protocols.py). `start` of a row is what it begins with, for
-`--config.init_from`; empty means pre-trained weights of its size; `reported` is what to expect. Where no script was released for a data set, the recipe takes the values of
-the row named in its `like`. The number of classes comes from the data. `size=tiny` is for the
-built-in world and CPUs.
+`--config.init_from`; empty means pre-trained weights of its size; `reported` is what to expect.
+Where no script was released for a data set, the recipe takes the values of the row named in its
+`like`. The number of classes comes from the data. `size=tiny` is for the built-in world and CPUs.
 """
 
 from __future__ import annotations
