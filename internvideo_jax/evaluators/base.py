@@ -21,7 +21,7 @@ from internvideo_jax.parallel.multihost import is_main, to_global, to_host
 from internvideo_jax.types import Params
 
 EVAL_SPLITS = ("test", "val", "validation", "train")
-# Clips of a device's share of a step, at most: matmuls of ten thousand rows for clips of 1568 tokens,
+# Clips of a device's share of a step, at most: matmuls of ten thousand rows for usual clips,
 # and little padding where a split is nearly empty.
 TILE = 8
 
