@@ -104,7 +104,7 @@ class Classification:
                 "confusion": table.tolist(),
                 "classes": list(classes),
                 # Equal digests: equal scores of every video to the last bit.
-                "scores_sha256": hashlib.sha256(np.ascontiguousarray(scores)).hexdigest(),
+                "scores_sha256": hashlib.sha256(scores.tobytes()).hexdigest(),
             },
             pictures={"confusion": confusion_picture(table, classes)},
             sheets={"per_class": per_class_sheet(table, classes)},
