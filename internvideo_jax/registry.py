@@ -21,6 +21,7 @@ MODELS = {
 OBJECTIVES = {
     "masked_pixels": "internvideo_jax.objectives.masked_pixels:MaskedPixels",
     "classification": "internvideo_jax.objectives.classification:Classification",
+    "contrastive": "internvideo_jax.objectives.contrastive:Contrastive",
 }
 
 EVALUATORS = {

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from internvideo_jax.build import Run
 from internvideo_jax.optim.ema import update_ema
 from internvideo_jax.parallel.mesh import batch_sharding, replicated
-from internvideo_jax.parallel.microbatch import value_and_gradient
+from internvideo_jax.parallel.microbatch import cached_value_and_gradient, value_and_gradient
 from internvideo_jax.state import new_state
 from internvideo_jax.types import (
     STATISTICS,
@@ -76,24 +76,42 @@ def state_from(run: Run, params: Params) -> TrainState:
 def make_train_step(run: Run) -> TrainStep:
     """One optimizer step: loss, gradient, update, average, non-finite guard.
 
+    An objective whose loss compares the examples of a batch offers `embed` and `compare`, so that
+    microbatches leave the loss as it is (see `cached_value_and_gradient`). One whose parameters
+    have bounds offers `project`, which puts them back after the update.
+
     The state is donated. A step whose loss or gradient norm is not finite changes nothing but the
     step number and the counter `nonfinite`.
     """
-    optim, optimizer = run.config.optim, run.optimizer
+    optim, optimizer, objective = run.config.optim, run.optimizer, run.objective
     # Parameters took the seed itself; masks and drop path have their own stream.
     key = jax.random.fold_in(jax.random.key(run.config.seed), 1)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         def loss_fn(params: Params, part: Batch) -> Any:
             params = optimizer.stop_frozen(params)
-            return run.objective.loss(run.model, params, part, key, state.step)
+            return objective.loss(run.model, params, part, key, state.step)
 
-        loss, gradients, metrics = value_and_gradient(
-            loss_fn, state.params, batch, optim.accumulate
-        )
+        def embed(params: Params, part: Batch) -> Any:
+            params = optimizer.stop_frozen(params)
+            return objective.embed(run.model, params, part, key, state.step)
+
+        def compare(params: Params, embeddings: Any, rows: Batch) -> Any:
+            return objective.compare(optimizer.stop_frozen(params), embeddings, rows)
+
+        if optim.accumulate > 1 and hasattr(objective, "compare"):
+            loss, gradients, metrics = cached_value_and_gradient(
+                embed, compare, state.params, batch, optim.accumulate
+            )
+        else:
+            loss, gradients, metrics = value_and_gradient(
+                loss_fn, state.params, batch, optim.accumulate
+            )
         params, opt_state, report = optimizer.update(
             gradients, state.opt_state, state.params, state.step
         )
+        if hasattr(objective, "project"):
+            params = objective.project(params)
         statistics = [name for name in metrics if name.startswith(STATISTICS)]
         if statistics:  # no gradient reaches them, so the optimizer left them as they were
             new = {name.removeprefix(STATISTICS): metrics.pop(name) for name in statistics}

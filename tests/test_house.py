@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "masking": {"types"},
     "parallel": {"types", "config"},
     "models": {"types", "config", "registry", "ops", "masking", "parallel"},
-    "objectives": {"types", "config", "registry", "ops", "masking"},
+    "objectives": {"types", "config", "registry", "ops", "masking", "parallel"},
     "optim": {"types", "config"},
     "weights": {"types", "registry", "ops", "models"},
     "checkpoint": {"types", "config", "ops", "parallel", "weights"},
