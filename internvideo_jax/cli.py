@@ -63,6 +63,11 @@ def typed_config() -> TrainConfig:
     return to_typed(TrainConfig, plain)
 
 
+def overridden() -> set[str]:
+    """Fields of the config that this command line sets, such as `optim.lr`."""
+    return set(config_flags.get_override_values(CONFIG))
+
+
 def parse_arg(arg: str | None, **defaults: Any) -> dict[str, Any]:
     """Options after the colon of `--config=file.py:size=base,smoke`.
 

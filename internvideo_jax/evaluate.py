@@ -3,12 +3,14 @@
     python -m internvideo_jax.evaluate --config=configs/videomae/finetune.py:size=base \\
         --checkpoint=runs/finetune --out=results.json --config.data.eval=shards/
 
-The checkpoint is a run, one of its steps, or a weight file (.safetensors, .pth).
+The checkpoint is a run, one of its steps, or a weight file (.safetensors, .pth). With --protocol
+the views of the evaluator `test` are those of a published table (evaluators/protocols.py).
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,15 @@ from internvideo_jax.checkpoint.initial import initialise
 from internvideo_jax.checkpoint.metadata import devices, git_revision, params_digest, versions
 from internvideo_jax.config import TrainConfig, as_plain
 from internvideo_jax.evaluators.base import EvalContext, Evaluator
+from internvideo_jax.evaluators.classification import Classification
+from internvideo_jax.evaluators.protocols import PROTOCOLS
 from internvideo_jax.evaluators.run import check_evaluators, headline, run_evaluators, write_json
 from internvideo_jax.parallel import multihost
 from internvideo_jax.parallel.compile_cache import use_compile_cache
 from internvideo_jax.parallel.mesh import make_mesh
 from internvideo_jax.parallel.rules import param_shardings
+
+DECIDED = ("clip.sampling", "clip.stride", "segments", "crops", "crop_rule")  # by a protocol
 
 
 def evaluate(config: TrainConfig, checkpoint: str, out: Path) -> dict[str, Any]:
@@ -85,6 +91,31 @@ def evaluate(config: TrainConfig, checkpoint: str, out: Path) -> dict[str, Any]:
     return content
 
 
+def with_protocol(config: TrainConfig, name: str, overridden: Collection[str]) -> TrainConfig:
+    """The config with the evaluator `test` under a published protocol (protocols.py).
+
+    Args:
+      overridden: fields that the command line sets; none may be one that the protocol decides.
+
+    Raises:
+      ValueError: an unknown protocol, no such evaluator, or a field that is set twice.
+    """
+    test = config.evals.get("test")
+    if not isinstance(test, Classification):
+        raise ValueError(
+            f"--protocol is for the classification evaluator `test`, which this config lacks; it "
+            f"has {', '.join(config.evals) or 'none'}"
+        )
+    decided = ("protocol", "merge", "mean_ap", *(f"views.{each}" for each in DECIDED))
+    twice = sorted({f"evals.test.{each}" for each in decided} & set(overridden))
+    if twice:
+        raise ValueError(
+            f"--protocol={name} and --config.{twice[0]} both decide the views: leave one out "
+            f"(a config that has a protocol may be changed field by field; the result says so)"
+        )
+    return dataclasses.replace(config, evals={**config.evals, "test": test.with_protocol(name)})
+
+
 def _classes(config: TrainConfig, evaluator: Evaluator) -> int:
     """Number of classes of the data that an evaluator looks at."""
     directory = evaluator.inputs()[0].data or config.data.eval or config.data.train
@@ -97,6 +128,12 @@ def main() -> None:
         "checkpoint", None, "Run directory, one of its steps, or a .safetensors / .pth file."
     )
     out = flags.DEFINE_string("out", None, "JSON file to write.")
+    protocol = flags.DEFINE_string(
+        "protocol",
+        "",
+        "Published test protocol for the evaluator `test`, instead of the config's: "
+        f"{', '.join(PROTOCOLS)}.",
+    )
     only = flags.DEFINE_list("only", [], "Labels of the evaluators to run; default: all.")
 
     def run() -> int:
@@ -110,6 +147,8 @@ def main() -> None:
 
     def selected() -> TrainConfig:
         config = cli.typed_config()
+        if protocol.value:
+            config = with_protocol(config, protocol.value, cli.overridden())
         unknown = [label for label in only.value if label not in config.evals]
         if unknown:
             raise ValueError(f"--only {unknown[0]!r}: known {', '.join(config.evals)}")

@@ -60,8 +60,7 @@ class Recipe:
     warmup: int = 5  # epochs
     frames: int = 8
     repeats: int = 1  # crops per video
-    segments: int = 4
-    crops: int = 3
+    protocol: str = "uniformerv2/kinetics"  # of the test: internvideo_jax/evaluators/protocols.py
     style: str = "kinetics"
     flip: str = "auto"
     drop_path: float = 0.0
@@ -76,7 +75,7 @@ def _something(lr: float, reported: str) -> Recipe:
         22,
         frames=16,
         repeats=2,
-        segments=1,
+        protocol="uniformerv2/something",
         style="something",
         flip="off",
         drop_path=0.2,
@@ -101,9 +100,15 @@ RECIPES = {
     ("kinetics", "k710", "large336"): Recipe(
         128, 1.5e-6, 5, warmup=1, frames=32, reported="K400 89.7, K600 89.9, K700 82.1"
     ),
-    ("moments", "clip", "base"): Recipe(512, 2e-5, 24, reported="42.6"),
-    ("moments", "clip", "large"): Recipe(512, 1e-5, 18, reported="47.0"),
-    ("moments", "clip", "large336"): Recipe(512, 1e-5, 18, reported="47.8"),
+    ("moments", "clip", "base"): Recipe(
+        512, 2e-5, 24, protocol="uniformerv2/moments", reported="42.6"
+    ),
+    ("moments", "clip", "large"): Recipe(
+        512, 1e-5, 18, protocol="uniformerv2/moments", reported="47.0"
+    ),
+    ("moments", "clip", "large336"): Recipe(
+        512, 1e-5, 18, protocol="uniformerv2/moments", reported="47.8"
+    ),
     ("something", "clip", "base"): _something(4e-5, "SSv1 56.8, SSv2 69.5"),
     ("something", "clip", "large"): _something(2e-5, "SSv1 60.5, SSv2 72.1"),
     ("activitynet", "clip", "large"): Recipe(
@@ -111,7 +116,7 @@ RECIPES = {
         5e-6,
         20,
         frames=16,
-        segments=10,
+        protocol="uniformerv2/activitynet",
         drop_path=0.2,
         global_drop_path=0.4,
         reported="ActivityNet 94.3, HACS 95.5",
@@ -123,8 +128,7 @@ FROZEN = {
         8e-4,
         50,
         warmup=0,
-        segments=3,
-        crops=1,
+        protocol="uniformerv2/frozen",
         reported="K400 86.7, K600 87.4, K700 79.6",
     ),
     "k710": Recipe(
@@ -132,8 +136,7 @@ FROZEN = {
         5e-5,
         5,
         warmup=1,
-        segments=3,
-        crops=1,
+        protocol="uniformerv2/frozen",
         reported="K400 87.8, K600 88.2, K700 79.7",
     ),
 }
@@ -215,7 +218,11 @@ def released(options: dict[str, Any], frozen: bool) -> TrainConfig:
         ),
         checkpoint=CheckpointConfig(every=1000),
         log=LogConfig(every=50),
-        evals={"test": _accuracy(clip, recipe.segments, recipe.crops, 16)},
+        evals={
+            "test": Accuracy.of_protocol(
+                recipe.protocol, frames=recipe.frames, size=model.size, batch=16
+            )
+        },
         epochs=recipe.epochs,
     )
 
@@ -238,11 +245,6 @@ def _objective() -> Classification:
     return Classification(smoothing=0.0, mixup=0.0, cutmix=0.0)
 
 
-def _accuracy(clip: ClipConfig, segments: int, crops: int, batch: int) -> Accuracy:
-    views = ViewConfig(clip=clip, segments=segments, crops=crops, crop_rule="slowfast", batch=batch)
-    return Accuracy(views=views, merge="probability_sum")
-
-
 def tiny(frozen: bool = False) -> TrainConfig:
     """48 pixels, 8 frames, every part of the model at work: minutes on two CPU cores.
 
@@ -260,6 +262,7 @@ def tiny(frozen: bool = False) -> TrainConfig:
         **changes,
     )
     clip = ClipConfig(frames=8, stride=1, size=model.size, sampling="stepped")
+    views = ViewConfig(clip=clip, crop_rule="slowfast", batch=32)
     return TrainConfig(
         model=model,
         objective=_objective(),
@@ -278,6 +281,6 @@ def tiny(frozen: bool = False) -> TrainConfig:
         ),
         checkpoint=CheckpointConfig(every=200),
         log=LogConfig(every=50),
-        evals={"test": _accuracy(clip, 1, 1, 32)},
+        evals={"test": Accuracy(views=views, merge="probability_sum")},
         steps=600,
     )

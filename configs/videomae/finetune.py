@@ -51,16 +51,21 @@ class Recipe:
     repeats: int = 2  # crops per video
     sampling: str = "dense"
     stride: int = 4
-    segments: int = 5  # of the test, each with three crops
+    protocol: str = "videomae/kinetics"  # of the test: internvideo_jax/evaluators/protocols.py
     flip: str = "auto"
     start: str = ""  # the published weights it starts from; empty: pre-trained ones of its size
     reported: str = ""  # top-1 / top-5 and who says so
     like: str = ""  # no script was released: whose values these are
 
 
-SOMETHING: dict[str, Any] = {"sampling": "segments", "segments": 2, "flip": "off"}
+SOMETHING: dict[str, Any] = {
+    "sampling": "segments",
+    "protocol": "videomae/something",
+    "flip": "off",
+}
+HMDB51: dict[str, Any] = {"stride": 2, "protocol": "videomae/hmdb51"}
 H: dict[str, Any] = {"layer_decay": 0.8, "drop_path": 0.2, "head_dropout": 0.5}
-H7: dict[str, Any] = {**H, "segments": 7}
+H7: dict[str, Any] = {**H, "protocol": "internvideo1/kinetics_h"}
 G: dict[str, Any] = {"layer_decay": 0.9, "drop_path": 0.25}
 # Kinetics-400, 600 or 700 from Kinetics-710: three epochs, next to no learning rate.
 H_FROM_K710: dict[str, Any] = {**H7, "warmup": 1, "start": "internvideo1/h_k710"}
@@ -69,7 +74,9 @@ G_FROM_K710: dict[str, Any] = {**G, "warmup": 1, "start": "v2/g_k710"}
 RECIPES = {
     # InternVideo1/Pretrain/VideoMAE. Pre-trained on UnlabeledHybrid for 800 epochs.
     "internvideo1/b_k400": Recipe(512, 1e-3, 100, reported="81.52 / 94.88, InternVideo1"),
-    "internvideo1/b_k400_sparse": Recipe(512, 1e-3, 100, sampling="sparse", segments=2),
+    "internvideo1/b_k400_sparse": Recipe(
+        512, 1e-3, 100, sampling="sparse", protocol="internvideo1/sparse_b"
+    ),
     "internvideo1/b_k700": Recipe(512, 1e-3, 100, like="internvideo1/b_k400"),
     "internvideo1/b_k710": Recipe(
         512, 1e-3, 100, reported="79.33 / 94.03, InternVideo1", like="internvideo1/b_k400"
@@ -80,7 +87,7 @@ RECIPES = {
     "internvideo1/b_ssv1": Recipe(
         256, 2e-3, 25, layer_decay=0.65, like="internvideo1/b_ssv2", **SOMETHING
     ),
-    "internvideo1/b_anet": Recipe(256, 1e-3, 100),
+    "internvideo1/b_anet": Recipe(256, 1e-3, 100, protocol="internvideo1/activitynet"),
     "internvideo1/l_k400": Recipe(192, 2e-3, 40, drop_path=0.2),
     "internvideo1/l_k700": Recipe(192, 2e-3, 40, drop_path=0.2),
     "internvideo1/l_k710": Recipe(192, 2e-3, 40, drop_path=0.2, like="internvideo1/l_k400"),
@@ -89,7 +96,9 @@ RECIPES = {
         384, 5e-4, 30, drop_path=0.2, repeats=1, like="internvideo1/l_ssv2", **SOMETHING
     ),
     "internvideo1/h_k400": Recipe(128, 1e-3, 35, **H7),
-    "internvideo1/h_k400_sparse": Recipe(256, 3e-4, 75, repeats=1, sampling="sparse", **H),
+    "internvideo1/h_k400_sparse": Recipe(
+        256, 3e-4, 75, repeats=1, sampling="sparse", protocol="internvideo1/sparse_h", **H
+    ),
     # These two scripts leave the number of devices open: 32 as in h_k400, with 4 videos each.
     "internvideo1/h_k600": Recipe(128, 1e-3, 40, **H7),
     "internvideo1/h_k710": Recipe(128, 1e-3, 40, **H7),
@@ -116,11 +125,11 @@ RECIPES = {
         24,
         5e-4,
         15,
-        stride=2,
         start="internvideo1/h_k710",
         reported="89.64, 89.92, 88.35 (splits 1 to 3), InternVideo1",
         like="v2/g_k710_hmdb51",
         **H,
+        **HMDB51,
     ),
     "internvideo1/h_ucf101": Recipe(
         24, 1e-3, 50, start="internvideo1/h_k710", like="v2/g_k710_ucf101", **H
@@ -174,9 +183,9 @@ RECIPES = {
         layer_decay=0.9,
         drop_path=0.35,
         head_dropout=0.5,
-        stride=2,
         start="v2/g_k710",
         reported="88.1 / 98.5, VideoMAE V2",
+        **HMDB51,
     ),
     # MCG-NJU/VideoMAE, pre-trained on the same set for the number of epochs in the name.
     "videomae/s_k400": Recipe(384, 5e-4, 150, reported="79.0 / 93.8, VideoMAE"),
@@ -283,13 +292,9 @@ def released(name: str) -> TrainConfig:
         ),
         checkpoint=CheckpointConfig(every=1000),
         log=LogConfig(every=50),
-        evals={"test": Accuracy(views=views(clip, recipe.segments))},
+        evals={"test": Accuracy.of_protocol(recipe.protocol, frames=16, size=224, batch=16)},
         epochs=recipe.epochs,
     )
-
-
-def views(clip: ClipConfig, segments: int) -> ViewConfig:
-    return ViewConfig(clip=clip, segments=segments, crops=3, batch=16)
 
 
 def tiny() -> TrainConfig:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Generator, Mapping, Sequence
+import math
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -15,11 +16,16 @@ from data_pipelines import manifest
 from data_pipelines.config import DataConfig, ViewConfig
 from data_pipelines.dataset import Dataset
 from data_pipelines.pipeline import ViewPass
-from internvideo_jax.parallel.mesh import batch_sharding, check_batch
+from internvideo_jax.parallel.mesh import BATCH_AXES, batch_sharding
 from internvideo_jax.parallel.multihost import is_main, to_global, to_host
 from internvideo_jax.types import Params
 
 EVAL_SPLITS = ("test", "val", "validation", "train")
+# Clips of a device's share of a step, at most. Eight fill the units of any accelerator, and cost
+# little where a split is nearly empty.
+TILE = 8
+
+Batch = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +37,7 @@ class Result:
     tables: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # JSON values
     pictures: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)  # (H, W, 3)
     animations: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)  # (T, H, W, 3)
+    sheets: Mapping[str, str] = dataclasses.field(default_factory=dict)  # CSV, for people
 
 
 class Evaluator(Protocol):
@@ -86,8 +93,6 @@ class EvalContext:
                 f"evaluation clips of {views.clip.frames} frames at {views.clip.size} pixels do "
                 f"not fit the model, which takes {config.frames} frames at {config.size}"
             )
-        rows = views.batch * views.segments * views.crops
-        check_batch(self.mesh, rows, "evaluation batch x segments x crops")
         directory = source.data or self.data.eval or self.data.train
         if not directory and self.data.mixture:
             raise ValueError(
@@ -110,12 +115,23 @@ class EvalContext:
     def outputs(
         self, views: ViewPass, key: Any, build: Callable[[], Callable[..., Any]], title: str
     ) -> Generator[tuple[dict[str, np.ndarray], Any]]:
-        """Yields (batch without video, host copy of function(params, batch)) for every step.
+        """Yields (batch without video, host copy of function(params, batch)), step by step.
 
-        On several hosts every host gets the rows of all of them.
+        Rows are dealt anew: a device always computes `tile_rows` of them at a time, the last ones
+        padded with `valid` = False. The shape of a matmul decides in which order it adds up, so
+        with shapes that followed the number of devices, results would too. On several hosts every
+        host gets the rows of all of them.
         """
         function = self.compiled(key, build)
         sharding = batch_sharding(self.mesh)
+        config = views.config
+        rows = tile_rows(config.segments * config.crops) * self._shards()
+        rows, rest = divmod(rows, jax.process_count())
+        if rest:
+            raise ValueError(
+                f"a mesh that splits batches over {self._shards()} devices cannot be fed by "
+                f"{jax.process_count()} processes; expected a multiple of them"
+            )
         steps = tqdm(
             views,
             total=len(views),
@@ -125,15 +141,61 @@ class EvalContext:
             disable=None if self.progress and is_main() else True,
             mininterval=1.0,
         )
+        running: list[tuple[dict[str, jax.Array], Any]] = []
         try:
-            for batch in steps:
+            for batch in deal(steps, rows):
                 placed = to_global(batch, sharding)
                 with jax.set_mesh(self.mesh):
-                    result = to_host(function(self.params, placed))
-                rows = {name: rows for name, rows in placed.items() if name != "video"}
-                yield to_host(rows), result
+                    result = function(self.params, placed)
+                placed.pop("video")
+                running.append((placed, result))
+                if len(running) > 1:  # one step computes while the one before is fetched
+                    yield to_host(running.pop(0))
+            if running:
+                yield to_host(running.pop(0))
         finally:
             views.close()
+
+    def _shards(self) -> int:
+        """Devices over which the mesh splits a batch."""
+        return math.prod(self.mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def tile_rows(views: int) -> int:
+    """Clips that a device computes at a time: whole videos, or an even share of one's views.
+
+    It depends on the number of views per video only, never on devices or processes.
+    """
+    if views < TILE:
+        return TILE // views * views
+    return max(rows for rows in range(1, TILE + 1) if views % rows == 0)
+
+
+def deal(batches: Iterable[Batch], rows: int) -> Iterator[Batch]:
+    """The same rows in batches of exactly `rows`; the last is padded with `valid` = False."""
+    parts: list[Batch] = []
+    held = 0
+    for batch in batches:
+        parts.append(batch)
+        held += len(batch["valid"])
+        while held >= rows:
+            whole = _joined(parts)
+            yield {name: value[:rows] for name, value in whole.items()}
+            parts, held = [{name: value[rows:] for name, value in whole.items()}], held - rows
+    if held:
+        last = _joined(parts)
+        padded = {
+            name: np.concatenate([value, np.repeat(value[-1:], rows - held, axis=0)])
+            for name, value in last.items()
+        }
+        padded["valid"][held:] = False
+        yield padded
+
+
+def _joined(parts: list[Batch]) -> Batch:
+    if len(parts) == 1:
+        return parts[0]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def default_split(directory: str) -> str:

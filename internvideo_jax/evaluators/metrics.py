@@ -40,16 +40,82 @@ def merge_views(
     return videos, merged if how == "probability_sum" else merged / counts[:, None]
 
 
-def top_k(scores: np.ndarray, label: np.ndarray, k: int) -> float:
-    """Share of rows whose label is among the k highest scores."""
-    best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+TIES = ("first", "last")
+
+
+def top_k(scores: np.ndarray, label: np.ndarray, k: int, ties: str = "first") -> float:
+    """Share of rows whose label is among the k highest scores.
+
+    Args:
+      scores: (R, K).
+      label: (R,).
+      ties: which of equal scores ranks higher: the class that comes `first` (VideoMAE's merging of
+        views) or `last` (mmaction). With fewer than k classes every row hits.
+    """
+    if ties not in TIES:
+        raise ValueError(f"unknown tie rule {ties!r}; known: {', '.join(TIES)}")
+    if ties == "first":
+        best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    else:
+        best = np.argsort(scores, axis=1, kind="stable")[:, -k:]
     return float((best == label[:, None]).any(axis=1).mean())
 
 
-def mean_class_accuracy(scores: np.ndarray, label: np.ndarray) -> float:
-    """Mean over the classes that occur of their top-1 accuracy."""
-    hit = scores.argmax(axis=1) == label
-    return float(np.mean([hit[label == each].mean() for each in np.unique(label)]))
+def mean_class_accuracy(scores: np.ndarray, label: np.ndarray, over: str = "union") -> float:
+    """Mean of the classes' top-1 accuracy.
+
+    Args:
+      over: `union`, of the classes that occur in labels or predictions, 0 for one that is only
+        predicted (mmaction, the reference); `labels`, of those with videos (scikit-learn's
+        balanced accuracy). Equal where every class has a video.
+    """
+    if over not in ("union", "labels"):
+        raise ValueError(f"unknown set of classes {over!r}; known: union, labels")
+    predicted = scores.argmax(axis=1)
+    hit = predicted == label
+    total = sum(float(hit[label == each].mean()) for each in np.unique(label))
+    count = np.unique(np.concatenate([label, predicted]) if over == "union" else label).size
+    return total / count
+
+
+def average_precision(scores: np.ndarray, relevant: np.ndarray) -> float:
+    """Mean over the relevant items of the precision at their score; equal scores rank as one.
+
+    Args:
+      scores, relevant: (R,), the latter of truth values.
+
+    Returns:
+      The area under the stepped curve of precision over recall (no interpolation); NaN without
+      relevant items.
+    """
+    relevant = np.asarray(relevant, bool)
+    if not relevant.any():
+        return float("nan")
+    order = np.argsort(-scores, kind="stable")
+    ranked, hits = scores[order], np.cumsum(relevant[order])
+    last = np.append(np.flatnonzero(np.diff(ranked)), len(ranked) - 1)  # of every run of equals
+    precision = hits[last] / (last + 1)
+    return float((precision * np.diff(hits[last], prepend=0)).sum() / hits[-1])
+
+
+def mean_average_precision(scores: np.ndarray, relevant: np.ndarray, *, by: str = "class") -> float:
+    """Mean average precision of (R, K) scores for several labels per row.
+
+    Args:
+      relevant: (R, K) truth values.
+      by: `class` ranks the rows of every class, classes without a positive are left out; `row`
+        ranks the classes of every row (Multi-Moments in Time).
+    """
+    if by not in ("class", "row"):
+        raise ValueError(f"unknown mean {by!r}; known: class, row")
+    pairs = (
+        zip(scores, relevant, strict=True)
+        if by == "row"
+        else zip(scores.T, np.asarray(relevant).T, strict=True)
+    )
+    found = [average_precision(*pair) for pair in pairs]
+    kept = [value for value in found if not np.isnan(value)]
+    return float(np.mean(kept)) if kept else float("nan")
 
 
 def confusion(scores: np.ndarray, label: np.ndarray, classes: int) -> np.ndarray:

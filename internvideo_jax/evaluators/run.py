@@ -44,8 +44,8 @@ def run_evaluators(
 ) -> dict[str, Result]:
     """Runs every evaluator on `params`.
 
-    Writes `folder/results/LABEL.json` (metrics, protocol, provenance) and pictures below
-    `folder/pictures`, replacing those of an earlier run.
+    Writes `folder/results/LABEL.json` (metrics, protocol, provenance) and pictures and
+    CSV sheets below `folder/pictures`, replacing those of an earlier run.
     """
     context.params = params
     results = {}
@@ -64,7 +64,7 @@ def write_result(
     result: Result,
     provenance: Mapping[str, Any],
 ) -> None:
-    """One JSON file per evaluator, pictures beside it."""
+    """One JSON file per evaluator; pictures and sheets in `folder/pictures`."""
     drawings = {}
     for name, picture in result.pictures.items():
         drawings[name] = f"{PICTURES}/{label}-{name}.png"
@@ -72,6 +72,9 @@ def write_result(
     for name, clip in result.animations.items():
         drawings[f"{name} animated"] = f"{PICTURES}/{label}-{name}.gif"
         write_gif(folder / drawings[f"{name} animated"], clip)
+    for name, sheet in result.sheets.items():
+        (folder / PICTURES).mkdir(parents=True, exist_ok=True)
+        (folder / PICTURES / f"{label}-{name}.csv").write_text(sheet, encoding="utf-8")
     write_json(
         folder / RESULTS / f"{label}.json",
         {

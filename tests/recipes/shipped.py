@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from internvideo_jax.config import TrainConfig, as_plain, to_typed
+from internvideo_jax.evaluators import protocols
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 RESOLVED = Path(__file__).parent / "resolved"
@@ -84,7 +85,7 @@ def rows() -> Iterator[str]:
     for name, recipe in finetune.RECIPES.items():
         start = f"`{recipe.start}`" if recipe.start else ""
         like = f"`{recipe.like}`" if recipe.like else ""
-        test = f"{recipe.segments} x 3"
+        test = _views(recipe.protocol)
         yield (
             f"| `{name}` | {recipe.batch} | {recipe.epochs} | {test} | {start} | "
             f"{recipe.reported} | {like} |"
@@ -97,8 +98,13 @@ def rows() -> Iterator[str]:
         yield from _frames(f"backbone=frozen,start={start},size=large336", recipe, longer)
 
 
+def _views(protocol: str) -> str:
+    found = protocols.find(protocol)
+    return f"{found.segments} x {found.crops}"
+
+
 def _frames(arg: str, recipe: Any, longer: Mapping[int, tuple[int, str]]) -> Iterator[str]:
-    test = f"{recipe.segments} x {recipe.crops}"
+    test = _views(recipe.protocol)
     yield (
         f"| `{arg}` | {recipe.frames} | {recipe.batch} | {recipe.epochs} | {test} | "
         f"{recipe.reported} |"
