@@ -91,8 +91,8 @@ class MultipleChoice(VideoTextTask):
             count = len(question.options)
             options = embedded[at : at + count]
             at += 0 if shared else count
-            # Rounded, so that equal texts tie exactly whatever order a product adds up in.
-            scores = (options @ videos.values[video].astype(np.float64)).astype(np.float32)
+            # Not a matrix product, whose rows may add up in different orders: equal texts tie.
+            scores = (options * videos.values[video].astype(np.float64)).sum(axis=1)
             best = np.flatnonzero(scores == scores.max())
             tied += len(best) > 1
             credits.append(_credit(best, question.answer, self.ties))
