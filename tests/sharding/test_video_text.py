@@ -1,0 +1,96 @@
+"""Recognition, retrieval and choice on one device, eight devices and two processes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import ROOT, environment
+from tests.sharding.test_processes import together
+
+SCRIPT = """
+import dataclasses, json, sys
+import jax, numpy as np
+from internvideo_jax.config import MeshConfig
+from internvideo_jax.evaluators.base import EvalContext
+from internvideo_jax.evaluators.video_text import embed_videos
+from internvideo_jax.parallel.mesh import make_mesh
+from tests.sharding.video_text_config import typed
+
+config = typed()
+model = config.model.model()
+params = jax.jit(model.init)(jax.random.key(0))
+params = jax.tree.map(lambda leaf: np.asarray(leaf), params)
+data = dataclasses.replace(config.data, eval=sys.argv[1])
+for mesh in (MeshConfig(), MeshConfig(8, 1, 1), MeshConfig(2, 2, 2)):
+    count = max(1, mesh.data * mesh.fsdp * mesh.tensor)
+    context = EvalContext(model, make_mesh(mesh, jax.devices()[:count]), data, progress=False)
+    context.params = params
+    found = {name: dict(task.run(context).metrics) for name, task in config.evals.items()}
+    task = config.evals["retrieval"]
+    texts = task.text_encoder(context)([f"a text {n}" for n in range(300)])
+    videos = embed_videos(context, *task.inputs(), title="")
+    print(json.dumps({"metrics": found, "texts": texts.tolist(), "videos": videos.values.tolist()}))
+"""
+
+
+def test_eight_devices_give_the_results_of_one(shards):
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(shards)],
+        cwd=ROOT,
+        env=environment(8),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, *others = (json.loads(line) for line in done.stdout.splitlines())
+    assert len(others) == 2
+    for other in others:
+        assert other["metrics"] == one["metrics"]
+        for name in ("texts", "videos"):
+            np.testing.assert_allclose(other[name], one[name], rtol=1e-5, atol=1e-6)
+    assert one["metrics"]["retrieval"]["texts"] == 20
+    assert 0 < one["metrics"]["retrieval"]["t2v_r10"] < 1
+    spread = np.ptp(np.array(one["texts"]), axis=0).max()
+    assert spread > 1e-2  # texts have embeddings of their own
+
+
+def command(module: str, shards: Path, *more: str) -> list[str]:
+    config = "--config=tests/sharding/video_text_config.py"
+    return [sys.executable, "-m", module, config, f"--config.data.train={shards}", *more]
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_as_one_in_training_and_offline(shards, tmp_path):
+    def run(*arguments: str) -> None:
+        done = subprocess.run(
+            arguments, cwd=ROOT, env=environment(), capture_output=True, text=True
+        )
+        assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+
+    one, two = tmp_path / "one", tmp_path / "two"
+    run(*command("internvideo_jax.train", shards, f"--workdir={one}"))
+    together(command("internvideo_jax.train", shards, f"--workdir={two}"), 2)
+    rows = [json.loads(line) for line in (two / "metrics.jsonl").read_text().splitlines()]
+    seen = [row["step"] for row in rows if "eval/retrieval/dsl/t2v_r1" in row]
+    assert seen == [2, 4]
+    offline = "--checkpoint", str(one)
+    run(*command("internvideo_jax.evaluate", shards, *offline, f"--out={tmp_path}/a.json"))
+    together(command("internvideo_jax.evaluate", shards, *offline, f"--out={tmp_path}/b.json"), 2)
+    first, second = (
+        {
+            name: result["metrics"]
+            for name, result in json.loads((tmp_path / name).read_text())["results"].items()
+        }
+        for name in ("a.json", "b.json")
+    )
+    assert second == first
+    trained = json.loads((one / "results/retrieval.json").read_text())
+    assert trained["metrics"] == first["retrieval"]
+    assert (tmp_path / "b/pictures/retrieval-queries.png").exists()
+    assert (two / "pictures/zero_shot-confusion.png").exists()
