@@ -171,8 +171,11 @@ class _Reader:
             self.unestimated += times
 
     def collective(self, host: str, within: str, item: Instruction, times: int) -> None:
-        # The parts of an overlapped collective are clones that share a channel: one transfer.
+        # The parts of an overlapped collective are clones that share a channel: one transfer. All
+        # that a program permutes by hand shares one too, and these are transfers of their own.
         channel = re.search(r"channel_id=(\d+)", item.rest)
+        if collective_kind(item.opcode) == "collective-permute":
+            channel = None
         key = (host, channel[1] if channel else f"{within}/{item.name}")
         kind, group = collective_kind(item.opcode), group_size(item.rest, self.devices)
         # The TPU compiler writes a reduce-scatter as an all-reduce and a slice in one fusion.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.parity import (  # noqa: F401  (they register themselves)
+    contrastive_adapters,
     data_adapters,
     model_adapters,
     retrieval_adapters,
