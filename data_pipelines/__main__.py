@@ -92,7 +92,7 @@ interrupted run continues with the same command. Exit code 1 when more rows than
 malformed.
 
 examples:
-  python -m data_pipelines subset --source all.jsonl --out flt.jsonl --top-share 0.3 --sample 10000000
+  python -m data_pipelines subset --source all.jsonl --out flt.jsonl --top-share 0.3 --sample 100000
   python -m data_pipelines subset --source all.jsonl --out long.jsonl --min-words 10 --language en
 """
 

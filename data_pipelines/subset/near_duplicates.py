@@ -12,6 +12,7 @@ its band may miss another one: the count is a lower bound. There are no false hi
 
 from __future__ import annotations
 
+import itertools
 import os
 import zlib
 from collections import Counter
@@ -37,7 +38,7 @@ def pairs(cleaned: str) -> frozenset[str]:
     words = cleaned.split()
     if len(words) < 2:
         return frozenset(words)
-    return frozenset(f"{a} {b}" for a, b in zip(words, words[1:], strict=False))
+    return frozenset(f"{a} {b}" for a, b in itertools.pairwise(words))
 
 
 def jaccard(first: frozenset[str], second: frozenset[str]) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import importlib
 import json
 import math
 import os
@@ -60,12 +61,11 @@ def kind(path: str) -> str:
 def pyarrow_parquet() -> Any:
     """The module pyarrow.parquet; ValueError that says how to get it."""
     try:
-        import pyarrow.parquet
+        return importlib.import_module("pyarrow.parquet")
     except ImportError as error:
         raise ValueError(
             "Parquet files need pyarrow: pip install 'internvideo-jax[parquet]'"
         ) from error
-    return pyarrow.parquet
 
 
 def resumable(path: str) -> bool:

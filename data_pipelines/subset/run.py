@@ -7,6 +7,7 @@ run had read is kept in OUT.work, and the same command continues.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from data_pipelines.ingest.lock import DirectoryLock
 from data_pipelines.subset import near_duplicates, rows, sampling, selection, writing
 from data_pipelines.subset.options import CODE, REASONS, Options
 from data_pipelines.text.caption import clean_caption
@@ -56,26 +58,41 @@ def build(options: Options, quiet: bool = True) -> dict[str, Any]:
                 "use --sample-by video"
             )
     identity = _identity(options)
-    summary_path = f"{options.out}.summary.json"
-    if os.path.exists(options.out):
-        if os.path.exists(summary_path):
-            with open(summary_path, encoding="utf-8") as file:
-                done = json.load(file)
-            if done.get("identity") == identity:
-                return done
-        raise ValueError(
-            f"{options.out}: is there and was made otherwise; remove it or choose another --out"
-        )
+    if (done := _done(options, identity)) is not None:
+        return done
     work = f"{options.out}.work"
     os.makedirs(work, exist_ok=True)
+    with DirectoryLock(work):
+        return _build(options, work, identity, quiet)
+
+
+def _done(options: Options, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """The summary if the subset is there; ValueError if something else is."""
+    if not os.path.exists(options.out):
+        return None
+    with contextlib.suppress(OSError, ValueError):
+        with open(_summary_path(options), encoding="utf-8") as file:
+            summary = json.load(file)
+        if summary["identity"] == identity:
+            return summary
+    raise ValueError(
+        f"{options.out}: is there and was made otherwise; remove it or choose another --out"
+    )
+
+
+def _summary_path(options: Options) -> str:
+    return f"{options.out}.summary.json"
+
+
+def _build(options: Options, work: str, identity: dict[str, Any], quiet: bool) -> dict[str, Any]:
     note = _Note(os.path.join(work, "note.json"), identity)
     _scan(options, work, note, quiet)
     columns = {name: _column(work, name) for name in _COLUMNS}
     found = _select(options, work, columns, quiet)
     order = found.pop("order")
-    digest = writing.write(options, columns["state"], order, quiet)
+    path = os.path.join(work, "output")
+    digest = writing.write(path, options, columns["state"], order, quiet)
     if _identity(options) != identity:
-        os.remove(options.out)
         raise RuntimeError("a source changed while it was read; start again")
     total = len(columns["state"])
     summary = {
@@ -91,7 +108,9 @@ def build(options: Options, quiet: bool = True) -> dict[str, Any]:
         "sources_sha256": {path: _sha256(path) for path in options.sources},
         "sha256": digest,
     }
-    writing.replace(summary_path, json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+    text = json.dumps(summary, indent=1, ensure_ascii=False) + "\n"
+    writing.replace(_summary_path(options), text)
+    os.replace(path, options.out)  # last: without it the same command starts where it can
     shutil.rmtree(work)
     return summary
 
@@ -276,7 +295,7 @@ def _select(
     facts: dict[str, Any] = {"order": None}
     repeats = state if options.repeated == "drop" else _scratch(work, "repeats", np.uint8, state)
     if repeats is not state:
-        for part in selection.chunks(len(state)):
+        for part in selection.chunks(state, repeats):
             repeats[part] = state[part]
     facts["repeated_clips"] = selection.mark_repeats(
         columns["clip"], repeats, CODE["repeated_clip"]
@@ -291,7 +310,7 @@ def _select(
             _captions(options, state, quiet), flags, scratch, size
         )
         if options.near_duplicates == "drop":
-            for part in selection.chunks(len(state)):
+            for part in selection.chunks(state, flags):
                 some = state[part]
                 some[(some == 0) & (flags[part] == 1)] = CODE["near_duplicate"]
     if options.top_share is not None:
@@ -339,11 +358,11 @@ def _sample(options: Options, work: str, columns: dict[str, np.ndarray]) -> np.n
     if options.sample_by == "video":
         selection.occurrences(videos, state, clips)
     else:
-        for part in selection.chunks(len(clips)):
+        for part in selection.chunks(clips):
             clips[part] = 1
     keys = _scratch(work, "keys", np.float64, state)
     generator = np.random.Generator(np.random.Philox(options.seed))
-    for part in selection.chunks(len(keys)):
+    for part in selection.chunks(keys, clips):
         keys[part] = sampling.keys(clips[part], generator)
     selection.keep_largest(keys, state, wanted, CODE["not_sampled"])
     return None

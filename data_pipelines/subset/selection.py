@@ -6,22 +6,33 @@ selection gives those that go another number.
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator
 
 import numpy as np
 
 CHUNK = 1 << 20  # rows looked at a time
-PARTITION = 1 << 21  # keys counted at a time
+PARTITION = 1 << 20  # keys counted at a time
 
 
-def chunks(rows: int) -> Iterator[slice]:
+def chunks(*columns: np.ndarray) -> Iterator[slice]:
+    """Parts of columns of equal length; what was looked at leaves this process's memory."""
+    rows = len(columns[0])
     for begin in range(0, rows, CHUNK):
         yield slice(begin, min(begin + CHUNK, rows))
+        release(*columns)
+
+
+def release(*columns: np.ndarray) -> None:
+    """Unmaps the pages of columns on disk; nothing is lost, the kernel has them or reads them."""
+    for column in columns:
+        if (mapped := getattr(column, "_mmap", None)) is not None:
+            mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def count(state: np.ndarray, value: int = 0) -> int:
     """How many rows have that state."""
-    return sum(int(np.count_nonzero(state[part] == value)) for part in chunks(len(state)))
+    return sum(int(np.count_nonzero(state[part] == value)) for part in chunks(state))
 
 
 def keep_largest(values: np.ndarray, state: np.ndarray, wanted: int, mark: int) -> float | None:
@@ -36,12 +47,12 @@ def keep_largest(values: np.ndarray, state: np.ndarray, wanted: int, mark: int) 
     if wanted >= count(state):
         return None
     if wanted == 0:
-        for part in chunks(len(values)):
+        for part in chunks(values, state):
             rows = state[part]
             rows[rows == 0] = mark
         return None
     threshold, equal = _threshold(values, state, wanted)
-    for part in chunks(len(values)):
+    for part in chunks(values, state):
         rows, ordered = state[part], _ordered(values[part])
         inside = rows == 0
         ties = np.flatnonzero(inside & (ordered == threshold))
@@ -59,7 +70,7 @@ def _threshold(values: np.ndarray, state: np.ndarray, wanted: int) -> tuple[int,
     prefix, left = 0, wanted
     for shift in (48, 32, 16, 0):
         histogram = np.zeros(1 << 16, np.int64)
-        for part in chunks(len(values)):
+        for part in chunks(values, state):
             bits = _ordered(values[part])[state[part] == 0]
             if shift < 48:
                 bits = bits[bits >> np.uint64(shift + 16) == prefix]
@@ -96,7 +107,7 @@ def partitions(keys: np.ndarray, state: np.ndarray) -> Iterator[tuple[np.ndarray
     parts = max(1, -(-count(state) // PARTITION))
     for number in range(parts):
         rows, found = [], []
-        for part in chunks(len(keys)):
+        for part in chunks(keys, state):
             some = keys[part]
             hits = np.flatnonzero((state[part] == 0) & (some % np.uint64(parts) == number))
             rows.append(hits + part.start)
@@ -118,6 +129,7 @@ def occurrences(keys: np.ndarray, state: np.ndarray, out: np.ndarray) -> int:
     for rows, some in partitions(keys, state):
         names, place, counts = np.unique(some, return_inverse=True, return_counts=True)
         out[rows] = counts[place]
+        release(out)
         different += len(names)
     return different
 
@@ -129,5 +141,6 @@ def mark_repeats(keys: np.ndarray, state: np.ndarray, mark: int) -> int:
         later = np.ones(len(rows), bool)
         later[np.unique(some, return_index=True)[1]] = False
         state[rows[later]] = mark
+        release(state)
         marked += int(later.sum())
     return marked

@@ -19,7 +19,9 @@ from data_pipelines.subset.options import Options
 _BUCKET = 1 << 17  # rows put in order at a time
 
 
-def write(options: Options, state: np.ndarray, order: np.ndarray | None, quiet: bool) -> str:
+def write(
+    path: str, options: Options, state: np.ndarray, order: np.ndarray | None, quiet: bool
+) -> str:
     """Writes the rows with state 0 byte for byte as they were; returns the sha256 of the file.
 
     Args:
@@ -28,7 +30,6 @@ def write(options: Options, state: np.ndarray, order: np.ndarray | None, quiet: 
     Raises:
       RuntimeError: the sources have other rows than they had.
     """
-    path = f"{options.out}.work/output"
     if rows.kind(options.out) == "parquet":
         _write_parquet(options, state, path)
     else:
@@ -42,7 +43,6 @@ def write(options: Options, state: np.ndarray, order: np.ndarray | None, quiet: 
     with open(path, "rb+") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         os.fsync(file.fileno())
-    os.replace(path, options.out)
     return digest
 
 
@@ -73,13 +73,15 @@ class _Lines:
         self._options, self._state, self._quiet = options, state, quiet
 
     def __iter__(self) -> Iterator[tuple[int, bytes]]:
-        state, number = self._state, 0
+        state, number, part = self._state, 0, b""
         bar = tqdm(desc="write", unit="row", total=len(state), disable=self._quiet or None)
         with bar:
             for path in self._options.sources:
                 for line, _ in rows.stored(path):
                     _check(number < len(state))
-                    if state[number] == 0 and isinstance(line, bytes):
+                    if number % _BUCKET == 0:  # single entries of an array are slow to get
+                        part = bytes(state[number : number + _BUCKET])
+                    if part[number % _BUCKET] == 0 and isinstance(line, bytes):
                         # The last line of a file may have no end.
                         yield number, line if line.endswith(b"\n") else line + b"\n"
                     number += 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ def scale_by_bert_adam(
       max_norm: largest norm of a tensor's gradient; 0 does not clip.
     """
 
-    def init(params: Params) -> BertAdamState:
+    def init(params: Any) -> BertAdamState:
         zeros = jax.tree.map(jnp.zeros_like, params)
         return BertAdamState(zeros, zeros)
 

@@ -62,7 +62,8 @@ def make_optimizer(config: OptimConfig, shapes: Params, schedule: Schedule) -> O
     """Builds the optimizer for parameters of these shapes.
 
     Raises:
-      ValueError: a pattern that matches nothing, layer decay without its stack, an unknown algorithm.
+      ValueError: a pattern that matches nothing, layer decay without its stack, an unknown
+        algorithm.
     """
     paths = flatten_paths(shapes)
     frozen = _matching("freeze", config.freeze, list(paths))

@@ -70,6 +70,8 @@ def folder(tmp_path, monkeypatch):
     Path("captions.jsonl").write_text(blocks("json")[0])
     Path("other.csv").write_text("file,class\nvideos/run/0.mp4,run\nvideos/sit/0.mp4,sit\n")
     Path("internvid.jsonl").write_text(json.dumps(INTERNVID))
+    scored = [{**INTERNVID, "YoutubeID": f"v{i // 3}", "UMT_Score": i / 300} for i in range(300)]
+    Path("all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in scored))
     Path("anno.json").write_text(json.dumps([{"video": "run/0.mp4", "caption": "someone runs"}]))
     Path("pictures.jsonl").write_text(json.dumps({"path": "a.png", "caption": "a picture"}))
     Path("events.jsonl").write_text(json.dumps(EVENTS))
@@ -142,7 +144,7 @@ def test_every_command_is_in_the_table():
         for action in tools.parser()._actions
         if isinstance(action, argparse._SubParsersAction)
     ]
-    rows = set(re.findall(r"^\| `([a-z]+) DIR", GUIDE, re.MULTILINE))
+    rows = set(re.findall(r"^\| `([a-z]+) (?:DIR|--source)", GUIDE, re.MULTILINE))
     assert rows == commands
 
 
