@@ -1,12 +1,13 @@
-"""The same training step in torch: the reference's own model file, trained as its engine does.
+"""The same step in torch: the reference's own model file, trained or evaluated as its engine does.
 
-A process of `train_step.py` and `gpu.py`, which describe the step in a JSON file and say when to
-take one. Variants: `eager` as published, `sdpa` with `scaled_dot_product_attention` in its
-attention, `compile` the latter under torch.compile.
+A process of `train_step.py`, `evaluation.py` and `gpu.py`, which describe the step in a JSON file
+and say when to take one. Variants: `eager` as published, `sdpa` with
+`scaled_dot_product_attention` in its attention, `compile` the latter under torch.compile.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import sys
@@ -25,8 +26,9 @@ def build_step(spec: dict[str, Any]) -> Callable[[], float]:
     """A function that takes one step and returns the loss.
 
     Args:
-      spec: `kind` (pretrain | classifier), `variant`, `torch_model` path, sizes, and `folder` with
-        batch.npz, for pre-training hidden.npy, for equal starts weights.safetensors.
+      spec: `kind` (pretrain | classifier | views, which evaluates), `variant`, `torch_model` path,
+        sizes, and `folder` with batch.npz, for pre-training hidden.npy, for equal starts
+        weights.safetensors.
 
     Raises:
       ValueError: no torch.
@@ -47,7 +49,8 @@ def build_step(spec: dict[str, Any]) -> Callable[[], float]:
     if masked:
         peer = importlib.import_module(path.stem).PretrainVisionTransformer(**spec["sizes"])
     else:
-        peer = finetune.VisionTransformer(**spec["sizes"])
+        norm = functools.partial(torch.nn.LayerNorm, eps=1e-6)  # as its factory functions have it
+        peer = finetune.VisionTransformer(norm_layer=norm, **spec["sizes"])
     peer = peer.to(device)
     folder = Path(spec["folder"])
     if (folder / "weights.safetensors").exists():
@@ -60,6 +63,9 @@ def build_step(spec: dict[str, Any]) -> Callable[[], float]:
     std = torch.tensor(spec["pixel_std"], device=device).view(1, 3, 1, 1, 1)
     # As in the reference's engine, the clip arrives normalised and the target undoes it.
     batch = np.load(folder / "batch.npz")
+    if spec["kind"] == "views":
+        pixels = torch.from_numpy(batch["video"]).permute(0, 4, 1, 2, 3)
+        return _view_step(torch, peer, (pixels.to(device).float() / 255 - mean) / std, spec)
     pixels = torch.from_numpy(batch["video"]).permute(0, 4, 1, 2, 3)
     video = (pixels.to(device).float() / 255 - mean) / std
     label = torch.from_numpy(batch["label"]).long().to(device)
@@ -95,6 +101,19 @@ def build_step(spec: dict[str, Any]) -> Callable[[], float]:
         return float(loss.detach())
 
     return step
+
+
+def _view_step(torch: Any, peer: Any, video: Any, spec: dict[str, Any]) -> Callable[[], float]:
+    """Logits of a batch of views as the reference's final test has them; leaves the first ones."""
+    peer.eval()
+    half = spec["dtype"] == "bfloat16"
+
+    def logits() -> Any:
+        with torch.no_grad(), torch.autocast(video.device.type, torch.bfloat16, enabled=half):
+            return peer(video).float().cpu().numpy()
+
+    np.save(Path(spec["folder"]) / f"logits-{spec['variant']}.npy", logits())
+    return lambda: float(logits().sum())
 
 
 def _fused_attention(torch: Any) -> Callable[..., Any]:

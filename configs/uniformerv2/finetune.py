@@ -17,8 +17,10 @@ Options after the colon (comma separated):
 
 Values are those of the released scripts: one learning rate for all layers, as it stands for any
 batch size; RandAugment and random resized crops, no mixing, erasing or label smoothing; one frame
-of each of T parts. Kinetics is tested with 4 segments x 3 crops (frozen: 3 x 1), whose softmax
-scores are added. The head is fresh where the number of classes differs.
+of each of T parts. The test protocols are those of evaluators/protocols.py (Kinetics: 4 segments x
+3 crops, whose softmax scores are added). docs/recipes.md lists the options that make a recipe with
+reported accuracy and the hours that a slice is predicted to take. The head is fresh where the
+number of classes differs.
 
 What freezing means: the FROZEN option of InternVideo1's copy of the code only removes the frames'
 class tokens from the head and goes on training everything. The published models were made by the

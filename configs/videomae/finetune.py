@@ -5,16 +5,18 @@
 
 Options after the colon (comma separated):
   recipe    SOURCE/SIZE_DATA, a row of RECIPES below: internvideo1 | v2 (VideoMAE V2) | videomae
-            (MCG-NJU); docs/recipes.md lists them with initial weights and reported accuracy
+            (MCG-NJU); docs/recipes.md lists them with initial weights, test protocol, reported
+            accuracy, and the hours that a slice is predicted to take
   size      tiny | small | base | large | huge | giant: the Kinetics-400 recipe of that size, V2's
             where there is one
   smoke     the recipe in small: three steps and its evaluation on any set, in seconds
 
 Values are those of the released scripts. What they share: layer-wise learning rates, RandAugment,
 random resized crops, random erasing, mixup and CutMix, label smoothing, drop path; several segments
-x 3 crops in the test. Where no script was released for a data set, the recipe takes the values of
-the row named in its `like`. The number of classes comes from the data. `size=tiny` is for the
-built-in world and CPUs.
+x 3 crops in the test (evaluators/protocols.py). `start` of a row is what it begins with, for
+`--config.init_from`; empty means pre-trained weights of its size; `reported` is what to expect.
+Where no script was released for a data set, the recipe takes the values of the row named in its
+`like`. The number of classes comes from the data. `size=tiny` is for the built-in world and CPUs.
 """
 
 from __future__ import annotations

@@ -98,24 +98,22 @@ def average_precision(scores: np.ndarray, relevant: np.ndarray) -> float:
     return float((precision * np.diff(hits[last], prepend=0)).sum() / hits[-1])
 
 
-def mean_average_precision(scores: np.ndarray, relevant: np.ndarray, *, by: str = "class") -> float:
-    """Mean average precision of (R, K) scores for several labels per row.
+def mean_average_precision(scores: np.ndarray, relevant: np.ndarray, by: str = "class") -> float:
+    """Mean average precision of (R, K) scores where a row may have several labels.
 
     Args:
       relevant: (R, K) truth values.
-      by: `class` ranks the rows of every class, classes without a positive are left out; `row`
-        ranks the classes of every row (Multi-Moments in Time).
+      by: `class` ranks the rows of every class; classes without a positive row are left out. `row`
+        ranks the classes of every row (Multi-Moments in Time); a row without a label counts 1, as
+        in the reference's cases.
     """
     if by not in ("class", "row"):
         raise ValueError(f"unknown mean {by!r}; known: class, row")
-    pairs = (
-        zip(scores, relevant, strict=True)
-        if by == "row"
-        else zip(scores.T, np.asarray(relevant).T, strict=True)
-    )
-    found = [average_precision(*pair) for pair in pairs]
-    kept = [value for value in found if not np.isnan(value)]
-    return float(np.mean(kept)) if kept else float("nan")
+    pairs = (scores, relevant) if by == "row" else (scores.T, relevant.T)
+    found = np.array([average_precision(*pair) for pair in zip(*pairs, strict=True)])
+    if by == "row":
+        return float(np.where(np.isnan(found), 1.0, found).mean())
+    return float(np.nanmean(found)) if not np.isnan(found).all() else float("nan")
 
 
 def confusion(scores: np.ndarray, label: np.ndarray, classes: int) -> np.ndarray:

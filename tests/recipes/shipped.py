@@ -5,14 +5,44 @@ python -m tests.recipes.shipped     # writes the texts anew, after a wanted chan
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from internvideo_jax.config import TrainConfig, as_plain, to_typed
 from internvideo_jax.evaluators import protocols
+from internvideo_jax.tools import length
+
+# A step is taken to need twice the larger of its compute and memory bounds.
+EFFICIENCY = 0.5
+SETS = {**length.SHORT, "ucf101": "ucf101", "hmdb51": "hmdb51"}
+SOURCES = {
+    "kinetics400": "VideoMAE V2 counts 240,436",
+    "kinetics600": "VideoMAE V2 counts 366,006",
+    "kinetics700": "published size of the training split",
+    "kinetics710": "UniFormerV2; VideoMAE V2 counts 658,340",
+    "something1": "published split",
+    "something2": "published split; the same in VideoMAE V2",
+    "moments": "published split",
+    "unlabeled_hybrid": "VideoMAE V2",
+    "activitynet": "published split (version 1.3)",
+    "hacs": "published split of HACS Segments",
+    "ucf101": "split 1",
+    "hmdb51": "split 1",
+}
+UNIFORMER_SETS = {
+    "kinetics": ("kinetics400", "kinetics600", "kinetics700"),
+    "frozen": ("kinetics400", "kinetics600", "kinetics700"),
+    "moments": ("moments",),
+    "something": ("something1", "something2"),
+    "activitynet": ("activitynet", "hacs"),
+}
+# (data, frames) whose step has the shapes of the compiled rows of UniFormerV2.
+COMPILED = {("kinetics", 8), ("moments", 8)}
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 RESOLVED = Path(__file__).parent / "resolved"
@@ -81,21 +111,45 @@ def _fields(plain: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 def rows() -> Iterator[str]:
     """The rows of the tables in docs/recipes.md, in Markdown."""
+    for name, clips in length.RECORDS.items():
+        yield f"| {name} | {clips:,} | {length.CLASSES.get(name, '')} | {SOURCES[name]} |"
     finetune, uniformerv2 = module("videomae/finetune.py"), module("uniformerv2/finetune.py")
     for name, recipe in finetune.RECIPES.items():
         start = f"`{recipe.start}`" if recipe.start else ""
         like = f"`{recipe.like}`" if recipe.like else ""
-        test = _views(recipe.protocol)
+        sets = [SETS[name.partition("_")[2].split("_")[-1 if recipe.start else 0]]]
+        size = finetune.size_of(name)
+        clips = recipe.batch * recipe.repeats
+        cost = _slice_and_hours(f"finetune-{size}", sets, recipe.epochs, clips, recipe.repeats)
         yield (
-            f"| `{name}` | {recipe.batch} | {recipe.epochs} | {test} | {start} | "
-            f"{recipe.reported} | {like} |"
+            f"| `{name}` | {recipe.batch} | {recipe.epochs} | `{recipe.protocol}`, "
+            f"{_views(recipe.protocol)} | {start} | {recipe.reported} | {like} | "
+            f"{cost} |"
         )
     for (data, start, size), recipe in uniformerv2.RECIPES.items():
         longer = uniformerv2.LONGER.get((data, start, size), {})
-        yield from _frames(f"data={data},start={start},size={size}", recipe, longer)
+        options = f"data={data},start={start},size={size}"
+        yield from _frames(options, recipe, longer, (data, size))
     for start, recipe in uniformerv2.FROZEN.items():
         longer = uniformerv2.LONGER.get(("frozen", start, "large336"), {})
-        yield from _frames(f"backbone=frozen,start={start},size=large336", recipe, longer)
+        options = f"backbone=frozen,start={start},size=large336"
+        yield from _frames(options, recipe, longer, ("frozen", "large336"))
+
+
+def _frames(
+    arg: str, recipe: Any, longer: Mapping[int, tuple[int, str]], kind: tuple[str, str]
+) -> Iterator[str]:
+    counts = {recipe.frames: (recipe.batch, recipe.reported), **longer}
+    for frames, (batch, reported) in counts.items():
+        name = arg if frames == recipe.frames else f"{arg},frames={frames}"
+        # The compiled rows are those of 8 frames on Kinetics; other shapes cost something else.
+        row = f"uniformerv2-{kind[1]}" if (kind[0], frames) in COMPILED else ""
+        sets, clips = UNIFORMER_SETS[kind[0]], batch * recipe.repeats
+        cost = _slice_and_hours(row, sets, recipe.epochs, clips, recipe.repeats)
+        yield (
+            f"| `{name}` | {frames} | {batch} | {recipe.epochs} | `{recipe.protocol}`, "
+            f"{_views(recipe.protocol)} | {reported} | {cost} |"
+        )
 
 
 def _views(protocol: str) -> str:
@@ -103,17 +157,36 @@ def _views(protocol: str) -> str:
     return f"{found.segments} x {found.crops}"
 
 
-def _frames(arg: str, recipe: Any, longer: Mapping[int, tuple[int, str]]) -> Iterator[str]:
-    test = _views(recipe.protocol)
-    yield (
-        f"| `{arg}` | {recipe.frames} | {recipe.batch} | {recipe.epochs} | {test} | "
-        f"{recipe.reported} |"
+def _slice_and_hours(row: str, sets: Sequence[str], epochs: float, clips: int, repeats: int) -> str:
+    """Two cells: the slice a row was compiled for, and hours of training on it for each set.
+
+    Empty where nothing of that shape was compiled, or the batch does not split over the slice.
+
+    Args:
+      clips: per step, repeats counted.
+    """
+    if row not in _compiled() or clips % _compiled()[row]["chips"]:
+        return "|"
+    step = _compiled()[row]
+    share = clips / step["batch"]
+    # Of what a step moves through HBM, parameters and optimizer (read, written) come once per step,
+    # the rest per clip; gradients are sent once per step.
+    once = min(2 * step["memory"]["arguments"] / step["hbm_bytes"], 1.0)
+    bound = max(
+        step["seconds"]["compute"] * share,
+        step["seconds"]["HBM"] * (once + (1 - once) * share),
+        step["seconds"]["ICI"],
     )
-    for frames, (batch, reported) in longer.items():
-        yield (
-            f"| `{arg},frames={frames}` | {frames} | {batch} | {recipe.epochs} | {test} | "
-            f"{reported} |"
-        )
+    hours = [
+        length.RECORDS[name] * repeats / clips * epochs * bound / EFFICIENCY / 3600 for name in sets
+    ]
+    texts = [f"{each:.2g}" if each < 100 else f"{each:.0f}" for each in hours]
+    return f"{step['topology']} | {', '.join(texts)}"
+
+
+@functools.cache
+def _compiled() -> dict[str, Any]:
+    return json.loads((CONFIGS.parent / "benchmarks/aot.json").read_text())
 
 
 def main() -> None:

@@ -58,6 +58,8 @@ def kind(name: str) -> str:
     plain = as_plain(shipped.config(name, "smoke"))
     model, optim = plain["model"], plain["optim"]
     rates = {key: model.pop(key) > 0 for key in list(model) if key.endswith(("path", "dropout"))}
+    for evaluator in plain["evals"].values():
+        evaluator.pop("protocol", "")  # a name; what it stands for is compared
     used = [optim["schedule"], optim["freeze"], optim["clip_norm"] > 0, optim["layer_decay"] < 1]
     parts = (model, rates, plain["objective"], plain["data"], plain["evals"], used)
     return json.dumps(parts)

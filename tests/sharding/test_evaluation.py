@@ -1,0 +1,79 @@
+"""The same checkpoint evaluated on one device, on eight, and in two processes: the same numbers."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, environment
+from tests.sharding.evaluating import MODELS, save_random
+from tests.sharding.test_processes import together
+
+VIDEOS = 23  # divides by nothing
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> tuple[Path, Path]:
+    """Folders with weights and with shards."""
+    from data_pipelines.ingest.__main__ import main as ingest
+    from data_pipelines.synthetic import World, write_world
+
+    folder = tmp_path_factory.mktemp("evaluated")
+    write_world(World(size=64, frames=20), folder / "videos", {"test": VIDEOS})
+    annotations, shards = folder / "videos/annotations.jsonl", folder / "shards"
+    assert ingest([f"--source={annotations}", f"--out={shards}", "--name=odd", "--workers=1"]) == 0
+    for name in MODELS:
+        save_random(name, shards, folder)
+    return folder, shards
+
+
+@pytest.fixture(
+    scope="module", params=["videomae", pytest.param("uniformerv2", marks=pytest.mark.slow)]
+)
+def name(request) -> str:
+    return request.param
+
+
+def arguments(name: str, files: tuple[Path, Path], out: Path) -> list[str]:
+    return [sys.executable, "-m", "tests.sharding.evaluating", name, *map(str, (*files, out))]
+
+
+def result(out: Path) -> dict:
+    return json.loads((out / "result.json").read_text())["results"]["test"]
+
+
+def alone(name: str, files: tuple[Path, Path], out: Path, devices: int) -> dict:
+    done = subprocess.run(
+        arguments(name, files, out),
+        cwd=ROOT,
+        env=environment(devices),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return result(out)
+
+
+@pytest.fixture(scope="module")
+def one(name, files, tmp_path_factory) -> dict:
+    return alone(name, files, tmp_path_factory.mktemp("one"), 1)
+
+
+def test_eight_devices_give_the_same_numbers(name, one, files, tmp_path):
+    assert one["metrics"]["videos"] == VIDEOS
+    assert one["protocol"]["segments"] * one["protocol"]["crops"] == 6
+    predicted = [sum(row) for row in zip(*one["tables"]["confusion"], strict=True)]
+    assert sum(count > 0 for count in predicted) > 1  # not one class for all
+    # Metrics, tables, and the digest of all scores to the last bit.
+    assert alone(name, files, tmp_path, 8) == one
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_same_numbers(name, one, files, tmp_path):
+    together(arguments(name, files, tmp_path), 2)
+    assert result(tmp_path) == one
