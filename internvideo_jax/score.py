@@ -93,7 +93,7 @@ class Scorer:
         self._tokenize = make_tokenizer(
             self.options.tokenizer, config.context, clean=self.options.clean
         )
-        if self._tokenize.vocab_size > config.vocab:
+        if self._tokenize.vocab_size != config.vocab:
             raise ValueError(
                 f"--tokenizer={self.options.tokenizer} has {self._tokenize.vocab_size} ids, the "
                 f"model's table {config.vocab}: they belong to different models"
@@ -320,7 +320,7 @@ HELP = {
     "sampling": "Which frames: data_pipelines/sampling.py, VIEWS.",
     "stride": "Stored frames between two of a clip, for dense and clock.",
     "crop": "squash: the whole frame, bicubically; center: short side resized, middle cut out.",
-    "tokenizer": "clip, clip:PATH or bert:PATH.",
+    "tokenizer": "clip, clip:PATH or bert:PATH; default: the config's, else clip.",
     "clean": "Captions without case and punctuation, as ViCLIP trains.",
     "batch": "Clips, and captions, per step.",
     "skip_unreadable": "Leave damaged records out and count them instead of stopping.",
@@ -339,7 +339,7 @@ def main() -> None:
     chosen = {}
     for field in dataclasses.fields(Scoring):
         define = {int: flags.DEFINE_integer, str: flags.DEFINE_string, bool: flags.DEFINE_bool}
-        default = field.default
+        default = "" if field.name == "tokenizer" else field.default
         chosen[field.name] = define[type(default)](field.name, default, HELP[field.name])
 
     def run() -> int:
@@ -348,6 +348,8 @@ def main() -> None:
             raise ValueError("--checkpoint and --out are needed, see --help")
         config = cli.typed_config()
         options = Scoring(**{name: flag.value for name, flag in chosen.items()})
+        tokenizer = options.tokenizer or config.data.tokenizer or "clip"
+        options = dataclasses.replace(options, tokenizer=tokenizer)
         directory = config.data.train or config.data.eval
         dataset = open_dataset(directory, split.value or (directory and default_split(directory)))
         mesh = make_mesh(config.mesh)

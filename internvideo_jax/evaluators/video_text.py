@@ -67,7 +67,7 @@ class VideoTextTask:
             )
         name = self.tokenizer or context.data.tokenizer or "clip"
         tokenizer = make_tokenizer(name, config.context, clean=self.clean)
-        if tokenizer.vocab_size > config.vocab:
+        if tokenizer.vocab_size != config.vocab:
             raise ValueError(
                 f"the tokenizer {name!r} has {tokenizer.vocab_size} ids, the model's table "
                 f"{config.vocab}: they belong to different models"
