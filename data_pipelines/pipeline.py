@@ -252,6 +252,7 @@ class _ViewBatches:
     process: int
     processes: int
     pool: RowPool
+    seconds: float = 0.0
     buffer: FrameBuffer = dataclasses.field(default_factory=FrameBuffer)
 
     def __call__(self, step: int) -> Batch:
@@ -292,7 +293,7 @@ class _ViewBatches:
         try:
             wanted = sampling.view_frames(
                 clip.sampling,
-                record.timestamps_us,
+                sampling.beginning(record.timestamps_us, self.seconds),
                 record.fps,
                 clip.frames,
                 clip.stride,
@@ -301,6 +302,12 @@ class _ViewBatches:
         except ValueError as error:
             raise ValueError(f"{self.dataset.address(index, record)}: {error}") from error
         frames = self.dataset.frames(index, record, wanted.ravel(), self.buffer)
+        if config.crop_rule == transforms.SQUASH:
+            whole = (0, 0, *frames[0].shape[:2])
+            for segment, row in enumerate(out):
+                pictures = frames[segment * clip.frames : (segment + 1) * clip.frames]
+                transforms.crop_resize(pictures, whole, clip.size, method="bicubic", out=row)
+            return
         resized: dict[int, np.ndarray] = {}
         for number, frame in zip(wanted.ravel(), frames, strict=True):
             if int(number) not in resized:
@@ -320,6 +327,9 @@ class ViewPass(Iterator[Batch]):
     The last batch is padded with `valid` = False so that all hosts take the same number of steps.
     A record that cannot be read raises, or under `substitute` is marked invalid and counted in
     `skipped`.
+
+    Args:
+      seconds: look at so much from the beginning of every clip only; 0 = all of it.
     """
 
     def __init__(
@@ -330,10 +340,13 @@ class ViewPass(Iterator[Batch]):
         *,
         process: int = 0,
         processes: int = 1,
+        seconds: float = 0.0,
     ):
         _check_clip(config.clip, sampling.VIEW_RULES)
         side = config.clip.size
         transforms.crop_boxes(side, side, side, config.crops, config.crop_rule)  # raises if unknown
+        if seconds < 0:
+            raise ValueError(f"seconds = {seconds:g}: expected a length, or 0 for whole clips")
         check_reader(config.reader)
         if config.batch % processes:
             raise ValueError(
@@ -345,7 +358,7 @@ class ViewPass(Iterator[Batch]):
         self.steps = -(-len(self.dataset) // config.batch)
         self.skipped = 0
         self._pool = RowPool(row_threads(config.reader))
-        make = _ViewBatches(self.dataset, config, process, processes, self._pool)
+        make = _ViewBatches(self.dataset, config, process, processes, self._pool, seconds)
         self._batches = iterate(grain.MapDataset.range(self.steps).map(make), config.reader)
 
     def __len__(self) -> int:

@@ -370,6 +370,15 @@ def train_frames(
     return TRAIN[rule](len(times), T, r, rng)
 
 
+def beginning(times: Sequence[int], seconds: float) -> Sequence[int]:
+    """The frame times of the first `seconds` (DiDeMo: 30), the first one always; 0 = all."""
+    if not seconds:
+        return times
+    values = np.asarray(times)
+    end = values[0] + round(seconds * 1e6)
+    return values[: max(1, int(np.searchsorted(values, end)))].tolist()
+
+
 def view_frames(
     rule: str, times: Sequence[int], fps: float, T: int, r: int, segments: int
 ) -> np.ndarray:

@@ -19,6 +19,8 @@ Box = tuple[int, int, int, int]
 # The pipeline has its own threads; OpenCV's pool would only fight with them.
 cv2.setNumThreads(0)
 
+SQUASH = "squash"  # the rule of crop_boxes that does not cut
+
 MULTISCALE = (1.0, 0.875, 0.75, 0.66)
 
 # How pixels are resized. `bilinear` and `bicubic` take 2 or 4 neighbours per axis even when
@@ -103,8 +105,11 @@ def crop_boxes(height: int, width: int, size: int, crops: int, rule: str = "even
 
     Rules: `even` spaces them evenly and truncates (VideoMAE); `slowfast` rounds the middle one up
     (UniFormerV2, one or three crops); `corners` takes the four corners, row by row, and the centre
-    (five crops). One crop is the centre.
+    (five crops). One crop is the centre. `squash` is no cut: the caller scales the whole frame to a
+    square, bicubically (ViCLIP's evaluation, one crop).
     """
+    if rule == SQUASH and crops == 1:
+        return [(0, 0, height, width)]
     if crops == 1 and rule in ("even", "corners"):
         return [center_box(height, width, size)]
     if rule == "corners" and crops == 5:
@@ -119,7 +124,7 @@ def crop_boxes(height: int, width: int, size: int, crops: int, rule: str = "even
     else:
         raise ValueError(
             f"crop rule {rule!r} with {crops} crops; known: even, slowfast (1 or 3 crops), corners "
-            "(5 crops)"
+            "(5 crops), squash (1 crop)"
         )
     if height > width:
         return [(start, 0, size, size) for start in starts]

@@ -259,14 +259,18 @@ def extract(
     return len(mine)
 
 
-def check_same(path: Path, provenance: dict[str, Any]) -> None:
-    """Writes what decides the features, or compares it with what made those that are there."""
+def check_same(path: Path, provenance: dict[str, Any], settings: str = "windows") -> None:
+    """Writes what decides the output, or compares it with what made the one that is there.
+
+    Args:
+      settings: name of the entry that holds the settings.
+    """
     text = json.dumps(provenance, indent=1, sort_keys=True, default=str) + "\n"
     if not path.exists():
         write_atomic(str(path), text.encode())
         return
     before, now = json.loads(path.read_text()), json.loads(text)
-    for name in ("windows", "params_digest", "data_fingerprint", "model"):
+    for name in (settings, "params_digest", "data_fingerprint", "model"):
         if before.get(name) != now[name]:
             raise ValueError(
                 f"{path}: made with another {name} ({before.get(name)}, now {now[name]}); give "

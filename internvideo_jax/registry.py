@@ -30,6 +30,9 @@ EVALUATORS = {
     "knn": "internvideo_jax.evaluators.knn:NearestNeighbours",
     "linear_probe": "internvideo_jax.evaluators.probes:LinearProbe",
     "attentive_probe": "internvideo_jax.evaluators.probes:AttentiveProbe",
+    "zero_shot": "internvideo_jax.evaluators.zero_shot:ZeroShot",
+    "retrieval": "internvideo_jax.evaluators.retrieval:TextVideoRetrieval",
+    "multiple_choice": "internvideo_jax.evaluators.multiple_choice:MultipleChoice",
 }
 
 KINDS = {"model": MODELS, "objective": OBJECTIVES, "evaluator": EVALUATORS}

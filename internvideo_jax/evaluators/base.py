@@ -67,6 +67,7 @@ class Input:
     views: ViewConfig
     labelled: bool  # whether it needs labels
     head: bool = False  # whether its classes must be those of the model's head
+    seconds: float = 0.0  # only so much from the beginning of every clip; 0 = all
 
 
 @dataclasses.dataclass
@@ -109,6 +110,7 @@ class EvalContext:
             views,
             process=jax.process_index(),
             processes=jax.process_count(),
+            seconds=source.seconds,
         )
         info = stream.dataset.manifest.split(split)
         if source.labelled and not sum(info.label_counts):
@@ -135,11 +137,11 @@ class EvalContext:
         function = self.compiled(key, build)
         sharding = batch_sharding(self.mesh)
         config = views.config
-        rows = tile_rows(config.segments * config.crops) * self._shards()
+        rows = tile_rows(config.segments * config.crops) * self.shards()
         rows, rest = divmod(rows, jax.process_count())
         if rest:
             raise ValueError(
-                f"a mesh that splits batches over {self._shards()} devices cannot be fed by "
+                f"a mesh that splits batches over {self.shards()} devices cannot be fed by "
                 f"{jax.process_count()} processes; expected a multiple of them"
             )
         steps = tqdm(
@@ -166,7 +168,7 @@ class EvalContext:
         finally:
             views.close()
 
-    def _shards(self) -> int:
+    def shards(self) -> int:
         """Devices over which the mesh splits a batch."""
         return math.prod(self.mesh.shape[axis] for axis in BATCH_AXES)
 

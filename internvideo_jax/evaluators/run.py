@@ -24,14 +24,17 @@ def check_evaluators(evaluators: Mapping[str, Evaluator], context: EvalContext) 
       ValueError: data that are missing or do not fit; names the evaluator.
     """
     for label, evaluator in evaluators.items():
-        for source in evaluator.inputs() if evaluator.every >= 0 else ():
-            try:
+        if evaluator.every < 0:
+            continue
+        try:
+            for source in evaluator.inputs():
                 context.open(source).close()
-            except (ValueError, OSError) as error:
-                raise ValueError(
-                    f"config.evals.{label}: {error} (to leave it out: "
-                    f"--config.evals.{label}.every=-1)"
-                ) from error
+            if check := getattr(evaluator, "check", None):  # what is read beside the splits
+                check(context)
+        except (ValueError, OSError, ImportError) as error:
+            raise ValueError(
+                f"config.evals.{label}: {error} (to leave it out: --config.evals.{label}.every=-1)"
+            ) from error
 
 
 def run_evaluators(

@@ -57,9 +57,10 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
     ),
 }
 
-# `cosine`: mean of the cosines (ViCLIP). `probability`: mean of the softmax over the classes
+# `cosine`: mean of the cosines (ViCLIP). `embedding`: cosine with the mean of the prompts of length
+# 1, brought to length 1 again (CLIP). `probability`: mean of the softmax over the classes
 # (InternVideo1).
-MERGES = ("cosine", "probability")
+MERGES = ("cosine", "embedding", "probability")
 
 
 def check_templates(templates: Sequence[str]) -> tuple[str, ...]:
@@ -112,14 +113,19 @@ def class_scores(
       scale: what cosines are multiplied by before a softmax, exp(logit_scale) or 1 / temperature.
 
     Returns:
-      (N, K) float64: mean cosine, or mean probability.
+      (N, K) float64: mean cosine, cosine with the mean, or mean probability.
     """
     if how not in MERGES:
         raise ValueError(f"unknown merge rule {how!r}; known: {', '.join(MERGES)}")
+    video, text = _unit(video), _unit(text)
+    if how == "probability":
+        scores = np.zeros((len(video), len(text)))
+        for prompt in range(text.shape[1]):  # (N, K) at a time
+            scores += softmax(scale * (video @ text[:, prompt].T))
+        return scores / text.shape[1]
     # Every prompt has length 1; their mean, which is not normalised again, gives the mean cosine.
-    cosines = np.einsum("ne,kae->nak", _unit(video), _unit(text))
-    scores = cosines if how == "cosine" else softmax(scale * cosines)
-    return scores.mean(axis=1)
+    mean = text.mean(axis=1)
+    return video @ (mean if how == "cosine" else _unit(mean)).T
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:

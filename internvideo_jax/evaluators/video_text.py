@@ -1,0 +1,278 @@
+"""Embeddings of videos and texts in one space, for tasks that only compare them.
+
+The model has `encode_video` and `encode_text`; its config says in `context` how many ids a text
+has. Nothing is trained.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+
+from data_pipelines import schema
+from data_pipelines.config import ClipConfig, ViewConfig
+from data_pipelines.dataset import Dataset
+from data_pipelines.text import Tokenizer, make_tokenizer
+from data_pipelines.text.caption import clean_caption
+from internvideo_jax.evaluators.base import EvalContext, Input, describe_data
+from internvideo_jax.parallel.mesh import batch_sharding
+from internvideo_jax.parallel.multihost import to_global, to_host
+from internvideo_jax.types import Params
+
+# Texts that a device encodes at a time; fixed, so that one program does and results do not depend
+# on the number of devices.
+TEXT_TILE = 32
+SHOWN = 5  # of a long list in an error
+
+_Value = TypeVar("_Value")
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoTextTask:
+    """Settings of every task that compares videos with texts.
+
+    The default views are ViCLIP's: the middle frame of each of T equal parts, the whole frame
+    squashed to a square.
+    """
+
+    name: str = ""
+    every: int = 0  # steps; 0 = only at the end, -1 = never
+    data: str = ""  # default: the run's
+    split: str = ""  # default: test, else val, else train
+    views: ViewConfig = ViewConfig(clip=ClipConfig(sampling="uniform"), crop_rule="squash")
+    seconds: float = 0.0  # only so much from the beginning of every clip; 0 = all
+    tokenizer: str = ""  # clip | clip:PATH | bert:PATH; empty: the run's, else clip
+    clean: bool = True  # texts without case and punctuation (ViCLIP); InternVideo1 does not
+
+    def inputs(self) -> tuple[Input, ...]:
+        return (Input(self.data, self.split, self.views, labelled=False, seconds=self.seconds),)
+
+    def check(self, context: EvalContext) -> None:
+        """What `inputs` does not say; ValueError before a run's first step."""
+        self.text_encoder(context)
+
+    def text_encoder(self, context: EvalContext) -> TextEncoder:
+        """Raises ValueError for a model without texts, or a tokenizer of another vocabulary."""
+        config = context.model.config
+        if "text" not in getattr(config, "reads", ()):
+            kind = getattr(config, "name", type(config).__name__)
+            raise ValueError(
+                f"the evaluator {self.name!r} compares videos with texts, and config.model is "
+                f"{kind!r}, which reads none; take a model such as viclip"
+            )
+        name = self.tokenizer or context.data.tokenizer or "clip"
+        tokenizer = make_tokenizer(name, config.context, clean=self.clean)
+        if tokenizer.vocab_size != config.vocab:
+            raise ValueError(
+                f"the tokenizer {name!r} has {tokenizer.vocab_size} ids, the model's table "
+                f"{config.vocab}: they belong to different models"
+            )
+        # One id more shows which texts are cut.
+        return TextEncoder(
+            context, tokenizer, make_tokenizer(name, config.context + 1, clean=self.clean)
+        )
+
+    def protocol(self, videos: Videos, texts: TextEncoder) -> dict[str, Any]:
+        """What says how the embeddings were made."""
+        return {
+            **describe_data(videos.dataset, self.views),
+            "seconds": self.seconds,
+            "tokenizer": texts.tokenizer.identity,
+            "text_length": texts.tokenizer.length,
+            "clean": self.clean,
+            "unreadable": videos.unreadable,
+        }
+
+    def is_empty(self, text: str) -> bool:
+        """Whether nothing is left of a text."""
+        return not (clean_caption(text) if self.clean else text).strip()
+
+
+@dataclasses.dataclass(frozen=True)
+class TextEncoder:
+    """A tokenizer and the model's text encoder."""
+
+    context: EvalContext
+    tokenizer: Tokenizer
+    longer: Tokenizer  # the same with one id more
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        """(N, E) float32 embeddings as the model gives them; equal ids have equal ones.
+
+        Raises:
+          ValueError: an embedding that has no direction; names the first such text.
+        """
+        ids, place = np.unique(self.tokenizer(texts), axis=0, return_inverse=True)
+        place = place.ravel()
+        found = encode_texts(self.context, ids)
+        bad = np.flatnonzero(no_direction(found)[place])
+        if len(bad):
+            raise ValueError(
+                f"the embedding of the text {texts[bad[0]]!r} is zero or not finite, as are those "
+                f"of {len(bad)} of {len(texts)} texts: the checkpoint's text encoder is broken"
+            )
+        return found[place]
+
+    def cut(self, texts: Sequence[str]) -> int:
+        """How many texts are longer than the model's context, and lose their end."""
+        return int(self.longer.mask(self.longer(texts))[:, -1].sum()) if texts else 0
+
+
+def encode_texts(context: EvalContext, ids: np.ndarray) -> np.ndarray:
+    """(N, S) int32 -> (N, E) float32, in batches of one shape; whole on every host."""
+
+    def build() -> Callable[..., Any]:
+        def forward(params: Params, batch: dict[str, jax.Array]) -> jax.Array:
+            return context.model.apply(params, batch["text"], method="encode_text")
+
+        return forward
+
+    function = context.compiled("encode_text", build)
+    sharding = batch_sharding(context.mesh)
+    rows, count = TEXT_TILE * context.shards(), jax.process_count()
+    own = slice(jax.process_index() * rows // count, (jax.process_index() + 1) * rows // count)
+    out: np.ndarray | None = None
+    waiting: list[tuple[jax.Array, jax.Array]] = []
+
+    def store(index: np.ndarray, values: np.ndarray) -> np.ndarray:
+        table = np.empty((len(ids), values.shape[1]), np.float32) if out is None else out
+        table[index] = values  # rows that repeat the last text write what is there
+        return table
+
+    for start in range(0, len(ids), rows):
+        index = np.minimum(np.arange(start, start + rows, dtype=np.int32), len(ids) - 1)[own]
+        batch = to_global({"index": index, "text": ids[index]}, sharding)
+        with jax.set_mesh(context.mesh):
+            waiting.append((batch["index"], function(context.params, batch)))
+        if len(waiting) > 1:  # one batch computes while the one before is fetched
+            out = store(*to_host(waiting.pop(0)))
+    if waiting:
+        out = store(*to_host(waiting.pop(0)))
+    if out is None:
+        raise ValueError("there is no text to encode")
+    return out
+
+
+@dataclasses.dataclass(frozen=True)
+class Videos:
+    """Embedded videos of a split, in the order of its records.
+
+    Attributes:
+      record: (V,) record numbers.
+      label: (V,) class, -1 without.
+      values: (V, E) float32, of length 1; where a video has several views, the mean of theirs,
+        brought to length 1 again.
+      unreadable: records left out.
+    """
+
+    dataset: Dataset
+    record: np.ndarray
+    label: np.ndarray
+    values: np.ndarray
+    unreadable: int
+
+    def records(self, read: Callable[[schema.Record], _Value], threads: int) -> list[_Value]:
+        """`read` of the record of every video, without its pictures."""
+
+        def one(number: int) -> _Value:
+            return read(self.dataset.load(number))
+
+        with ThreadPoolExecutor(max(threads, 1)) as pool:
+            return list(pool.map(one, self.record.tolist()))
+
+    def name(self, video: int) -> str:
+        """The id of a video's record, or its number where it has none."""
+        number = int(self.record[video])
+        return self.dataset.load(number).media_id or f"record {number}"
+
+
+def embed_videos(context: EvalContext, source: Input, title: str) -> Videos:
+    """Raises ValueError for an embedding that has no direction; names the first such record."""
+    stream = context.open(source)
+
+    def build() -> Callable[..., Any]:
+        def forward(params: Params, batch: dict[str, jax.Array]) -> jax.Array:
+            return context.model.apply(params, batch["video"], method="encode_video")
+
+        return forward
+
+    rows = list(context.outputs(stream, "encode_video", build, title))
+    valid = np.concatenate([batch["valid"] for batch, _ in rows])
+    record, view, label = (
+        np.concatenate([batch[key] for batch, _ in rows])[valid]
+        for key in ("index", "view", "label")
+    )
+    values = np.concatenate([embedding for _, embedding in rows])[valid].astype(np.float32)
+    if not len(record):
+        raise ValueError(
+            f"no record of split {stream.dataset.split!r} of {stream.dataset.manifest.directory} "
+            "can be read"
+        )
+    # Sorted by record and view, so that sums add up in one order on any mesh.
+    _, first = np.unique(np.stack([record, view], axis=1), axis=0, return_index=True)
+    record, label, values = record[first], label[first], values[first]
+    if (bad := no_direction(values)).any():
+        number = int(record[np.argmax(bad)])
+        address = stream.dataset.address(number, stream.dataset.load(number))
+        raise ValueError(
+            f"{address}: the embedding of this video is zero or not finite, as are those of "
+            f"{len(np.unique(record[bad]))} of {len(np.unique(record))} videos: the checkpoint's "
+            "video encoder or the record is broken"
+        )
+    videos, begin = np.unique(record, return_index=True)
+    mean = np.add.reduceat(unit(values), begin, axis=0)
+    if (bad := no_direction(mean)).any():
+        raise ValueError(
+            f"record {videos[np.argmax(bad)]}: the embeddings of its views cancel each other"
+        )
+    return Videos(stream.dataset, videos, label[begin], unit(mean), stream.skipped)
+
+
+def unit(values: np.ndarray) -> np.ndarray:
+    """Rows of length 1, float32; computed in double."""
+    rows = values.astype(np.float64)
+    return (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
+
+
+def no_direction(values: np.ndarray) -> np.ndarray:
+    """(N,) bool: rows that are zero or not finite, and so have no cosine with anything."""
+    return np.logical_not(np.isfinite(values).all(axis=1) & values.any(axis=1))
+
+
+def logit_scale(params: Params | None, wanted: float) -> float:
+    """`wanted`, or for 0 what the model multiplies cosines by: 1 / temperature.
+
+    Raises:
+      ValueError: 0, and a model without a usable parameter `temperature`.
+    """
+    if wanted:
+        return wanted
+    if not params or "temperature" not in params:
+        raise ValueError(
+            "scale = 0 takes 1 / temperature of the model, which has none; give the number that "
+            "cosines are multiplied by"
+        )
+    temperature = float(np.asarray(jax.device_get(params["temperature"])))
+    if not (np.isfinite(temperature) and temperature > 0):
+        raise ValueError(
+            f"the model's temperature is {temperature}: expected a positive number; give the scale"
+        )
+    return 1.0 / temperature
+
+
+def first_captions(dataset: Dataset) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """(record number, captions) of the records that have any."""
+    for number in range(len(dataset)):
+        if captions := tuple(dataset.load(number).captions):
+            yield number, captions
+
+
+def some(names: Sequence[Any]) -> str:
+    """`'a', 'b' and 7 more`."""
+    rest = len(names) - SHOWN
+    return ", ".join(map(repr, names[:SHOWN])) + (f" and {rest} more" if rest > 0 else "")
