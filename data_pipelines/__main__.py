@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from data_pipelines.command import BAD_DATA, GOOD, run_command
 from data_pipelines.ingest.options import default_workers
 from data_pipelines.ingest.progress import say
+from data_pipelines.subset.options import add_arguments as add_subset_arguments
 
 _DESCRIPTION = """\
-Look at, check, repair and measure data sets made by `python -m data_pipelines.ingest`.
+Look at, check, repair and measure data sets made by `python -m data_pipelines.ingest`, and choose
+from lists of clips before that.
 `python -m data_pipelines COMMAND --help` describes a command.
 """
 
@@ -80,6 +82,21 @@ examples:
 """
 
 
+_SUBSET = """\
+Choose from a list of captioned clips (JSONL, JSONL.gz or Parquet, InternVid's columns or our own):
+filters, the best share by similarity, a draw in which every video has the same chance, and a report
+of captions that repeat each other. The list is streamed; it may be larger than memory.
+
+OUT has the rows as they were, OUT.summary.json the counts per reason, thresholds and checksums. An
+interrupted run continues with the same command. Exit code 1 when more rows than --max-bad are
+malformed.
+
+examples:
+  python -m data_pipelines subset --source all.jsonl --out flt.jsonl --top-share 0.3 --sample 100000
+  python -m data_pipelines subset --source all.jsonl --out long.jsonl --min-words 10 --language en
+"""
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     result = argparse.ArgumentParser(
@@ -98,10 +115,11 @@ def parser() -> argparse.ArgumentParser:
             epilog=_EPILOG,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        places = "?" if name in _STREAMS else None
-        command.add_argument(
-            "directory", metavar="DIR", nargs=places, help="directory with the shards"
-        )
+        if name != "subset":
+            places = "?" if name in _STREAMS else None
+            command.add_argument(
+                "directory", metavar="DIR", nargs=places, help="directory with the shards"
+            )
         return command
 
     inspect = add("inspect", "what a data set holds and what the model sees of it", _INSPECT)
@@ -204,6 +222,8 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="left and right matter to the labels: training will not mirror",
     )
+
+    add_subset_arguments(add("subset", "choose from a list of captioned clips", _SUBSET))
     return result
 
 
@@ -324,12 +344,28 @@ def _adopt(arguments: argparse.Namespace) -> int:
     return GOOD
 
 
+def _subset(arguments: argparse.Namespace) -> int:
+    from data_pipelines.subset import options, run
+
+    chosen = options.options(arguments)
+    summary = run.build(chosen, arguments.quiet)
+    for text in run.report(summary):
+        print(text)
+    print(f"wrote {chosen.out} and {chosen.out}.summary.json")
+    bad = summary["left_out"]["malformed"]
+    if bad > chosen.max_bad * summary["rows"]:
+        print(f"{bad} rows are malformed, more than --max-bad {chosen.max_bad:g} allows")
+        return BAD_DATA
+    return GOOD
+
+
 _COMMANDS = {
     "inspect": _inspect,
     "verify": _verify,
     "bench": _bench,
     "reindex": _reindex,
     "adopt": _adopt,
+    "subset": _subset,
 }
 
 

@@ -39,9 +39,12 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-    """AdamW with warm-up and decay to `min_lr`."""
+    """AdamW or BertAdam, with warm-up and decay to `min_lr`."""
 
-    # optim/schedules.py: cosine (VideoMAE), slowfast (UniFormerV2: over fractional epochs).
+    # adamw, or bert_adam (optim/bert_adam.py: text-video retrieval of InternVideo1).
+    algorithm: str = "adamw"
+    # optim/schedules.py: cosine (VideoMAE), slowfast (UniFormerV2: over fractional epochs),
+    # floored (ViCLIP: never below min_lr, in the warm-up too), unshifted (bert_adam's).
     schedule: str = "cosine"
     lr: float = 1.5e-4
     min_lr: float = 1e-5

@@ -251,7 +251,7 @@ def _check_columns(where: str, known: Mapping[str, Any], values: Mapping[str, An
 
 
 def _span(where: str, values: Mapping[str, Any]) -> tuple[float | None, float | None]:
-    start, end = (_seconds(where, key, values.get(key)) for key in ("start", "end"))
+    start, end = (seconds(where, key, values.get(key)) for key in ("start", "end"))
     if end is not None and end <= (start or 0.0):
         raise ValueError(f"{where}: end {end:g} s is not after start {start or 0:g} s")
     return start, end
@@ -338,13 +338,14 @@ def _list(where: str, key: str, value: Any, separator: str = "") -> tuple[str, .
     return tuple(_text(where, key, item) for item in values)
 
 
-def _seconds(where: str, key: str, value: Any) -> float | None:
+def seconds(where: str, key: str, value: Any) -> float | None:
+    """A time as tables have it; None for an empty cell, ValueError for anything else."""
     if value is None or value == "":
         return None
     clock = _CLOCK.fullmatch(value) if isinstance(value, str) else None
     if clock:
-        hours, minutes, seconds = clock.groups()
-        return int(hours or 0) * 3600 + int(minutes) * 60 + float(seconds)
+        hours, minutes, rest = clock.groups()
+        return int(hours or 0) * 3600 + int(minutes) * 60 + float(rest)
     try:
         result = float(value)
     except (TypeError, ValueError):

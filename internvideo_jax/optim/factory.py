@@ -13,6 +13,7 @@ import numpy as np
 import optax
 
 from internvideo_jax.config import OptimConfig
+from internvideo_jax.optim.bert_adam import scale_by_bert_adam
 from internvideo_jax.optim.schedules import Schedule
 from internvideo_jax.types import Params, flatten_paths, path_name, unflatten_paths
 
@@ -61,7 +62,8 @@ def make_optimizer(config: OptimConfig, shapes: Params, schedule: Schedule) -> O
     """Builds the optimizer for parameters of these shapes.
 
     Raises:
-      ValueError: a pattern that matches nothing, layer decay without its stack.
+      ValueError: a pattern that matches nothing, layer decay without its stack, an unknown
+        algorithm.
     """
     paths = flatten_paths(shapes)
     frozen = _matching("freeze", config.freeze, list(paths))
@@ -69,7 +71,7 @@ def make_optimizer(config: OptimConfig, shapes: Params, schedule: Schedule) -> O
     scales = layer_scales(config, shapes)
     chain = [
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm > 0 else optax.identity(),
-        optax.scale_by_adam(config.b1, config.b2, config.eps),
+        _moments(config),
         optax.add_decayed_weights(config.weight_decay, mask=decay_mask(shapes, decayed)),
     ]
     if scales is not None:
@@ -81,6 +83,16 @@ def make_optimizer(config: OptimConfig, shapes: Params, schedule: Schedule) -> O
             {"trained": transform, "frozen": optax.set_to_zero()}, labels
         )
     return Optimizer(transform, schedule, frozen, config)
+
+
+def _moments(config: OptimConfig) -> optax.GradientTransformation:
+    if config.algorithm == "adamw":
+        return optax.scale_by_adam(config.b1, config.b2, config.eps)
+    if config.algorithm == "bert_adam":
+        return scale_by_bert_adam(config.b1, config.b2, config.eps)
+    raise ValueError(
+        f"unknown config.optim.algorithm {config.algorithm!r}; known: adamw, bert_adam"
+    )
 
 
 def scale_updates(updates: Any, scales: Params) -> Params:

@@ -60,6 +60,41 @@ def slowfast_cosine(
     return rate
 
 
+def floored_cosine(base: float, floor: float, total: int, warmup: int = 0) -> Schedule:
+    """ViCLIP's rule: a linear warm-up and half a cosine to zero, neither ever below `floor`.
+
+    Step s has base * s / warmup before step `warmup`, which is the first with `base`.
+    """
+    if warmup >= total > 0:
+        raise ValueError(f"warm-up takes {warmup} of {total} steps; expected it to be shorter")
+
+    def rate(step: Any) -> Any:
+        xp = _numeric(step)
+        done = xp.clip((step - warmup) / max(total - warmup, 1), 0.0, 1.0)
+        factor = xp.where(step < warmup, step / max(warmup, 1), 0.5 * (1.0 + xp.cos(np.pi * done)))
+        return xp.maximum(base * factor, floor)
+
+    return rate
+
+
+def unshifted_cosine(base: float, total: int, warmup: float) -> Schedule:
+    """BertAdam's warmup_cosine: the cosine counts from step 0, so the rate drops after warm-up.
+
+    Args:
+      warmup: steps; may be a fraction, the reference has a share of `total`.
+    """
+    if not 0 <= warmup < total:
+        raise ValueError(f"warm-up takes {warmup} of {total} steps; expected it to be shorter")
+
+    def rate(step: Any) -> Any:
+        xp = _numeric(step)
+        ramp = step / max(warmup, 1e-9)
+        # Past the end it rises again, as in the reference.
+        return base * xp.where(step < warmup, ramp, 0.5 * (1.0 + xp.cos(np.pi * step / total)))
+
+    return rate
+
+
 def make_schedule(
     kind: str, base: float, final: float, start: float, warmup: int, total: int
 ) -> Schedule:
@@ -68,4 +103,16 @@ def make_schedule(
         return cosine(base, final, total, warmup, start)
     if kind == "slowfast":
         return slowfast_cosine(base, final, start, warmup, total)
-    raise ValueError(f"unknown config.optim.schedule {kind!r}; known: cosine, slowfast")
+    if kind in ("floored", "unshifted"):
+        if start:
+            raise ValueError(
+                f"config.optim.schedule {kind!r} warms up from 0, found a start of {start:g}"
+            )
+        if kind == "floored":
+            return floored_cosine(base, final, total, warmup)
+        if final:
+            raise ValueError(f"config.optim.schedule {kind!r} ends at 0, found {final:g}")
+        return unshifted_cosine(base, total, warmup)
+    raise ValueError(
+        f"unknown config.optim.schedule {kind!r}; known: cosine, slowfast, floored, unshifted"
+    )

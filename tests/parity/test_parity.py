@@ -7,6 +7,7 @@ import pytest
 from tests.parity import (  # noqa: F401  (they register themselves)
     data_adapters,
     model_adapters,
+    retrieval_adapters,
     text_adapters,
     uniformerv2_adapters,
 )

@@ -1,0 +1,1 @@
+"""Lists of captioned clips -> smaller lists: filters, best share, sampling, near duplicates."""

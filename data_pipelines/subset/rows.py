@@ -1,0 +1,169 @@
+"""Lists of captioned clips, row by row: JSONL (also .gz) and Parquet."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+from data_pipelines.ingest.tables import seconds
+
+# What a column may be called; the first that a row has is taken. `similarity` is what scoring with
+# a model writes, the cosine of clip and caption.
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "video_id": ("YoutubeID", "video_id"),
+    "video": ("video", "path"),
+    "caption": ("Caption", "caption"),
+    "start": ("Start_timestamp", "start"),
+    "end": ("End_timestamp", "end"),
+    "similarity": ("similarity", "UMT_Score", "UMT-SIM"),
+    "aesthetic": ("aesthetic", "Aesthetic_Score"),
+    "language": ("language", "Language"),
+}
+_ID_LENGTH = 11  # of YouTube's ids, with which the file names of clips begin
+
+# A row as it is stored: a line of a JSONL file, or the values of a Parquet row.
+Stored = bytes | Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One row; None is what it does not say."""
+
+    video: str  # the source video, the same for all its clips
+    name: str  # the file, or the video where a row names no file
+    caption: str
+    start: float | None  # seconds
+    end: float | None
+    similarity: float | None
+    aesthetic: float | None
+    language: str | None
+
+
+def kind(path: str) -> str:
+    """`jsonl` or `parquet`, by the ending; ValueError for others."""
+    lower = path.lower().removesuffix(".gz")
+    if lower.endswith((".jsonl", ".ndjson")):
+        return "jsonl"
+    if lower.endswith(".parquet") and not path.lower().endswith(".gz"):
+        return "parquet"
+    raise ValueError(
+        f"{path}: expected a list that ends in .jsonl, .jsonl.gz or .parquet, one clip per row"
+    )
+
+
+def pyarrow_parquet() -> Any:
+    """The module pyarrow.parquet; ValueError that says how to get it."""
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ValueError(
+            "Parquet files need pyarrow: pip install 'internvideo-jax[parquet]'"
+        ) from error
+    return pyarrow.parquet
+
+
+def resumable(path: str) -> bool:
+    """Whether `stored` can begin in the middle."""
+    return kind(path) == "jsonl" and not path.lower().endswith(".gz")
+
+
+def stored(path: str, begin: int = 0) -> Iterator[tuple[Stored, int]]:
+    """Every row as it is stored, and where the next one begins; blank lines are no rows.
+
+    Args:
+      begin: a place that was yielded before, for files that are `resumable`.
+    """
+    if kind(path) == "parquet":
+        file = pyarrow_parquet().ParquetFile(path)
+        for batch in file.iter_batches(batch_size=8192):
+            for row in batch.to_pylist():
+                yield row, 0
+        return
+    with _open(path) as file:
+        file.seek(begin)
+        place = begin
+        try:
+            for line in file:
+                place += len(line)
+                if line.strip():
+                    yield line, place
+        except (EOFError, gzip.BadGzipFile) as error:
+            raise RuntimeError(f"{path}: is not a whole gzip file ({error})") from error
+
+
+def _open(path: str) -> BinaryIO:
+    opened: Callable[..., Any] = gzip.open if path.lower().endswith(".gz") else open
+    return opened(path, "rb")
+
+
+def read(row: Stored, where: str, names: Mapping[str, str]) -> Clip:
+    """The values of a row.
+
+    Args:
+      where: what errors call the row.
+      names: columns under other names, COLUMNS' key -> name in the list.
+
+    Raises:
+      ValueError: no object, no video, a time, score or caption of another type, end before start.
+    """
+    values = _object(row, where) if isinstance(row, bytes) else row
+
+    def value(column: str) -> Any:
+        if column in names:
+            return values.get(names[column])
+        return next((values[name] for name in COLUMNS[column] if name in values), None)
+
+    video, name = value("video_id"), value("video")
+    if video is None and isinstance(name, str):
+        # As the reference's script: clips are called by the id of their video and a number.
+        video = os.path.basename(name)[:_ID_LENGTH]
+    if not isinstance(video, str) or not video:
+        raise ValueError(
+            f"{where}: names no video; expected a column "
+            f"{', '.join(COLUMNS['video_id'] + COLUMNS['video'])}, or --columns video_id=NAME"
+        )
+    caption, language = value("caption"), value("language")
+    for column, text in (("caption", caption), ("language", language)):
+        if text is not None and not isinstance(text, str):
+            raise ValueError(f"{where}: {column} is {text!r}, expected text")
+    start, end = (seconds(where, column, value(column)) for column in ("start", "end"))
+    if end is not None and end <= (start or 0.0):
+        raise ValueError(f"{where}: end {end:g} s is not after start {start or 0:g} s")
+    return Clip(
+        video,
+        name if isinstance(name, str) else video,
+        caption or "",
+        start,
+        end,
+        _score(where, "similarity", value("similarity")),
+        _score(where, "aesthetic", value("aesthetic")),
+        language,
+    )
+
+
+def _object(line: bytes, where: str) -> Mapping[str, Any]:
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError) as error:  # not JSON, or not UTF-8
+        raise ValueError(f"{where}: is not JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{where}: is a {type(values).__name__}, expected an object")
+    return values
+
+
+def _score(where: str, column: str, value: Any) -> float | None:
+    if value is None or value == "":
+        return None
+    number = math.nan
+    if isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        with contextlib.suppress(ValueError, OverflowError):
+            number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{where}: {column} is {value!r}, expected a finite number")
+    return number
