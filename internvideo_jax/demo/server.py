@@ -153,6 +153,7 @@ class _Handler(BaseHTTPRequestHandler):
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """What the base class refuses: broken request lines and headers, unknown methods."""
         self.close_connection = True
+        self.request_version = "HTTP/1.1"  # a line that is none counts as HTTP/0.9: no headers
         self._json(code, {"error": HTTPStatus(code).phrase})
 
     def _answer(self, work: Any) -> None:
@@ -306,10 +307,11 @@ class _Handler(BaseHTTPRequestHandler):
             handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         except OSError as error:
             raise Refused(404, "the video is no longer there") from error
+        info = os.fstat(handle)
+        if not stat.S_ISREG(info.st_mode):
+            os.close(handle)
+            raise Refused(404, "the video is no longer there")
         with os.fdopen(handle, "rb") as file:
-            info = os.fstat(handle)
-            if not stat.S_ISREG(info.st_mode):
-                raise Refused(404, "the video is no longer there")
             size = info.st_size
             headers = {"Accept-Ranges": "bytes"}
             try:

@@ -42,12 +42,13 @@ class ColourModel:
         self.config = config
 
     def params(self) -> dict[str, Any]:
-        table = np.zeros((self.config.vocab, 3), np.float32)
+        # Other words say a little, so that every text has a direction.
+        rng = np.random.default_rng(0)
+        table = rng.normal(0, 0.02, (self.config.vocab, 3)).astype(np.float32)
         tokenizer = make_tokenizer("clip", 3)
         for channel, name in enumerate(PALETTE):
             table[tokenizer([name])[0, 1], channel] = 1.0
-        # So that texts without a colour have a direction as well.
-        table[tokenizer([""])[0, 0]] = (0.01, 0.02, 0.03)
+        table[0] = 0.0  # padding
         return {"words": table, "temperature": np.float32(0.1)}
 
     def apply(self, params: Any, x: jax.Array, *, method: str) -> jax.Array:
