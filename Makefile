@@ -9,9 +9,12 @@ BEAM_READY := $(BEAM)/ready
 # The TPU compiler takes half a GiB and is for x86 Linux only, so it has one as well.
 AOT := $(VENV)-aot
 AOT_READY := $(AOT)/ready
+# What drives a browser is not needed for anything else.
+BROWSER := $(VENV)-browser
+BROWSER_READY := $(BROWSER)/ready
 DEMO_DIR ?= demo_out
 
-.PHONY: help test test-slow test-beam test-aot demo lint format clean
+.PHONY: help test test-slow test-beam test-aot test-browser demo lint format clean
 
 help:  ## Show the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -40,6 +43,14 @@ $(AOT_READY): pyproject.toml
 test-aot: $(AOT_READY)  ## Compile train steps for TPU slices and check what they need.
 	$(AOT)/bin/python -m pytest -m slow tests/internvideo_jax/tools/test_aot.py
 
+$(BROWSER_READY): pyproject.toml
+	$(PYTHON) -m venv $(BROWSER)
+	$(BROWSER)/bin/python -m pip install --quiet --editable '.[browser,text]' pytest
+	touch $(BROWSER_READY)
+
+test-browser: $(BROWSER_READY)  ## Run the tests of the search page in Chromium.
+	$(BROWSER)/bin/python -m pytest tests/demo/test_browser.py
+
 test-slow: $(READY)  ## Run the tests that take longer.
 	$(BIN)/python -m pytest -m slow -n 2
 
@@ -56,4 +67,4 @@ format: $(READY)  ## Format the code.
 	$(BIN)/ruff check --fix .
 
 clean:  ## Remove the environment and the demo.
-	rm -rf $(VENV) $(BEAM) $(AOT) $(DEMO_DIR)
+	rm -rf $(VENV) $(BEAM) $(AOT) $(BROWSER) $(DEMO_DIR)

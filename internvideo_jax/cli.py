@@ -98,26 +98,32 @@ def parse_arg(arg: str | None, **defaults: Any) -> dict[str, Any]:
     return options
 
 
-def run(main: Callable[[], int | None]) -> None:
-    """Parses flags and runs `main`; our own errors become one message and exit code 2."""
+def run(main: Callable[..., int | None], words: bool = False) -> None:
+    """Parses flags and runs `main`; our own errors become one message and exit code 2.
+
+    Args:
+      words: the command takes words beside its options; `main` gets them as a list.
+    """
 
     def parse(arguments: Sequence[str]) -> list[str]:
+        if words:
+            flags.FLAGS.set_gnu_getopt()  # options may follow words
         try:
             rest = flags.FLAGS(list(arguments))
         except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
             sys.exit(_explain(_flag_message(error)))
-        if len(rest) > 1:
+        if len(rest) > 1 and not words:
             sys.exit(
                 _explain(f"unexpected argument {rest[1]!r}; options start with --, see --help")
             )
         return rest
 
-    def guarded(_: Sequence[str]) -> None:
+    def guarded(rest: Sequence[str]) -> None:
         # Libraries report every step of their work at INFO, and failures that they raise as well.
         logging.set_verbosity(logging.WARNING if DEBUG.value else logging.FATAL)
         _use_large_pages()
         try:
-            code = main()
+            code = main(list(rest[1:])) if words else main()
         except (ValueError, RuntimeError, OSError) as error:
             if DEBUG.value:
                 raise

@@ -46,7 +46,7 @@ MAY_IMPORT = {
     "cli": {"config", "registry"},
     "tools": {"types", "config", "registry", "ops", "parallel", "build", "step", "cli"},
 }
-ENTRY_POINTS = {"train", "evaluate", "extract", "score"}
+ENTRY_POINTS = {"train", "evaluate", "extract", "score", "demo"}
 # Third-party package -> the only rooms that may import it.
 OWNERS = {
     "flax": {"models"},
@@ -57,7 +57,7 @@ OWNERS = {
     "av": {"data_pipelines", "benchmarks"},
     "grain": {"data_pipelines"},
     "matplotlib": {"telemetry"},
-    "jinja2": {"telemetry"},
+    "jinja2": {"telemetry", "demo"},
 }
 NEVER = {"tensorflow", "tensorflow_datasets"}
 # torch: only where .pth files are read, and as a peer of benchmarks; only when asked for.
