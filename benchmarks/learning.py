@@ -77,19 +77,25 @@ def run(folder: Path, *command: object) -> None:
         sys.exit(f"the command ended with exit code {done.returncode}; see {folder}/log.txt")
 
 
-def make_world(folder: Path, seed: int, train: int, test: int) -> dict[str, Path]:
-    """Shards of one seed's clips with the actions as labels, and with what they show."""
-    videos = folder / "videos"
-    annotations = videos / "annotations.jsonl"
+def render(folder: Path, seed: int, train: int, test: int) -> Path:
+    """The annotations of one seed's world, whose clips are rendered if need be."""
+    annotations = folder / "videos" / "annotations.jsonl"
     if not annotations.exists():
         run(
             folder,
             "data_pipelines.synthetic",
-            f"--out={videos}",
+            f"--out={annotations.parent}",
             f"--train={train}",
             f"--test={test}",
             f"--seed={seed}",
         )
+    return annotations
+
+
+def make_world(folder: Path, seed: int, train: int, test: int) -> dict[str, Path]:
+    """Shards of one seed's clips with the actions as labels, and with what they show."""
+    annotations = render(folder, seed, train, test)
+    videos = annotations.parent
     look = videos / "look.jsonl"
     rows = [json.loads(line) for line in annotations.read_text().splitlines()]
     for row in rows:

@@ -124,6 +124,9 @@ class TrainConfig:
     steps: int = 0  # length of the run; either this or epochs
     epochs: float = 0.0
     init_from: str = ""  # run, checkpoint, exported .safetensors or torch file to start from
+    # Regular expressions on paths of parameters that must all come from init_from: what a later
+    # stage takes over from the one before.
+    init_whole: Sequence[str] = ()
     # Rows of the head of those weights that are kept, and of the checkpoint of an evaluation:
     # names | first | fresh | a list file, see checkpoint/classes.py. Empty: all rows if the classes
     # are the same, a fresh head if their number is another.

@@ -46,6 +46,7 @@ def smoke(config: TrainConfig) -> TrainConfig:
         optim=dataclasses.replace(optim, warmup_steps=1, warmup_epochs=0.0),
         checkpoint=CheckpointConfig(every=2),
         log=LogConfig(every=1, report=False),
+        init_whole=(),  # it stands alone: no stage before it has a model of this size
         evals={label: small_pass(evaluator) for label, evaluator in config.evals.items()},
         steps=3,
         epochs=0.0,

@@ -59,6 +59,11 @@ def train(config: TrainConfig, workdir: Path) -> int:
     """Runs or continues one training run; returns the exit code (0 = finished)."""
     run = build(config)
     config = run.config
+    if config.init_whole and not config.init_from:
+        raise ValueError(
+            "this recipe goes on from the weights of an earlier stage: set config.init_from to its "
+            "run, or config.init_whole to () to start without"
+        )
     say(run.summary)
     context = EvalContext(run.model, run.mesh, config.data, config.seed, classes=run.classes)
     check_evaluators(config.evals, context)
@@ -178,6 +183,7 @@ def initial_state(run: Run) -> TrainState:
         classes=run.classes,
     )
     say(report.text())
+    report.require(run.config.init_whole)
     return state_from(run, params)
 
 

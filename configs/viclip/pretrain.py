@@ -28,15 +28,17 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from data_pipelines.config import AugmentConfig, ClipConfig, DataConfig
+from data_pipelines.config import AugmentConfig, ClipConfig, DataConfig, ViewConfig
 from internvideo_jax.cli import config_dict, parse_arg
 from internvideo_jax.config import CheckpointConfig, LogConfig, OptimConfig, TrainConfig
+from internvideo_jax.evaluators.retrieval import TextVideoRetrieval
 from internvideo_jax.models.viclip import SIZES, ViCLIPConfig
 from internvideo_jax.objectives.contrastive import Contrastive
 from internvideo_jax.registry import suggest
 from internvideo_jax.smoke import smoke
 
 TEXT = ("^text/",)  # what a frozen text encoder is
+WHOLE = ("^encoder/", "^text/", "^temperature$")  # what stage 2 takes over
 WORLD_VOCABULARY = 620  # of the tokenizer `world`
 
 
@@ -108,8 +110,16 @@ def released(options: dict[str, Any]) -> TrainConfig:
         ),
         checkpoint=CheckpointConfig(every=1000),
         log=LogConfig(every=50),
+        evals={"retrieval": retrieval(model, batch=64)},
+        init_whole=WHOLE if options["stage"] == 2 else (),
         epochs=recipe.epochs,
     )
+
+
+def retrieval(model: ViCLIPConfig, batch: int) -> TextVideoRetrieval:
+    """Captions and clips of the test split found by each other, as ViCLIP was tested."""
+    clip = ClipConfig(frames=model.frames, stride=1, size=model.size, sampling="uniform")
+    return TextVideoRetrieval(views=ViewConfig(clip=clip, crop_rule="squash", batch=batch))
 
 
 def tiny(options: dict[str, Any]) -> TrainConfig:
@@ -144,5 +154,7 @@ def tiny(options: dict[str, Any]) -> TrainConfig:
         ),
         checkpoint=CheckpointConfig(every=200),
         log=LogConfig(every=50),
+        evals={"retrieval": retrieval(model, batch=32)},
+        init_whole=WHOLE if second else (),
         steps=200 if second else 1500,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,19 @@ class LoadReport:
             if paths:
                 lines.append(f"  {title}: {len(paths)}: {', '.join(_folded(paths))}")
         return "\n".join(lines)
+
+    def require(self, patterns: Sequence[str]) -> None:
+        """ValueError where a pattern (of config.init_whole) fits a fresh parameter, or none."""
+        paths = (*self.loaded, *self.resized, *self.fresh)
+        for pattern in patterns:
+            if not any(re.search(pattern, path) for path in paths):
+                raise ValueError(f"config.init_whole: {pattern!r} fits no parameter of the model")
+            fresh = [path for path in self.fresh if re.search(pattern, path)]
+            if fresh:
+                raise ValueError(
+                    f"{self.source} lacks {len(fresh)} parameters that config.init_whole = "
+                    f"{pattern!r} demands, first {fresh[0]}; start from a run of the earlier stage"
+                )
 
     def require_all(self) -> None:
         """ValueError unless every parameter and every class of the head came from the source."""

@@ -7,6 +7,7 @@ which `internvideo_jax.weights` keeps one rule table; weights are never touched 
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
@@ -160,8 +161,9 @@ def size_of(facts: Facts) -> str:
     """The size name of these facts, empty when no published model has these shapes."""
     shape = [facts.get(name) for name in ("width", "depth", "hidden", "patch")]
     kind = facts["kind"]
-    if kind in ("uniformerv2", "clip", "clip_visual"):
-        from internvideo_jax.models.uniformerv2 import SIZES as image_sizes
+    if kind in ("uniformerv2", "viclip", "clip", "clip_visual", "vit"):
+        module = "viclip" if kind == "viclip" else "uniformerv2"
+        image_sizes = importlib.import_module(f"internvideo_jax.models.{module}").SIZES
 
         for name, size in image_sizes.items():
             tower = size.encoder

@@ -15,8 +15,10 @@ TITLES = {
     "videomae_pretrain": "VideoMAE, pre-training (encoder and decoder)",
     "videomae_classifier": "VideoMAE, fine-tuned (classifier)",
     "uniformerv2": "UniFormerV2, fine-tuned (classifier)",
-    "clip": "CLIP, image and text; initial weights for UniFormerV2",
-    "clip_visual": "image half of CLIP; initial weights for UniFormerV2",
+    "viclip": "ViCLIP (video and text encoder)",
+    "clip": "CLIP, image and text; initial weights for ViCLIP and UniFormerV2",
+    "clip_visual": "image half of CLIP; initial weights for ViCLIP and UniFormerV2",
+    "vit": "image transformer (DINO, DeiT); initial weights for UniFormerV2 with backbone=vit",
 }
 DEFAULT_SIZES = ("small", "base", "large", "huge", "giant")  # of the VideoMAE fine-tuning recipes
 
@@ -49,7 +51,7 @@ class Identity:
             lines += [f"    {_entry_line(entry)}" for entry in entries[:6]]
             if len(entries) > 6:
                 lines.append(f"    and {len(entries) - 6} more")
-        else:
+        elif self.kind in {entry.kind for entry in zoo.ENTRIES}:
             lines.append("  no published checkpoint has these shapes")
         for command in self.commands:
             lines += ["", command]
@@ -142,7 +144,7 @@ def _commands(facts: zoo.Facts, size: str, found: tuple[Entry, ...], path: str) 
         f"python -m internvideo_jax.train --config={config} "
         f"--config.init_from={path} --workdir=runs/finetune --config.data.train=SHARDS"
     )
-    if "classes" not in facts:
+    if "classes" not in facts and facts["kind"] != "viclip":
         return (start,)
     test = (
         f"python -m internvideo_jax.evaluate --config={config} "
@@ -157,6 +159,8 @@ def _config(facts: zoo.Facts, size: str, first: Entry | None) -> str:
     kind = facts["kind"]
     if kind.startswith("clip") and size:
         return f"configs/uniformerv2/finetune.py:data=kinetics,start=clip,size={size}"
+    if kind == "viclip" and size:
+        return f"configs/viclip/pretrain.py:size={size}"
     if kind.startswith("videomae") and size.partition("_")[0] in DEFAULT_SIZES:
         return f"configs/videomae/finetune.py:size={size.partition('_')[0]}"
     return ""

@@ -35,6 +35,10 @@ ERRORS = {
         ["--config.evals.knn.split=val"],
         "config.evals.knn: ",
     ),
+    "stage without the one before": (
+        ["--config.init_whole=('^encoder/',)"],
+        "goes on from the weights of an earlier stage: set config.init_from to its run",
+    ),
     "init from nothing": (["--config.init_from=/nowhere"], "no checkpoint here"),
     "mesh": (["--config.mesh.fsdp=3"], "asks for a multiple of 3 devices, found 1"),
     "non-integer heads": (["--config.model.encoder.heads=5"], "width 32 is not divisible by 5"),

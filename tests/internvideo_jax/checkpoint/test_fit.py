@@ -114,3 +114,19 @@ def test_the_table_of_uniformerv2_is_not_resized(tmp_path):
     larger = dataclasses.replace(config, size=48)
     with pytest.raises(ValueError, match=r"size 32 there, config.model.size = 48: this position"):
         initial.initialise(run, larger.model().shapes(), larger)
+
+
+def test_what_a_later_stage_needs_of_the_one_before(tmp_path):
+    params, _, run = sources(tmp_path, FIXED)
+    shapes = FIXED.model().shapes()
+    _, report = initial.initialise(run, shapes, FIXED)
+    report.require(("^encoder/", "^head/"))
+    with pytest.raises(ValueError, match=r"'\^text/' fits no parameter of the model"):
+        report.require(("^text/",))
+
+    del params["encoder/blocks/norm1/scale"]
+    part = write_run(tmp_path / "part", FIXED, params)
+    _, report = initial.initialise(part, shapes, FIXED)
+    report.require(("^head/",))
+    with pytest.raises(ValueError, match="lacks 1 parameters .* first encoder/blocks/norm1/scale"):
+        report.require(("^encoder/",))
