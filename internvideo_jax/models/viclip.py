@@ -60,6 +60,8 @@ SIZES = {
     "large336": Size(_LARGE, tower(768, 12, 12), 768, size=336, patch=14),
 }
 
+SIGLIP_BIAS = -10.0
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ViCLIPConfig:
@@ -75,6 +77,9 @@ class ViCLIPConfig:
     context: int = 32  # ids per caption, special tokens and padding included
     vocab: int = VOCABULARY
     temperature: float = 0.01  # initial value; objectives keep it from falling below 0.01
+    # Also learn a bias of the logits, for the sigmoid loss: SigLIP (Zhai et al. 2023) starts it at
+    # -10, since nearly all pairs of a batch are wrong. Published files have none.
+    logit_bias: bool = False
     drop_path: float = 0.0  # of the last layer of the video encoder; the others have less
     pixel_mean: Sequence[float] = IMAGENET_MEAN
     pixel_std: Sequence[float] = IMAGENET_STD
@@ -280,6 +285,7 @@ class ViCLIP(nnx.Module):
             rngs=rngs,
         )
         self.temperature = nnx.Param(jnp.float32(config.temperature))
+        self.bias = nnx.Param(jnp.float32(SIGLIP_BIAS)) if config.logit_bias else None
 
     def __call__(
         self,

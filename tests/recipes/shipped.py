@@ -137,6 +137,12 @@ def rows() -> Iterator[str]:
         longer = uniformerv2.LONGER.get(("frozen", start, "large336"), {})
         options = f"backbone=frozen,start={start},size=large336"
         yield from _frames(options, recipe, longer, ("frozen", "large336"))
+    for (size, stage), recipe in module("viclip/pretrain.py").RECIPES.items():
+        start = "CLIP" if stage == 1 else "stage 1"
+        yield (
+            f"| `size={size},stage={stage}` | {recipe.batch} | {recipe.lr:g} | {recipe.epochs:g} | "
+            f"{recipe.ratio:g} | {start} | {recipe.reported} |"
+        )
 
 
 def _frames(

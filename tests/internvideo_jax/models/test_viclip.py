@@ -15,6 +15,7 @@ from internvideo_jax.build import check_clip, check_reads, check_vocabulary
 from internvideo_jax.models.layers.pos_embed import resize_length, resize_picture
 from internvideo_jax.models.viclip import FRAMES, PICTURE, TEXT, ViCLIPConfig
 from internvideo_jax.models.videomae import tower
+from internvideo_jax.objectives.contrastive import Contrastive
 from internvideo_jax.types import flatten_paths, unflatten_paths
 from tests.recipes import shipped
 
@@ -246,3 +247,23 @@ def test_captions_that_do_not_fit_the_model():
     model = dataclasses.replace(config.model, vocab=49408)
     with pytest.raises(ValueError, match=r"'world' has 620 ids, config.model.vocab = 49408; set"):
         check_vocabulary(dataclasses.replace(config, model=model))
+
+
+def test_the_sigmoid_loss_learns_its_bias():
+    model = dataclasses.replace(SMALL, logit_bias=True).model()
+    params = {**weights(), "bias": jnp.float32(-10.0)}
+    assert flatten_paths(model.shapes()).keys() == flatten_paths(params).keys()
+    objective = Contrastive(kind="sigmoid")
+    batch = {
+        "video": VIDEO,
+        "text": IDS,
+        "has_text": jnp.ones(2, bool),
+        "index": jnp.arange(2),
+        "position": jnp.arange(2),
+    }
+
+    def loss(bias):
+        return objective.loss(model, {**params, "bias": bias}, batch, KEY, jnp.int32(0))[0].value()
+
+    # All four pairs are called wrong at first, two are right: the loss falls as the bias rises.
+    assert jax.jit(jax.grad(loss))(params["bias"]) < 0
