@@ -16,8 +16,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import itertools
-import json
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -26,26 +24,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 
 from data_pipelines import schema, transforms
 from data_pipelines.companion import CompanionWriter
-from data_pipelines.dataset import Dataset, UnreadableRecordError, open_dataset
-from data_pipelines.record_index import write_atomic
-from internvideo_jax import cli
-from internvideo_jax.checkpoint.initial import initialise
-from internvideo_jax.checkpoint.metadata import git_revision, params_digest, versions
-from internvideo_jax.config import TrainConfig, as_plain
-from internvideo_jax.evaluators.base import default_split
-from internvideo_jax.parallel.mesh import batch_sharding, check_batch, make_mesh
-from internvideo_jax.parallel.rules import param_shardings
-from internvideo_jax.types import Params, flatten_paths
+from data_pipelines.dataset import Dataset, UnreadableRecordError
+from internvideo_jax import by_shard
+from internvideo_jax.by_shard import AHEAD, Job, say
+from internvideo_jax.parallel.mesh import batch_sharding, check_batch
+from internvideo_jax.types import Params
 
 NAME = "features"  # of the companion
 CROPS = ("center", "squash")
 POOLS = ("mean", "head")
-AHEAD = 3  # batches prepared while the device works; bounds the memory
-SAY_SECONDS = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,31 +213,21 @@ def extract(
       ValueError: `out` holds features made with other weights, windows or data.
       UnreadableRecordError: a damaged record, unless those are skipped.
     """
-    if not 0 <= part < parts:
-        raise ValueError(f"--part={part}: expected 0 to {parts - 1}")
+    by_shard.check_part(part, parts)
     dataset = extractor.dataset
     writer = CompanionWriter(out, NAME, dataset.manifest, dataset.split)
-    check_same(out / f"{NAME}-{dataset.split}.json", provenance)
-    missing = writer.missing()
-    mine = [number for number in missing if number % parts == part]
-    total = sum(len(writer.records(number)) for number in mine)
-    shards = len(dataset.manifest.split(dataset.split).shards)
-    say(f"{shards} shards, {shards - len(missing)} finished before, {len(mine)} for this process")
-    began = said = time.monotonic()
-    videos = windows = 0
-    for number in mine:
+    by_shard.check_same(out / f"{NAME}-{dataset.split}.json", provenance, "windows")
+    shards = range(len(dataset.manifest.split(dataset.split).shards))
+    videos = {number: len(writer.records(number)) for number in shards}
+    windows = written = 0
+    for number in by_shard.mine(writer.missing(), part, parts, videos):
         with writer.shard(number) as shard:
             for arrays in extractor.shard(writer.records(number)):
                 shard.append(arrays)
-                videos, windows = videos + 1, windows + len(arrays["features"])
-        now = time.monotonic()
-        if now - said > SAY_SECONDS or number == mine[-1]:
-            rate = videos / (now - began)
-            say(
-                f"shard {number}: {videos}/{total} videos, {windows} windows, "
-                f"{windows / (now - began):.1f} windows/s, ETA {(total - videos) / rate:.0f} s"
-            )
-            said = now
+                windows += len(arrays["features"])
+        written += 1
+    if written:
+        say(f"{windows} windows in {written} shards")
     if extractor.skipped:
         say(f"warning: {extractor.skipped} records cannot be read and have no windows")
     left = writer.missing()
@@ -256,102 +236,7 @@ def extract(
     else:
         writer.finish()
         say(f"complete: {out}")
-    return len(mine)
-
-
-def check_same(path: Path, provenance: dict[str, Any], settings: str = "windows") -> None:
-    """Writes what decides the output, or compares it with what made the one that is there.
-
-    Args:
-      settings: name of the entry that holds the settings.
-    """
-    text = json.dumps(provenance, indent=1, sort_keys=True, default=str) + "\n"
-    if not path.exists():
-        write_atomic(str(path), text.encode())
-        return
-    before, now = json.loads(path.read_text()), json.loads(text)
-    for name in (settings, "params_digest", "data_fingerprint", "model"):
-        if before.get(name) != now[name]:
-            raise ValueError(
-                f"{path}: made with another {name} ({before.get(name)}, now {now[name]}); give "
-                "another --out, or delete that directory"
-            )
-
-
-def load(config: TrainConfig, checkpoint: str, mesh: Any) -> tuple[Any, Params]:
-    """The model and its parameters; a head that the checkpoint lacks is 0, as it is not used."""
-    settings = config.model
-    if getattr(settings, "classes", None) == 0:
-        settings = dataclasses.replace(settings, classes=1)
-    model = settings.model()
-    shapes = model.shapes()
-    params, report = initialise(checkpoint, shapes, settings)
-    absent = [name for name in report.fresh if not name.startswith("head/")]
-    if absent:
-        raise ValueError(
-            f"{checkpoint} lacks {len(absent)} parameters of the model, first {absent[0]}; take "
-            "the recipe that it was trained with"
-        )
-    params = jax.tree.map(
-        lambda leaf: (
-            np.zeros(leaf.shape, leaf.dtype) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf
-        ),
-        params,
-    )
-    shardings = param_shardings(shapes, settings.sharding_rules, mesh, config.mesh.shard_above)
-    return model, jax.tree.map(jax.device_put, params, shardings)
-
-
-def say(text: str) -> None:
-    print(text, flush=True)
-
-
-def main() -> None:
-    flags.adopt_module_key_flags(cli)
-    checkpoint = flags.DEFINE_string(
-        "checkpoint", None, "Run directory, one of its steps, or a .safetensors / .pth file."
-    )
-    out = flags.DEFINE_string("out", None, "Directory for the features.")
-    split = flags.DEFINE_string("split", "", "Default: test, val or train, the first there is.")
-    part = flags.DEFINE_integer("part", 0, "Which part of the shards this process takes, from 0.")
-    parts = flags.DEFINE_integer("parts", 1, "Processes that share the shards.", lower_bound=1)
-    chosen = {}
-    for field in dataclasses.fields(Windows):
-        define = {int: flags.DEFINE_integer, str: flags.DEFINE_string, bool: flags.DEFINE_bool}
-        default = field.default
-        chosen[field.name] = define[type(default)](field.name, default, HELP[field.name])
-
-    def run() -> int:
-        if not checkpoint.value or not out.value:
-            raise ValueError("--checkpoint and --out are needed, see --help")
-        config = cli.typed_config()
-        windows = Windows(**{name: flag.value for name, flag in chosen.items()})
-        directory = config.data.eval or config.data.train
-        dataset = open_dataset(directory, split.value or (directory and default_split(directory)))
-        mesh = make_mesh(config.mesh)
-        model, params = load(config, checkpoint.value, mesh)
-        provenance = {
-            "windows": dataclasses.asdict(windows),
-            "model": as_plain(model.config),
-            "params_digest": params_digest(params),
-            "parameters": len(flatten_paths(params)),
-            "checkpoint": str(Path(checkpoint.value).absolute()),
-            "data_fingerprint": dataset.manifest.fingerprint(dataset.split),
-            "versions": versions(),
-            "git": git_revision(),
-        }
-        threads = max(config.data.reader.threads, 1)
-        extractor = Extractor(model, params, mesh, dataset, windows, threads)
-        extract(
-            extractor,
-            Path(out.value),
-            provenance,
-            part=part.value,
-            parts=parts.value,
-        )
-        return 0
-
-    cli.run(run)
+    return written
 
 
 HELP = {
@@ -362,6 +247,15 @@ HELP = {
     "batch": "Windows per step.",
     "skip_unreadable": "Leave damaged records without windows instead of stopping.",
 }
+
+
+def start(job: Job) -> None:
+    extractor = Extractor(job.model, job.params, job.mesh, job.dataset, job.options, job.threads)
+    extract(extractor, job.out, job.provenance, part=job.part, parts=job.parts)
+
+
+def main() -> None:
+    by_shard.command(start, Windows, settings="windows", helps=HELP, what="features")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ import itertools
 import json
 import os
 import shutil
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -26,22 +25,18 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import flags
 
 from data_pipelines import sampling, schema, transforms
-from data_pipelines.dataset import Dataset, UnreadableRecordError, open_dataset
+from data_pipelines.dataset import Dataset, UnreadableRecordError
 from data_pipelines.storage import write_atomic
 from data_pipelines.text import make_tokenizer
 from data_pipelines.text.caption import clean_caption
-from internvideo_jax import cli
-from internvideo_jax.checkpoint.metadata import git_revision, params_digest, versions
-from internvideo_jax.config import as_plain
-from internvideo_jax.evaluators.base import default_split
+from internvideo_jax import by_shard
+from internvideo_jax.by_shard import AHEAD, Job, say
+from internvideo_jax.config import TrainConfig
 from internvideo_jax.evaluators.video_text import no_direction, unit
-from internvideo_jax.extract import AHEAD, SAY_SECONDS, check_same, load, say
-from internvideo_jax.parallel.compile_cache import use_compile_cache
-from internvideo_jax.parallel.mesh import batch_sharding, check_batch, make_mesh
-from internvideo_jax.types import Params, flatten_paths
+from internvideo_jax.parallel.mesh import batch_sharding, check_batch
+from internvideo_jax.types import Params
 
 NAME = "similarity"  # of the files and of the column
 
@@ -53,7 +48,7 @@ class Scoring:
     sampling: str = "uniform"
     stride: int = 1
     crop: str = "squash"
-    tokenizer: str = "clip"
+    tokenizer: str = ""  # empty: the config's, else clip
     clean: bool = True
     batch: int = 32
     skip_unreadable: bool = False
@@ -91,7 +86,7 @@ class Scorer:
             raise ValueError(f"--config: the model {kind!r} reads no text; take one such as viclip")
         check_batch(self.mesh, self.options.batch, "--batch")
         self._tokenize = make_tokenizer(
-            self.options.tokenizer, config.context, clean=self.options.clean
+            self.options.tokenizer or "clip", config.context, clean=self.options.clean
         )
         if self._tokenize.vocab_size != config.vocab:
             raise ValueError(
@@ -254,11 +249,10 @@ def score(
         is zero or not finite; a split without any caption.
       UnreadableRecordError: a damaged record, unless those are skipped.
     """
-    if not 0 <= part < parts:
-        raise ValueError(f"--part={part}: expected 0 to {parts - 1}")
+    by_shard.check_part(part, parts)
     out.mkdir(parents=True, exist_ok=True)
     dataset = scorer.dataset
-    check_same(out / f"{NAME}-{dataset.split}.json", provenance, settings="scoring")
+    by_shard.check_same(out / f"{NAME}-{dataset.split}.json", provenance, "scoring")
     counts = [shard.records for shard in dataset.manifest.split(dataset.split).shards]
     bounds = [0, *itertools.accumulate(counts)]
     paths = [
@@ -266,25 +260,14 @@ def score(
         for number in range(len(counts))
     ]
     missing = [number for number, path in enumerate(paths) if not path.exists()]
-    mine = [number for number in missing if number % parts == part]
-    total = sum(counts[number] for number in mine)
-    done = len(counts) - len(missing)
-    say(f"{len(counts)} shards, {done} finished before, {len(mine)} for this process")
-    began = said = time.monotonic()
-    videos = rows = 0
-    for number in mine:
+    rows = written = 0
+    for number in by_shard.mine(missing, part, parts, dict(enumerate(counts))):
         found = scorer.shard(range(bounds[number], bounds[number + 1]))
         lines = "".join(json.dumps(each, ensure_ascii=True) + "\n" for each in found)
         write_atomic(paths[number], lines.encode())
-        videos, rows = videos + counts[number], rows + len(found)
-        now = time.monotonic()
-        if now - said > SAY_SECONDS or number == mine[-1]:
-            rate = videos / (now - began)
-            say(
-                f"shard {number}: {videos}/{total} videos, {rows} captions, {rate:.1f} videos/s, "
-                f"ETA {(total - videos) / rate:.0f} s"
-            )
-            said = now
+        rows, written = rows + len(found), written + 1
+    if written:
+        say(f"{rows} captions in {written} shards")
     for count, what in (
         (scorer.unreadable, "records cannot be read"),
         (scorer.without, "records have no caption"),
@@ -295,7 +278,7 @@ def score(
     left = [path for path in paths if not path.exists()]
     if left:
         say(f"{len(left)} shards are left to other processes")
-        return len(mine)
+        return written
     joined = out / f"{NAME}-{dataset.split}.jsonl"
     _join(paths, joined)
     if not joined.stat().st_size:
@@ -304,7 +287,7 @@ def score(
             "a caption that can be scored"
         )
     say(f"complete: {joined}")
-    return len(mine)
+    return written
 
 
 def _join(paths: Sequence[Path], out: Path) -> None:
@@ -327,49 +310,21 @@ HELP = {
 }
 
 
+def fill(options: Scoring, config: TrainConfig) -> Scoring:
+    """The tokenizer of the run where none is given."""
+    tokenizer = options.tokenizer or config.data.tokenizer or "clip"
+    return dataclasses.replace(options, tokenizer=tokenizer)
+
+
+def start(job: Job) -> None:
+    scorer = Scorer(job.model, job.params, job.mesh, job.dataset, job.options, job.threads)
+    score(scorer, job.out, job.provenance, part=job.part, parts=job.parts)
+
+
 def main() -> None:
-    flags.adopt_module_key_flags(cli)
-    checkpoint = flags.DEFINE_string(
-        "checkpoint", None, "Run directory, one of its steps, or a .safetensors / .pth file."
+    by_shard.command(
+        start, Scoring, settings="scoring", helps=HELP, what="scores", split="train", fill=fill
     )
-    out = flags.DEFINE_string("out", None, "Directory for the scores.")
-    split = flags.DEFINE_string("split", "train", "Split to score.")
-    part = flags.DEFINE_integer("part", 0, "Which part of the shards this process takes, from 0.")
-    parts = flags.DEFINE_integer("parts", 1, "Processes that share the shards.", lower_bound=1)
-    chosen = {}
-    for field in dataclasses.fields(Scoring):
-        define = {int: flags.DEFINE_integer, str: flags.DEFINE_string, bool: flags.DEFINE_bool}
-        default = "" if field.name == "tokenizer" else field.default
-        chosen[field.name] = define[type(default)](field.name, default, HELP[field.name])
-
-    def run() -> int:
-        use_compile_cache(cli.COMPILE_CACHE.value)
-        if not checkpoint.value or not out.value:
-            raise ValueError("--checkpoint and --out are needed, see --help")
-        config = cli.typed_config()
-        options = Scoring(**{name: flag.value for name, flag in chosen.items()})
-        tokenizer = options.tokenizer or config.data.tokenizer or "clip"
-        options = dataclasses.replace(options, tokenizer=tokenizer)
-        directory = config.data.train or config.data.eval
-        dataset = open_dataset(directory, split.value or (directory and default_split(directory)))
-        mesh = make_mesh(config.mesh)
-        model, params = load(config, checkpoint.value, mesh)
-        provenance = {
-            "scoring": dataclasses.asdict(options),
-            "model": as_plain(model.config),
-            "params_digest": params_digest(params),
-            "parameters": len(flatten_paths(params)),
-            "checkpoint": str(Path(checkpoint.value).absolute()),
-            "data_fingerprint": dataset.manifest.fingerprint(dataset.split),
-            "versions": versions(),
-            "git": git_revision(),
-        }
-        threads = max(config.data.reader.threads, 1)
-        scorer = Scorer(model, params, mesh, dataset, options, threads)
-        score(scorer, Path(out.value), provenance, part=part.value, parts=parts.value)
-        return 0
-
-    cli.run(run)
 
 
 if __name__ == "__main__":

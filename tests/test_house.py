@@ -46,7 +46,7 @@ MAY_IMPORT = {
     "cli": {"config", "registry"},
     "tools": {"types", "config", "registry", "ops", "parallel", "build", "step", "cli"},
 }
-ENTRY_POINTS = {"train", "evaluate", "extract", "score", "demo"}
+ENTRY_POINTS = {"train", "evaluate", "by_shard", "extract", "score", "demo"}
 # Third-party package -> the only rooms that may import it.
 OWNERS = {
     "flax": {"models"},

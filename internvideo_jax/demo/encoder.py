@@ -11,9 +11,9 @@ import jax
 import numpy as np
 
 from data_pipelines.text import Tokenizer, make_tokenizer
+from internvideo_jax.by_shard import load
 from internvideo_jax.checkpoint.metadata import params_digest
 from internvideo_jax.config import MeshConfig, TrainConfig, as_plain
-from internvideo_jax.extract import load
 from internvideo_jax.parallel.mesh import make_mesh
 from internvideo_jax.types import Params
 

@@ -17,8 +17,9 @@ from data_pipelines import manifest
 from data_pipelines.companion import open_companion
 from data_pipelines.dataset import open_dataset
 from data_pipelines.transforms import resize
+from internvideo_jax.by_shard import check_same
 from internvideo_jax.config import MeshConfig
-from internvideo_jax.extract import Extractor, Windows, check_same, extract, window_frames
+from internvideo_jax.extract import Extractor, Windows, extract, window_frames
 from internvideo_jax.models.videomae import ClassifierConfig, PretrainConfig, tower
 from internvideo_jax.parallel.mesh import make_mesh
 from tests.conftest import ROOT, environment
@@ -163,11 +164,11 @@ def test_killed_and_continued_gives_the_same_bytes(data, tmp_path):
 def test_other_settings_are_refused(tmp_path):
     tool = {"windows": {"stride": 4}, "params_digest": "a", "data_fingerprint": "b", "model": {}}
     path = tmp_path / "features-test.json"
-    check_same(path, tool)
-    check_same(path, {**tool, "git": "newer"})
+    check_same(path, tool, "windows")
+    check_same(path, {**tool, "git": "newer"}, "windows")
     for name in tool:
         with pytest.raises(ValueError, match=f"made with another {name}"):
-            check_same(path, {**tool, name: "other"})
+            check_same(path, {**tool, name: "other"}, "windows")
     assert json.loads(path.read_text())["params_digest"] == "a"
 
 
