@@ -9,9 +9,11 @@ clips show (colour and shape, 25 classes), which says nothing about the ten acti
 CLIP plays for the published models. Each with and without layer-wise decay of the learning rate,
 and mixup with CutMix.
 
-Ends with an error unless, for either model, every pre-trained start (plain) beats every random one
-and the mean margin exceeds the larger standard deviation over seeds. About a quarter of an hour per
-seed on two cores; starting again continues. `--rows` picks rows by a part of their names.
+Ends with an error unless every VideoMAE from its pre-training (plain) beats every one from random
+weights, by a mean margin that exceeds the larger standard deviation over seeds. For UniFormerV2 the
+margin is reported whatever it is: what it learns first is another task, not a part of this one.
+About a quarter of an hour per seed on two cores; starting again continues. `--rows` picks rows by a
+part of their names.
 """
 
 from __future__ import annotations
@@ -221,12 +223,13 @@ def main() -> None:
         if {f"{model}, random", f"{model}, pretrained"} <= {row.name for row in rows}:
             gain, clear = clear_margin(seeds, model)
             margins[model] = {"gain": gain, "clear": clear}
-            print(f"{model}: pre-training gains {gain:.3f}, {'clear' if clear else 'NOT CLEAR'}")
+            told = "beyond the spread over seeds" if clear else "within the spread, or a loss"
+            print(f"{model}: the other start gains {gain:+.3f}, {told}")
     (out / "learning.json").write_text(
         json.dumps({"seeds": seeds, "margins": margins}, indent=1) + "\n"
     )
-    if not all(margin["clear"] for margin in margins.values()):
-        sys.exit("a margin does not exceed the spread, or the ranges overlap")
+    if not margins.get("videomae", {"clear": True})["clear"]:
+        sys.exit("pre-training VideoMAE did not help beyond the spread over seeds")
 
 
 if __name__ == "__main__":
