@@ -127,7 +127,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--train", type=int, default=4000, help="clips rendered to train on")
     parser.add_argument("--test", type=int, default=500, help="test clips")
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=400)
     options = parser.parse_args()
     out = options.out.absolute()
     table: dict[str, dict[int, dict[str, float]]] = {name: {} for name in RUNS}
