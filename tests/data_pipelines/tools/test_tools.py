@@ -81,7 +81,9 @@ def test_the_module_runs(made):
 def test_help(main, command):
     code, out, _ = main(*([command] if command else []), "--help")
     assert code == 0 and "Exit code" in out
-    if command:
+    if command == "subset":  # reads a list of clips, not shards
+        assert "--source FILE" in out
+    elif command:
         assert "DIR" in out and "directory with the shards" in out
     else:
         assert all(re.search(rf"^ +{name} +\w", out, re.M) for name in cli._COMMANDS)
