@@ -66,6 +66,7 @@ class Input:
     split: str  # empty: the first of EVAL_SPLITS that is there
     views: ViewConfig
     labelled: bool  # whether it needs labels
+    _: dataclasses.KW_ONLY
     head: bool = False  # whether its classes must be those of the model's head
     seconds: float = 0.0  # only so much from the beginning of every clip; 0 = all
 

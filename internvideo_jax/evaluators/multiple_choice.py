@@ -61,7 +61,7 @@ class MultipleChoice(VideoTextTask):
 
     def inputs(self) -> tuple[Input, ...]:
         labelled = self.options == CLASSES
-        return (Input(self.data, self.split, self.views, labelled, self.seconds),)
+        return (Input(self.data, self.split, self.views, labelled, seconds=self.seconds),)
 
     def check(self, context: EvalContext) -> None:
         if self.ties not in TIES:
