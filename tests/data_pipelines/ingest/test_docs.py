@@ -239,7 +239,7 @@ def test_rooms_of_the_data_package_are_all_named():
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     rooms = {
         path.relative_to(ROOT / "data_pipelines").as_posix()
-        for pattern in ("*.py", "ingest/*.py", "text/*.py", "tools/*.py")
+        for pattern in ("*.py", "ingest/*.py", "subset/*.py", "text/*.py", "tools/*.py")
         for path in (ROOT / "data_pipelines").glob(pattern)
         if path.name not in ("__init__.py", "__main__.py")
     }
