@@ -103,6 +103,8 @@ def ask(browser: Any, query: str) -> None:
     browser.execute_script("document.getElementById('status').textContent = 'waiting'")
     box.send_keys("\ue007")  # Enter
     until(lambda: text(browser, "#status") not in ("waiting", "Searching…"))
+    # The button comes back a moment after the answer; until then Tab passes it over.
+    until(lambda: browser.find_element("css selector", "#search button").is_enabled())
 
 
 def errors(browser: Any) -> list[str]:
