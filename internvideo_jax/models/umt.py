@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import jax
 import jax.numpy as jnp
@@ -124,7 +124,7 @@ class UMTStudent(nnx.Module):
           keys: (B,) keys in training; None switches drop path off.
 
         Returns:
-          `clip_middle`: (K, B, V, C) float32 of length one, K the aligned blocks in ascending order.
+          `clip_middle`: (K, B, V, C) float32 of length one, the aligned blocks in ascending order.
         """
         return {"clip_middle": decode(self.clip_decoder, self.aligned(video, visible, keys))}
 
@@ -148,9 +148,7 @@ class UMTStudent(nnx.Module):
         _, tapped = self.encoder(
             video, visible, keys=keys, drop_path=config.drop_path, taps=config.clip_layers
         )
-        assert tapped is not None
-        assert self.encoder.norm is not None
-        return self.encoder.norm(tapped)
+        return cast(nnx.LayerNorm, self.encoder.norm)(cast(jax.Array, tapped))
 
     def features(self, video: jax.Array) -> jax.Array:
         """Encoder output of all tokens, (B, N, D), for probes and nearest neighbours."""

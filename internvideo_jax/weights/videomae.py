@@ -70,6 +70,7 @@ IGNORED = {
     "videomae_classifier": {},
 }
 
+
 # What a file may lack, always as a whole (rules.check_complete). MCG-NJU's huge pre-trained file is
 # said to have no decoder.
 def encoder_optional(tower: str) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ DECODER_SHARDING = (
 
 
 def unit(x: jax.Array) -> jax.Array:
-    """`x` (..., C) in float32, divided by its length; as in the reference nothing is added to it."""
+    """`x` (..., C) in float32, divided by its length, to which nothing is added."""
     x = x.astype(jnp.float32)
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
