@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from internvideo_jax.models.layers.attention import unit
 from internvideo_jax.models.layers.block import layer_norm
 from internvideo_jax.models.layers.block_stack import stacked
 from internvideo_jax.models.layers.init import Init
@@ -18,12 +19,6 @@ DECODER_SHARDING = (
     (r"decoder/(head|fc1)/kernel", (..., "fsdp", "tensor")),
     (r"decoder/fc2/kernel", (..., "tensor", "fsdp")),
 )
-
-
-def unit(x: jax.Array) -> jax.Array:
-    """`x` (..., C) in float32, divided by its length, to which nothing is added."""
-    x = x.astype(jnp.float32)
-    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
 class FeatureDecoder(nnx.Module):
