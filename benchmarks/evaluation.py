@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -121,26 +120,11 @@ def torch_spec(config: TrainConfig, folder: Path, variant: str) -> dict[str, Any
 
 def compare(config: TrainConfig, folder: Path) -> dict[str, turns.Side]:
     """The sides after their turns; RuntimeError where their logits differ."""
-    peers = PEERS.value if TORCH_MODEL.value else []
-    unknown = [name for name in peers if name not in FASTER]
-    if unknown:
-        raise ValueError(f"--peers: unknown {unknown[0]!r}; known: {', '.join(FASTER)}")
+    peers = turns.chosen(PEERS.value, FASTER) if TORCH_MODEL.value else []
     specs = {name: torch_spec(config, folder, name) for name in peers}
-    here = Path(__file__).resolve().parent
-    sides = {"own": turns.Side([sys.executable, *sys.argv, f"--side={folder}"])}
-    try:
-        for name, spec in specs.items():
-            file = folder / f"{name}.json"
-            file.write_text(json.dumps(spec))
-            sides[name] = turns.Side(
-                [sys.executable, str(here / "torch_peer.py"), str(file)], ["GLIBC_TUNABLES"]
-            )
-            check_logits(config, folder, name)
-        turns.take_turns(sides, TIMED.value)
-    finally:
-        for side in sides.values():
-            side.close()
-    return sides
+    return turns.compare(
+        specs, folder, TIMED.value, ready=lambda name: check_logits(config, folder, name)
+    )
 
 
 def check_logits(config: TrainConfig, folder: Path, name: str) -> None:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import host
@@ -104,3 +105,44 @@ def take_turns(sides: Mapping[str, Side], rounds: int) -> None:
     for _ in range(rounds):
         for side in sides.values():
             side.turn()
+
+
+def chosen(asked: Sequence[str], known: Mapping[str, Any]) -> Sequence[str]:
+    """The peers asked for; ValueError for one that does not exist."""
+    unknown = [name for name in asked if name not in known]
+    if unknown:
+        raise ValueError(f"--peers: unknown {unknown[0]!r}; known: {', '.join(known)}")
+    return asked
+
+
+def compare(
+    specs: Mapping[str, Mapping[str, Any]],
+    folder: Path,
+    rounds: int,
+    *,
+    script: str = "torch_peer.py",
+    ready: Callable[[str], None] = lambda name: None,
+) -> dict[str, Side]:
+    """This benchmark's own side and its torch peers, by name, after `rounds` turns.
+
+    Args:
+      specs: what each peer reads from a JSON file; peers start after `own` has, with memory pages
+        as torch finds them.
+      folder: where the sides leave what others read; `own` is this command with --side=FOLDER.
+      script: of the peers, in the folder of the benchmarks.
+      ready: called with the name of each peer that has taken its first steps.
+    """
+    here = Path(__file__).resolve().parent
+    sides = {"own": Side([sys.executable, *sys.argv, f"--side={folder}"])}
+    try:
+        for name, spec in specs.items():
+            file = folder / f"{name}.json"
+            file.write_text(json.dumps(spec))
+            command = [sys.executable, str(here / script), str(file)]
+            sides[name] = Side(command, ["GLIBC_TUNABLES"])
+            ready(name)
+        take_turns(sides, rounds)
+    finally:
+        for side in sides.values():
+            side.close()
+    return sides

@@ -17,6 +17,7 @@ MODELS = {
     "uniformerv2": "internvideo_jax.models.uniformerv2:UniFormerV2Config",
     "viclip": "internvideo_jax.models.viclip:ViCLIPConfig",
     "umt_student": "internvideo_jax.models.umt:UMTStudentConfig",
+    "internvideo2": "internvideo_jax.models.internvideo2:EncoderConfig",
 }
 
 OBJECTIVES = {

@@ -8,6 +8,7 @@ from tests.parity import (  # noqa: F401  (they register themselves)
     contrastive_adapters,
     data_adapters,
     head_adapters,
+    internvideo2_classifier_adapters,
     metric_adapters,
     model_adapters,
     retrieval_adapters,
