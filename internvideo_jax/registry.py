@@ -16,6 +16,7 @@ MODELS = {
     "videomae_classifier": "internvideo_jax.models.videomae:ClassifierConfig",
     "uniformerv2": "internvideo_jax.models.uniformerv2:UniFormerV2Config",
     "viclip": "internvideo_jax.models.viclip:ViCLIPConfig",
+    "internvideo2": "internvideo_jax.models.internvideo2:EncoderConfig",
 }
 
 OBJECTIVES = {

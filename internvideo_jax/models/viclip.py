@@ -94,9 +94,7 @@ class VideoTransformerConfig:
         check_remat(self.remat)
         token_grid(self.frames, self.size, 1, self.patch)
         if self.embedding < 1:
-            raise ValueError(
-                f"config.model.embedding = {self.embedding}: expected 1 at least"
-            )
+            raise ValueError(f"config.model.embedding = {self.embedding}: expected 1 at least")
 
     @property
     def grid(self) -> tuple[int, int, int]:

@@ -136,7 +136,11 @@ class Teacher(nnx.Module):
 
 def check_layers(layers: Sequence[int], depth: int, name: str) -> None:
     """ValueError unless `layers` are blocks of the teacher in ascending order."""
-    if not layers or list(layers) != sorted(set(layers)) or not 0 <= layers[0] <= layers[-1] < depth:
+    if (
+        not layers
+        or list(layers) != sorted(set(layers))
+        or not 0 <= layers[0] <= layers[-1] < depth
+    ):
         raise ValueError(
             f"the layers of teacher {name!r} are {tuple(layers)}; expected numbers of its {depth} "
             f"blocks, 0 to {depth - 1}, in ascending order"
