@@ -1,4 +1,4 @@
-"""Names of models, objectives and evaluators, and where they live.
+"""Names of models, objectives, teachers and evaluators, and where they live.
 
 One line adds one. The value is `module:attribute`, imported only when asked for, so that listing
 the names costs nothing and a broken room does not break the others.
@@ -26,6 +26,14 @@ OBJECTIVES = {
     "contrastive": "internvideo_jax.objectives.contrastive:Contrastive",
 }
 
+TEACHERS = {
+    "videomae_v2": "internvideo_jax.models.teachers.videomae:VideoMAETeacherConfig",
+    "clip": "internvideo_jax.models.teachers.clip:CLIPTeacherConfig",
+    "viclip": "internvideo_jax.models.teachers.clip:ViCLIPTeacherConfig",
+    "internvl": "internvideo_jax.models.teachers.internvideo2:InternVLConfig",
+    "internvideo2": "internvideo_jax.models.teachers.internvideo2:InternVideo2TeacherConfig",
+}
+
 EVALUATORS = {
     "reconstruction": "internvideo_jax.evaluators.reconstruction:Reconstruction",
     "classification": "internvideo_jax.evaluators.classification:Classification",
@@ -37,7 +45,12 @@ EVALUATORS = {
     "multiple_choice": "internvideo_jax.evaluators.multiple_choice:MultipleChoice",
 }
 
-KINDS = {"model": MODELS, "objective": OBJECTIVES, "evaluator": EVALUATORS}
+KINDS = {
+    "model": MODELS,
+    "objective": OBJECTIVES,
+    "evaluator": EVALUATORS,
+    "teacher": TEACHERS,
+}
 
 
 def resolve(kind: str, name: str) -> Any:
