@@ -351,6 +351,8 @@ VIEWS = {
     "segments": lambda n, T, r, s: (
         segments_center(n, T)[None] if s == 1 else segments_views(n, T, s)
     ),
+    # The test rule of `segments`, for a single view too: then the first frame of each part.
+    "interleaved": lambda n, T, r, s: segments_views(n, T, s),
     "sparse": lambda n, T, r, s: sparse_center(n, T)[None] if s == 1 else segments_views(n, T, s),
     "uniform": lambda n, T, r, s: uniform_center(n, T)[None] if s == 1 else segments_views(n, T, s),
     "stepped": lambda n, T, r, s: stepped_views(n, T, s),

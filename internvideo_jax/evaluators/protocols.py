@@ -57,6 +57,14 @@ def _uniformerv2(segments: int, crops: int, source: str, **changes: Any) -> View
     )
 
 
+def _internvideo2(
+    sampling: str, segments: int, crops: int, source: str, **changes: Any
+) -> ViewProtocol:
+    return ViewProtocol(
+        sampling, segments, crops, f"InternVideo2, {source}", **{"stride": 1, **changes}
+    )
+
+
 PROTOCOLS = {
     "videomae/kinetics": ViewProtocol(
         "dense", 5, 3, "VideoMAE, InternVideo1 (B, L), VideoMAE V2: Kinetics and UCF101 scripts"
@@ -89,6 +97,33 @@ PROTOCOLS = {
     "uniformerv2/something": _uniformerv2(1, 3, "Something-Something scripts"),
     "uniformerv2/activitynet": _uniformerv2(
         10, 3, "ActivityNet and HACS scripts, over whole videos", mean_ap=True
+    ),
+    "umt/kinetics": ViewProtocol(
+        "stepped", 4, 3, "Unmasked Teacher, Kinetics and Moments in Time scripts", stride=1
+    ),
+    "umt/something": ViewProtocol(
+        "segments", 2, 3, "Unmasked Teacher, Something-Something scripts", stride=1
+    ),
+    "internvideo2/kinetics": _internvideo2(
+        "stepped", 4, 3, "scripts of Kinetics and Moments in Time; all rows of the zoo (8 x 3 x 4)"
+    ),
+    "internvideo2/something_2": _internvideo2(
+        "segments", 2, 3, "Something-Something scripts of 1B and L/14"
+    ),
+    "internvideo2/something_4": _internvideo2(
+        "segments", 4, 3, "Something-Something scripts of S/14, B/14, 6B (V1); the zoo (8 x 3 x 4)"
+    ),
+    "internvideo2/something_5": _internvideo2(
+        "segments", 5, 3, "Something-Something V2 script of 6B"
+    ),
+    "internvideo2/something_1": _internvideo2(
+        "interleaved", 1, 3, "probes on Something-Something V2"
+    ),
+    "internvideo2/probe": _internvideo2("stepped", 1, 3, "probes on Kinetics, Moments in Time"),
+    "internvideo2/ucf101": _internvideo2("dense", 2, 1, "linear probes on UCF101", stride=4),
+    "internvideo2/hmdb51": _internvideo2("segments", 2, 1, "linear probes on HMDB51"),
+    "internvideo2/activitynet": _internvideo2(
+        "stepped", 4, 3, "probes on ActivityNet and HACS, over whole videos", mean_ap=True
     ),
 }
 

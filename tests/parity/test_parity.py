@@ -12,7 +12,9 @@ from tests.parity import (  # noqa: F401  (they register themselves)
     metric_adapters,
     model_adapters,
     retrieval_adapters,
+    teacher_adapters,
     text_adapters,
+    umt_adapters,
     uniformerv2_adapters,
     viclip_adapters,
 )

@@ -1,0 +1,119 @@
+"""Unmasked Teacher: a student that sees a fifth of a clip, aligned with CLIP's image transformer.
+
+    python -m internvideo_jax.train --config=configs/umt/pretrain.py:size=base \\
+        --workdir=runs/umt --config.data.train=shards/ \\
+        --config.objective.clip_teacher.init_from=clip_b16.pth
+
+Options after the colon (comma separated):
+  size      tiny | base | large
+  targets   step: the teacher runs in the train step | cached: its features were computed before,
+            as in configs/internvideo2/pretrain.py
+  monitor   follow a nearest-neighbour accuracy during training (needs labels)
+  probes    end with a linear and an attentive probe on frozen features (needs labels)
+  smoke     the recipe in small: three steps on any set, a teacher with random weights, in seconds
+
+Values are those of the released scripts, for Kinetics-710: rates for 256 clips, warm-up from
+nothing, 8 frames, one random frame of each of 8 parts, no clipping. The teacher reads frames apart,
+base CLIP's B/16 and large its L/14, for which frames are resized to 196 pixels, so that both have
+14 x 14 patches. The last six layers of the student follow the teacher's last six, each after
+CLIP's last norm and projection; the attention of its class token says which patches are likely to
+stay visible, 40 of every frame. Sets whose labels depend on left and right are not flipped
+(flip=auto). `size=tiny` is for the built-in world and CPUs; its teacher is a run of
+configs/viclip/pretrain.py:size=tiny, frame by frame.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from data_pipelines.config import ClipConfig, DataConfig
+from internvideo_jax.cli import config_dict, parse_arg
+from internvideo_jax.config import CheckpointConfig, LogConfig, OptimConfig, TrainConfig
+from internvideo_jax.distillation import TARGETS, cached_targets, student_views
+from internvideo_jax.evaluators.feature_presets import on_features
+from internvideo_jax.models.teachers.clip import CLIPTeacherConfig
+from internvideo_jax.models.umt import UMTStudentConfig
+from internvideo_jax.objectives.alignment import Alignment
+from internvideo_jax.registry import suggest
+from internvideo_jax.smoke import smoke
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What differs between the released scripts."""
+
+    teacher: str  # size of CLIP
+    drop_path: float
+
+
+RECIPES = {"base": Recipe("base16", 0.1), "large": Recipe("large14", 0.2)}
+
+
+def get_config(arg: str = ""):
+    options = parse_arg(
+        arg, size="base", targets="step", monitor=False, probes=False, smoke=False
+    )
+    for name, known in (("size", (*RECIPES, "tiny")), ("targets", TARGETS)):
+        if options[name] not in known:
+            found = options[name]
+            raise ValueError(f"unknown {name} {found!r}: {suggest(found, known)}")
+    config = tiny(options) if options["size"] == "tiny" else released(options)
+    if options["smoke"]:
+        config = smoke(config)
+    return config_dict(cached_targets(config) if options["targets"] == "cached" else config)
+
+
+def released(options: dict[str, Any]) -> TrainConfig:
+    recipe = RECIPES[options["size"]]
+    teacher = CLIPTeacherConfig.of_size(recipe.teacher)
+    model = UMTStudentConfig.of_size(
+        options["size"],
+        clip_width=teacher.width,
+        drop_path=recipe.drop_path,
+        remat="attention",
+    )
+    return TrainConfig(
+        model=model,
+        objective=alignment(0.8, teacher),
+        data=DataConfig(global_batch=2048, clip=clip_of(model), crop="multiscale", flip="auto"),
+        optim=OptimConfig(lr=1.5e-4, min_lr=1e-5, warmup_epochs=40),
+        checkpoint=CheckpointConfig(every=1000),
+        log=LogConfig(every=50),
+        evals=on_features(options, student_views(model, batch=64), every=5000),
+        epochs=201,
+    )
+
+
+def alignment(ratio: float, teacher: CLIPTeacherConfig) -> Alignment:
+    """The objective: layers alone are compared, there is neither a vector nor a second teacher."""
+    return Alignment(ratio=ratio, final=0.0, mae=0.0, clip_teacher=teacher)
+
+
+def clip_of(model: UMTStudentConfig) -> ClipConfig:
+    return ClipConfig(frames=model.clip_frames, stride=1, size=model.size, sampling="parts")
+
+
+def tiny(options: dict[str, Any]) -> TrainConfig:
+    """48 pixels, 8 frames, 0.6 M parameters, a teacher of our own: minutes on two CPU cores."""
+    layers = (2, 3)
+    teacher = CLIPTeacherConfig.of_size("tiny", layers=layers, dtype="float32", scan=False)
+    model = UMTStudentConfig.of_size(
+        "tiny",
+        size=48,
+        clip_width=teacher.width,
+        clip_layers=layers,
+        pos_table="separable",
+        dtype="float32",
+        scan=False,
+    )
+    return TrainConfig(
+        model=model,
+        objective=alignment(0.5, teacher),
+        data=DataConfig(global_batch=32, clip=clip_of(model), crop="multiscale"),
+        optim=OptimConfig(lr=1e-3, min_lr=1e-5, lr_batch=0, warmup_steps=100, clip_norm=1.0),
+        checkpoint=CheckpointConfig(every=200),
+        log=LogConfig(every=50),
+        evals=on_features(options, student_views(model, batch=32), every=500),
+        steps=2000,
+    )
