@@ -18,6 +18,7 @@ MODELS = {
     "viclip": "internvideo_jax.models.viclip:ViCLIPConfig",
     "umt_student": "internvideo_jax.models.umt:UMTStudentConfig",
     "internvideo2": "internvideo_jax.models.internvideo2:EncoderConfig",
+    "internvideo2_student": "internvideo_jax.models.internvideo2_student:StudentConfig",
 }
 
 OBJECTIVES = {
