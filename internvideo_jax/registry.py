@@ -19,6 +19,7 @@ MODELS = {
     "umt_student": "internvideo_jax.models.umt:UMTStudentConfig",
     "internvideo2": "internvideo_jax.models.internvideo2:EncoderConfig",
     "internvideo2_student": "internvideo_jax.models.internvideo2_student:StudentConfig",
+    "internvideo2_classifier": ("internvideo_jax.models.internvideo2_classifier:ClassifierConfig"),
 }
 
 OBJECTIVES = {
