@@ -112,8 +112,10 @@ def _blocks_look_right(tensors: Mapping[str, np.ndarray], kind: str) -> bool:
     # Other families share `patch_embed.proj`; only this one has a fused qkv without a k bias.
     # Unmasked Teacher's student has the same encoder, but decoders of its own.
     prefix = "encoder.blocks.0." if kind == "videomae_pretrain" else "blocks.0."
+    # InternVideo2 has a class token.
     return (
-        f"{prefix}attn.qkv.weight" in tensors
+        "cls_token" not in tensors
+        and f"{prefix}attn.qkv.weight" in tensors
         and f"{prefix}attn.qkv.bias" not in tensors
         and "clip_decoder.0.head.weight" not in tensors
     )
