@@ -35,7 +35,7 @@ from internvideo_jax.config import TrainConfig
 from internvideo_jax.parallel.mesh import batch_sharding
 from internvideo_jax.step import init_state, make_train_step
 from internvideo_jax.telemetry.progress import peak_flops
-from internvideo_jax.types import flatten_paths
+from internvideo_jax.types import TrainState, flatten_paths
 from internvideo_jax.weights.files import Weights, save_torch
 
 TIMED = flags.DEFINE_integer("timed", 20, "Timed steps.", lower_bound=1)
@@ -90,6 +90,13 @@ def own_step(
     state = init_state(run)
     if folder is not None:
         leave_start(run, state.params, batch, folder)
+    return compiled_step(run, state, batch)
+
+
+def compiled_step(
+    run: Run, state: TrainState, batch: dict[str, np.ndarray]
+) -> tuple[Callable[[], float], dict[str, Any]]:
+    """A function that trains on one batch again and again, and what compiling it took."""
     placed = jax.device_put(batch, batch_sharding(run.mesh))
     started = time.perf_counter()
     lowered = make_train_step(run).lower(state, placed)

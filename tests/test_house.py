@@ -19,7 +19,9 @@ MAY_IMPORT = {
     "config": {"registry"},
     "interrupt": set(),
     "smoke": {"config"},
-    "finetuning": {"config", "evaluators", "objectives"},  # what recipes share
+    # What recipes share.
+    "finetuning": {"config", "evaluators", "objectives"},
+    "distillation": {"config"},
     "watchdog": {"config"},
     "launch": {"checkpoint"},
     "ops": {"types", "config", "registry"},

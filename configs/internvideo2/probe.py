@@ -1,7 +1,8 @@
 """InternVideo2 probes: attentive, linear and concatenation heads on a frozen encoder.
 
-    python -m internvideo_jax.train --config=configs/internvideo2/probe.py:recipe=attentive/1b_ssv2 \\
-        --workdir=runs/probe --config.data.train=shards/ --config.init_from=internvideo2_1b_s2.pt
+    python -m internvideo_jax.train --workdir=runs/probe \\
+        --config=configs/internvideo2/probe.py:recipe=attentive/1b_ssv2 \\
+        --config.data.train=shards/ --config.init_from=internvideo2_1b_s2.pt
 
 Options after the colon (comma separated):
   recipe    KIND/SIZE_DATA, a row of RECIPES below: attentive trains the pool too, linear does not
@@ -18,9 +19,9 @@ for `--config.init_from`. Where a script loads stage 1 and lays stage 2 over it,
 of stage 2 alone is the same, as it replaces every part that is used.
 
 ActivityNet and HACS are probes as well, although their scripts lie with the fine-tuning ones; they
-name a file of the 1B model, which a 6B model cannot load, and their rows start from the 6B one. Some
-scripts for 6B name models, programs or options that are not in the release; their rows have their
-values.
+name a file of the 1B model, which a 6B model cannot load, so their rows start from the 6B one. Some
+scripts for 6B name models, programs or options that are not in the release; their rows have the
+values of the scripts.
 
 For several learning rates and weight decays in one pass over frozen features see
 docs/evaluation.md; that is another protocol, these are the published ones.

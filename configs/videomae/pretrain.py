@@ -24,8 +24,7 @@ from typing import Any
 from data_pipelines.config import ClipConfig, DataConfig, ViewConfig
 from internvideo_jax.cli import config_dict, parse_arg
 from internvideo_jax.config import CheckpointConfig, LogConfig, OptimConfig, TrainConfig
-from internvideo_jax.evaluators.knn import NearestNeighbours
-from internvideo_jax.evaluators.probes import AttentiveProbe, LinearProbe
+from internvideo_jax.evaluators.feature_presets import on_features
 from internvideo_jax.evaluators.reconstruction import Reconstruction
 from internvideo_jax.models.videomae import PretrainConfig
 from internvideo_jax.objectives.masked_pixels import MaskedPixels
@@ -111,17 +110,6 @@ def get_config(arg: str = ""):
         epochs=recipe.epochs,
     )
     return config_dict(smoke(config) if options["smoke"] else config)
-
-
-def on_features(options: dict[str, Any], views: ViewConfig, every: int) -> dict[str, Any]:
-    """The evaluators of the options `monitor` and `probes`."""
-    evals: dict[str, Any] = {}
-    if options["monitor"]:
-        evals["knn"] = NearestNeighbours(views=views, every=every)
-    if options["probes"]:
-        evals["linear_probe"] = LinearProbe(views=views)
-        evals["attentive_probe"] = AttentiveProbe(views=views)
-    return evals
 
 
 def tiny(options: dict[str, Any]) -> TrainConfig:

@@ -1,0 +1,192 @@
+"""InternVideo2 stage 1: a student that sees a fifth of a clip, aligned with two frozen teachers.
+
+    python -m internvideo_jax.train --config=configs/internvideo2/pretrain.py:size=1b \\
+        --workdir=runs/stage1 --config.data.train=shards/ \\
+        --config.objective.clip_teacher.init_from=internvl_c_13b_224px.pth \\
+        --config.objective.mae_teacher.init_from=vit_g_hybrid_pt_1200e.pth
+
+Options after the colon (comma separated):
+  size      tiny | base | 1b | 6b; released are 1b and 6b, base takes the values of 1b
+  targets   step: the teachers run in the train step
+            cached: their features were computed before, see below
+  teachers  of size=tiny: viclip | both, then with a VideoMAE for motion
+  monitor   follow a nearest-neighbour accuracy during training (needs labels)
+  probes    end with a linear and an attentive probe on frozen features (needs labels)
+  smoke     the recipe in small: three steps on any set, teachers with random weights, in seconds
+
+Values are those of the released scripts: rates for 256 clips, warm-up from nothing, 16 frames, one
+random frame of each of 16 parts, of which InternVL-C reads every other one, VideoMAE V2 all, and
+the student those of InternVL-C. InternVL-C's pooling says which patches are likely to stay visible;
+the same number of every frame does. Six layers and the pooled vector follow InternVL-C, four layers
+VideoMAE V2. Sets whose labels depend on left and right are not flipped (flip=auto).
+
+With targets=cached, first compute the features of one fixed view per clip with the teachers,
+
+    python -m internvideo_jax.teach --config=configs/internvideo2/pretrain.py:size=1b \\
+        --config.data.train=shards/ --config.data.views=1 --out=shards/features
+
+and the weights of the teachers as above, then train without them: `...:size=1b,targets=cached`.
+`--config.data.views=N` in both keeps N views of each clip. What is published draws a new view every
+time; this is ours.
+
+The reference takes the frame before each that it draws, and the last of the file in place of the
+one before the first; that is not repeated. `size=tiny` is for the built-in world and CPUs: its
+teachers are runs of configs/viclip/pretrain.py:size=tiny and, at 16 frames, of
+configs/videomae/pretrain.py:size=tiny.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from data_pipelines.config import ClipConfig, DataConfig
+from internvideo_jax.cli import config_dict, parse_arg
+from internvideo_jax.config import CheckpointConfig, LogConfig, OptimConfig, TrainConfig
+from internvideo_jax.distillation import TARGETS, cached_targets, student_views
+from internvideo_jax.evaluators.feature_presets import on_features
+from internvideo_jax.models.internvideo2_student import StudentConfig, last_layers
+from internvideo_jax.models.teachers.clip import ViCLIPTeacherConfig
+from internvideo_jax.models.teachers.internvideo2 import InternVLConfig
+from internvideo_jax.models.teachers.videomae import VideoMAETeacherConfig
+from internvideo_jax.objectives.alignment import Alignment
+from internvideo_jax.registry import suggest
+from internvideo_jax.smoke import smoke
+
+CLIP_LAYERS, MAE_LAYERS = 6, 4  # that are aligned
+STRIDE = 2  # of the student and the image teacher over the frames of the video teacher
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What differs between the released scripts."""
+
+    batch: int  # clips per step
+    drop_path: float
+    videos: str  # what it was trained on
+    remat: str = "full"
+    like: str = ""  # no script was released: whose values these are
+
+
+RECIPES = {
+    "1b": Recipe(4096, 0.25, "K-Mash-1.1M"),
+    "6b": Recipe(2048, 0.3, "K-Mash-2M"),
+    "base": Recipe(4096, 0.25, "", remat="attention", like="1b"),
+}
+TEACHERS = ("viclip", "both")
+
+
+def get_config(arg: str = ""):
+    options = parse_arg(
+        arg,
+        size="1b",
+        targets="step",
+        teachers="viclip",
+        monitor=False,
+        probes=False,
+        smoke=False,
+    )
+    size, targets, teachers = options["size"], options["targets"], options["teachers"]
+    for name, value, known in (
+        ("size", size, (*RECIPES, "tiny")),
+        ("targets", targets, TARGETS),
+        ("teachers", teachers, TEACHERS),
+    ):
+        if value not in known:
+            raise ValueError(f"unknown {name} {value!r}: {suggest(value, known)}")
+    config = tiny(options) if size == "tiny" else released(options)
+    if options["smoke"]:
+        config = smoke(config)
+    return config_dict(cached_targets(config) if targets == "cached" else config)
+
+
+def released(options: dict[str, Any]) -> TrainConfig:
+    size: str = options["size"]
+    recipe = RECIPES[size]
+    clip_teacher = InternVLConfig.of_size("6b", frames=8)
+    mae_teacher = VideoMAETeacherConfig.of_size("giant", frames=16)
+    sized = StudentConfig.of_size(size)
+    model = StudentConfig.of_size(
+        size,
+        stride=STRIDE,
+        clip_width=clip_teacher.width,
+        clip_layers=last_layers(sized.encoder.depth, CLIP_LAYERS),
+        final_width=clip_teacher.final_width,
+        mae_width=mae_teacher.width,
+        mae_layers=last_layers(sized.encoder.depth, MAE_LAYERS),
+        drop_path=recipe.drop_path,
+        remat=recipe.remat,
+    )
+    clip = ClipConfig(frames=model.clip_frames, stride=1, size=model.size, sampling="parts")
+    return TrainConfig(
+        model=model,
+        objective=Alignment(ratio=0.8, clip_teacher=clip_teacher, mae_teacher=mae_teacher),
+        data=DataConfig(global_batch=recipe.batch, clip=clip, crop="multiscale", flip="auto"),
+        optim=OptimConfig(
+            lr=1.5e-4,
+            min_lr=1e-5,
+            b2=0.98,
+            eps=1e-6,
+            weight_decay=0.05,
+            warmup_epochs=40,
+            clip_norm=3.0,
+        ),
+        checkpoint=CheckpointConfig(every=1000),
+        log=LogConfig(every=50),
+        evals=on_features(options, student_views(model, batch=64), every=5000),
+        epochs=301,
+    )
+
+
+def tiny(options: dict[str, Any]) -> TrainConfig:
+    """48 pixels, 8 frames, 0.6 M parameters, teachers of our own: minutes on two CPU cores.
+
+    Half of the tokens are hidden, as 36 a frame hold less redundancy than 256; LayerScale starts at
+    0.1, so that a short run moves the features.
+    """
+    both = options["teachers"] == "both"
+    stride, layers = (STRIDE if both else 1), last_layers(4, 2)
+    clip_teacher = ViCLIPTeacherConfig.of_size("tiny", layers=layers, dtype="float32", scan=False)
+    mae_teacher = VideoMAETeacherConfig.of_size(
+        "tiny",
+        frames=16,
+        size=48,
+        layers=layers,
+        pos_table="separable",
+        dtype="float32",
+        scan=False,
+    )
+    changes: dict[str, Any] = {}
+    if both:
+        changes = {"mae_width": mae_teacher.width, "mae_layers": layers}
+    model = StudentConfig.of_size(
+        "tiny",
+        size=48,
+        stride=stride,
+        clip_width=clip_teacher.width,
+        clip_layers=layers,
+        final_width=clip_teacher.final_width,
+        layer_scale=0.1,
+        dtype="float32",
+        scan=False,
+        **changes,
+    )
+    clip = ClipConfig(frames=model.clip_frames, stride=1, size=model.size, sampling="parts")
+    return TrainConfig(
+        model=model,
+        objective=Alignment(
+            ratio=0.5,
+            per_frame=clip_teacher.per_frame,
+            mae=float(both),
+            clip_teacher=clip_teacher,
+            mae_teacher=mae_teacher if both else None,
+        ),
+        data=DataConfig(global_batch=32, clip=clip, crop="multiscale"),
+        optim=OptimConfig(
+            lr=1e-3, min_lr=1e-5, lr_batch=0, b2=0.98, eps=1e-6, warmup_steps=100, clip_norm=3.0
+        ),
+        checkpoint=CheckpointConfig(every=200),
+        log=LogConfig(every=50),
+        evals=on_features(options, student_views(model, batch=32), every=500),
+        steps=2000,
+    )

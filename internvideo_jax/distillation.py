@@ -1,0 +1,30 @@
+"""What recipes of students share that learn from frozen teachers."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from data_pipelines.config import ClipConfig, ViewConfig
+from internvideo_jax.config import TrainConfig
+
+FOLDER = "features"  # of cached targets, in the folder of the data set
+TARGETS = ("step", "cached")  # where targets come from
+
+
+def cached_targets(config: TrainConfig) -> TrainConfig:
+    """The same run without teachers, on one fixed view per clip whose targets are cached.
+
+    `python -m internvideo_jax.teach` computes them with the recipe that has the teachers.
+    """
+    return dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, views=1, features=FOLDER),
+        objective=dataclasses.replace(config.objective, clip_teacher=None, mae_teacher=None),
+    )
+
+
+def student_views(model: Any, batch: int) -> ViewConfig:
+    """The clips of evaluators: the student's own frames, one of each part of the video."""
+    clip = ClipConfig(frames=model.frames, stride=1, size=model.size, sampling="stepped")
+    return ViewConfig(clip=clip, batch=batch)
