@@ -18,9 +18,8 @@ MODELS = {
     "viclip": "internvideo_jax.models.viclip:ViCLIPConfig",
     "umt_student": "internvideo_jax.models.umt:UMTStudentConfig",
     "internvideo2": "internvideo_jax.models.internvideo2:EncoderConfig",
-    "internvideo2": "internvideo_jax.models.internvideo2:EncoderConfig",
     "internvideo2_student": "internvideo_jax.models.internvideo2_student:StudentConfig",
-    "umt_student": "internvideo_jax.models.umt:UMTStudentConfig",
+    "internvideo2_classifier": ("internvideo_jax.models.internvideo2_classifier:ClassifierConfig"),
 }
 
 OBJECTIVES = {

@@ -25,6 +25,7 @@ from internvideo_jax.ops.activations import gelu
 from internvideo_jax.registry import suggest
 
 NORM_EPS = 1e-5
+PLAIN_EPS = 1e-6  # of kaiming_BN
 MERGES = ("proj", "cls_avg1", "cls_avgN", "cls_avg1_proj", "cls_avgN_proj")
 MERGE_NORMS = ("LN", "BN", "kaiming_BN")
 EXTRA_RATIO = 4  # hidden units over width of the extra MLP
@@ -109,6 +110,16 @@ class ExtraMLP(MLP):
         return x + super().__call__(self.norm(x), keys, rate)
 
 
+def merge_norm(config: ClassifierConfig, rngs: nnx.Rngs) -> nnx.LayerNorm | BatchNorm:
+    """The norm of the merged tokens, over their values (LN) or over batch and tokens."""
+    width = config.merged_width
+    if config.merge_norm == "LN":
+        return layer_norm(width, dtype=FLOAT32, rngs=rngs, eps=NORM_EPS)
+    plain = config.merge_norm == "kaiming_BN"
+    eps = PLAIN_EPS if plain else NORM_EPS
+    return BatchNorm(width, dtype=FLOAT32, eps=eps, affine=not plain)
+
+
 class Classifier(InternVideo2):
     """Encoder, attention pooling, what the probes add, linear head.
 
@@ -119,23 +130,17 @@ class Classifier(InternVideo2):
     def __init__(self, config: ClassifierConfig, *, rngs: nnx.Rngs):
         super().__init__(config, rngs=rngs)
         self.config = config
-        init, width = Init("normal"), config.merged_width
+        init = Init("normal")
         self.fc_norm = layer_norm(config.embedding, dtype=FLOAT32, rngs=rngs, eps=NORM_EPS)
         self.extra_mlp = (
             ExtraMLP(config.embedding, init=init, rngs=rngs) if config.extra_mlp else None
         )
         self.down = (
-            init.layer(config.encoder.width, width, dtype=FLOAT32, rngs=rngs)
+            init.layer(config.encoder.width, config.embedding, dtype=FLOAT32, rngs=rngs)
             if "avgN" in config.merge
             else None
         )
-        self.down_norm = None
-        if config.running_statistics:
-            plain = config.merge_norm == "kaiming_BN"
-            eps = 1e-6 if plain else NORM_EPS
-            self.down_norm = BatchNorm(width, dtype=FLOAT32, eps=eps, affine=not plain)
-        elif config.merged_tokens:
-            self.down_norm = layer_norm(width, dtype=FLOAT32, rngs=rngs, eps=NORM_EPS)
+        self.down_norm = merge_norm(config, rngs) if config.merged_tokens else None
         self.head = nnx.Linear(
             config.head_width,
             config.classes,

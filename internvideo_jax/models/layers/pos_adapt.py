@@ -78,17 +78,20 @@ def adapt_tables(
     form: str,
     grid: Grid,
     frames: int,
+    known: bool = False,
     leading: int = 1,
 ) -> dict[str, np.ndarray]:
     """Weights with the position tables under `prefix` made those of `grid`.
 
-    A table that has the rows of `grid` already is taken as it is.
+    A table that has the rows of `grid` already is taken as it is, unless it is known to be of
+    another grid.
 
     Args:
       source: by path; tables that it lacks stay away.
       prefix: `encoder/pos_embed`.
       form: of the model, one of FORMS.
       frames: time steps of a joint table in `source`.
+      known: that it has these time steps, also where its rows are those of `grid`.
       leading: rows before the patches: 1 with a class token, else 0.
 
     Raises:
@@ -104,7 +107,8 @@ def adapt_tables(
             f"config.model.pos_table to {stated!r}"
         )
     joint, spatial, temporal = names.values()
-    if joint in source and len(source[joint]) != leading + int(np.prod(grid)):
+    same = joint in source and len(source[joint]) == leading + int(np.prod(grid))
+    if joint in source and not (same and (frames == grid[0] or not known)):
         adapted[joint] = resize_joint(source[joint], frames, grid, leading=leading)
     if spatial in source:
         adapted[spatial] = resize_places(source[spatial], grid)
