@@ -13,7 +13,7 @@ from data_pipelines import augment, features, sampling, schema, sound
 from data_pipelines.config import AugmentConfig, DataConfig
 from data_pipelines.dataset import Dataset, FrameBuffer, UnreadableRecordError, label_of
 from data_pipelines.features import Features
-from data_pipelines.mixture import Component, Group, Plan
+from data_pipelines.mixture import Component, Plan
 from data_pipelines.prefetch import RowPool
 
 Batch = dict[str, np.ndarray]
@@ -26,10 +26,30 @@ _TEXT_COUNTER = [0, 0, 0, 1]
 _AUDIO_COUNTER = [0, 0, 0, 2]
 
 
+def wrapped(places: np.ndarray) -> np.ndarray:
+    """Positions as a batch has them: uint32, modulo 2**32."""
+    return (np.asarray(places, np.int64) & 0xFFFFFFFF).astype(np.uint32)
+
+
 def check_text(text: str) -> None:
     """ValueError for an unknown way to choose captions."""
     if text not in TEXTS:
         raise ValueError(f"unknown config.data.text {text!r}; known: {', '.join(TEXTS)}")
+
+
+def check_views(config: DataConfig) -> None:
+    """ValueError for a number of views that is none, or that repeats contradict."""
+    if config.views < 0:
+        raise ValueError(
+            f"config.data.views = {config.views}: expected a number of views, or 0 for random ones"
+        )
+    if config.views and config.repeats > 1:
+        # The frames of repeats are drawn once, so none but the first would be a view of its own.
+        raise ValueError(
+            f"config.data.views = {config.views} with config.data.repeats = {config.repeats}: a "
+            "pass shows one view of each record; set config.data.repeats to 1 and train for more "
+            "epochs, or config.data.views to 0"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +97,7 @@ class Source:
         order = order.seed(seed).shuffle().repeat(None)
         cached = None
         if component.features:
-            cached = Features.open(component.features, dataset, config.reader)
+            cached = Features.open(component.features, dataset, config.reader, views=config.views)
         return cls(number, component, dataset, transform, labels, labelled, order, cached)
 
     def __len__(self) -> int:
@@ -86,6 +106,10 @@ class Source:
     def record(self, draw: int) -> int:
         """The record number of a draw."""
         return int(self.order[draw])
+
+    def passes(self, draw: int) -> int:
+        """Passes over the set that were complete before a draw."""
+        return draw // len(self)
 
     def label(self, record: schema.Record) -> int:
         label = int(label_of(record)) if self.labelled else -1
@@ -128,6 +152,8 @@ class _Clip:
     """What was read of one record.
 
     Attributes:
+      place: what the random draws of its first example come from.
+      rng: those draws, after the frames.
       frames: the sampled ones, (H, W, 3) uint8 each.
       audio: its sound, None without or when it is off.
       audio_start_us: where the windows of its sound begin; None: each has its own draw.
@@ -137,6 +163,8 @@ class _Clip:
 
     index: int
     record: schema.Record
+    place: int
+    rng: np.random.Generator
     frames: list[np.ndarray]
     audio: schema.Audio | None
     audio_start_us: int | None
@@ -145,97 +173,81 @@ class _Clip:
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainBatches:
-    """Step -> the batch of one process. Picklable, for worker processes."""
+class Example:
+    """What of the examples of one record is not in their rows.
+
+    Attributes:
+      index: record number.
+      place: what the random draws of the first example came from; its position, or with
+        config.views index * views + view.
+      dataset: number of the set.
+      substituted: whether the record stands in for another.
+      captions: one of each example, empty when off.
+    """
+
+    index: int
+    label: int
+    place: int
+    dataset: int
+    substituted: bool
+    captions: Sequence[str | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """Makes the examples of one record, from its number and what their random draws come from.
+
+    Picklable, for worker processes.
+    """
 
     config: DataConfig
-    sources: Sequence[Source]
-    plan: Plan
-    process: int
-    processes: int
-    pool: RowPool
-    tokenize: Tokenize | None
     buffer: FrameBuffer = dataclasses.field(default_factory=FrameBuffer)
 
-    def __call__(self, step: int) -> Batch:
-        repeats, slot = self.config.repeats, self.plan.slot(step)
-        group, rows = slot.group, slot.group.batch // self.processes
-        first, position = self.process * rows, slot.position + self.process * rows
-        clip = group.clip
-        # Crops are written straight into their rows: the pixels are never copied.
-        arrays: Batch = {"video": np.empty((rows, clip.frames, clip.size, clip.size, 3), np.uint8)}
-        if self._has_audio(group):
-            samples = sound.length(self.config.audio_seconds)
-            arrays["audio"] = np.zeros((rows, samples), np.int16)
-            arrays["audio_valid"] = np.zeros(rows, np.int32)
-        cached = self.sources[group.members[0]].features
-        for name, (shape, dtype) in (cached.shapes if cached else {}).items():
-            arrays[f"{features.PREFIX}{name}"] = np.empty((rows, *shape), dtype)
-
-        def fill(number: int) -> tuple[int, int, int, bool, list[str | None]]:
-            own = slice(number * repeats, (number + 1) * repeats)
-            draw = slot.record + (first + own.start) // repeats
-            part = {name: array[own] for name, array in arrays.items()}
-            return self._fill(group, draw, position + own.start, part)
-
-        filled = self.pool.map(fill, range(rows // repeats))
-        index, label, dataset, substituted, captions = zip(*filled, strict=True)
-        positions = np.arange(position, position + rows) & 0xFFFFFFFF
-        batch: Batch = {
-            **arrays,
-            "label": np.repeat(np.array(label, np.int32), repeats),
-            "index": np.repeat(np.array(index, np.int32), repeats),
-            "position": positions.astype(np.uint32),
-            "substituted": np.array(sum(substituted), np.int32),
-        }
-        if self.config.mixture:
-            batch["dataset"] = np.repeat(np.array(dataset, np.int32), repeats)
-        if self.config.text != "off":
-            batch.update(self._text([caption for own in captions for caption in own]))
-        return batch
-
-    def _fill(
-        self, group: Group, draw: int, position: int, out: Rows
-    ) -> tuple[int, int, int, bool, list[str | None]]:
-        """The examples of one record: the first of `repeats` rows of `out` has `position`.
+    def fill(self, source: Source, index: int, out: Rows, *, place: int, view: int = 0) -> Example:
+        """Writes the examples of a record to the `repeats` rows of `out`.
 
         As in the references, the frames are chosen and decoded once, crops and flips drawn for
         every example.
 
-        Returns:
-          (record number, label, data set, whether it stands in for another, captions).
+        Args:
+          place: position of the first example. With config.views the draws come from
+            index * views + view instead, whatever the position.
+          view: of the record, below config.views.
         """
-        part, number = group.order.place(draw)
-        source = self.sources[group.members[part]]
-        rng = self._generator(position)
-        clip = self._read(group, source, source.record(number), rng)
-        captions = []
+        clip = self._read(source, index, place, view)
+        captions, rng = [], clip.rng
         for repeat, row in enumerate(out["video"]):
-            rng = self._generator(position + repeat) if repeat else rng
+            rng = self._generator(clip.place + repeat) if repeat else rng
             source.transform(clip.frames, rng, out=row)
             if self.config.text != "off":
-                captions.append(self._caption(clip.record, position + repeat))
+                captions.append(self._caption(clip.record, clip.place + repeat))
             if clip.audio is not None:
-                draws = self._generator(position + repeat, _AUDIO_COUNTER)
+                draws = self._generator(clip.place + repeat, _AUDIO_COUNTER)
                 window = out["audio"][repeat]
                 valid = sound.cut(clip.audio, clip.audio_start_us, draws, window)
                 out["audio_valid"][repeat] = valid
         for name, array in clip.features.items():
             out[f"{features.PREFIX}{name}"][:] = array
-        return clip.index, source.label(clip.record), source.number, clip.substituted, captions
+        label = source.label(clip.record)
+        return Example(clip.index, label, clip.place, source.number, clip.substituted, captions)
 
-    def _has_audio(self, group: Group) -> bool:
-        return self.config.audio_seconds > 0 and group.media != "image"
+    def has_audio(self, source: Source) -> bool:
+        """Whether the examples of a set have sound."""
+        return self.config.audio_seconds > 0 and source.component.media != "image"
 
     def _generator(self, position: int, counter: Any = None) -> np.random.Generator:
         # Counter-based, so that neighbouring positions are independent without a long warm-up.
         key = [self.config.seed, position]
         return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
-    def _read(self, group: Group, source: Source, index: int, rng: np.random.Generator) -> _Clip:
+    def _read(self, source: Source, index: int, place: int, view: int) -> _Clip:
         """The record, or under `substitute` the next readable one in index order."""
-        clip, dataset, tries = group.clip, source.dataset, 0
+        clip, dataset = self.config.clip_of(source.component.media), source.dataset
+        rng, views, tries = self._generator(place), self.config.views, 0
         while True:
+            if views:  # of the record that is read, so that its cached arrays fit
+                place = index * views + view
+                rng = self._generator(place)
             try:
                 record = dataset.load(index)
                 source.check_media(index, record)
@@ -252,12 +264,13 @@ class TrainBatches:
                     raise ValueError(f"{dataset.address(index, record)}: {error}") from error
                 frames = dataset.frames(index, record, wanted, self.buffer)
                 audio, start = None, None
-                if self._has_audio(group):
+                if self.has_audio(source):
                     audio, start = self._sound(source, index, record, int(wanted[0]))
                 arrays = {}
                 if source.features is not None:
-                    arrays = source.features.read(index, dataset.address(index, record))
-                return _Clip(index, record, frames, audio, start, arrays, tries > 0)
+                    where = dataset.address(index, record)
+                    arrays = source.features.read(index, where, view)
+                return _Clip(index, record, place, rng, frames, audio, start, arrays, tries > 0)
             except UnreadableRecordError:
                 tries += 1
                 if self.config.reader.on_corrupt == "raise" or tries >= len(dataset):
@@ -283,6 +296,66 @@ class TrainBatches:
             return captions[0]
         rng = self._generator(position, _TEXT_COUNTER)
         return captions[int(rng.integers(len(captions)))]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainBatches:
+    """Step -> the batch of one process. Picklable, for worker processes."""
+
+    examples: Examples
+    sources: Sequence[Source]
+    plan: Plan
+    process: int
+    processes: int
+    pool: RowPool
+    tokenize: Tokenize | None
+
+    @property
+    def config(self) -> DataConfig:
+        return self.examples.config
+
+    def __call__(self, step: int) -> Batch:
+        repeats, slot = self.config.repeats, self.plan.slot(step)
+        group, rows = slot.group, slot.group.batch // self.processes
+        first, position = self.process * rows, slot.position + self.process * rows
+        clip = group.clip
+        # Crops are written straight into their rows: the pixels are never copied.
+        arrays: Batch = {"video": np.empty((rows, clip.frames, clip.size, clip.size, 3), np.uint8)}
+        if self.examples.has_audio(self.sources[group.members[0]]):
+            samples = sound.length(self.config.audio_seconds)
+            arrays["audio"] = np.zeros((rows, samples), np.int16)
+            arrays["audio_valid"] = np.zeros(rows, np.int32)
+        cached = self.sources[group.members[0]].features
+        for name, (shape, dtype) in (cached.shapes if cached else {}).items():
+            arrays[f"{features.PREFIX}{name}"] = np.empty((rows, *shape), dtype)
+
+        def fill(number: int) -> Example:
+            own = slice(number * repeats, (number + 1) * repeats)
+            draw = slot.record + (first + own.start) // repeats
+            part, number = group.order.place(draw)
+            source = self.sources[group.members[part]]
+            out = {name: array[own] for name, array in arrays.items()}
+            index, view = source.record(number), source.passes(number) % max(self.config.views, 1)
+            return self.examples.fill(source, index, out, place=position + own.start, view=view)
+
+        filled = self.pool.map(fill, range(rows // repeats))
+        columns = {
+            name: np.repeat(np.array([getattr(each, name) for each in filled], np.int32), repeats)
+            for name in ("label", "index", "dataset")
+        }
+        places = np.concatenate([np.arange(each.place, each.place + repeats) for each in filled])
+        batch: Batch = {
+            **arrays,
+            "label": columns["label"],
+            "index": columns["index"],
+            "position": wrapped(places),
+            "substituted": np.array(sum(each.substituted for each in filled), np.int32),
+        }
+        if self.config.mixture:
+            batch["dataset"] = columns["dataset"]
+        if self.config.text != "off":
+            batch.update(self._text([caption for each in filled for caption in each.captions]))
+        return batch
 
     def _text(self, captions: list[str | None]) -> Batch:
         texts = [caption or "" for caption in captions]

@@ -95,6 +95,10 @@ class DataConfig:
     # Companion with cached arrays of the records (companion.py): its directory, in that of the
     # set unless absolute; empty = off.
     features: str = ""
+    # 0: every pass over a set draws its frames, crops, flips and captions anew. V > 0: a record
+    # has V fixed views, drawn from index * V + view; pass e shows view e % V, and row e % V of
+    # companion arrays (V, ...). So a teacher's features can be computed before the training.
+    views: int = 0
     seed: int = 0  # order and augmentation
     reader: ReaderConfig = ReaderConfig()
 

@@ -32,7 +32,15 @@ from data_pipelines import (
     text,
     transforms,
 )
-from data_pipelines.assemble import Batch, Source, Tokenize, TrainBatches, check_text
+from data_pipelines.assemble import (
+    Batch,
+    Examples,
+    Source,
+    Tokenize,
+    TrainBatches,
+    check_text,
+    check_views,
+)
 from data_pipelines.config import STREAM_VERSION, ClipConfig, DataConfig, ViewConfig
 from data_pipelines.dataset import (
     Dataset,
@@ -51,12 +59,14 @@ class TrainStream(Iterator[Batch]):
     """Batches of one process, endless, starting at any step.
 
     A batch has `video` (b, T, H, W, 3) uint8, `label` (b,) int32, `index` (b,) int32, the record's
-    number in its set, and `position` (b,) uint32; in a mixture also `dataset` (b,) int32; with
+    number in its set, and `position` (b,) uint32, modulo 2**32 the place in the stream or, with
+    config.views, index * views + view; in a mixture also `dataset` (b,) int32; with
     config.text also `has_text` (b,) bool and either `text` (b, L) int32 from the tokeniser or,
     without one, `caption` (b,) strings. With config.audio_seconds a step of videos has `audio`
     (b, samples) int16 at 16 kHz, of full scale 32768, and `audio_valid` (b,) int32, how many
     samples from the beginning are sound, 0 for a record without. With config.features there is
-    `features/NAME` (b, ...) for each array of the companion, in its type. b is the batch of the
+    `features/NAME` (b, ...) for each array of the companion, in its type, with config.views the
+    row of the view. b is the batch of the
     step's media type over `processes`.
 
     Args:
@@ -81,9 +91,10 @@ class TrainStream(Iterator[Batch]):
         start_step: int = 0,
         tokenize: Tokenize | None = None,
     ):
-        _check_clip(config.clip, sampling.TRAIN_RULES)
+        check_clip(config.clip, sampling.TRAIN_RULES)
         check_reader(config.reader)
         check_text(config.text)
+        check_views(config)
         sound.check(config.audio_seconds, config.audio_window)
         tokenize = _tokenizer(config, tokenize)
         self.config = config
@@ -109,7 +120,7 @@ class TrainStream(Iterator[Batch]):
         self.identity = self._identity(tokenize)
         self._pool = RowPool(row_threads(config.reader))
         make = TrainBatches(
-            config, self.sources, self.plan, process, processes, self._pool, tokenize
+            Examples(config), self.sources, self.plan, process, processes, self._pool, tokenize
         )
         steps = grain.MapDataset.range(start_step, _ENDLESS)
         self._batches = iterate(steps.map(make), config.reader)
@@ -125,6 +136,8 @@ class TrainStream(Iterator[Batch]):
         # What is off is not mentioned, so that streams without it keep their identity.
         if config.repeats > 1:
             shared["repeats"] = config.repeats
+        if config.views:
+            shared["views"] = config.views
         if config.text != "off":
             shared["text"] = {"choice": config.text, "tokenizer": _name_of(tokenize)}
         if config.audio_seconds:
@@ -342,7 +355,7 @@ class ViewPass(Iterator[Batch]):
         processes: int = 1,
         seconds: float = 0.0,
     ):
-        _check_clip(config.clip, sampling.VIEW_RULES)
+        check_clip(config.clip, sampling.VIEW_RULES)
         side = config.clip.size
         transforms.crop_boxes(side, side, side, config.crops, config.crop_rule)  # raises if unknown
         if seconds < 0:
@@ -375,7 +388,8 @@ class ViewPass(Iterator[Batch]):
         self._pool.close()
 
 
-def _check_clip(clip: ClipConfig, known: Sequence[str]) -> None:
+def check_clip(clip: ClipConfig, known: Sequence[str]) -> None:
+    """ValueError for a clip that no rule of `known` chooses, or without frames or pixels."""
     if clip.sampling not in known:
         raise ValueError(f"unknown clip sampling {clip.sampling!r}; known: {', '.join(known)}")
     if min(clip.frames, clip.stride, clip.size) < 1:

@@ -4,8 +4,8 @@
         --workdir=/tmp/smoke --config.data.train=shards/
 
 Sampling, augmentation, objective, optimizer, test views and schedule are those of the recipe; the
-model has two thin layers, the batch four clips, the run three steps with a checkpoint after the
-second. Teachers are as small, with random weights.
+model and its teachers, whose weights are random, have two thin layers, the batch four clips, the
+run three steps with a checkpoint after the second.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CLIPS = 4  # per step and repeat
 def smoke(config: TrainConfig) -> TrainConfig:
     """The config with the smallest model of its kind, a tiny batch and three steps."""
     model, objective = config.model.smallest(), config.objective
-    if hasattr(objective, "smallest"):  # it holds teachers, whose widths the model takes
+    if hasattr(objective, "smallest"):  # its teachers and the student must fit each other
         objective, model = objective.smallest(model)
 
     def small(clip: ClipConfig, frames: int = model.frames) -> ClipConfig:

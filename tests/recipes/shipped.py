@@ -68,6 +68,7 @@ def recipes() -> dict[str, tuple[str, str]]:
         "videomae-finetune-tiny": (finetune, "size=tiny"),
         "uniformerv2-tiny": (uniformerv2, "size=tiny"),
         "viclip-tiny": (viclip, "size=tiny"),
+        **internvideo2(),
     }
     for size, stage in module(viclip).RECIPES:
         found[f"viclip-{size}-{stage}"] = (viclip, f"size={size},stage={stage}")
@@ -87,6 +88,30 @@ def recipes() -> dict[str, tuple[str, str]]:
         for count in frames:
             arg = f"{kind},start={start},size={size},frames={count}"
             found[f"uniformerv2-{data}-{start}-{size}-{count}f"] = (uniformerv2, arg)
+    return found
+
+
+def internvideo2() -> dict[str, tuple[str, str]]:
+    """The recipes of InternVideo2 stage 1, as `recipes`."""
+    pretrain, distill, finetune, probe = (
+        f"internvideo2/{kind}.py" for kind in ("pretrain", "distill", "finetune", "probe")
+    )
+    found = {}
+    for size in (*module(pretrain).RECIPES, "tiny"):
+        found[f"internvideo2-pretrain-{size}"] = (pretrain, f"size={size}")
+    found["internvideo2-pretrain-cached-1b"] = (pretrain, "size=1b,targets=cached")
+    found["internvideo2-pretrain-both-tiny"] = (pretrain, "size=tiny,teachers=both")
+    for size in (*module(distill).BATCHES, "tiny"):
+        found[f"internvideo2-distill-{size}"] = (distill, f"size={size}")
+    for teacher in list(module(distill).TEACHERS)[1:]:
+        arg = f"size=base,teacher={teacher}"
+        found[f"internvideo2-distill-base-from-{teacher}"] = (distill, arg)
+    for path in (finetune, probe):
+        kind = path.split("/")[1].removesuffix(".py")
+        for name in module(path).RECIPES:
+            found[f"internvideo2-{kind}-{name.replace('/', '-')}"] = (path, f"recipe={name}")
+        found[f"internvideo2-{kind}-tiny"] = (path, "size=tiny")
+    found["internvideo2-probe-linear-tiny"] = (probe, "size=tiny,kind=linear")
     return found
 
 
@@ -143,6 +168,48 @@ def rows() -> Iterator[str]:
             f"| `size={size},stage={stage}` | {recipe.batch} | {recipe.lr:g} | {recipe.epochs:g} | "
             f"{recipe.ratio:g} | {start} | {recipe.reported} |"
         )
+    yield from internvideo2_rows()
+
+
+def internvideo2_rows() -> Iterator[str]:
+    """Stage 1, distillation, fine-tuning and probing of InternVideo2."""
+    pretrain, distill = module("internvideo2/pretrain.py"), module("internvideo2/distill.py")
+    for size, recipe in pretrain.RECIPES.items():
+        like = f"`size={recipe.like}`" if recipe.like else ""
+        yield (
+            f"| `size={size}` | {recipe.batch} | 301 | {recipe.drop_path:g} | {recipe.videos} | "
+            f"{like} |"
+        )
+    for size, batch in distill.BATCHES.items():
+        reported = ", ".join(_reported(size, data) for data in ("k710", "k400", "ssv2"))
+        yield f"| `size={size}` | {batch} | 101 | {reported} |"
+    for name, recipe in module("internvideo2/finetune.py").RECIPES.items():
+        start = f"`{recipe.start}`" if recipe.start else "student"
+        clips = recipe.batch * recipe.repeats
+        sets = [SETS[name.split("_")[1]]]
+        row = f"internvideo2-finetune-{name.split('_')[0]}" if name.count("_") == 1 else ""
+        cost = _slice_and_hours(row, sets, recipe.epochs, clips, recipe.repeats)
+        yield (
+            f"| `{name}` | {recipe.frames} | {recipe.batch} | {recipe.epochs} | {recipe.lr:g} | "
+            f"`{recipe.protocol}`, {_views(recipe.protocol)} | {start} | {recipe.reported} | "
+            f"{cost} |"
+        )
+    for name, recipe in module("internvideo2/probe.py").RECIPES.items():
+        start = recipe.start or "stage 1"
+        start = f"`{start}`" if "_" in start else start
+        yield (
+            f"| `{name}` | {recipe.batch} | {recipe.epochs} | {recipe.lr:g} | "
+            f"`{recipe.protocol}`, {_views(recipe.protocol)} | {start} | {recipe.reported} |"
+        )
+
+
+def _reported(size: str, data: str) -> str:
+    finetune = module("internvideo2/finetune.py")
+    short = {name: key for key, name in finetune.SIZES.items()}[size]
+    return (
+        f"{data.upper() if data[0] == 'k' else 'SSv2'} "
+        + finetune.RECIPES[f"{short}_{data}"].reported
+    )
 
 
 def _frames(
