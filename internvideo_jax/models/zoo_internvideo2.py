@@ -24,9 +24,7 @@ SETS |= {"SSv1": "ssv1", "SSv2": "ssv2"}
 SCRIPT_SEGMENTS = {("1B", "SSv1"): 2, ("1B", "SSv2"): 2, ("L14", "SSv2"): 2}
 
 
-def _student(
-    name: str, size: str, data: str, config: str, finetune: str, **more: Any
-) -> Entry:
+def _student(name: str, size: str, data: str, config: str, finetune: str, **more: Any) -> Entry:
     return Entry(
         name=f"internvideo2/{name}",
         kind="internvideo2_student",
