@@ -12,11 +12,12 @@ import numpy as np
 from internvideo_jax.models.layers.clip import inflate
 from internvideo_jax.models.layers.pos_embed import fixed_table, resize_picture
 from internvideo_jax.models.teachers.clip import CLIPTeacherConfig
+from internvideo_jax.models.teachers.internvideo2 import InternVLConfig
 from internvideo_jax.models.teachers.videomae import VideoMAETeacherConfig
 from internvideo_jax.models.videomae import tower
 from internvideo_jax.ops.pixels import IMAGENET_MEAN, IMAGENET_STD
 from internvideo_jax.ops.resize import resize_frames
-from internvideo_jax.weights import clip, videomae
+from internvideo_jax.weights import clip, internvideo2, videomae
 from tests.parity.cases import Case, adapter
 from tests.parity.model_adapters import import_weights
 
@@ -31,6 +32,37 @@ def unit_video(pixels: np.ndarray) -> jax.Array:
 
 def layers(config: dict[str, Any]) -> tuple[int, ...]:
     return tuple(sorted(config["return_index"]))
+
+
+@adapter(GROUP, "teacher_internvl")
+def internvl_teacher(case: Case) -> None:
+    """The weights are stored as the loader leaves them, with an axis of one frame."""
+    config = case.config
+    video = unit_video(case.io["video"])
+    teacher = InternVLConfig(
+        encoder=tower(
+            config["embed_dim"], config["depth"], config["num_heads"], config["mlp_ratio"]
+        ),
+        embedding=config["clip_embed_dim"],
+        pool_heads=config["attn_pool_num_heads"],
+        layers=layers(config),
+        frames=video.shape[1],
+        size=config["img_size"],
+        patch=config["patch_size"],
+        layer_scale=config["init_values"],
+        qk_norm=config["qk_normalization"],
+        activation="gelu",
+        dtype="float32",
+    )
+    model = teacher.model()
+    params = import_weights(case, "internvideo2", model.shapes(), internvideo2)
+    targets = jax.jit(model.apply)(params, video)
+    case.close("middle", targets["middle"])
+    case.close("final", targets["final"])
+    case.close("attn", targets["attention"])
+    every = dataclasses.replace(teacher, layers=tuple(range(config["depth"]))).model()
+    for i, value in enumerate(every.apply(params, video, method="read").tapped):
+        case.close(f"feat.block_{i}", value)
 
 
 @adapter(GROUP, "teacher_videomae")
