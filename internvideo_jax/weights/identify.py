@@ -21,10 +21,12 @@ TITLES = {
     "internvideo2": "InternVideo2, video encoder and attention pool",
     "internvideo2_student": "InternVideo2, student of stage 1 or of a distillation",
     "internvideo2_classifier": "InternVideo2, fine-tuned or probed (classifier)",
+    "umt_student": "Unmasked Teacher, pre-training (encoder and decoders)",
     "vit": "image transformer (DINO, DeiT); initial weights for UniFormerV2 with backbone=vit",
 }
 # Letters of InternVideo2's sizes in the names of its recipes, and data sets by number of classes.
 INTERNVIDEO2 = {"small": "s", "base": "b", "large": "l", "1b": "1b", "6b": "6b"}
+UMT = {"base": "b", "large": "l"}  # the same for Unmasked Teacher
 BY_CLASSES = {400: "k400", 600: "k600", 700: "k700", 710: "k710", 174: "ssv2", 339: "mit"}
 PIXELS, TIME_STEPS = 224, 8  # of published position tables; stage 2 has 4 time steps
 DEFAULT_SIZES = ("small", "base", "large", "huge", "giant")  # of the VideoMAE fine-tuning recipes
@@ -163,6 +165,8 @@ def _remarks(facts: zoo.Facts, size: str, named: tuple[Entry, ...], path: str) -
             f"frames and pixels are not in the file; its positions fit {facts['time_steps']} time "
             f"steps of {PIXELS} pixels"
         )
+    if kind == "umt_student":
+        remarks.append("a classifier takes the encoder; decoders and last norm stay behind")
     if kind == "internvideo2_student":
         remarks.append("a classifier takes encoder and pool; decoders and their tables stay behind")
     if facts.get("classes") == 174 and kind == "internvideo2_classifier":
@@ -204,6 +208,8 @@ def _config(facts: zoo.Facts, size: str, first: Entry | None) -> str:
         return f"configs/viclip/pretrain.py:size={size}"
     if kind.startswith("internvideo2") and size in INTERNVIDEO2:
         return _internvideo2_config(facts, INTERNVIDEO2[size])
+    if facts.get("tubelet") == 1 and size in UMT and not kind.startswith("internvideo2"):
+        return f"configs/umt/finetune.py:recipe={UMT[size]}_k710"
     if kind.startswith("videomae") and size.partition("_")[0] in DEFAULT_SIZES:
         return f"configs/videomae/finetune.py:size={size.partition('_')[0]}"
     return ""
