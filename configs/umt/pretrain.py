@@ -51,9 +51,7 @@ RECIPES = {"base": Recipe("base16", 0.1), "large": Recipe("large14", 0.2)}
 
 
 def get_config(arg: str = ""):
-    options = parse_arg(
-        arg, size="base", targets="step", monitor=False, probes=False, smoke=False
-    )
+    options = parse_arg(arg, size="base", targets="step", monitor=False, probes=False, smoke=False)
     for name, known in (("size", (*RECIPES, "tiny")), ("targets", TARGETS)):
         if options[name] not in known:
             found = options[name]

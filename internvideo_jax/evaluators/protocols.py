@@ -104,6 +104,9 @@ PROTOCOLS = {
     "umt/something": ViewProtocol(
         "segments", 2, 3, "Unmasked Teacher, Something-Something scripts", stride=1
     ),
+    "umt/something_4": ViewProtocol(
+        "segments", 4, 3, "Unmasked Teacher, model zoo: Something-Something (8 x 3 x 4)", stride=1
+    ),
     "internvideo2/kinetics": _internvideo2(
         "stepped", 4, 3, "scripts of Kinetics and Moments in Time; all rows of the zoo (8 x 3 x 4)"
     ),

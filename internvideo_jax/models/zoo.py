@@ -1,8 +1,9 @@
 """The published checkpoints: what each is, the recipe and the test it belongs to, finding one.
 
 `find` takes a name, `match` the name of a file or the shapes of its weights. The rows are in
-`zoo_table` and `zoo_uniformerv2`. Which torch names a checkpoint has is told by its `kind`, under
-which `internvideo_jax.weights` keeps one rule table; weights are never touched here.
+`zoo_table`, `zoo_uniformerv2` and `zoo_internvideo2`. Which torch names a checkpoint has is told by
+its `kind`, under which `internvideo_jax.weights` keeps one rule table; weights are never touched
+here.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import PurePath
 from typing import Any
 
 from internvideo_jax.models import zoo_table
+from internvideo_jax.models.zoo_internvideo2 import INTERNVIDEO2, UMT
 from internvideo_jax.models.zoo_table import Entry
 from internvideo_jax.models.zoo_uniformerv2 import UNIFORMERV2
 from internvideo_jax.registry import resolve, suggest
@@ -22,9 +24,12 @@ SOURCES: dict[str, tuple[Entry, ...]] = {
     "v2": zoo_table.V2,
     "internvideo1": zoo_table.INTERNVIDEO1,
     "uniformerv2": UNIFORMERV2,
+    "internvideo2": INTERNVIDEO2,
+    "umt": UMT,
 }
 ENTRIES = tuple(entry for entries in SOURCES.values() for entry in entries)
 SUFFIXES = (".pth", ".pyth", ".pt", ".bin", ".safetensors")
+COMMON = ("pretrain", "pytorch_model")  # file names that say nothing without their folder
 
 # What the shapes of a checkpoint tell: `width`, `depth`, `classes` ... Only what is there.
 Facts = dict[str, Any]
@@ -65,15 +70,15 @@ def match(name: str = "", facts: Facts | None = None) -> tuple[Entry, ...]:
 
 def is_named(entry: Entry, name: str) -> bool:
     """Whether the file `name` has the published name, of file or model, whatever its ending."""
-    known = {_stem(entry.file) if entry.file else "", entry.name.partition("/")[2]}
-    return _stem(name) in known
+    stem = _stem(name)
+    if entry.file and stem == _stem(entry.file):
+        return stem not in COMMON or _depth(entry, name) > 0
+    return stem == entry.name.partition("/")[2]
 
 
 def model_config(entry: Entry) -> Any:
     """The config of the entry's model, as its recipe has it but for drop path and the like."""
-    changes = dict(entry.changes)
-    if entry.frames != 16 or entry.kind == "uniformerv2":
-        changes["frames"] = entry.frames
+    changes = {**entry.changes, "frames": entry.frames}
     if entry.kind != "uniformerv2":
         changes["size"] = entry.pixels  # there the size name has it
     if not entry.pretrained:
@@ -105,6 +110,8 @@ def facts_of_config(config: Any) -> Facts:
         }
     else:
         facts["tubelet"] = config.tubelet
+    if config.name.startswith("internvideo2") and config.pos_table == "joint":
+        facts["positions"] = 1 + config.tokens
     if config.name == "videomae_pretrain":
         facts |= {"decoder_width": config.decoder.width, "decoder_depth": config.decoder.depth}
     if config.name == "videomae_classifier":
@@ -172,7 +179,16 @@ def size_of(facts: Facts) -> str:
             if same and facts.get("positions") == rows:
                 return name
         return ""
-    if not kind.startswith("videomae"):
+    if kind.startswith("internvideo2"):
+        from internvideo_jax.models.internvideo2 import SIZES as encoder_sizes
+
+        for name, preset in encoder_sizes.items():
+            tower = preset["encoder"]
+            patch = preset.get("patch", 14)
+            if shape == [tower.width, tower.depth, tower.hidden, patch]:
+                return name
+        return ""
+    if not kind.startswith(("videomae", "umt")):
         return ""
     from internvideo_jax.models.videomae import SIZES as video_sizes
 

@@ -12,7 +12,16 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from internvideo_jax.models import uniformerv2, videomae, zoo
+from internvideo_jax.models import (
+    internvideo2,
+    internvideo2_classifier,
+    internvideo2_student,
+    umt,
+    uniformerv2,
+    videomae,
+    zoo,
+)
+from tests.recipes import shipped
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/models.md"
 HEADS = (400, 710, 174)  # classes
@@ -84,11 +93,101 @@ def image_sizes() -> list[str]:
     return rows
 
 
+@cache
+def internvideo2_classes(size: str) -> int:
+    """Of the classifier with 710 classes."""
+    return parameters(internvideo2_classifier.ClassifierConfig.of_size(size, classes=710))
+
+
+@cache
+def internvideo2_students(size: str) -> int:
+    """As pre-trained (1B, 6B) or distilled (S, B, L)."""
+    teachers = (
+        {"clip_width": 3200, "mae_width": 1408}
+        if size in ("1b", "6b")
+        else {"clip_width": 1408, "clip_decoder": "mlp"}
+    )
+    return parameters(internvideo2_student.StudentConfig.of_size(size, **teachers))
+
+
+@cache
+def umt_parameters(size: str, student: bool) -> int:
+    if student:
+        width = {"base": 512, "large": 768}[size]
+        return parameters(umt.UMTStudentConfig.of_size(size, clip_width=width))
+    settings = {"frames": 8, "classes": 400, **umt.CLASSIFIER}
+    return parameters(videomae.ClassifierConfig.of_size(size, **settings))
+
+
+def internvideo2_sizes() -> list[str]:
+    rows = [
+        "| size | width | layers | heads | hidden | patch | classifier, 710 classes "
+        "| student, as pre-trained or distilled |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, size in internvideo2.SIZES.items():
+        if name == "tiny":
+            continue
+        tower = size["encoder"]
+        rows.append(
+            f"| {name} | {tower.width} | {tower.depth} | {tower.heads} | {tower.hidden} "
+            f"| 14 | {internvideo2_classes(name):,} | {internvideo2_students(name):,} |"
+        )
+    return rows
+
+
+def umt_sizes() -> list[str]:
+    rows = [
+        "| size | width | layers | heads | patch | classifier, 400 classes | student | teacher |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, teacher in (("base", "CLIP B/16"), ("large", "CLIP L/14 at 196 pixels")):
+        tower = videomae.SIZES[name].encoder
+        rows.append(
+            f"| {name} | {tower.width} | {tower.depth} | {tower.heads} | 16 "
+            f"| {umt_parameters(name, False):,} | {umt_parameters(name, True):,} | {teacher} |"
+        )
+    return rows
+
+
+# Of the model zoos, where it is not the test of the script.
+ZOO_TESTS = {"umt/something": "umt/something_4"} | {
+    f"internvideo2/something_{segments}": "internvideo2/something_4" for segments in (2, 5)
+}
+
+
+def accuracies(family: str) -> list[str]:
+    """The model zoo's numbers by recipe, with the protocols of its script and of the zoo."""
+    rows = [
+        "| recipe | input | test of the script | test of the zoo | reported |",
+        "|---|---|---|---|---|",
+    ]
+    for kind in ("finetune", "probe") if family == "internvideo2" else ("finetune",):
+        for name, recipe in shipped.module(f"{family}/{kind}.py").RECIPES.items():
+            if not recipe.reported:
+                continue
+            # The script has 16 frames, the zoo's row says 8.
+            frames, pixels = getattr(recipe, "frames", 16), getattr(recipe, "pixels", 224)
+            test = recipe.protocol
+            rows.append(
+                f"| `{family}/{kind}.py:recipe={name}` | {frames} x {pixels}² | `{test}` "
+                f"| `{ZOO_TESTS.get(test, test)}` | {recipe.reported} |"
+            )
+    return rows
+
+
 def parts() -> dict[str, str]:
     """Name of a part -> its lines, as they stand between two marks on the page."""
     tables = {f"files {source}": zoo.table(source) for source in zoo.SOURCES}
     notes = {f"notes {source}": zoo.notes(source) for source in zoo.SOURCES}
-    found = {"sizes videomae": video_sizes(), "sizes uniformerv2": image_sizes()}
+    found = {
+        "sizes videomae": video_sizes(),
+        "sizes uniformerv2": image_sizes(),
+        "sizes internvideo2": internvideo2_sizes(),
+        "sizes umt": umt_sizes(),
+        "accuracies internvideo2": accuracies("internvideo2"),
+        "accuracies umt": accuracies("umt"),
+    }
     return {name: "\n".join(lines) for name, lines in {**found, **tables, **notes}.items()}
 
 

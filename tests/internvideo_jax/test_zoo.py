@@ -8,6 +8,7 @@ import pytest
 
 from internvideo_jax.config import TrainConfig, to_typed
 from internvideo_jax.models import videomae, zoo
+from internvideo_jax.models.umt import CLASSIFIER, UMTStudentConfig
 from internvideo_jax.models.uniformerv2 import SIZES, UniFormerV2Config
 from internvideo_jax.types import flatten_paths
 from internvideo_jax.weights import files
@@ -24,6 +25,15 @@ COUNTS = {
     "giant": ((1012174352, 1012611142, 1011855918), (1026306560, 1039676648, 1053046736)),
     "giant16": ((1012681232, 1013118022, 1012362798), (1026998120, 1040368208, 1053738296)),
     "gigantic": ((1843910928, 1844427078, 1843534638), (1859244408, 1873787096, 1888329784)),
+}
+# The same for InternVideo2: the classifier with 710 classes and the student; of Unmasked Teacher no
+# counts of the reference are known.
+INTERNVIDEO2_COUNTS = {
+    "small": (23591366, 29169792),
+    "base": (89986502, 102252288),
+    "large": (309476806, 327183872),
+    "1b": (1021256134, 1070042752),
+    "6b": (5942282694, 6075947392),
 }
 IMAGE_COUNTS = {
     ("base", "kinetics", 400, False): 114552208,
@@ -52,6 +62,12 @@ def test_the_wide_decoder_of_mcg_nju():
 @pytest.mark.parametrize("variant", IMAGE_COUNTS)
 def test_variants_of_uniformerv2_have_the_parameters_of_the_reference(variant):
     assert models_page.uniformer(*variant) == IMAGE_COUNTS[variant]
+
+
+@pytest.mark.parametrize("size", INTERNVIDEO2_COUNTS)
+def test_sizes_of_internvideo2_have_the_parameters_of_the_reference(size):
+    counts = models_page.internvideo2_classes(size), models_page.internvideo2_students(size)
+    assert counts == INTERNVIDEO2_COUNTS[size]
 
 
 def test_names_are_unique_and_rules_exist():
@@ -85,7 +101,8 @@ def test_the_recipe_has_the_model_and_the_test_of_the_entry(entry):
     facts, built = zoo.facts_of_entry(entry), zoo.facts_of_config(config.model)
     assert built == {name: value for name, value in facts.items() if name != "classes"}
     assert (config.model.frames, config.model.size) == (entry.frames, entry.pixels)
-    assert (config.data.clip.frames, config.data.clip.size) == (entry.frames, entry.pixels)
+    frames = getattr(config.model, "clip_frames", entry.frames)
+    assert (config.data.clip.frames, config.data.clip.size) == (frames, entry.pixels)
     if not entry.made:
         assert entry.note
     if entry.pretrained:
@@ -99,7 +116,11 @@ def test_the_recipe_has_the_model_and_the_test_of_the_entry(entry):
         protocol = entry.protocol
         assert (test.views.segments, test.views.crops) == (protocol.segments, protocol.crops)
         assert (test.views.clip.sampling, test.merge) == (protocol.sampling, protocol.merge)
-    row = shipped.module("videomae/finetune.py").RECIPES.get(entry.config.partition("recipe=")[2])
+    path, _, name = entry.config.removeprefix("configs/").partition(":recipe=")
+    row = shipped.module(path).RECIPES.get(name) if name else None
+    if entry.source in ("internvideo2", "umt"):
+        assert row and row.reported == entry.reported
+        return
     if row and row.reported and entry.made:
         assert row.reported.startswith(f"{entry.reported}, ")
 
@@ -129,6 +150,8 @@ def test_a_file_name_is_told_apart_by_folders_and_shapes():
     [
         videomae.ClassifierConfig.of_size("small", classes=400),
         videomae.PretrainConfig.of_size("base", decoder_depth=4),
+        UMTStudentConfig.of_size("base"),
+        videomae.ClassifierConfig.of_size("large", frames=8, classes=400, **CLASSIFIER),
         UniFormerV2Config.of_size("base", classes=400),
         UniFormerV2Config.of_size("base", style="something", classes=174),
         UniFormerV2Config.of_size("large336", classes=400, frozen=True),
@@ -146,9 +169,15 @@ def test_shapes_tell_what_the_config_said(config):
     assert sizes[zoo.size_of(found)].encoder == config.encoder
 
 
+def test_a_common_file_name_needs_its_folder():
+    assert zoo.match("downloads/pytorch_model.bin") == ()
+    (one,) = zoo.match("stage1/S14/S14_ft_k710_f8/pytorch_model.bin")
+    assert one.name == "internvideo2/S14_ft_k710_f8"
+
+
 def test_only_what_is_published_is_named():
     for entry in zoo.ENTRIES:
-        assert PurePath(entry.file).suffix in (".pth", ".pyth", "")
+        assert PurePath(entry.file).suffix in (".pth", ".pyth", ".bin", "")
         assert not (entry.file and entry.source == "videomae")
 
 

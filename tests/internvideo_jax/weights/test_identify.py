@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from internvideo_jax.models.umt import CLASSIFIER, UMTStudentConfig
 from internvideo_jax.models.uniformerv2 import UniFormerV2Config
 from internvideo_jax.models.videomae import ClassifierConfig, PretrainConfig
 from internvideo_jax.types import flatten_paths
@@ -53,6 +54,21 @@ def test_a_renamed_file_is_known_by_its_shapes():
         "internvideo1/vit_b_hybrid_pt_800e_k710_ft",
     }
     assert "by shapes alone" in found.text()
+
+
+def test_files_of_unmasked_teacher():
+    (known,) = identified(UMTStudentConfig.of_size("base"), "b16_ptk710_f8_res224.pth").named
+    assert known.name == "umt/b16_ptk710_f8_res224"
+    found = identified(UMTStudentConfig.of_size("large", clip_width=768), "mine.pth")
+    assert [entry.name for entry in found.alike] == ["umt/l16_ptk710_f8_res224"]
+    assert "a classifier takes the encoder" in found.text()
+    (command,) = found.commands
+    assert "--config=configs/umt/finetune.py:recipe=l_k710 --config.init_from=mine.pth" in command
+    # The tubelet tells its classifier from VideoMAE's, here of a set that is not published.
+    settings = {"classes": 51, "frames": 8, **CLASSIFIER}
+    found = identified(ClassifierConfig.of_size("base", **settings), "mine.pth")
+    assert not found.alike
+    assert "--config=configs/umt/finetune.py:recipe=b_k710" in found.commands[0]
 
 
 def test_settings_of_the_entry_are_in_the_command():
