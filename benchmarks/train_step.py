@@ -97,6 +97,10 @@ def compiled_step(
     run: Run, state: TrainState, batch: dict[str, np.ndarray]
 ) -> tuple[Callable[[], float], dict[str, Any]]:
     """A function that trains on one batch again and again, and what compiling it took."""
+    if run.frozen:
+        raise ValueError(
+            "teachers in the step are not measured here; take targets=cached, see student_step.py"
+        )
     placed = jax.device_put(batch, batch_sharding(run.mesh))
     started = time.perf_counter()
     lowered = make_train_step(run).lower(state, placed)
@@ -119,7 +123,7 @@ def compiled_step(
 
     def step() -> float:
         nonlocal state
-        state, metrics = compiled(state, placed)
+        state, metrics = compiled(state, placed, {})  # no frozen networks
         return float(metrics["train/loss"])
 
     return step, facts
