@@ -36,7 +36,7 @@ from internvideo_jax.types import flatten_paths
 from internvideo_jax.weights.files import Weights, save_torch
 
 REFERENCE = flags.DEFINE_string(
-    "reference", "", "Folder InternVideo2/single_modality of the reference; needs torch and timm."
+    "reference", "", "Folder InternVideo2/single_modality of the reference; needs torch, einops."
 )
 MODEL_FILE = "models/internvideo2_pretrain.py"
 FASTER = {"eager": 1.0, "sdpa": 1.0}  # times faster than each peer, at least (float32, CPU)

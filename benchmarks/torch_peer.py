@@ -37,7 +37,7 @@ def build_step(spec: dict[str, Any]) -> Callable[[], float]:
         import torch  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ValueError("--torch_model needs torch: pip install torch") from error
-    _stand_in_for_timm(torch)
+    stand_in_for_timm(torch)
     path = Path(spec["torch_model"])
     sys.path.insert(0, str(path.parent))
     finetune = importlib.import_module("modeling_finetune")  # holds the blocks of both models
@@ -132,13 +132,14 @@ def _fused_attention(torch: Any) -> Callable[..., Any]:
     return forward
 
 
-def _stand_in_for_timm(torch: Any) -> None:
-    """Stands in for the four helpers of timm that the model file takes.
+def stand_in_for_timm(torch: Any) -> None:
+    """Stands in for the helpers of timm that the model files take.
 
-    Enough for pre-training, which drops no path, and true for every version of timm.
+    Enough where no path is dropped, and true for every version of timm.
     """
     layers: Any = types.ModuleType("timm.models.layers")
     layers.drop_path = lambda x, probability=0.0, training=False: x
+    layers.DropPath = None  # only made where paths are dropped
     layers.to_2tuple = lambda x: x if isinstance(x, tuple) else (x, x)
     layers.trunc_normal_ = torch.nn.init.trunc_normal_
     registry: Any = types.ModuleType("timm.models.registry")

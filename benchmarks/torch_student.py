@@ -1,10 +1,10 @@
 """A step of the reference's student of InternVideo2 in torch, on its plain path.
 
 A process of `student_step.py`, which describes the step in a JSON file and says when to take one.
-The model file is the reference's, as it is; of what it imports, packages that need CUDA are stood
-in for, since with `use_flash_attn`, `use_fused_rmsnorm` and `use_fused_mlp` off it does not call
-them. Losses and their order are those of its engine, the optimizer torch's AdamW in the two groups
-of its factory. Variants: `eager`, and `sdpa` with `scaled_dot_product_attention` in its attention.
+The model file is the reference's, as it is; of what it imports, timm and packages that need CUDA
+are stood in for, since with `use_flash_attn`, `use_fused_rmsnorm` and `use_fused_mlp` off it does
+not call the latter. Losses and their order are those of its engine, the optimizer torch's AdamW in
+the two groups of its factory. Variants: `eager`, and `sdpa` with `scaled_dot_product_attention` in its attention.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import turns
+from torch_peer import stand_in_for_timm
 
 
 def build_step(spec: dict[str, Any]) -> Callable[[], float]:
@@ -29,16 +30,17 @@ def build_step(spec: dict[str, Any]) -> Callable[[], float]:
         `weights` of the three losses, and `folder` with weights.safetensors and batch.npz.
 
     Raises:
-      ValueError: torch, timm or einops are missing.
+      ValueError: torch or einops is missing.
     """
     try:
         import einops  # noqa: F401  # pyright: ignore[reportMissingImports]
         import torch  # pyright: ignore[reportMissingImports]
         from safetensors.numpy import load_file
 
-        from_reference = _model_file(spec["reference"])
     except ImportError as error:
-        raise ValueError(f"{error}; --reference needs: pip install torch timm einops") from error
+        raise ValueError(f"{error}; --reference needs: pip install torch einops") from error
+    stand_in_for_timm(torch)
+    from_reference = _model_file(spec["reference"])
     if spec["variant"] != "eager":
         from_reference.Attention._naive_attn = _fused_attention(torch)
     student = from_reference.PretrainInternVideo2(

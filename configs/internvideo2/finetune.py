@@ -60,6 +60,7 @@ class Recipe(finetuning.Recipe):
 DISTILLED: dict[str, Any] = {"layer_decay": 0.75, "drop_path": 0.1}
 B1: dict[str, Any] = {"layer_decay": 0.9, "drop_path": 0.3}
 B6: dict[str, Any] = {"layer_decay": 0.915, "drop_path": 0.35, "remat": "full"}
+MIT_336: dict[str, Any] = {**B6, "drop_path": 0.4}
 B1_SOMETHING: dict[str, Any] = {**B1, "layer_decay": 0.915}
 B6_SOMETHING: dict[str, Any] = {**B6, "drop_path": 0.4, "min_lr": 0.0}
 SOMETHING: dict[str, Any] = {"sampling": "segments", "flip": "off"}
@@ -112,7 +113,7 @@ RECIPES = {
         pixels=336,
         start="6b_mit",
         reported="51.2",
-        **B6 | {"drop_path": 0.4},
+        **MIT_336,
     ),
     "1b_ssv1": Recipe(
         256,
