@@ -95,8 +95,9 @@ def own_step(config: TrainConfig, folder: Path) -> tuple[Callable[[], float], di
     flat = {path: np.asarray(value) for path, value in flatten_paths(state.params).items()}
     geometry = {"patch": model.patch, "tubelet": model.tubelet}
     save_torch(folder / "weights.safetensors", Weights(model.name, flat, geometry))
-    parts = {name.removeprefix(PREFIX): value for name, value in batch.items()}
-    np.savez(folder / "batch.npz", **parts | {"video": batch["video"][:, :: model.stride]})
+    parts: dict[str, Any] = {name.removeprefix(PREFIX): value for name, value in batch.items()}
+    parts["video"] = batch["video"][:, :: model.stride]
+    np.savez(folder / "batch.npz", **parts)
     return train_step.compiled_step(run, state, batch)
 
 

@@ -4,7 +4,8 @@ A process of `student_step.py`, which describes the step in a JSON file and says
 The model file is the reference's, as it is; of what it imports, timm and packages that need CUDA
 are stood in for, since with `use_flash_attn`, `use_fused_rmsnorm` and `use_fused_mlp` off it does
 not call the latter. Losses and their order are those of its engine, the optimizer torch's AdamW in
-the two groups of its factory. Variants: `eager`, and `sdpa` with `scaled_dot_product_attention` in its attention.
+the two groups of its factory. Variants: `eager`, and `sdpa` with `scaled_dot_product_attention` in
+its attention.
 """
 
 from __future__ import annotations
@@ -81,10 +82,9 @@ def build_step(spec: dict[str, Any]) -> Callable[[], float]:
 
     def step() -> float:
         outputs = student(video, mask)
-        loss = sum(
-            weight * (2 - 2 * (output * target).sum(dim=-1)).mean()
-            for weight, output, target in zip(spec["weights"], outputs, targets, strict=True)
-        )
+        loss = torch.zeros(())
+        for weight, output, target in zip(spec["weights"], outputs, targets, strict=True):
+            loss = loss + weight * (2 - 2 * (output * target).sum(dim=-1)).mean()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(student.parameters(), spec["clip_norm"])
