@@ -158,7 +158,7 @@ def classifier(case: Case) -> None:
 
     @jax.jit
     def activations(params):
-        network = nnx.merge(model._graph, params)
+        network: Any = nnx.merge(model._graph, params)
         x, taps = network.encoder(video, taps=range(depth))
         return {
             "feat.blocks_in": network.encoder.embed(video),

@@ -8,10 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
-from internvideo_jax.models.internvideo2_classifier import ClassifierConfig
+from internvideo_jax.models.internvideo2_classifier import ClassifierConfig, ExtraMLP
+from internvideo_jax.models.layers.init import Init
 from internvideo_jax.models.videomae import SMALLEST
 from internvideo_jax.types import flatten_paths, unflatten_paths
+from tests.internvideo_jax.checkpoint.test_classes import random_params
 
 CONFIG = ClassifierConfig(
     encoder=SMALLEST,
@@ -22,29 +25,27 @@ CONFIG = ClassifierConfig(
     frames=2,
     classes=5,
     dtype="float32",
-    head_scale=1.0,
 )
-VIDEO = jax.random.uniform(jax.random.key(3), (3, 2, 16, 16, 3))
+# Tokens after the last block: class token, then two frames of four patches.
+TOKENS = np.random.default_rng(3).normal(size=(3, 9, 32)).astype(np.float32)
 KEYS = jax.random.split(jax.random.key(1), 3)
-KEY = jax.random.key(0)
 
 
 def made(**changes):
     config = dataclasses.replace(CONFIG, **changes)
-    model = config.model()
-    return config, model, model.init(KEY)
+    return config, config.model(), random_params(config)
+
+
+def classify(model, flat, keys=None):
+    return model.apply(unflatten_paths(flat), TOKENS, keys, method="classify")
 
 
 def test_the_extra_mlp_starts_as_nothing():
-    _, plain, params = made()
-    _, probe, with_mlp = made(extra_mlp=True)
-    flat = {**flatten_paths(with_mlp), **flatten_paths(params)}
-    np.testing.assert_array_equal(
-        probe.apply(unflatten_paths(flat), VIDEO), plain.apply(params, VIDEO)
-    )
-    flat["extra_mlp/fc2/bias"] = jnp.arange(16.0)
-    changed = probe.apply(unflatten_paths(flat), VIDEO)
-    assert np.abs(changed - plain.apply(params, VIDEO)).max() > 1e-3
+    mlp = ExtraMLP(16, init=Init("normal"), rngs=nnx.Rngs(params=0))
+    x = jnp.asarray(TOKENS[:, 0, :16])
+    np.testing.assert_array_equal(mlp(x), x)
+    mlp.fc2.kernel[...] += 1.0
+    assert np.abs(mlp(x) - x).max() > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -52,16 +53,15 @@ def test_the_extra_mlp_starts_as_nothing():
     [("proj", 16), ("cls_avg1", 64), ("cls_avgN", 48), ("cls_avgN_proj", 64)],
 )
 def test_the_head_reads_what_the_method_says(merge, width):
-    config, model, params = made(merge=merge)
-    flat = flatten_paths(params)
+    config, model, flat = made(merge=merge)
     assert config.head_width == width == flat["head/kernel"].shape[0]
     assert ("down/kernel" in flat) == ("avgN" in merge)
     # Values of the head that the pooled vector feeds are the last ones.
     weights = np.zeros((width, 5), np.float32)
     weights[-16:] = 1.0
-    flat["head/kernel"], flat["fc_norm/bias"] = jnp.asarray(weights), jnp.full(16, 2.0)
-    flat["fc_norm/scale"] = jnp.zeros(16)
-    logits = model.apply(unflatten_paths(flat), VIDEO)
+    flat |= {"head/kernel": weights, "head/bias": np.zeros(5, np.float32)}
+    flat |= {"fc_norm/bias": np.full(16, 2.0), "fc_norm/scale": np.zeros(16)}
+    logits, _ = classify(model, flat)
     if merge.endswith("proj"):
         np.testing.assert_allclose(logits, 32.0, rtol=1e-6)
     else:
@@ -69,27 +69,25 @@ def test_the_head_reads_what_the_method_says(merge, width):
 
 
 def test_batch_statistics_move_in_training_only():
-    config, model, params = made(merge="cls_avg1", merge_norm="BN")
-    assert config.running_statistics and not made()[0].running_statistics
-    logits, statistics = model.apply(params, VIDEO, None, method="train")
+    config, model, flat = made(merge="cls_avg1", merge_norm="BN")
+    assert config.running_statistics and not CONFIG.running_statistics
+    flat |= {"down_norm/mean": np.ones(32), "down_norm/var": np.full(32, 2.0)}
+    logits, statistics = classify(model, flat)
     assert not statistics
-    trained, statistics = model.apply(params, VIDEO, KEYS, method="train")
+    trained, statistics = classify(model, flat, KEYS)
     assert set(statistics) == {"down_norm/mean", "down_norm/var"}
     assert np.abs(trained - logits).max() > 1e-3
-    features = model.apply(params, VIDEO, method="features")
-    z = np.stack([features[:, 0], features[:, 1:].mean(axis=1)], axis=1)
-    np.testing.assert_allclose(
-        statistics["down_norm/mean"], 0.1 * z.mean(axis=(0, 1)), rtol=1e-4, atol=1e-6
-    )
-    variance = 0.9 + 0.1 * z.var(axis=(0, 1), ddof=1)
+    z = np.stack([TOKENS[:, 0], TOKENS[:, 1:].mean(axis=1)], axis=1)
+    mean, variance = 0.9 + 0.1 * z.mean(axis=(0, 1)), 1.8 + 0.1 * z.var(axis=(0, 1)) * 6 / 5
+    np.testing.assert_allclose(statistics["down_norm/mean"], mean, rtol=1e-4)
     np.testing.assert_allclose(statistics["down_norm/var"], variance, rtol=1e-4)
 
 
-def test_dropout_and_drop_path_need_keys():
-    _, model, params = made(head_dropout=0.5)
-    still = model.apply(params, VIDEO)
-    np.testing.assert_array_equal(still, model.apply(params, VIDEO))
-    assert np.abs(model.apply(params, VIDEO, KEYS) - still).max() > 1e-4
+def test_dropout_needs_keys():
+    _, model, flat = made(head_dropout=0.5)
+    still, plain = classify(model, flat)[0], classify(CONFIG.model(), flat, KEYS)[0]
+    np.testing.assert_array_equal(still, plain)
+    assert np.abs(classify(model, flat, KEYS)[0] - still).max() > 1e-4
 
 
 @pytest.mark.parametrize(
