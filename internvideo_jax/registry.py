@@ -16,10 +16,10 @@ MODELS = {
     "videomae_classifier": "internvideo_jax.models.videomae:ClassifierConfig",
     "uniformerv2": "internvideo_jax.models.uniformerv2:UniFormerV2Config",
     "viclip": "internvideo_jax.models.viclip:ViCLIPConfig",
-    "umt_student": "internvideo_jax.models.umt:UMTStudentConfig",
     "internvideo2": "internvideo_jax.models.internvideo2:EncoderConfig",
-    "internvideo2_student": "internvideo_jax.models.internvideo2_student:StudentConfig",
     "internvideo2_classifier": ("internvideo_jax.models.internvideo2_classifier:ClassifierConfig"),
+    "internvideo2_student": "internvideo_jax.models.internvideo2_student:StudentConfig",
+    "umt_student": "internvideo_jax.models.umt:UMTStudentConfig",
 }
 
 OBJECTIVES = {
