@@ -24,6 +24,7 @@ MODELS = {
 OBJECTIVES = {
     "masked_pixels": "internvideo_jax.objectives.masked_pixels:MaskedPixels",
     "classification": "internvideo_jax.objectives.classification:Classification",
+    "alignment": "internvideo_jax.objectives.alignment:Alignment",
     "contrastive": "internvideo_jax.objectives.contrastive:Contrastive",
 }
 
