@@ -68,9 +68,15 @@ class OptimConfig:
     b2: float = 0.95
     eps: float = 1e-8
     layer_decay: float = 1.0  # lr factor per layer below the head; 1 = off
-    layer_stack: str = "encoder/blocks"  # the stack whose depth counts for layer_decay
+    # The stack whose depth counts for layer_decay and freeze_layers.
+    layer_stack: str = "encoder/blocks"
+    # Regular expressions on parameter paths that take the full rate under layer_decay.
+    layer_decay_free: Sequence[str] = ()
     clip_norm: float = 0.0  # global L2 norm of the gradient; 0 = off
     freeze: Sequence[str] = ()  # regular expressions on parameter paths
+    # The lowest layers of layer_stack that are not trained. Unlike `freeze` this saves neither time
+    # nor memory: layers share one array, and the backward pass goes through all of it.
+    freeze_layers: int = 0
     accumulate: int = 1  # microbatches per step
     ema_decay: float = 0.0  # 0 = no averaged parameters
 

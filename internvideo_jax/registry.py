@@ -17,6 +17,7 @@ MODELS = {
     "uniformerv2": "internvideo_jax.models.uniformerv2:UniFormerV2Config",
     "viclip": "internvideo_jax.models.viclip:ViCLIPConfig",
     "internvideo2": "internvideo_jax.models.internvideo2:EncoderConfig",
+    "internvideo2_classifier": ("internvideo_jax.models.internvideo2_classifier:ClassifierConfig"),
     "internvideo2_student": "internvideo_jax.models.internvideo2_student:StudentConfig",
     "umt_student": "internvideo_jax.models.umt:UMTStudentConfig",
 }

@@ -206,8 +206,13 @@ def initialise(
     known = settings_of(source, loaded_from.stated, config)
     adapted: set[str] = set()
     if hasattr(config, "adapt_weights"):  # what a model can make of weights of another kind
-        found, source = source, config.adapt_weights(source)
-        adapted = {name for name in found if source[name].shape != found[name].shape}
+        try:
+            found, source = source, _adapted(config, source, known)
+        except ValueError as error:
+            raise ValueError(f"{path} does not fit this model: {error}") from error
+        adapted = {name for name, value in found.items() if _differ(value, source[name])}
+        if "encoder/patch_embed/kernel" in adapted:
+            known.pop("tubelet", None)  # made another one
     target = flatten_paths(fresh)
     head = _head(loaded_from, target, rows, classes)
     values: dict[str, Any] = dict(target)
@@ -258,6 +263,19 @@ def initialise(
         head,
     )
     return unflatten_paths(values), report
+
+
+def _differ(one: np.ndarray, other: np.ndarray) -> bool:
+    return one is not other and not np.array_equal(one, other)
+
+
+def _adapted(
+    config: Any, source: Mapping[str, np.ndarray], known: Mapping[str, int]
+) -> dict[str, np.ndarray]:
+    """`config.adapt_weights`; a model with position tables of a clip is told how long it was."""
+    if hasattr(config, "pos_frames") and {"frames", "tubelet"} <= known.keys():
+        return config.adapt_weights(source, known["frames"] // known["tubelet"])
+    return config.adapt_weights(source)
 
 
 def _head(

@@ -24,7 +24,9 @@ from internvideo_jax.models.layers.attention_pool import (
 )
 from internvideo_jax.models.layers.block import BlockConfig, block_sharding
 from internvideo_jax.models.layers.block_stack import check_remat, run_stack, stacked_blocks
+from internvideo_jax.models.layers.clip import inflate
 from internvideo_jax.models.layers.init import Init, torch_layer
+from internvideo_jax.models.layers.pos_adapt import FORMS, adapt_tables
 from internvideo_jax.models.layers.pos_embed import (
     Grid,
     check_sincos_width,
@@ -47,7 +49,9 @@ from internvideo_jax.registry import suggest
 
 INIT = Init("normal", by_depth=True)
 POSITION_SHARDING = (r"pos_embed/(table|spatial|temporal)", (None, "fsdp"))
-POS_TABLES = ("joint", "separable")
+POS_TABLES = FORMS
+# Position tables of the encoder and of a student's decoders, with the rows of the class token.
+TABLES = {"encoder/pos_embed": 1, "clip_pos_embed": 1, "mae_pos_embed": 0}
 ACTIVATIONS = ("gelu_tanh", "gelu")
 
 # Published sizes, all of patch 14; `tiny` is for trials.
@@ -172,9 +176,37 @@ class EncoderConfig:
         pool = pool_flops(tokens, self.encoder.width, self.pool_heads, self.embedding)
         return self.encoder_flops(visible) + pool
 
-    def adapt_weights(self, source: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Weights of another clip length or picture size as those of this model."""
-        return dict(source)
+    def adapt_weights(
+        self, source: Mapping[str, np.ndarray], frames: int = 0
+    ) -> dict[str, np.ndarray]:
+        """Weights of another clip length, picture size or tubelet as those of this model.
+
+        Position tables are resized, linearly in time and bicubically in space (those in front of
+        a student's decoders too, which the reference does not need). A patch embedding of single
+        frames becomes the middle frame of a tubelet, the others zero.
+
+        Args:
+          frames: time steps that the tables are known to have; 0 = not known, as in a file: then
+            tables with the rows of this model are taken as they are, and others to have
+            `pos_frames` steps.
+
+        Raises:
+          ValueError: tables of the other form, or of rows that do not fit the number of steps.
+        """
+        adapted, path = dict(source), "encoder/patch_embed/kernel"
+        if self.tubelet > 1 and path in source and len(source[path]) == self.patch**2 * 3:
+            adapted[path] = inflate(source[path], self.tubelet)
+        for prefix, leading in TABLES.items():
+            adapted = adapt_tables(
+                adapted,
+                prefix,
+                form=self.pos_table,
+                grid=self.grid,
+                frames=frames or self.pos_frames,
+                known=bool(frames),
+                leading=leading,
+            )
+        return adapted
 
 
 class Positions(nnx.Module):

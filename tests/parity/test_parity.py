@@ -9,6 +9,7 @@ from tests.parity import (  # noqa: F401  (they register themselves)
     data_adapters,
     head_adapters,
     internvideo2_adapters,
+    internvideo2_classifier_adapters,
     metric_adapters,
     model_adapters,
     retrieval_adapters,
