@@ -7,7 +7,7 @@ evaluation; nothing of it is ever drawn.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -144,6 +144,31 @@ def check_layers(layers: Sequence[int], depth: int, name: str) -> None:
         raise ValueError(
             f"the layers of teacher {name!r} are {tuple(layers)}; expected numbers of its {depth} "
             f"blocks, 0 to {depth - 1}, in ascending order"
+        )
+
+
+def check_stated(config: Any, stated: Mapping[str, Any], fields: Sequence[str] = ()) -> None:
+    """Compares a teacher with the run that its weights come from, where no shape tells.
+
+    Args:
+      stated: config.model of the run; a weight file says less, and what is absent is not compared.
+      fields: of the config that decide what the weights mean, beside how pixels are normalised.
+
+    Raises:
+      ValueError: another value.
+    """
+    differing = []
+    for name in ("pixel_mean", "pixel_std", *fields):
+        here = getattr(config, name)
+        there = stated.get(name, here)
+        if isinstance(here, Sequence) and not isinstance(here, str):
+            here, there = tuple(here), tuple(there)
+        if here != there:
+            differing.append(f"{name} = {there} there, {here} in the teacher {config.name!r}")
+    if differing:
+        raise ValueError(
+            "the run was trained with other settings, and its weights mean something else: "
+            + "; ".join(differing)
         )
 
 

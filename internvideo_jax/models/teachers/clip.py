@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import jax
@@ -18,6 +18,7 @@ from internvideo_jax.models.teachers.base import (
     Reading,
     Teacher,
     check_layers,
+    check_stated,
     last,
     per_frame,
 )
@@ -48,6 +49,10 @@ class _Config(VideoTransformerConfig):
         check_layers(self.layers, self.encoder.depth, self.name)
         if self.encoder.depth < 2:
             raise ValueError(f"teacher {self.name!r} has {self.encoder.depth} block; expected two")
+
+    def check_source(self, stated: Mapping[str, Any]) -> None:
+        """ValueError where a run computed something else with the same weights."""
+        check_stated(self, stated)
 
     def smallest(self) -> Self:
         """The same kind of teacher with two thin layers and four tokens a frame."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 from typing import Any
 
 import jax
@@ -123,7 +124,7 @@ def test_targets_of_visible_tokens_are_those_of_all(name):
         np.testing.assert_allclose(part["final"], full["final"], atol=1e-6)
     if name != "videomae_v2":
         np.testing.assert_allclose(part["attention"], full["attention"], atol=1e-6)
-        assert 0 < float(full["attention"].min())
+        assert float(full["attention"].min()) > 0
         assert float(full["attention"].sum(axis=-1).max()) < 1  # the class token has a share
 
 
@@ -340,7 +341,7 @@ def test_clip_file_of_another_size(tmp_path, whole):
     path = tmp_path / "clip.safetensors"
     tensors = to_torch(source, clip.RULES[kind], {"patch": 8})
     if whole:
-        tensors["logit_scale"] = np.float32(4.6)
+        tensors["logit_scale"] = np.array(4.6, np.float32)
     save_file({name: np.asarray(value) for name, value in tensors.items()}, path)
     loaded, report = load(path, TEACHER["clip"])
     assert report.resized == ("encoder/pos_embed/table",)
@@ -403,3 +404,51 @@ def test_internvideo2_of_fewer_frames(tmp_path):
     config = dataclasses.replace(TEACHER["internvideo2"], frames=8, pos_frames=4)
     _, report = load(path, config)
     assert report.resized == ("encoder/pos_embed/table",)
+
+
+def test_internvl_tower_that_is_a_model_of_ours(tmp_path):
+    """An encoder of single frames, from which a run knows how many frames it had."""
+    single = EncoderConfig(**{**SMALL, "frames": 1, "size": 24}, embedding=12, pool_heads=4)
+    path = tmp_path / "tower.safetensors"
+    save_model(path, "internvideo2", single, {"tubelet": 1, "patch": 8, "frames": 1})
+    _, report = load(path, TEACHER["internvl"])
+    assert report.resized == ("encoder/pos_embed/table",)
+
+
+def stated(config: Any) -> dict[str, Any]:
+    """What a run says about its model."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def test_a_run_that_computed_something_else_is_refused():
+    videomae, internvl = TEACHER["videomae_v2"], TEACHER["internvl"]
+    for config in TEACHER.values():
+        config.check_source(stated(config))
+        config.check_source({"tubelet": 2, "patch": 8})  # what a file says
+    with pytest.raises(ValueError, match="'separable'.*other positions than pos_table = 'sincos'"):
+        videomae.check_source(stated(videomae) | {"pos_table": "separable"})
+    with pytest.raises(ValueError, match="pos_table = learnable there, sincos in the teacher"):
+        videomae.check_source(stated(videomae) | {"pos_table": "learnable"})
+    with pytest.raises(ValueError, match="activation = gelu there, gelu_tanh in the teacher"):
+        internvl.check_source(stated(internvl) | {"activation": "gelu"})
+    with pytest.raises(ValueError, match="pixel_mean = "):
+        TEACHER["clip"].check_source(stated(TEACHER["clip"]) | {"pixel_mean": [0.5, 0.5, 0.5]})
+
+
+def test_two_names_of_one_table():
+    """At its own length and size the published table is the plain one."""
+    giant = VideoMAETeacherConfig.of_size("giant")
+    assert giant.pos_table == "resized"
+    giant.check_source({"pos_table": "sincos"})
+    longer = VideoMAETeacherConfig.of_size("giant", frames=32)
+    with pytest.raises(ValueError, match="other positions"):
+        longer.check_source({"pos_table": "sincos"})
+
+
+def test_initial_weights_ask_the_teacher(tmp_path):
+    path = tmp_path / "videomae.safetensors"
+    config = dataclasses.replace(TEACHER["videomae_v2"], pos_table="separable")
+    geometry = {"tubelet": 2, "patch": 8, "pos_table": "sincos"}
+    save_model(path, "videomae_pretrain", TEACHER["videomae_v2"], geometry)
+    with pytest.raises(ValueError, match="does not fit this model: the run was trained with"):
+        load(path, config)
