@@ -21,9 +21,9 @@ Draw = Callable[[jax.Array | None], jax.Array]
 
 
 class Reading(NamedTuple):
-    """What a network saw in a batch of B clips; A = B frames of a clip per row, or one.
+    """What a network saw in a batch.
 
-    Rows are clips, or with teachers that read frames apart, frames: clip-major, then time.
+    A row is a clip, or with teachers that read frames apart a frame: those of a clip in sequence.
     """
 
     tapped: jax.Array  # (K, rows, lead + L, D), raw, class token first where there is one
