@@ -205,6 +205,11 @@ def initialise(
     source = loaded_from.params
     known = settings_of(source, loaded_from.stated, config)
     adapted: set[str] = set()
+    if hasattr(config, "check_source"):  # what no shape tells
+        try:
+            config.check_source(loaded_from.stated)
+        except ValueError as error:
+            raise ValueError(f"{path} does not fit this model: {error}") from error
     if hasattr(config, "adapt_weights"):  # what a model can make of weights of another kind
         try:
             found, source = source, _adapted(config, source, known)

@@ -162,6 +162,11 @@ class VideoConfig:
             attention=self.attention,
         )
 
+    def fixed_positions(self) -> np.ndarray:
+        """(N, D) float32, the encoder's position table where it is no parameter."""
+        base = token_grid(self.pos_frames, self.pos_size, self.tubelet, self.patch)
+        return fixed_table(self.pos_table, self.grid, self.encoder.width, base)
+
     def embed_flops(self, tokens: int) -> float:
         return 2.0 * tokens * self.token_pixels * self.encoder.width
 
@@ -192,10 +197,7 @@ class Encoder(nnx.Module):
         """
         if self.pos_embed is not None:
             return jax.lax.stop_gradient(self.pos_embed[...])
-        config = self.config
-        base = token_grid(config.pos_frames, config.pos_size, config.tubelet, config.patch)
-        width = config.encoder.width
-        return jnp.asarray(fixed_table(config.pos_table, config.grid, width, base))
+        return jnp.asarray(self.config.fixed_positions())
 
     def embed(self, video: jax.Array, visible: jax.Array | None = None) -> jax.Array:
         """Tokens with positions: (B, T, H, W, 3) and (B, V) indices or None -> (B, V or N, D).

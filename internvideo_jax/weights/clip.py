@@ -1,7 +1,7 @@
 """Names of OpenAI's CLIP, which open_clip has too, and of all models that are made from it.
 
-`clip` is a whole file, `clip_visual` the image half cut out of one, `clip_frames` that half as Unmasked
-Teacher saves it, with a patch embedding that has an axis of one frame.
+`clip` is a whole file, `clip_visual` the image half cut out of one, `clip_frames` that half as
+Unmasked Teacher has it, with a patch embedding that has an axis of one frame.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ evaluation; nothing of it is ever drawn.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,9 +21,9 @@ Draw = Callable[[jax.Array | None], jax.Array]
 
 
 class Reading(NamedTuple):
-    """What a network saw in a batch of B clips; A = B frames of a clip per row, or one.
+    """What a network saw in a batch.
 
-    Rows are clips, or with teachers that read frames apart, frames: clip-major, then time.
+    A row is a clip, or with teachers that read frames apart a frame: those of a clip in sequence.
     """
 
     tapped: jax.Array  # (K, rows, lead + L, D), raw, class token first where there is one
@@ -144,6 +144,31 @@ def check_layers(layers: Sequence[int], depth: int, name: str) -> None:
         raise ValueError(
             f"the layers of teacher {name!r} are {tuple(layers)}; expected numbers of its {depth} "
             f"blocks, 0 to {depth - 1}, in ascending order"
+        )
+
+
+def check_stated(config: Any, stated: Mapping[str, Any], fields: Sequence[str] = ()) -> None:
+    """Compares a teacher with the run that its weights come from, where no shape tells.
+
+    Args:
+      stated: config.model of the run; a weight file says less, and what is absent is not compared.
+      fields: of the config that decide what the weights mean, beside how pixels are normalised.
+
+    Raises:
+      ValueError: another value.
+    """
+    differing = []
+    for name in ("pixel_mean", "pixel_std", *fields):
+        here = getattr(config, name)
+        there = stated.get(name, here)
+        if isinstance(here, Sequence) and not isinstance(here, str):
+            here, there = tuple(here), tuple(there)
+        if here != there:
+            differing.append(f"{name} = {there} there, {here} in the teacher {config.name!r}")
+    if differing:
+        raise ValueError(
+            "the run was trained with other settings, and its weights mean something else: "
+            + "; ".join(differing)
         )
 
 

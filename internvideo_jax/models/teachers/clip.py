@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import jax
@@ -18,6 +18,7 @@ from internvideo_jax.models.teachers.base import (
     Reading,
     Teacher,
     check_layers,
+    check_stated,
     last,
     per_frame,
 )
@@ -49,6 +50,10 @@ class _Config(VideoTransformerConfig):
         if self.encoder.depth < 2:
             raise ValueError(f"teacher {self.name!r} has {self.encoder.depth} block; expected two")
 
+    def check_source(self, stated: Mapping[str, Any]) -> None:
+        """ValueError where a run computed something else with the same weights."""
+        check_stated(self, stated)
+
     def smallest(self) -> Self:
         """The same kind of teacher with two thin layers and four tokens a frame."""
         return dataclasses.replace(
@@ -56,7 +61,7 @@ class _Config(VideoTransformerConfig):
             encoder=SMALLEST,
             embedding=32,
             layers=last(SMALLEST.depth, len(self.layers)),
-            frames=min(self.frames, 8),
+            frames=min(self.frames, 4),  # as the students that it teaches
             size=2 * self.patch,
             dtype="float32",
         )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import jax
 import numpy as np
@@ -15,12 +15,12 @@ from flax import nnx
 
 from internvideo_jax.models.functional import Model
 from internvideo_jax.models.internvideo2 import SIZES, Encoder, EncoderConfig, attention_pool
-from internvideo_jax.models.layers.pos_embed import resize_picture
 from internvideo_jax.models.teachers.base import (
     Form,
     Reading,
     Teacher,
     check_layers,
+    check_stated,
     last,
     per_frame,
 )
@@ -28,7 +28,6 @@ from internvideo_jax.models.videomae import SMALLEST
 from internvideo_jax.registry import suggest
 
 LAYERS = 6  # that a student is aligned with, the last ones
-PICTURE = "encoder/pos_embed/table"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,7 +57,7 @@ class _Config(EncoderConfig):
 
     def smallest(self) -> Self:
         layers = last(SMALLEST.depth, len(self.layers))
-        return EncoderConfig.smallest(dataclasses.replace(self, layers=layers))
+        return cast(Self, EncoderConfig.smallest(dataclasses.replace(self, layers=layers)))
 
     @property
     def width(self) -> int:
@@ -68,6 +67,10 @@ class _Config(EncoderConfig):
     @property
     def final_width(self) -> int:
         return self.embedding
+
+    def check_source(self, stated: Mapping[str, Any]) -> None:
+        """ValueError where a run computed something else with the same weights."""
+        check_stated(self, stated, ("activation", "qk_norm"))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,12 +105,11 @@ class InternVLConfig(_Config):
         """Of one clip; `visible` patch tokens of a frame (default: all)."""
         return self.frames * EncoderConfig.forward_flops(self.frame, visible)
 
-    def adapt_weights(self, source: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def adapt_weights(
+        self, source: Mapping[str, np.ndarray], frames: int = 0
+    ) -> dict[str, np.ndarray]:
         """Weights of a tower of another picture size: the table is resized bicubically."""
-        adapted = dict(source)
-        if PICTURE in source:
-            adapted[PICTURE] = resize_picture(source[PICTURE], self.grid[1])
-        return adapted
+        return EncoderConfig.adapt_weights(self.frame, source, 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any, ClassVar, Self
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from internvideo_jax.models.functional import Model
 from internvideo_jax.models.layers.block import BlockConfig
 from internvideo_jax.models.layers.init import Init
-from internvideo_jax.models.teachers.base import Form, Reading, Teacher, check_layers, last
+from internvideo_jax.models.teachers.base import (
+    Form,
+    Reading,
+    Teacher,
+    check_layers,
+    check_stated,
+    last,
+)
 from internvideo_jax.models.videomae import SMALLEST, Encoder, TowerConfig, VideoConfig, preset_size
 
 LAYERS = 4  # that a student is aligned with, the last ones
@@ -70,7 +78,25 @@ class VideoMAETeacherConfig(VideoConfig):
 
     def smallest(self) -> Self:
         layers = last(SMALLEST.depth, len(self.layers))
-        return VideoConfig.smallest(dataclasses.replace(self, layers=layers))
+        return cast(Self, VideoConfig.smallest(dataclasses.replace(self, layers=layers)))
+
+    def check_source(self, stated: Mapping[str, Any]) -> None:
+        """ValueError where a run computed something else with the same weights.
+
+        Its position table may have another name, but not other values.
+        """
+        check_stated(self, stated, ("cosine",))
+        fields = ("pos_table", "pos_frames", "pos_size")
+        theirs = {name: stated[name] for name in fields if name in stated}
+        if "learnable" in (self.pos_table, theirs.get("pos_table")):
+            check_stated(self, stated, ("pos_table",))
+            return
+        run = dataclasses.replace(self, **theirs)
+        if not np.array_equal(self.fixed_positions(), run.fixed_positions()):
+            raise ValueError(
+                f"the run was trained with {theirs}, which gives other positions than pos_table = "
+                f"{self.pos_table!r} of the teacher {self.name!r}; give it the same"
+            )
 
     @property
     def width(self) -> int:

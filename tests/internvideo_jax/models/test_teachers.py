@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 from typing import Any
 
 import jax
@@ -49,6 +50,8 @@ TEACHER: dict[str, Any] = {
 }
 NAMES = list(TEACHER)
 BATCH = 2
+# Compiling is what these tests wait for.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 VIDEO = np.random.default_rng(0).integers(0, 256, (BATCH, 4, 16, 16, 3), np.uint8)
 
 
@@ -58,7 +61,7 @@ def drawn(config: Any) -> Any:
     return unflatten_paths(
         {
             path: (0.2 * rng.normal(size=leaf.shape) + path.endswith("scale")).astype(np.float32)
-            for path, leaf in sorted(flatten_paths(config.model().shapes()).items())
+            for path, leaf in sorted(flatten_paths(model(config).shapes()).items())
         }
     )
 
@@ -69,8 +72,13 @@ def weights(name: str):
 
 
 @functools.cache
+def model(config: Any):
+    return config.model()
+
+
+@functools.cache
 def applied(config: Any):
-    return jax.jit(config.model().apply)
+    return jit(model(config).apply)
 
 
 @functools.cache
@@ -95,8 +103,8 @@ def test_targets_of_visible_tokens_are_those_of_all(name):
         seen.append(None if attention is None else attention.shape)
         return jnp.asarray(visible)
 
-    part = jax.jit(
-        lambda params, video: config.model().apply(params, video, draw, method="visible_targets")
+    part = jit(
+        lambda params, video: model(config).apply(params, video, draw, method="visible_targets")
     )(weights(name), VIDEO)
     lead, (t, h, w) = int(config.class_token), config.grid
     rows, patches = (t, h * w) if config.per_frame else (1, t * h * w)
@@ -160,7 +168,7 @@ def in_half(name: str):
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), weights(name))
     visible = picks(config, 3)
     targets = functools.partial(
-        config.model().apply, draw=lambda _: jnp.asarray(visible), method="visible_targets"
+        model(config).apply, draw=lambda _: jnp.asarray(visible), method="visible_targets"
     )
     return config, params, visible, targets
 
@@ -172,7 +180,7 @@ def in_half(name: str):
 def test_in_bfloat16(name):
     """With weights and activations in half precision the targets are float32, and near."""
     config, params, visible, targets = in_half(name)
-    found = jax.jit(targets)(params, VIDEO)["middle"]
+    found = jit(targets)(params, VIDEO)["middle"]
     assert found.dtype == np.float32
     lead = int(config.class_token)
     index = np.concatenate([np.zeros((BATCH, lead), int), visible + lead], axis=1)
@@ -221,7 +229,7 @@ def test_frames_of_another_size_are_resized():
 def test_another_number_of_frames_is_refused():
     config = TEACHER["internvl"]
     with pytest.raises(ValueError, match="'internvl' reads 4 frames"):
-        config.model().apply(weights("internvl"), VIDEO[:, :2])
+        model(config).apply(weights("internvl"), VIDEO[:, :2])
 
 
 @pytest.mark.parametrize("layers", [(), (3, 1), (1, 1), (2, 4), (-1, 2)])
@@ -281,7 +289,7 @@ def test_stage_one_aligns_with_the_last_layers():
 
 def load(path, config):
     """Parameters of a teacher from a file; every one of them, or the test fails."""
-    params, report = initialise(str(path), config.model().shapes(), config)
+    params, report = initialise(str(path), model(config).shapes(), config)
     report.require_all()
     assert not report.fresh
     return flatten_paths(params), report
@@ -305,7 +313,7 @@ def test_a_videomae_of_ours_teaches(tmp_path):
     teacher = dataclasses.replace(TEACHER["videomae_v2"], layers=(3,))
     taught = applied(teacher)(unflatten_paths(loaded), VIDEO)["middle"][0]
     features = functools.partial(student.model().apply, method="features")
-    tokens = jax.jit(features)(unflatten_paths(source), VIDEO)
+    tokens = jit(features)(unflatten_paths(source), VIDEO)
     norm = np.linalg.norm(tokens, axis=-1, keepdims=True)
     np.testing.assert_allclose(taught, tokens / norm, atol=1e-5)
 
@@ -320,7 +328,7 @@ def test_a_viclip_of_ours_teaches(tmp_path):
     assert all(name.startswith(("text/", "temperature")) for name in report.skipped)
     taught = applied(TEACHER["viclip"])(unflatten_paths(loaded), VIDEO)
     encode = functools.partial(student.model().apply, method="encode_video")
-    video = jax.jit(encode)(unflatten_paths(source), VIDEO)
+    video = jit(encode)(unflatten_paths(source), VIDEO)
     norm = np.linalg.norm(video, axis=-1, keepdims=True)
     np.testing.assert_allclose(taught["final"], video / norm, atol=1e-5)
 
@@ -333,7 +341,7 @@ def test_clip_file_of_another_size(tmp_path, whole):
     path = tmp_path / "clip.safetensors"
     tensors = to_torch(source, clip.RULES[kind], {"patch": 8})
     if whole:
-        tensors["logit_scale"] = np.float32(4.6)
+        tensors["logit_scale"] = np.array(4.6, np.float32)
     save_file({name: np.asarray(value) for name, value in tensors.items()}, path)
     loaded, report = load(path, TEACHER["clip"])
     assert report.resized == ("encoder/pos_embed/table",)
@@ -396,3 +404,51 @@ def test_internvideo2_of_fewer_frames(tmp_path):
     config = dataclasses.replace(TEACHER["internvideo2"], frames=8, pos_frames=4)
     _, report = load(path, config)
     assert report.resized == ("encoder/pos_embed/table",)
+
+
+def test_internvl_tower_that_is_a_model_of_ours(tmp_path):
+    """An encoder of single frames, from which a run knows how many frames it had."""
+    single = EncoderConfig(**{**SMALL, "frames": 1, "size": 24}, embedding=12, pool_heads=4)
+    path = tmp_path / "tower.safetensors"
+    save_model(path, "internvideo2", single, {"tubelet": 1, "patch": 8, "frames": 1})
+    _, report = load(path, TEACHER["internvl"])
+    assert report.resized == ("encoder/pos_embed/table",)
+
+
+def stated(config: Any) -> dict[str, Any]:
+    """What a run says about its model."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def test_a_run_that_computed_something_else_is_refused():
+    videomae, internvl = TEACHER["videomae_v2"], TEACHER["internvl"]
+    for config in TEACHER.values():
+        config.check_source(stated(config))
+        config.check_source({"tubelet": 2, "patch": 8})  # what a file says
+    with pytest.raises(ValueError, match="'separable'.*other positions than pos_table = 'sincos'"):
+        videomae.check_source(stated(videomae) | {"pos_table": "separable"})
+    with pytest.raises(ValueError, match="pos_table = learnable there, sincos in the teacher"):
+        videomae.check_source(stated(videomae) | {"pos_table": "learnable"})
+    with pytest.raises(ValueError, match="activation = gelu there, gelu_tanh in the teacher"):
+        internvl.check_source(stated(internvl) | {"activation": "gelu"})
+    with pytest.raises(ValueError, match="pixel_mean = "):
+        TEACHER["clip"].check_source(stated(TEACHER["clip"]) | {"pixel_mean": [0.5, 0.5, 0.5]})
+
+
+def test_two_names_of_one_table():
+    """At its own length and size the published table is the plain one."""
+    giant = VideoMAETeacherConfig.of_size("giant")
+    assert giant.pos_table == "resized"
+    giant.check_source({"pos_table": "sincos"})
+    longer = VideoMAETeacherConfig.of_size("giant", frames=32)
+    with pytest.raises(ValueError, match="other positions"):
+        longer.check_source({"pos_table": "sincos"})
+
+
+def test_initial_weights_ask_the_teacher(tmp_path):
+    path = tmp_path / "videomae.safetensors"
+    config = dataclasses.replace(TEACHER["videomae_v2"], pos_table="separable")
+    geometry = {"tubelet": 2, "patch": 8, "pos_table": "sincos"}
+    save_model(path, "videomae_pretrain", TEACHER["videomae_v2"], geometry)
+    with pytest.raises(ValueError, match="does not fit this model: the run was trained with"):
+        load(path, config)
