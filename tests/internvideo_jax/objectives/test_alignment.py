@@ -51,7 +51,7 @@ def features(rng: np.random.Generator, *shape: int) -> jax.Array:
 def test_distances_are_means_over_layers_tokens_and_examples():
     rng = np.random.default_rng(0)
     student, target = features(rng, 3, 4, 5, 6), features(rng, 4, 3, 5, 6)
-    a, b = np.float64(student).swapaxes(0, 1), np.float64(target)
+    a, b = np.asarray(student, np.float64).swapaxes(0, 1), np.asarray(target, np.float64)
     difference = np.abs(3 * a - 3 * b)
     huber = np.where(difference < 1, difference**2 / 2, difference - 0.5).mean()
     for distance, factor, expected in (
@@ -66,7 +66,9 @@ def test_distances_are_means_over_layers_tokens_and_examples():
     parts = [alignment_loss(student[:, rows], target[rows]) for rows in (slice(1), slice(1, 4))]
     whole = Mean(parts[0].total + parts[1].total, parts[0].weight + parts[1].weight)
     np.testing.assert_allclose(whole.value(), alignment_loss(student, target).value(), rtol=1e-6)
-    np.testing.assert_allclose(alignment_loss(b[:, 0, 0], b[:, 0, 0]).value(), 0.0, atol=1e-6)
+    np.testing.assert_allclose(
+        alignment_loss(target[:, 0, 0], target[:, 0, 0]).value(), 0.0, atol=1e-6
+    )
     with pytest.raises(ValueError, match=r"are \(4, 3, 5, 6\) and the teacher's \(4, 2, 5, 6\)"):
         alignment_loss(student, target[:, :2])
 
