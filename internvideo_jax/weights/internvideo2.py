@@ -1,4 +1,4 @@
-"""Names of InternVideo2's video encoder, its attention pool and the student of stage 1.
+"""Names of InternVideo2's video encoder, its attention pool, students and classifiers.
 
 Files of stage 2 have the encoder below `vision_encoder.`, beside the other encoders, tables for
 pictures, and decoders that nothing after stage 1 reads.
@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from internvideo_jax.weights import internvideo2_classifier
 from internvideo_jax.weights.clip import QKV_BIAS
 from internvideo_jax.weights.rules import LINEAR, QKV, SAME, TABLE, TOKEN, TUBELET, Layout, Rule
 
@@ -96,6 +97,7 @@ def decoder_rules(torch: str, path: str) -> list[Rule]:
 
 
 BACKBONE, STUDENT = "internvideo2", "internvideo2_student"
+CLASSIFIER = "internvideo2_classifier"
 RULES = {
     # What an encoder is called in a file of its own comes first: that is written.
     BACKBONE: (*encoder_rules(), *pool_rules(), *encoder_rules(STAGE_2), *pool_rules(STAGE_2)),
@@ -108,6 +110,7 @@ RULES = {
         *decoder_rules("mae_decoder.{i}.", "mae_decoder/"),
         *decoder_rules("final_clip_decoder.", "final_decoder/"),
     ),
+    CLASSIFIER: (*encoder_rules(), *pool_rules(), *internvideo2_classifier.HEAD),
 }
 
 PICTURES = {r"(vision_encoder\.)?(clip_)?img_pos_embed": "positions of single pictures (stage 2)"}
@@ -121,7 +124,10 @@ IGNORED = {
         "|temp": "heads of stage 2",
     },
     STUDENT: PICTURES,
+    CLASSIFIER: {},
 }
+# Leaves that files have and models have not: torch counts batches, nothing reads the number.
+FILE_ONLY = ("count",)
 
 # What a file may lack, always as a whole (rules.check_complete).
 _BACKBONE = (
@@ -144,11 +150,12 @@ OPTIONAL = {
         *(rf"{name}_pos_embed/{end}" for name in ("clip", "mae") for end in ("table", "cls", ".*")),
         *(part.format(name) for name in ("clip", "mae", "final") for part in _DECODER),
     ),
+    CLASSIFIER: (*_BACKBONE, *internvideo2_classifier.OPTIONAL),
 }
 
 
 def recognise(tensors: Mapping[str, np.ndarray]) -> str | None:
-    """`internvideo2_student`, `internvideo2`, or None when it is neither."""
+    """The kind of the weights, or None when they are none of these."""
     for prefix in ("", STAGE_2):
         kernel = tensors.get(prefix + "patch_embed.proj.weight")
         marks = ("blocks.0.attn.q_norm.weight", "clip_projector.cross_attn.q.weight")
@@ -156,7 +163,10 @@ def recognise(tensors: Mapping[str, np.ndarray]) -> str | None:
             continue
         decoders = ("clip_decoder.", "mae_decoder.", "final_clip_decoder.")
         # Below the prefix of stage 2 they are left over from stage 1.
-        return STUDENT if any(name.startswith(decoders) for name in tensors) else BACKBONE
+        if any(name.startswith(decoders) for name in tensors):
+            return STUDENT
+        # The norm of a classifier is always its own; the head may have been left out.
+        return CLASSIFIER if "fc_norm.weight" in tensors and not prefix else BACKBONE
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from typing import Any
 
@@ -13,7 +14,9 @@ from flax import nnx
 from data_pipelines import sampling
 from internvideo_jax.config import OptimConfig
 from internvideo_jax.evaluators.metrics import merge_views, top_k
+from internvideo_jax.models import videomae as videomae_model
 from internvideo_jax.models.internvideo2_classifier import ClassifierConfig
+from internvideo_jax.models.internvideo2_student import StudentConfig, last_layers
 from internvideo_jax.models.layers.pos_adapt import adapt_tables
 from internvideo_jax.models.videomae import tower
 from internvideo_jax.ops.losses import soft_cross_entropy
@@ -21,7 +24,7 @@ from internvideo_jax.ops.pixels import IMAGENET_MEAN, IMAGENET_STD
 from internvideo_jax.optim.factory import decay_mask, layer_scales, layer_values
 from internvideo_jax.optim.schedules import cosine
 from internvideo_jax.types import flatten_paths
-from internvideo_jax.weights import internvideo2
+from internvideo_jax.weights import internvideo2, videomae
 from internvideo_jax.weights.rules import to_torch
 from tests.parity.cases import Case, adapter
 from tests.parity.model_adapters import export, import_weights
@@ -116,24 +119,31 @@ def pos_interp(case: Case) -> None:
         case.close(f"out.{name}", adapted[paths[name]])
 
 
-def classifier_config(config: dict, **changes: Any) -> ClassifierConfig:
-    return ClassifierConfig(
-        encoder=tower(
+def common(config: dict) -> dict[str, Any]:
+    """Settings of the encoder and pool."""
+    return {
+        "encoder": tower(
             config["embed_dim"], config["depth"], config["num_heads"], config["mlp_ratio"]
         ),
-        embedding=config["clip_embed_dim"],
-        pool_heads=config["attn_pool_num_heads"],
-        frames=config["num_frames"],
-        size=config["img_size"],
-        tubelet=config["tubelet_size"],
-        patch=config["patch_size"],
-        layer_scale=config["init_values"],
-        activation="gelu",
-        pos_table="separable" if config.get("sep_pos_embed") else "joint",
+        "embedding": config["clip_embed_dim"],
+        "pool_heads": config["attn_pool_num_heads"],
+        "frames": config["num_frames"],
+        "size": config["img_size"],
+        "tubelet": config["tubelet_size"],
+        "patch": config["patch_size"],
+        "layer_scale": config["init_values"],
+        "activation": "gelu",
+        "pos_table": "separable" if config.get("sep_pos_embed") else "joint",
+        "dtype": "float32",
+    }
+
+
+def classifier_config(config: dict, **changes: Any) -> ClassifierConfig:
+    return ClassifierConfig(
+        **common(config),
         classes=config["num_classes"],
         merge=config.get("merge_method", "proj"),
         merge_norm=config.get("merge_norm", "LN"),
-        dtype="float32",
         **changes,
     )
 
@@ -183,38 +193,75 @@ def normalised_video(case: Case) -> jax.Array:
 
 @adapter(GROUP, "param_groups")
 def param_groups(case: Case) -> None:
-    """Rate factor and weight decay of every parameter.
+    """Rate factor and weight decay of every parameter, by the reference's names.
 
     The reference gives separable tables the full rate although they are embeddings; ours have the
     embeddings' unless `layer_decay_free` names them.
     """
-    assert case.meta["tables"]
+    base, checked = case.config["finetune_joint"], 0
     for name, table in case.meta["tables"].items():
-        config = case.config[name]
-        model_config = classifier_config(config)
-        shapes = model_config.model().shapes()
-        apart = model_config.pos_table == "separable"
-        optim = OptimConfig(
-            weight_decay=max(row[1] for row in table["params"].values()),
-            layer_decay=table["layer_scales"][-2],
-            layer_decay_free=("pos_embed/(spatial|temporal|cls)$",) if apart else (),
-        )
-        depth = model_config.encoder.depth
-        values = layer_values(optim.layer_decay, depth)
-        np.testing.assert_allclose(values, table["layer_scales"])
-        decayed, scales = decay_mask(shapes), layer_scales(optim, shapes)
-        assert scales is not None
+        if found := re.fullmatch(r"scales_depth(\d+)_decay([\d.]+)", name):
+            np.testing.assert_allclose(layer_values(float(found[2]), int(found[1])), table)
+            continue
+        rows, values = table["params"], table["layer_scales"]
+        blocks = {int(key.split(".")[1]) for key in rows if key.startswith("blocks.")}
+        sizes = {**base, "depth": len(blocks), "sep_pos_embed": "pos_embed_spatial" in rows}
+        model, rules = grouped_model(sizes, rows)
+        shapes, optim = model.model().shapes(), OptimConfig(weight_decay=0.05)
+        if values is not None:
+            optim = dataclasses.replace(optim, layer_decay=values[-2])
+            np.testing.assert_allclose(layer_values(optim.layer_decay, len(blocks)), values)
+        if sizes["sep_pos_embed"]:
+            full = ("pos_embed/(spatial|temporal|cls)$",)
+            optim = dataclasses.replace(optim, layer_decay_free=full)
         flat = flatten_paths(shapes)
-        geometry = {"tubelet": model_config.tubelet, "patch": model_config.patch}
-        ours = [
+        scales = layer_scales(optim, shapes)
+        factors = dict.fromkeys(flat, np.ones(())) if scales is None else flatten_paths(scales)
+        geometry = {"tubelet": model.tubelet, "patch": model.patch}
+        factors, decays = (
             to_torch(
-                {path: np.broadcast_to(row[path], leaf.shape) for path, leaf in flat.items()},
-                internvideo2.RULES[KIND],
+                {path: np.broadcast_to(of[path], leaf.shape) for path, leaf in flat.items()},
+                rules,
                 geometry,
             )
-            for row in (flatten_paths(scales), flatten_paths(decayed))
-        ]
-        assert set(ours[0]) == set(table["params"])
-        for key, (scale, decay) in table["params"].items():
-            np.testing.assert_allclose(ours[0][key], scale, err_msg=key)
-            np.testing.assert_allclose(ours[1][key] * optim.weight_decay, decay, err_msg=key)
+            for of in (factors, flatten_paths(decay_mask(shapes)))
+        )
+        assert set(factors) == set(rows), name
+        for key, (factor, decay) in rows.items():
+            np.testing.assert_allclose(factors[key], factor, err_msg=f"{name}: {key}")
+            decayed = decays[key] * optim.weight_decay
+            np.testing.assert_allclose(decayed, decay, err_msg=f"{name}: {key}")
+        checked += 1
+    assert checked
+
+
+def grouped_model(sizes: dict, rows: dict) -> tuple[Any, Any]:
+    """A model with the parameters in `rows`, and the names of its weights."""
+    if "clip_decoder.0.head.weight" in rows:
+        count = {
+            branch: len({key.split(".")[1] for key in rows if key.startswith(f"{branch}_decoder.")})
+            for branch in ("clip", "mae")
+        }
+        depth = sizes["depth"]
+        student = StudentConfig(
+            **common(sizes),
+            clip_width=8,
+            clip_layers=last_layers(depth, count["clip"]),
+            final_width=8,
+            mae_width=8,
+            mae_layers=last_layers(depth, count["mae"]),
+        )
+        return student, internvideo2.RULES["internvideo2_student"]
+    if "clip_projector.norm1_q.weight" in rows:
+        return classifier_config(sizes), internvideo2.RULES[KIND]
+    teacher = videomae_model.ClassifierConfig(  # Unmasked Teacher's
+        encoder=common(sizes)["encoder"],
+        frames=sizes["num_frames"],
+        size=sizes["img_size"],
+        patch=sizes["patch_size"],
+        tubelet=1,
+        classes=sizes["num_classes"],
+        pos_table="learnable",
+        layer_scale=1.0 if "blocks.0.gamma_1" in rows else 0.0,
+    )
+    return teacher, videomae.RULES["videomae_classifier"]
