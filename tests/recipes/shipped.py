@@ -69,6 +69,7 @@ def recipes() -> dict[str, tuple[str, str]]:
         "uniformerv2-tiny": (uniformerv2, "size=tiny"),
         "viclip-tiny": (viclip, "size=tiny"),
         **internvideo2(),
+        **umt(),
     }
     for size, stage in module(viclip).RECIPES:
         found[f"viclip-{size}-{stage}"] = (viclip, f"size={size},stage={stage}")
@@ -113,6 +114,15 @@ def internvideo2() -> dict[str, tuple[str, str]]:
         found[f"internvideo2-{kind}-tiny"] = (path, "size=tiny")
     found["internvideo2-probe-linear-tiny"] = (probe, "size=tiny,kind=linear")
     return found
+
+
+def umt() -> dict[str, tuple[str, str]]:
+    """The recipes of Unmasked Teacher, as `recipes`."""
+    pretrain, finetune = "umt/pretrain.py", "umt/finetune.py"
+    sizes = (*module(pretrain).RECIPES, "tiny")
+    found = {f"umt-pretrain-{size}": (pretrain, f"size={size}") for size in sizes}
+    rows = module(finetune).RECIPES
+    return found | {f"umt-finetune-{name}": (finetune, f"recipe={name}") for name in rows}
 
 
 def config(name: str, *options: str) -> TrainConfig:
