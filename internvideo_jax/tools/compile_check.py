@@ -68,14 +68,19 @@ def parse_mesh(text: str, shard_above: int) -> MeshConfig:
             raise ValueError(
                 f"--mesh: expected a number for {name}, found {size!r}; write data=32,fsdp=8"
             ) from error
-    return MeshConfig(**sizes, shard_above=shard_above)
+    return MeshConfig(
+        data=sizes["data"],
+        fsdp=sizes["fsdp"],
+        tensor=sizes["tensor"],
+        shard_above=shard_above,
+    )
 
 
 def adjust(config: TrainConfig, *, mesh: str = "", batch: int = 0, remat: str = "") -> TrainConfig:
     """The config with another mesh, global batch or remat policy where given."""
     if mesh:
         given = parse_mesh(mesh, config.mesh.shard_above)
-        kept = {"whole_limit": config.mesh.whole_limit, "slices": config.mesh.slices}
+        kept = {name: getattr(config.mesh, name) for name in ("whole_limit", "slices", "frozen")}
         config = dataclasses.replace(config, mesh=dataclasses.replace(given, **kept))
     if batch:
         data = dataclasses.replace(config.data, global_batch=batch)

@@ -18,6 +18,7 @@ from internvideo_jax.weights import (
     clip,
     huggingface,
     internvideo2,
+    internvl,
     umt,
     uniformerv2,
     viclip,
@@ -28,7 +29,7 @@ from internvideo_jax.weights import (
 from internvideo_jax.weights.rules import Coverage, Tensors, check_complete, to_ours, to_torch
 
 FORMAT = "internvideo_jax"
-FAMILIES = (videomae, umt, uniformerv2, viclip, internvideo2, clip, vit)
+FAMILIES = (videomae, umt, uniformerv2, viclip, internvideo2, internvl, clip, vit)
 # Families whose files also come under other names. The kinds, and so our paths, are the same.
 LAYOUTS = {"huggingface": (huggingface,)}
 

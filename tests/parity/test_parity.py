@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.parity import (  # noqa: F401  (they register themselves)
+    alignment_adapters,
     contrastive_adapters,
     data_adapters,
     head_adapters,
@@ -12,6 +13,7 @@ from tests.parity import (  # noqa: F401  (they register themselves)
     metric_adapters,
     model_adapters,
     retrieval_adapters,
+    teacher_adapters,
     text_adapters,
     umt_adapters,
     uniformerv2_adapters,

@@ -133,6 +133,20 @@ class Attention(nnx.Module):
         )
         return self.proj(out.reshape(batch, tokens, width))
 
+    def first_row(self, x: jax.Array) -> jax.Array:
+        """How much the first token attends to every token: x (B, N, D) -> (B, N) float32.
+
+        Softmax weights, mean over heads: where the class token of an image transformer looks.
+        """
+        batch, tokens, width = x.shape
+        q, k, _ = self.qkv(x[:, :1], x)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = (part.reshape(batch, -1, self.heads, width // self.heads) for part in (q, k))
+        logits = jnp.einsum("bqhc,bnhc->bhqn", q, k, preferred_element_type=jnp.float32)
+        weights = jax.nn.softmax(logits * (width // self.heads) ** -0.5, axis=-1)
+        return weights.mean(axis=1).reshape(batch, tokens)
+
 
 def heads_as_tokens(q: jax.Array, k: jax.Array, v: jax.Array, heads: int) -> jax.Array:
     """Attention among the heads inside each token, scrambled as in the released code.

@@ -57,6 +57,12 @@ def stacked(build: Callable[[nnx.Rngs], Module], depth: int, rngs: nnx.Rngs) -> 
     return nnx.merge(graph, jax.vmap(lambda key: nnx.split(build(nnx.Rngs(params=key)))[1])(keys))
 
 
+def layer(blocks: Module, index: int) -> Module:
+    """One of the modules that `stacked` put together; -1 is the last."""
+    graph, arrays = nnx.split(blocks)
+    return nnx.merge(graph, jax.tree.map(lambda leaf: leaf[index], arrays))
+
+
 def run_stack(
     blocks: Block,
     x: jax.Array,
