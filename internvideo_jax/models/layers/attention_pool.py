@@ -76,7 +76,9 @@ class AttentionPool(nnx.Module):
         pooled = jnp.einsum(
             "bkd,dkc->bkc", mean, self.v.kernel[...].astype(self.dtype).reshape(split)
         )
-        pooled = pooled.reshape(batch, width) + self.v.bias[...].astype(self.dtype)
+        bias = self.v.bias
+        assert bias is not None  # noqa: S101
+        pooled = pooled.reshape(batch, width) + bias[...].astype(self.dtype)
         return self.proj(pooled), weights.mean(axis=1)
 
 
