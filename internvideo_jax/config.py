@@ -17,8 +17,10 @@ from data_pipelines.config import DataConfig
 from internvideo_jax import registry
 
 
-def component(kind: str) -> Any:
-    """A field that holds one registered component, chosen by its `name`."""
+def component(kind: str, *, optional: bool = False) -> Any:
+    """A field that holds one registered component, chosen by its `name`; or None if `optional`."""
+    if optional:
+        return dataclasses.field(default=None, metadata={"kind": kind, "optional": True})
     return dataclasses.field(metadata={"kind": kind})
 
 
@@ -33,6 +35,9 @@ class MeshConfig:
     shard_above: int = 2**16
     # A larger parameter that fsdp and tensor leave whole on every device is an error: bytes.
     whole_limit: int = 2**26
+    # Frozen networks, such as teachers: fsdp (split as the model) | all (over data and fsdp
+    # together: least memory, most traffic) | none (whole on every device but for tensor).
+    frozen: str = "fsdp"
     # Slices joined by the data-centre network; only `data` spans them. 0 = as the devices say.
     slices: int = 0
 
@@ -172,7 +177,8 @@ def to_typed(cls: type, plain: Mapping[str, Any], path: str = "config") -> Any:
                 for key, item in _mapping(found, where).items()
             }
         elif kind:
-            values[name] = _component(kind, found, where)
+            absent = found is None and field.metadata.get("optional")
+            values[name] = None if absent else _component(kind, found, where)
         else:
             values[name] = _convert(hints[name], found, where)
     return cls(**values)

@@ -14,11 +14,22 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from internvideo_jax.weights import clip, huggingface, uniformerv2, viclip, videomae, vit, wrappers
+from internvideo_jax.weights import (
+    clip,
+    huggingface,
+    internvideo2,
+    internvl,
+    umt,
+    uniformerv2,
+    viclip,
+    videomae,
+    vit,
+    wrappers,
+)
 from internvideo_jax.weights.rules import Coverage, Tensors, check_complete, to_ours, to_torch
 
 FORMAT = "internvideo_jax"
-FAMILIES = (videomae, uniformerv2, viclip, clip, vit)
+FAMILIES = (videomae, umt, uniformerv2, viclip, internvideo2, internvl, clip, vit)
 # Families whose files also come under other names. The kinds, and so our paths, are the same.
 LAYOUTS = {"huggingface": (huggingface,)}
 

@@ -8,10 +8,13 @@ from tests.parity import (  # noqa: F401  (they register themselves)
     contrastive_adapters,
     data_adapters,
     head_adapters,
+    internvideo2_adapters,
     metric_adapters,
     model_adapters,
     retrieval_adapters,
+    teacher_adapters,
     text_adapters,
+    umt_adapters,
     uniformerv2_adapters,
     viclip_adapters,
 )
