@@ -42,12 +42,13 @@ MAY_IMPORT = {
         "telemetry",
     },
     "state": {"types", "config", "optim", "parallel"},
-    "build": {"types", "config", "optim", "parallel", "state", "telemetry"},
+    "target_cache": {"config"},
+    "build": {"types", "config", "optim", "parallel", "state", "target_cache", "telemetry"},
     "step": {"types", "build", "optim", "parallel", "state"},
     "cli": {"config", "registry"},
     "tools": {"types", "config", "registry", "ops", "parallel", "build", "step", "cli"},
 }
-ENTRY_POINTS = {"train", "evaluate", "by_shard", "extract", "score", "demo"}
+ENTRY_POINTS = {"train", "evaluate", "by_shard", "extract", "score", "teach", "demo"}
 # Third-party package -> the only rooms that may import it.
 OWNERS = {
     "flax": {"models"},
