@@ -29,6 +29,8 @@ from internvideo_jax.parallel.mesh import make_mesh
 from internvideo_jax.parallel.rules import param_shardings
 from internvideo_jax.types import Params, flatten_paths
 
+flags.disclaim_key_flags()  # what is defined here is a flag of the command, for its --help
+
 AHEAD = 3  # batches prepared while the device works; bounds the memory
 SAY_SECONDS = 10.0
 
