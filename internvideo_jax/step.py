@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from internvideo_jax.build import Run
 from internvideo_jax.optim.ema import update_ema
-from internvideo_jax.parallel.mesh import batch_sharding, replicated
+from internvideo_jax.parallel.mesh import batch_sharding, constrain, replicated
 from internvideo_jax.parallel.microbatch import cached_value_and_gradient, value_and_gradient
 from internvideo_jax.state import new_state
 from internvideo_jax.types import (
@@ -122,8 +122,11 @@ def make_train_step(run: Run, frozen: Mapping[str, Params] | None = None) -> Tra
         def loss_fn(params: Params, part: Batch) -> Any:
             params = optimizer.stop_frozen(params)
             if networks:
-                made = objective.targets(networks, part, key)
-                part = {**part, **jax.lax.stop_gradient(made)}
+                made = jax.lax.stop_gradient(objective.targets(networks, part, key))
+                # Split as if they had come with the batch. Without this the step on CPU devices, with
+                # microbatches and all three axes, gave another loss than on one device.
+                made = jax.tree.map(lambda x: constrain(x, "batch"), made)
+                part = {**part, **made}
             return objective.loss(run.model, params, part, key, state.step)
 
         def embed(params: Params, part: Batch) -> Any:

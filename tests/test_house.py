@@ -46,7 +46,17 @@ MAY_IMPORT = {
     "build": {"types", "config", "optim", "parallel", "state", "target_cache", "telemetry"},
     "step": {"types", "build", "optim", "parallel", "state"},
     "cli": {"config", "registry"},
-    "tools": {"types", "config", "registry", "ops", "parallel", "build", "step", "cli"},
+    "tools": {
+        "types",
+        "config",
+        "registry",
+        "ops",
+        "parallel",
+        "state",
+        "build",
+        "step",
+        "cli",
+    },
 }
 ENTRY_POINTS = {"train", "evaluate", "by_shard", "extract", "score", "teach", "demo"}
 # Third-party package -> the only rooms that may import it.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.parity import (  # noqa: F401  (they register themselves)
+    alignment_adapters,
     contrastive_adapters,
     data_adapters,
     head_adapters,

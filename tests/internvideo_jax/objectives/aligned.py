@@ -190,7 +190,7 @@ def config_of(
     model: Any = None,
     accumulate: int = 1,
     split: str = "fsdp",
-    steps: int = 6,
+    steps: int = 4,
     **data: Any,
 ) -> TrainConfig:
     return TrainConfig(
@@ -215,13 +215,22 @@ def batch_of(number: int) -> dict[str, np.ndarray]:
     }
 
 
-def losses(run: Run, extra: Any = lambda batch: {}) -> np.ndarray:
-    """Of every step; `extra` adds to a batch."""
-    frozen, _ = load_frozen(run.frozen, run.config.seed, lambda _: None)
-    state, step = init_state(run), make_train_step(run, frozen)
-    found = []
+VALUES = ("loss", "grad_norm", "middle", "final", "mae")
+
+
+def losses(run: Run, extra: Any = lambda batch: {}, step: Any = None) -> np.ndarray:
+    """VALUES of every step.
+
+    Args:
+      extra: what it makes of a batch is added to it.
+      step: the train step; by default a new one.
+    """
+    if step is None:
+        frozen, _ = load_frozen(run.frozen, run.config.seed, lambda _: None)
+        step = make_train_step(run, frozen)
+    state, found = init_state(run), []
     for number in range(run.steps):
         batch: Batch = batch_of(number)
         state, metrics = step(state, {**batch, **extra(batch)})
-        found.append([metrics[f"train/{name}"] for name in ("loss", "grad_norm")])
+        found.append([metrics[f"train/{name}"] for name in VALUES])
     return np.array(jax.device_get(found), np.float64)
