@@ -15,12 +15,17 @@ def digest(identity: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def differences(found: Mapping[str, Any], stored: Mapping[str, Any]) -> list[str]:
-    """One line per differing field, nested ones as `mixture.k400.weight`; empty when alike."""
+def differences(
+    found: Mapping[str, Any], stored: Mapping[str, Any], whose: str = "the checkpoint has"
+) -> list[str]:
+    """One line per differing field, nested ones as `mixture.k400.weight`; empty when alike.
+
+    Args:
+      whose: what is said of the stored values.
+    """
     here, there = _flat(found), _flat(stored)
     return [
-        f"{key}: found {here.get(key, 'nothing')!r}, the checkpoint has "
-        f"{there.get(key, 'nothing')!r}"
+        f"{key}: found {here.get(key, 'nothing')!r}, {whose} {there.get(key, 'nothing')!r}"
         for key in sorted(here.keys() | there.keys())
         if here.get(key) != there.get(key)
     ]

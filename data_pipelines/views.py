@@ -66,6 +66,11 @@ class FixedViews:
         return self._examples.config.views
 
     @property
+    def component(self) -> Component:
+        """The set, with every option filled in."""
+        return self._source.component
+
+    @property
     def dataset(self) -> Dataset:
         return self._source.dataset
 
@@ -90,10 +95,6 @@ class FixedViews:
                 f"view {view} of record {record}: there are {len(self)} records of {self.views}"
             )
         self._examples.fill(self._source, record, {"video": out[None]}, place=0, view=view)
-
-    def settings(self) -> dict[str, Any]:
-        """`view_settings` of this set."""
-        return view_settings(self._examples.config, self._source.component, self.dataset)
 
 
 def view_settings(config: DataConfig, component: Component, dataset: Dataset) -> dict[str, Any]:

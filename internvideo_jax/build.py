@@ -17,6 +17,7 @@ from internvideo_jax.optim.schedules import make_schedule
 from internvideo_jax.parallel.mesh import check_batch, make_mesh
 from internvideo_jax.parallel.rules import sharding_notes
 from internvideo_jax.state import FrozenPlan, StatePlan, plan_frozen, plan_state
+from internvideo_jax.target_cache import check_targets
 from internvideo_jax.telemetry.overview import frozen_table, memory_estimate, parameter_table
 
 
@@ -65,11 +66,13 @@ def build(
       ValueError: settings that contradict each other, the data or the devices.
     """
     names: tuple[str, ...] = ()
+    notes: list[str] = []
     if records is None:
         records, names = read_data(config)
         classes = len(names)
         check_vocabulary(config)
         check_cached(config)
+        notes = check_targets(config)
     per_media = {"video": records} if isinstance(records, int) else records
     config = with_classes(config, classes)
     mesh = make_mesh(config.mesh, devices)
@@ -100,6 +103,7 @@ def build(
                 model.shapes(), plan.shardings.params, config.model.sharding_rules, mesh
             ),
             *head_notes(config.model, mesh.shape["tensor"]),
+            *notes,
             *(frozen_table(network) for network in frozen.values()),
             memory_estimate(
                 plan.shapes,

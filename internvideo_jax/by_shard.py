@@ -29,6 +29,8 @@ from internvideo_jax.parallel.mesh import make_mesh
 from internvideo_jax.parallel.rules import param_shardings
 from internvideo_jax.types import Params, flatten_paths
 
+flags.disclaim_key_flags()  # what is defined here is a flag of the command, for its --help
+
 AHEAD = 3  # batches prepared while the device works; bounds the memory
 SAY_SECONDS = 10.0
 
@@ -74,19 +76,13 @@ def command(
     checkpoint = flags.DEFINE_string(
         "checkpoint", None, "Run directory, one of its steps, or a .safetensors / .pth file."
     )
-    out = flags.DEFINE_string("out", None, f"Directory for the {what}.")
+    out, part, parts = define_out(what)
     wanted = flags.DEFINE_string(
         "split",
         split,
         "Split to read." if split else "Default: test, val or train, the first there is.",
     )
-    part = flags.DEFINE_integer("part", 0, "Which part of the shards this process takes, from 0.")
-    parts = flags.DEFINE_integer("parts", 1, "Processes that share the shards.", lower_bound=1)
-    chosen = {}
-    for field in dataclasses.fields(options):
-        define = {int: flags.DEFINE_integer, str: flags.DEFINE_string, bool: flags.DEFINE_bool}
-        default: Any = field.default
-        chosen[field.name] = define[type(default)](field.name, default, helps[field.name])
+    chosen = define_options(options, helps)
 
     def run() -> int:
         use_compile_cache(cli.COMPILE_CACHE.value)
@@ -130,23 +126,48 @@ def command(
     cli.run(run)
 
 
+def define_out(what: str) -> tuple[Any, Any, Any]:
+    """The flags --out, --part and --parts."""
+    return (
+        flags.DEFINE_string("out", None, f"Directory for the {what}."),
+        flags.DEFINE_integer("part", 0, "Which part of the shards this process takes, from 0."),
+        flags.DEFINE_integer("parts", 1, "Processes that share the shards.", lower_bound=1),
+    )
+
+
+def define_options(options: type, helps: Mapping[str, str]) -> dict[str, Any]:
+    """A flag for each field of a dataclass, by name."""
+    chosen = {}
+    for field in dataclasses.fields(options):
+        define = {int: flags.DEFINE_integer, str: flags.DEFINE_string, bool: flags.DEFINE_bool}
+        default: Any = field.default
+        chosen[field.name] = define[type(default)](field.name, default, helps[field.name])
+    return chosen
+
+
 def check_part(part: int, parts: int) -> None:
     if not 0 <= part < parts:
         raise ValueError(f"--part={part}: expected 0 to {parts - 1}")
 
 
-def check_same(path: Path, provenance: dict[str, Any], settings: str) -> None:
+def check_same(
+    path: Path,
+    provenance: dict[str, Any],
+    settings: str,
+    *others: str,
+) -> None:
     """Writes what decides the output, or compares it with what made the one that is there.
 
     Args:
       settings: name of the entry that holds the settings.
+      others: of further entries that decide it; by default those of weights, data and model.
     """
     text = json.dumps(provenance, indent=1, sort_keys=True, default=str) + "\n"
     if not path.exists():
         write_atomic(str(path), text.encode())
         return
     before, now = json.loads(path.read_text()), json.loads(text)
-    for name in (settings, "params_digest", "data_fingerprint", "model"):
+    for name in (settings, *(others or ("params_digest", "data_fingerprint", "model"))):
         if before.get(name) != now[name]:
             raise ValueError(
                 f"{path}: made with another {name} ({before.get(name)}, now {now[name]}); give "

@@ -44,7 +44,8 @@ MAY_IMPORT = {
         "telemetry",
     },
     "state": {"types", "config", "optim", "parallel"},
-    "build": {"types", "config", "optim", "parallel", "state", "telemetry"},
+    "target_cache": {"config"},
+    "build": {"types", "config", "optim", "parallel", "state", "target_cache", "telemetry"},
     "step": {"types", "build", "optim", "parallel", "state"},
     "cli": {"config", "registry"},
     "tools": {
@@ -59,7 +60,7 @@ MAY_IMPORT = {
         "cli",
     },
 }
-ENTRY_POINTS = {"train", "evaluate", "by_shard", "extract", "score", "demo"}
+ENTRY_POINTS = {"train", "evaluate", "by_shard", "extract", "score", "teach", "demo"}
 # Third-party package -> the only rooms that may import it.
 OWNERS = {
     "flax": {"models"},

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +50,9 @@ class Alignment:
     distance: str = "cosine"  # cosine | mse | smooth_l1: ops/alignment.py
     clip_teacher: Any = component("teacher", optional=True)
     mae_teacher: Any = component("teacher", optional=True)
+
+    # Those that decide the targets beside the teachers: target_cache.py.
+    target_fields: ClassVar[tuple[str, ...]] = ("mask", "per_frame", "ratio")
 
     @property
     def wanted(self) -> dict[str, float]:
