@@ -16,12 +16,14 @@ MODELS = {
     "videomae_classifier": "internvideo_jax.models.videomae:ClassifierConfig",
     "uniformerv2": "internvideo_jax.models.uniformerv2:UniFormerV2Config",
     "viclip": "internvideo_jax.models.viclip:ViCLIPConfig",
+    "probe": "internvideo_jax.models.probe:ProbeConfig",
 }
 
 OBJECTIVES = {
     "masked_pixels": "internvideo_jax.objectives.masked_pixels:MaskedPixels",
     "classification": "internvideo_jax.objectives.classification:Classification",
     "contrastive": "internvideo_jax.objectives.contrastive:Contrastive",
+    "probe": "internvideo_jax.objectives.probe:Probe",
 }
 
 EVALUATORS = {
@@ -30,6 +32,8 @@ EVALUATORS = {
     "knn": "internvideo_jax.evaluators.knn:NearestNeighbours",
     "linear_probe": "internvideo_jax.evaluators.probes:LinearProbe",
     "attentive_probe": "internvideo_jax.evaluators.probes:AttentiveProbe",
+    "concat_probe": "internvideo_jax.evaluators.probes:ConcatProbe",
+    "probe_grid": "internvideo_jax.evaluators.probe_grid:ProbeGrid",
     "zero_shot": "internvideo_jax.evaluators.zero_shot:ZeroShot",
     "retrieval": "internvideo_jax.evaluators.retrieval:TextVideoRetrieval",
     "multiple_choice": "internvideo_jax.evaluators.multiple_choice:MultipleChoice",

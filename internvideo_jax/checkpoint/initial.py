@@ -207,7 +207,13 @@ def initialise(
     adapted: set[str] = set()
     if hasattr(config, "adapt_weights"):  # what a model can make of weights of another kind
         found, source = source, config.adapt_weights(source)
-        adapted = {name for name in found if source[name].shape != found[name].shape}
+        inside = getattr(config, "weights_prefix", "")  # of a model that holds another
+        was = {name: found.get(name.removeprefix(inside)) for name in source}
+        adapted = {
+            name
+            for name, old in was.items()
+            if old is not None and source[name].shape != old.shape
+        }
     target = flatten_paths(fresh)
     head = _head(loaded_from, target, rows, classes)
     values: dict[str, Any] = dict(target)
