@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,9 @@ GRIDS: dict[str, dict[str, Any]] = {
 }
 GRIDS["concat"] = GRIDS["linear"]
 
+# The rule of an evaluation that fits a rule of training.
+VIEWS = {"window": "dense"}
+
 
 def get_config(arg: str = ""):
     items = [item for item in (arg or "").split(",") if item]
@@ -68,6 +72,7 @@ def recipe(name: str, arg: str) -> TrainConfig:
     spec = importlib.util.spec_from_file_location(f"probed_{name.replace('/', '_')}", path)
     assert spec and spec.loader  # noqa: S101  (it is a Python file)
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where its dataclasses look for their annotations
     spec.loader.exec_module(module)
     return to_typed(TrainConfig, module.get_config(arg).to_dict())
 
@@ -102,7 +107,3 @@ def probe(base: TrainConfig, head: str, *, tiny: bool) -> TrainConfig:
         steps=400 if tiny else 0,
         epochs=0.0 if tiny else 20.0,
     )
-
-
-# The rule of an evaluation that fits a rule of training.
-VIEWS = {"window": "dense"}

@@ -210,9 +210,7 @@ def initialise(
         inside = getattr(config, "weights_prefix", "")  # of a model that holds another
         was = {name: found.get(name.removeprefix(inside)) for name in source}
         adapted = {
-            name
-            for name, old in was.items()
-            if old is not None and source[name].shape != old.shape
+            name for name, old in was.items() if old is not None and source[name].shape != old.shape
         }
     target = flatten_paths(fresh)
     head = _head(loaded_from, target, rows, classes)

@@ -193,6 +193,4 @@ def grid_picture_of(
         return {}
     values = accuracy.reshape(len(rates), len(decays))
     rows, columns = ([f"{value:g}" for value in values] for values in (rates, decays))
-    return {
-        "grid": grid_picture(values, rows, columns, axes_of=("learning rate", "weight decay"))
-    }
+    return {"grid": grid_picture(values, rows, columns, axes_of=("learning rate", "weight decay"))}

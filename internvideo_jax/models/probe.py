@@ -125,7 +125,10 @@ class ProbeConfig:
     def sharding_rules(self) -> tuple[tuple[str, tuple[Any, ...]], ...]:
         """The backbone's. Heads follow the general rule: large ones are split over `fsdp`."""
         return tuple(
-            (f"^{BACKBONE}{pattern[1:]}" if pattern[0] == "^" else f"^{BACKBONE}.*({pattern})", spec)
+            (
+                f"^{BACKBONE}{pattern[1:]}" if pattern[0] == "^" else f"^{BACKBONE}.*({pattern})",
+                spec,
+            )
             for pattern, spec in self.backbone.sharding_rules
         )
 
@@ -235,9 +238,7 @@ class ProbeModel:
         values = self._filled(flatten_paths(params["backbone"]))
         return self.backbone.apply(values, video, method="features")
 
-    def logits(
-        self, params: Params, video: jax.Array, keys: jax.Array | None = None
-    ) -> jax.Array:
+    def logits(self, params: Params, video: jax.Array, keys: jax.Array | None = None) -> jax.Array:
         """(P, B, classes) float32 of all heads.
 
         Args:
