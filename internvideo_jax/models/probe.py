@@ -29,7 +29,8 @@ from internvideo_jax.ops.probe_heads import (
 from internvideo_jax.types import HeadGrid, Params, flatten_paths, unflatten_paths
 
 BACKBONE, HEADS, SCALE = "backbone/", "heads/", "scale"
-EPS = 1e-6  # of the mean variance of a feature
+# Of the mean square of a channel: what rounding leaves of the variance of one that never changes.
+EPS = 1e-6
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -184,11 +185,12 @@ class ProbeModel:
 
     Features are normalised without learned parameters, so that one range of learning rates does for
     all backbones. Vectors (linear, concat) are standardised channel by channel with the mean and
-    variance of all training batches so far: some channels of a transformer are a hundred times
-    larger than others, and a vector that is a mean over tokens differs little from clip to clip, so
-    LayerNorm would leave a linear head ill-conditioned. As the backbone is frozen, these statistics
-    only grow more exact; training and evaluation use the same ones. Tokens (attentive) get a
-    LayerNorm each, which needs no statistics; the head's own matrices can weigh the channels.
+    variance of all training batches before; the first batch reads zeros. Some channels of a
+    transformer are a hundred times larger than others, and a vector that is a mean over tokens
+    differs little from clip to clip, so LayerNorm would leave a linear head ill-conditioned. As the
+    backbone is frozen, these statistics only grow more exact; training and evaluation use the same
+    ones. Tokens (attentive) get a LayerNorm each, which needs no statistics; the head's own
+    matrices can weigh the channels.
     """
 
     def __init__(self, config: ProbeConfig):
@@ -263,7 +265,8 @@ class ProbeModel:
             "count": old["count"] + 1.0,
         }
         new = jax.lax.stop_gradient(new)
-        logits = self._heads(params["heads"], _scaled(x, new))
+        # With the old ones an example does not depend on others of its batch or microbatch.
+        logits = self._heads(params["heads"], _scaled(x, old))
         return logits, {f"{SCALE}/{name}": value for name, value in new.items()}
 
     def _features(self, params: Params, video: jax.Array) -> jax.Array:
@@ -288,10 +291,11 @@ class ProbeModel:
 
 
 def _scaled(x: jax.Array, scale: Params) -> jax.Array:
-    """(B, F) with mean 0 and variance 1 in every channel, by the statistics given."""
+    """(B, F) with mean 0 and variance 1 in every channel, by these statistics; 0 without any."""
     variance = jnp.maximum(scale["square"] - jnp.square(scale["mean"]), 0.0)
-    floor = EPS * variance.mean() + jnp.finfo(jnp.float32).tiny
-    return (x - scale["mean"]) * jax.lax.rsqrt(variance + floor)
+    floor = EPS * scale["square"] + jnp.finfo(jnp.float32).tiny
+    scaled = (x - scale["mean"]) * jax.lax.rsqrt(variance + floor)
+    return jnp.where(scale["count"] > 0, scaled, 0.0)
 
 
 def _touched(
