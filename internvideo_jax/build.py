@@ -93,7 +93,8 @@ def build(
     scale = batch / optim.lr_batch if optim.lr_batch else 1.0
     base, final, start = (scale * rate for rate in (optim.lr, optim.min_lr, optim.warmup_lr))
     schedule = make_schedule(optim.schedule, base, final, start, warmup, steps)
-    optimizer = make_optimizer(optim, model.shapes(), schedule)
+    grid = getattr(config.model, "head_grid", None)
+    optimizer = make_optimizer(optim, model.shapes(), schedule, grid)
     plan = plan_state(config, model, optimizer, mesh)
     frozen = plan_frozen(config, mesh)
     summary = "\n".join(

@@ -20,6 +20,7 @@ MODELS = {
     "internvideo2_classifier": ("internvideo_jax.models.internvideo2_classifier:ClassifierConfig"),
     "internvideo2_student": "internvideo_jax.models.internvideo2_student:StudentConfig",
     "umt_student": "internvideo_jax.models.umt:UMTStudentConfig",
+    "probe": "internvideo_jax.models.probe:ProbeConfig",
 }
 
 OBJECTIVES = {
@@ -27,6 +28,7 @@ OBJECTIVES = {
     "classification": "internvideo_jax.objectives.classification:Classification",
     "alignment": "internvideo_jax.objectives.alignment:Alignment",
     "contrastive": "internvideo_jax.objectives.contrastive:Contrastive",
+    "probe": "internvideo_jax.objectives.probe:Probe",
 }
 
 TEACHERS = {
@@ -43,6 +45,8 @@ EVALUATORS = {
     "knn": "internvideo_jax.evaluators.knn:NearestNeighbours",
     "linear_probe": "internvideo_jax.evaluators.probes:LinearProbe",
     "attentive_probe": "internvideo_jax.evaluators.probes:AttentiveProbe",
+    "concat_probe": "internvideo_jax.evaluators.probes:ConcatProbe",
+    "probe_grid": "internvideo_jax.evaluators.probe_grid:ProbeGrid",
     "zero_shot": "internvideo_jax.evaluators.zero_shot:ZeroShot",
     "retrieval": "internvideo_jax.evaluators.retrieval:TextVideoRetrieval",
     "multiple_choice": "internvideo_jax.evaluators.multiple_choice:MultipleChoice",

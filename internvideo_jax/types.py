@@ -27,6 +27,20 @@ STATISTICS = "statistics/"
 Params = dict[str, Any]
 
 
+class HeadGrid(NamedTuple):
+    """Heads that train side by side, head p with its own learning rate and weight decay.
+
+    Attributes:
+      prefix: of the paths of their parameters, whose first axis counts the heads; everything else
+        is frozen.
+      rates, decays: (P,) of every head; the run's schedule is a factor on the rates.
+    """
+
+    prefix: str
+    rates: tuple[float, ...]
+    decays: tuple[float, ...]
+
+
 class Mean(NamedTuple):
     """A mean that adds exactly over microbatches and hosts: `total / weight`."""
 

@@ -215,8 +215,12 @@ def initialise(
             found, source = source, _adapted(config, source, known)
         except ValueError as error:
             raise ValueError(f"{path} does not fit this model: {error}") from error
-        adapted = {name for name, value in found.items() if _differ(value, source[name])}
-        if "encoder/patch_embed/kernel" in adapted:
+        inside = getattr(config, "weights_prefix", "")  # of a model that holds another
+        was = {name: found.get(name, found.get(name.removeprefix(inside))) for name in source}
+        adapted = {
+            name for name, old in was.items() if old is not None and _differ(old, source[name])
+        }
+        if inside + "encoder/patch_embed/kernel" in adapted:
             known.pop("tubelet", None)  # made another one
     target = flatten_paths(fresh)
     head = _head(loaded_from, target, rows, classes)

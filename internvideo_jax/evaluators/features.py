@@ -9,6 +9,9 @@ import numpy as np
 
 from data_pipelines.config import ViewConfig
 from internvideo_jax.evaluators.base import EvalContext, Input, describe_data
+from internvideo_jax.ops.probe_heads import HeadSpec, read
+
+MEAN = HeadSpec("linear")  # reads the mean over all tokens
 
 # Features are kept in host memory; beyond this, fewer clips or pooled features are needed.
 MEMORY_LIMIT = 4 << 30
@@ -36,17 +39,17 @@ class FeatureTask:
 class Features:
     """Features of labelled clips in record order."""
 
-    values: np.ndarray  # (R, D) float32 pooled, or (R, N, D) float16 tokens
+    values: np.ndarray  # (R, F) float32 vectors, or (R, N, D) float16 tokens
     label: np.ndarray  # (R,)
     classes: tuple[str, ...]
     protocol: dict[str, object]
 
 
-def extract(context: EvalContext, source: Input, *, pooled: bool, limit: int = 0) -> Features:
+def extract(context: EvalContext, source: Input, spec: HeadSpec, *, limit: int = 0) -> Features:
     """Runs the encoder over a split, one view per clip.
 
     Args:
-      pooled: mean over tokens, else all tokens.
+      spec: the head that will read the features, see ops/probe_heads.py.
       limit: use only the first `limit` labelled clips; 0 = all.
 
     Raises:
@@ -55,8 +58,9 @@ def extract(context: EvalContext, source: Input, *, pooled: bool, limit: int = 0
     if source.views.segments * source.views.crops != 1:
         raise ValueError("features are taken from one view per clip: set segments = crops = 1")
     stream = context.open(source)
-    config = context.model.config
-    if not pooled:
+    model, config = context.model, context.model.config
+    tokens = spec.kind == "attentive"
+    if tokens:
         clips = min(limit or len(stream.dataset), len(stream.dataset))
         size = clips * config.tokens * config.encoder.width * 2
         if size > MEMORY_LIMIT:
@@ -68,16 +72,16 @@ def extract(context: EvalContext, source: Input, *, pooled: bool, limit: int = 0
 
     def build():
         def forward(params, batch):
-            tokens = context.model.apply(params, batch["video"], method="features")
-            tokens = tokens.astype(jnp.float32)
-            return tokens.mean(axis=1) if pooled else tokens.astype(jnp.float16)
+            found = model.apply(params, batch["video"], method="features")
+            pools = spec.wants_pooled and model.has("pool")
+            pooled = model.apply(params, found, method="pool") if pools else None
+            found = read(spec, found, config.grid, pooled)
+            return found.astype(jnp.float16) if tokens else found
 
         return forward
 
     values, labels, seen = [], [], 0
-    outputs = context.outputs(
-        stream, ("features", pooled), build, f"features {stream.dataset.split}"
-    )
+    outputs = context.outputs(stream, ("features", spec), build, f"features {stream.dataset.split}")
     for batch, features in outputs:
         keep = batch["valid"] & (batch["label"] >= 0)
         values.append(features[keep])

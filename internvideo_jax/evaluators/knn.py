@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 
 from internvideo_jax.evaluators.base import EvalContext, Result
-from internvideo_jax.evaluators.features import FeatureTask, extract
+from internvideo_jax.evaluators.features import MEAN, FeatureTask, extract
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,8 +21,8 @@ class NearestNeighbours(FeatureTask):
 
     def run(self, context: EvalContext) -> Result:
         train, test = self.inputs()
-        bank = extract(context, train, pooled=True, limit=self.max_clips)
-        query = extract(context, test, pooled=True)
+        bank = extract(context, train, MEAN, limit=self.max_clips)
+        query = extract(context, test, MEAN)
         # Without centring the part that all clips share would drown the differences.
         centre = bank.values.mean(axis=0)
         top1 = vote(

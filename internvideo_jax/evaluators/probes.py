@@ -1,12 +1,14 @@
-"""Linear and attentive probes: small heads trained on frozen features.
+"""Probes on features in memory: small heads trained on frozen features without augmentation.
 
-Several learning rates train at once. The one that is best on a held-out part of the training split
-is retrained on all of it and scored on the test split, which chooses nothing.
+Every pair of a learning rate and a weight decay trains at once. The pair that is best on a held-out
+part of the training split is retrained on all of it and scored on the test split, which chooses
+nothing. For sets that do not fit into memory the same heads train as a run: models/probe.py.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,14 +19,16 @@ import numpy as np
 from internvideo_jax.config import OptimConfig
 from internvideo_jax.evaluators.base import EvalContext, Result
 from internvideo_jax.evaluators.features import FeatureTask, extract
-from internvideo_jax.ops.attention import attend
+from internvideo_jax.evaluators.probe_grid import grid_picture_of, grid_table
 from internvideo_jax.ops.losses import smooth_labels, soft_cross_entropy
+from internvideo_jax.ops.probe_heads import HeadSpec, apply_head, init_head
 from internvideo_jax.optim.factory import make_optimizer
 from internvideo_jax.optim.schedules import cosine
+from internvideo_jax.types import HeadGrid
 
-HELD_OUT = 5  # every fifth training clip selects the learning rate
+HELD_OUT = 5  # every fifth training clip selects the learning rate and weight decay
 
-Head = Callable[[Any, jax.Array], jax.Array]  # (params, features) -> logits
+Pairs = Sequence[tuple[float, float]]  # (learning rate, weight decay) of every head
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,21 +40,34 @@ class LinearProbe(FeatureTask):
     steps: int = 500
     batch: int = 256
     learning_rates: Sequence[float] = (1e-3, 3e-3, 1e-2, 3e-2)
-    weight_decay: float = 1e-3
+    weight_decays: Sequence[float] = (1e-3,)
+
+    @property
+    def spec(self) -> HeadSpec:
+        return HeadSpec("linear")
+
+    @property
+    def pairs(self) -> Pairs:
+        return tuple(itertools.product(self.learning_rates, self.weight_decays))
 
     def run(self, context: EvalContext) -> Result:
-        return _probe(self, context, pooled=True)
-
-    def head(self, width: int, classes: int) -> tuple[Callable[[jax.Array], Any], Head]:
-        def init(key: jax.Array) -> Any:
-            del key
-            return {"kernel": jnp.zeros((width, classes)), "bias": jnp.zeros(classes)}
-
-        return init, lambda params, x: x @ params["kernel"] + params["bias"]
+        return _probe(self, context)
 
 
 @dataclasses.dataclass(frozen=True)
-class AttentiveProbe(FeatureTask):
+class ConcatProbe(LinearProbe):
+    """The same on class token, means of the patches and pooled vector, as far as there are any."""
+
+    name: str = "concat_probe"
+    per_frame: bool = False  # the means of all frames, not one of the clip
+
+    @property
+    def spec(self) -> HeadSpec:
+        return HeadSpec("concat", per_frame=self.per_frame)
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentiveProbe(LinearProbe):
     """One learned query attends to all tokens, then a linear layer (V-JEPA, Bardes et al. 2024)."""
 
     name: str = "attentive_probe"
@@ -58,47 +75,20 @@ class AttentiveProbe(FeatureTask):
     steps: int = 500
     batch: int = 128
     learning_rates: Sequence[float] = (3e-4, 1e-3, 3e-3)
-    weight_decay: float = 0.01
+    weight_decays: Sequence[float] = (0.01,)
     heads: int = 4
+    mlp: bool = False  # a MLP after the attention
 
-    def run(self, context: EvalContext) -> Result:
-        return _probe(self, context, pooled=False)
-
-    def head(self, width: int, classes: int) -> tuple[Callable[[jax.Array], Any], Head]:
-        if width % self.heads:
-            raise ValueError(f"{self.heads} probe heads do not divide the width {width}")
-
-        def init(key: jax.Array) -> Any:
-            query, kv, out = jax.random.split(key, 3)
-            scale = width**-0.5
-            return {
-                "query": 0.02 * jax.random.normal(query, (width,)),
-                "kv": {"kernel": scale * jax.random.normal(kv, (2, width, width))},
-                "proj": {"kernel": scale * jax.random.normal(out, (width, width))},
-                "head": {"kernel": jnp.zeros((width, classes)), "bias": jnp.zeros(classes)},
-            }
-
-        def apply(params: Any, tokens: jax.Array) -> jax.Array:
-            tokens = tokens.astype(jnp.float32)
-            shape = (*tokens.shape[:2], self.heads, width // self.heads)
-            k, v = (
-                part.reshape(shape)
-                for part in jnp.einsum("bnc,sco->sbno", tokens, params["kv"]["kernel"])
-            )
-            query = jnp.broadcast_to(params["query"], (len(tokens), 1, width))
-            query = query.reshape(len(tokens), 1, self.heads, width // self.heads)
-            pooled = attend(query, k, v).reshape(len(tokens), width)
-            pooled = pooled @ params["proj"]["kernel"]
-            return pooled @ params["head"]["kernel"] + params["head"]["bias"]
-
-        return init, apply
+    @property
+    def spec(self) -> HeadSpec:
+        return HeadSpec("attentive", heads=self.heads, mlp=self.mlp)
 
 
-def _probe(probe: LinearProbe | AttentiveProbe, context: EvalContext, *, pooled: bool) -> Result:
+def _probe(probe: LinearProbe, context: EvalContext) -> Result:
     train_input, test_input = probe.inputs()
-    train = extract(context, train_input, pooled=pooled, limit=probe.max_clips)
-    test = extract(context, test_input, pooled=pooled)
-    axes = (0,) if pooled else (0, 1)
+    train = extract(context, train_input, probe.spec, limit=probe.max_clips)
+    test = extract(context, test_input, probe.spec)
+    axes = tuple(range(train.values.ndim - 1))
     centre = train.values.mean(axis=axes, dtype=np.float64).astype(np.float32)
     spread = train.values.std(axis=axes, dtype=np.float64).astype(np.float32) + 1e-6
 
@@ -107,14 +97,13 @@ def _probe(probe: LinearProbe | AttentiveProbe, context: EvalContext, *, pooled:
 
     values, label = scaled(train.values), train.label
     held = np.arange(len(label)) % HELD_OUT == 0
-    init, head = probe.head(values.shape[-1], len(train.classes))
-    rates = np.asarray(probe.learning_rates, np.float32)
-    fit = _Fit(probe, init, head, len(train.classes), context.seed)
+    pairs = probe.pairs
+    fit = Fit(probe, len(train.classes), context.seed)
     accuracy = fit.accuracy(
-        fit.train(values[~held], label[~held], rates), values[held], label[held]
+        fit.train(values[~held], label[~held], pairs), values[held], label[held]
     )
     best = int(accuracy.argmax())
-    final = fit.train(values, label, rates[best : best + 1])
+    final = fit.train(values, label, pairs[best : best + 1])
     return Result(
         metrics={
             "top1": float(fit.accuracy(final, scaled(test.values), test.label)[0]),
@@ -126,69 +115,68 @@ def _probe(probe: LinearProbe | AttentiveProbe, context: EvalContext, *, pooled:
             "train_clips": len(label),
             "steps": probe.steps,
             "batch": probe.batch,
-            "learning_rate": float(rates[best]),
-            "weight_decay": probe.weight_decay,
+            "learning_rate": pairs[best][0],
+            "weight_decay": pairs[best][1],
         },
-        tables={
-            "learning_rates": {
-                f"{rate:g}": float(a) for rate, a in zip(rates, accuracy, strict=True)
-            }
-        },
+        tables={"grid": grid_table(pairs, held_out_top1=accuracy)},
+        pictures=grid_picture_of(probe.learning_rates, probe.weight_decays, accuracy),
     )
 
 
 @dataclasses.dataclass(frozen=True)
-class _Fit:
-    """Trains one head per learning rate on in-memory features, all in one program."""
+class Fit:
+    """Trains one head per pair on in-memory features, all in one program."""
 
-    probe: LinearProbe | AttentiveProbe
-    init: Callable[[jax.Array], Any]
-    head: Head
+    probe: LinearProbe
     classes: int
     seed: int
 
-    def train(self, values: np.ndarray, label: np.ndarray, rates: np.ndarray) -> Any:
-        """Stacked parameters, one per learning rate."""
-        probe = self.probe
+    def train(self, values: np.ndarray, label: np.ndarray, pairs: Pairs) -> Any:
+        """Stacked parameters, one row per pair."""
+        probe, spec = self.probe, self.probe.spec
         batch = min(probe.batch, len(label))
         rng = np.random.default_rng(self.seed)
         epochs = -(-probe.steps * batch // len(label))
         order = np.concatenate([rng.permutation(len(label)) for _ in range(epochs)])
         rows = jnp.asarray(order[: probe.steps * batch].reshape(probe.steps, batch))
         features, targets = jnp.asarray(values), jnp.asarray(label)
-        shapes = jax.eval_shape(self.init, jax.random.key(0))
+        head = init_head(spec, jax.random.key(self.seed), values.shape[-1], self.classes)
+        heads = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(pairs), *x.shape)), head)
+        rates, decays = zip(*pairs, strict=True)
         optimizer = make_optimizer(
-            OptimConfig(b2=0.999, weight_decay=probe.weight_decay, clip_norm=1.0),
-            shapes,
+            OptimConfig(b2=0.999, weight_decay=0.0, clip_norm=1.0),
+            heads,
             cosine(1.0, 0.0, probe.steps, warmup=probe.steps // 20),
+            HeadGrid("", rates, decays),
         )
 
-        def loss(params: Any, at: jax.Array) -> jax.Array:
-            logits = self.head(params, features[at])
-            return soft_cross_entropy(logits, smooth_labels(targets[at], self.classes, 0.0)).mean()
+        def loss(heads: Any, at: jax.Array) -> jax.Array:
+            logits = logits_of(spec)(heads, features[at])
+            target = smooth_labels(targets[at], self.classes, 0.0)
+            return soft_cross_entropy(logits, target).mean(axis=1).sum()
 
-        def one(rate: jax.Array) -> Any:
-            def step(carry: Any, inputs: Any) -> tuple[Any, None]:
-                params, state = carry
-                number, at = inputs
-                gradient = jax.grad(loss)(params, at)
-                # The schedule runs from 1 to 0; each head scales it with its own rate.
-                moved, state, _ = optimizer.update(gradient, state, params, number)
-                params = jax.tree.map(lambda p, m: p + rate * (m - p), params, moved)
-                return (params, state), None
+        def step(carry: Any, inputs: Any) -> tuple[Any, None]:
+            heads, state = carry
+            number, at = inputs
+            heads, state, _ = optimizer.update(jax.grad(loss)(heads, at), state, heads, number)
+            return (heads, state), None
 
-            params = self.init(jax.random.key(self.seed))
-            carry = (params, optimizer.init(params))
-            (params, _), _ = jax.lax.scan(step, carry, (jnp.arange(probe.steps), rows))
-            return params
+        def run(heads: Any) -> Any:
+            carry = heads, optimizer.init(heads)
+            return jax.lax.scan(step, carry, (jnp.arange(probe.steps), rows))[0][0]
 
-        return jax.jit(jax.vmap(one))(jnp.asarray(rates))
+        return jax.jit(run)(heads)
 
-    def accuracy(self, params: Any, values: np.ndarray, label: np.ndarray) -> np.ndarray:
-        """(rates,) top-1 accuracy."""
-        predict = jax.jit(jax.vmap(self.head, in_axes=(0, None)))
-        hits = np.zeros(len(jax.tree.leaves(params)[0]))
+    def accuracy(self, heads: Any, values: np.ndarray, label: np.ndarray) -> np.ndarray:
+        """(pairs,) top-1 accuracy."""
+        predict = jax.jit(logits_of(self.probe.spec))
+        hits = np.zeros(len(jax.tree.leaves(heads)[0]))
         for start in range(0, len(label), 512):
-            logits = np.asarray(predict(params, jnp.asarray(values[start : start + 512])))
+            logits = np.asarray(predict(heads, jnp.asarray(values[start : start + 512])))
             hits += (logits.argmax(axis=-1) == label[start : start + 512]).sum(axis=1)
         return hits / len(label)
+
+
+def logits_of(spec: HeadSpec) -> Callable[[Any, jax.Array], jax.Array]:
+    """(stacked parameters, features of B clips) -> (heads, B, classes)."""
+    return jax.vmap(lambda head, x: apply_head(spec, head, x), in_axes=(0, None))

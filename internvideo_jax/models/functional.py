@@ -27,6 +27,7 @@ class Model:
         self.config = config
         self._build = build
         abstract = nnx.eval_shape(lambda: build(nnx.Rngs(params=0)))
+        self._abstract = abstract
         self._graph, state = nnx.split(abstract)
         self._shapes: Params = nnx.to_pure_dict(state)
 
@@ -37,6 +38,10 @@ class Model:
     def shapes(self) -> Params:
         """The parameter tree as `jax.ShapeDtypeStruct`s."""
         return self._shapes
+
+    def has(self, method: str) -> bool:
+        """Whether the network has this method, or a part of this name that can be called."""
+        return callable(getattr(self._abstract, method, None))
 
     def apply(self, params: Params, *args: Any, method: str = "__call__", **kwargs: Any) -> Any:
         """Calls a method of the network with these parameters; pure, safe under jit and grad."""

@@ -71,10 +71,20 @@ class Classification:
                 metrics[STATISTICS + path] = Mean(value, jnp.float32(1.0))
         else:
             logits = model.apply(params, video, keys)
+        mean, more = self.measure(logits, target, batch, model.config)
+        return mean, {**metrics, **more}
+
+    def measure(
+        self, logits: jax.Array, target: jax.Array, batch: Batch, config: Any
+    ) -> tuple[Mean, dict[str, Mean]]:
+        """Loss and metrics of (B, K) logits for (B, K) targets."""
+        del config
+        label = batch["label"]
         if len(logits) != len(label):  # clips of one video averaged by the model
             target = target[:: len(label) // len(logits)]
             label = label[:: len(label) // len(logits)]
-        if not mixing:
+        metrics = {}
+        if not self.pairs:
             metrics["accuracy"] = Mean.of(jnp.argmax(logits, axis=-1) == label)
         return Mean.of(soft_cross_entropy(logits, target)), metrics
 

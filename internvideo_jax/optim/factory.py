@@ -14,8 +14,9 @@ import optax
 
 from internvideo_jax.config import OptimConfig
 from internvideo_jax.optim.bert_adam import scale_by_bert_adam
+from internvideo_jax.optim.head_grid import check_grid, head_chain
 from internvideo_jax.optim.schedules import Schedule
-from internvideo_jax.types import Params, flatten_paths, path_name, unflatten_paths
+from internvideo_jax.types import HeadGrid, Params, flatten_paths, path_name, unflatten_paths
 
 # Matmul weights. Everything else is free of weight decay by name: the rank would not tell, since
 # stacked biases have two axes.
@@ -61,8 +62,13 @@ class Optimizer:
         return params, state, {"lr": rate, "grad_norm": norm}
 
 
-def make_optimizer(config: OptimConfig, shapes: Params, schedule: Schedule) -> Optimizer:
+def make_optimizer(
+    config: OptimConfig, shapes: Params, schedule: Schedule, grid: HeadGrid | None = None
+) -> Optimizer:
     """Builds the optimizer for parameters of these shapes.
+
+    Args:
+      grid: heads with rates and decays of their own; nothing else is trained then.
 
     Raises:
       ValueError: a pattern that matches nothing, layer decay without its stack, an unknown
@@ -72,6 +78,9 @@ def make_optimizer(config: OptimConfig, shapes: Params, schedule: Schedule) -> O
     frozen = _matching("freeze", config.freeze, list(paths))
     decayed = _matching("decay_also", config.decay_also, list(paths))
     held, scales = held_layers(config, shapes), layer_scales(config, shapes)
+    if grid is not None:
+        check_grid(grid, config, paths)
+        frozen |= {path for path in paths if not path.startswith(grid.prefix)}
     chain = [
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm > 0 else optax.identity(),
         _moments(config),
@@ -79,6 +88,8 @@ def make_optimizer(config: OptimConfig, shapes: Params, schedule: Schedule) -> O
     ]
     if scales is not None:
         chain.append(optax.stateless(lambda updates, _: scale_updates(updates, scales)))
+    if grid is not None:
+        chain = head_chain(grid, config.clip_norm, _moments(config), decay_mask(shapes, decayed))
     transform = optax.chain(*chain)
     if frozen:
         labels = map_paths(shapes, lambda path, _: "frozen" if path in frozen else "trained")

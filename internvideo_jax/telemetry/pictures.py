@@ -93,3 +93,37 @@ def confusion_picture(table: np.ndarray, names: Sequence[str]) -> np.ndarray:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def grid_picture(
+    values: np.ndarray, rows: Sequence[str], columns: Sequence[str], *, axes_of: tuple[str, str]
+) -> np.ndarray:
+    """(H, W, 3) uint8 heat map of shares (R, C), the best cell framed.
+
+    Args:
+      rows, columns: what the lines and columns stand for.
+      axes_of: titles of the vertical and of the horizontal axis.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    size = 2.5 + 0.6 * len(columns), 1.6 + 0.4 * len(rows)
+    figure = Figure(figsize=size, dpi=90, layout="constrained")
+    axes = figure.add_subplot()
+    low, high = float(values.min()), float(values.max())
+    axes.imshow(values, cmap="Blues", aspect="auto", vmin=low, vmax=max(high, low + 1e-6))
+    axes.set_yticks(range(len(rows)), rows, fontsize=8)
+    axes.set_xticks(range(len(columns)), columns, fontsize=8)
+    axes.set_ylabel(axes_of[0])
+    axes.set_xlabel(axes_of[1])
+    for (row, column), value in np.ndenumerate(values):
+        colour = "white" if value > (low + high) / 2 else "black"
+        text = f"{100 * value:.1f}"
+        axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
+    row, column = divmod(int(values.argmax()), len(columns))
+    frame = Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="green", linewidth=2)
+    axes.add_patch(frame)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

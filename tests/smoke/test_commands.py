@@ -134,7 +134,7 @@ def test_probes_run_offline(command, runs, tmp_path):
     for label in ("linear_probe", "attentive_probe"):
         assert 0.0 <= results[label]["metrics"]["top1"] <= 1.0
         assert results[label]["protocol"]["train_clips"] == 60
-        assert len(results[label]["tables"]["learning_rates"]) >= 3
+        assert len(results[label]["tables"]["grid"]) >= 3
 
 
 def test_report_over_several_runs(command, runs, tmp_path):

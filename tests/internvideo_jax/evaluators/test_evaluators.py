@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 import pytest
 
 from internvideo_jax.evaluators import metrics
 from internvideo_jax.evaluators.knn import vote
-from internvideo_jax.evaluators.probes import AttentiveProbe, LinearProbe, _Fit
+from internvideo_jax.evaluators.probes import AttentiveProbe, Fit, LinearProbe
+from internvideo_jax.ops.probe_heads import init_head
 
 
 def test_views_of_a_video_are_merged_once_each():
@@ -67,16 +69,15 @@ def test_more_neighbours_than_the_bank_has():
     assert vote(bank, np.array([0, 1, 2]), bank, 3, 50, 0.07).tolist() == [0, 1, 2]
 
 
-def fit(probe, width: int, classes: int = 4) -> _Fit:
-    init, head = probe.head(width, classes)
-    return _Fit(probe, init, head, classes, seed=0)
+def fit(probe, classes: int = 4) -> Fit:
+    return Fit(probe, classes, seed=0)
 
 
 def test_linear_probe_learns_clusters_and_not_shuffled_labels():
     rng = np.random.default_rng(1)
     (values, label), (test, test_label) = clusters(rng, 500), clusters(rng, 1000)
-    probe = fit(LinearProbe(steps=150, batch=64), 8)
-    rates = np.array([1e-2, 3e-2], np.float32)
+    probe = fit(LinearProbe(steps=150, batch=64))
+    rates = [(1e-2, 1e-3), (3e-2, 1e-3)]
     assert probe.accuracy(probe.train(values, label, rates), test, test_label).min() > 0.9
     wrong = probe.train(values, rng.permutation(label), rates)
     assert probe.accuracy(wrong, test, test_label).max() < 0.45
@@ -96,15 +97,24 @@ def test_attentive_probe_finds_the_one_token_that_matters():
         return noise.astype(np.float16), label
 
     (values, label), (test, test_label) = tokens(1000), tokens(500)
-    rates = np.array([3e-3], np.float32)
-    attentive = fit(AttentiveProbe(steps=500, batch=64, heads=2), 16)
+    rates = [(3e-3, 0.01)]
+    attentive = fit(AttentiveProbe(steps=500, batch=64, heads=2))
     accuracy = attentive.accuracy(attentive.train(values, label, rates), test, test_label)[0]
-    linear = fit(LinearProbe(steps=500, batch=64), 16)
+    linear = fit(LinearProbe(steps=500, batch=64))
     pooled = [x.astype(np.float32).mean(axis=1) * 16 for x in (values, test)]
     baseline = linear.accuracy(linear.train(pooled[0], label, rates), pooled[1], test_label)[0]
     assert accuracy > 0.9 and accuracy > baseline + 0.2
 
 
+def test_a_pair_trains_as_if_it_were_alone():
+    values, label = clusters(np.random.default_rng(3), 200)
+    probe, pairs = fit(LinearProbe(steps=30, batch=32)), [(1e-2, 0.0), (3e-2, 0.5), (1e-3, 0.1)]
+    together = probe.train(values, label, pairs)["head"]["kernel"]
+    alone = probe.train(values, label, pairs[1:2])["head"]["kernel"]
+    np.testing.assert_allclose(together[1], alone[0], rtol=1e-5, atol=1e-7)
+    assert np.abs(together[1] - together[0]).max() > 1e-2
+
+
 def test_probe_heads_must_divide_the_width():
     with pytest.raises(ValueError, match="5 probe heads do not divide the width 16"):
-        AttentiveProbe(heads=5).head(16, 3)
+        init_head(AttentiveProbe(heads=5).spec, jax.random.key(0), 16, 3)
