@@ -123,8 +123,8 @@ def make_train_step(run: Run, frozen: Mapping[str, Params] | None = None) -> Tra
             params = optimizer.stop_frozen(params)
             if networks:
                 made = jax.lax.stop_gradient(objective.targets(networks, part, key))
-                # Split as if they had come with the batch. Without this the step on CPU devices, with
-                # microbatches and all three axes, gave another loss than on one device.
+                # Split as if they had come with the batch. Without this the step on CPU devices,
+                # with microbatches and all three axes, gave another loss than on one device.
                 made = jax.tree.map(lambda x: constrain(x, "batch"), made)
                 part = {**part, **made}
             return objective.loss(run.model, params, part, key, state.step)
