@@ -84,6 +84,15 @@ def segments_random(n: int, T: int, rng: np.random.Generator) -> np.ndarray:
     return np.arange(T) * part + rng.integers(part, size=T)
 
 
+def parts_random(n: int, T: int, rng: np.random.Generator) -> np.ndarray:
+    """InternVideo2 stage 1: as `segments_random`, but shorter videos give their first frame alone.
+
+    The reference takes the frame before each of these, counted from zero, and so the last frame of
+    the file in place of frame -1. That is not repeated here.
+    """
+    return segments_random(n, T, rng) if n >= T else np.zeros(T, np.int64)
+
+
 def segments_center(n: int, T: int) -> np.ndarray:
     """Validation on Something-Something: the middle frame of each of T equal parts."""
     part = n // T
@@ -330,6 +339,7 @@ TRAIN = {
     "window": lambda n, T, r, rng: window(n, T, r, int(rng.integers(window_starts(n, T, r)))),
     "dense": dense_random,
     "segments": lambda n, T, r, rng: segments_random(n, T, rng),
+    "parts": lambda n, T, r, rng: parts_random(n, T, rng),
     "sparse": lambda n, T, r, rng: sparse_random(n, T, rng),
     "uniform": lambda n, T, r, rng: uniform_random(n, T, rng),
     "stepped": lambda n, T, r, rng: stepped_random(n, T, rng),

@@ -16,8 +16,8 @@ from internvideo_jax.optim.factory import Optimizer, make_optimizer
 from internvideo_jax.optim.schedules import make_schedule
 from internvideo_jax.parallel.mesh import check_batch, make_mesh
 from internvideo_jax.parallel.rules import sharding_notes
-from internvideo_jax.state import StatePlan, plan_state
-from internvideo_jax.telemetry.overview import memory_estimate, parameter_table
+from internvideo_jax.state import FrozenPlan, StatePlan, plan_frozen, plan_state
+from internvideo_jax.telemetry.overview import frozen_table, memory_estimate, parameter_table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,11 +34,18 @@ class Run:
     records: int
     steps: int
     summary: str
+    # Networks of the step that do not learn, by field of the objective: teachers.
+    frozen: Mapping[str, FrozenPlan] = dataclasses.field(default_factory=dict)
 
     @property
     def flops(self) -> float:
-        """Model FLOPs of one training example."""
+        """Model FLOPs of one training example; those of frozen networks are not counted."""
         return self.objective.flops(self.config.model)
+
+    @property
+    def frozen_flops(self) -> float:
+        """FLOPs of the frozen networks for one training example."""
+        return self.objective.teacher_flops() if self.frozen else 0.0
 
 
 def build(
@@ -62,6 +69,7 @@ def build(
         records, names = read_data(config)
         classes = len(names)
         check_vocabulary(config)
+        check_cached(config)
     per_media = {"video": records} if isinstance(records, int) else records
     config = with_classes(config, classes)
     mesh = make_mesh(config.mesh, devices)
@@ -85,6 +93,7 @@ def build(
     grid = getattr(config.model, "head_grid", None)
     optimizer = make_optimizer(optim, model.shapes(), schedule, grid)
     plan = plan_state(config, model, optimizer, mesh)
+    frozen = plan_frozen(config, mesh)
     summary = "\n".join(
         [
             parameter_table(model.shapes(), plan.shardings.params),
@@ -92,7 +101,13 @@ def build(
                 model.shapes(), plan.shardings.params, config.model.sharding_rules, mesh
             ),
             *head_notes(config.model, mesh.shape["tensor"]),
-            memory_estimate(plan.shapes, plan.shardings, batch * clip.frames * clip.size**2 * 3),
+            *(frozen_table(network) for network in frozen.values()),
+            memory_estimate(
+                plan.shapes,
+                plan.shardings,
+                batch * clip.frames * clip.size**2 * 3,
+                [(network.shapes, network.shardings) for network in frozen.values()],
+            ),
             f"mesh {dict(mesh.shape)} of {mesh.devices.flat[0].device_kind}; "
             f"{sum(per_media.values())} clips; "
             f"{steps} steps of {batch} clips; learning rate {optim.lr:g} x {scale:g} = "
@@ -101,7 +116,19 @@ def build(
     )
     total = sum(per_media.values())
     names = names if hasattr(config.model, "classes") else ()
-    return Run(config, names, mesh, model, config.objective, optimizer, plan, total, steps, summary)
+    return Run(
+        config,
+        names,
+        mesh,
+        model,
+        config.objective,
+        optimizer,
+        plan,
+        total,
+        steps,
+        summary,
+        frozen,
+    )
 
 
 def head_notes(model: Any, tensor: int) -> list[str]:
@@ -136,11 +163,12 @@ def read_data(config: TrainConfig) -> tuple[Mapping[str, int], tuple[str, ...]]:
 
 
 def check_reads(config: TrainConfig) -> None:
-    """ValueError for a part of the batch that the model does not read, or no device can hold.
+    """ValueError for a part of the batch that nothing reads, or no device can hold.
 
-    A model says in `reads` what it takes beside the video: text, audio, features.
+    Model and objective say in `reads` what they take beside the video: text, audio, features.
     """
-    data, reads = config.data, getattr(config.model, "reads", ())
+    data = config.data
+    reads = (*getattr(config.model, "reads", ()), *getattr(config.objective, "reads", ()))
     parts = [part.features for part in mixture.components_of(data)]
     for kind, field, value, off in (
         ("text", "text", data.text, "off"),
@@ -163,6 +191,22 @@ def check_reads(config: TrainConfig) -> None:
             f"config.data.text_length = {data.text_length}, config.model.context = {context}; "
             "a caption has as many ids as the model reads"
         )
+
+
+def check_cached(config: TrainConfig) -> None:
+    """ValueError where the objective takes features from the batch and a set has none."""
+    objective = config.objective
+    if "features" not in getattr(objective, "reads", ()):
+        return
+    for part in mixture.components_of(config.data):
+        if not part.features:
+            wanted = ", ".join(objective.cached_shapes(config.model))
+            raise ValueError(
+                f"config.objective = {objective.name} takes {wanted} from the batch, and "
+                "config.data.features names no companion that holds them; make one with `python "
+                "-m internvideo_jax.teach --config=RECIPE --out=features/`, or set "
+                "config.objective.clip_teacher to have them computed in the step"
+            )
 
 
 def check_vocabulary(config: TrainConfig) -> None:
@@ -188,7 +232,7 @@ def check_clip(config: TrainConfig, media: str) -> None:
             f"config.data.mixture has sets of media={media}, config.model takes "
             f"{', '.join(takes)} only"
         )
-    frames = 1 if media == "image" else model.frames
+    frames = 1 if media == "image" else getattr(model, "clip_frames", model.frames)
     if (clip.frames, clip.size) != (frames, model.size):
         raise ValueError(
             f"config.data.clip gives {clip.frames} frames of {clip.size} pixels, config.model "

@@ -17,8 +17,10 @@ from data_pipelines.config import DataConfig
 from internvideo_jax import registry
 
 
-def component(kind: str) -> Any:
-    """A field that holds one registered component, chosen by its `name`."""
+def component(kind: str, *, optional: bool = False) -> Any:
+    """A field that holds one registered component, chosen by its `name`; or None if `optional`."""
+    if optional:
+        return dataclasses.field(default=None, metadata={"kind": kind, "optional": True})
     return dataclasses.field(metadata={"kind": kind})
 
 
@@ -33,6 +35,9 @@ class MeshConfig:
     shard_above: int = 2**16
     # A larger parameter that fsdp and tensor leave whole on every device is an error: bytes.
     whole_limit: int = 2**26
+    # Frozen networks, such as teachers: fsdp (split as the model) | all (over data and fsdp
+    # together: least memory, most traffic) | none (whole on every device but for tensor).
+    frozen: str = "fsdp"
     # Slices joined by the data-centre network; only `data` spans them. 0 = as the devices say.
     slices: int = 0
 
@@ -63,9 +68,15 @@ class OptimConfig:
     b2: float = 0.95
     eps: float = 1e-8
     layer_decay: float = 1.0  # lr factor per layer below the head; 1 = off
-    layer_stack: str = "encoder/blocks"  # the stack whose depth counts for layer_decay
+    # The stack whose depth counts for layer_decay and freeze_layers.
+    layer_stack: str = "encoder/blocks"
+    # Regular expressions on parameter paths that take the full rate under layer_decay.
+    layer_decay_free: Sequence[str] = ()
     clip_norm: float = 0.0  # global L2 norm of the gradient; 0 = off
     freeze: Sequence[str] = ()  # regular expressions on parameter paths
+    # The lowest layers of layer_stack that are not trained. Unlike `freeze` this saves neither time
+    # nor memory: layers share one array, and the backward pass goes through all of it.
+    freeze_layers: int = 0
     accumulate: int = 1  # microbatches per step
     ema_decay: float = 0.0  # 0 = no averaged parameters
 
@@ -172,7 +183,8 @@ def to_typed(cls: type, plain: Mapping[str, Any], path: str = "config") -> Any:
                 for key, item in _mapping(found, where).items()
             }
         elif kind:
-            values[name] = _component(kind, found, where)
+            absent = found is None and field.metadata.get("optional")
+            values[name] = None if absent else _component(kind, found, where)
         else:
             values[name] = _convert(hints[name], found, where)
     return cls(**values)

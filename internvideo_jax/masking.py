@@ -77,6 +77,46 @@ def sample(kind: str, keys: jax.Array, grid: Grid, ratio: float) -> tuple[jax.Ar
     return visible.astype(jnp.int32), hidden.astype(jnp.int32)
 
 
+def visible_from_noise(attention: jax.Array, noise: jax.Array, ratio: float) -> jax.Array:
+    """The tokens that stay visible when patches are drawn by attention without replacement.
+
+    Every group keeps those with the largest attention / noise. For noise of Exp(1) that is a draw
+    without replacement with probability proportional to attention (InternVideo2 stage 1, Unmasked
+    Teacher): what the teacher looks at is likely to stay visible. Patches without any attention
+    come last, in random order.
+
+    Args:
+      attention: (B, G, L) not negative, rows need not sum to one; groups are frames, or G = 1.
+      noise: (B, G, L) not negative.
+      ratio: share of tokens hidden in every group; their number is truncated.
+
+    Returns:
+      (B, G * (L - int(L * ratio))) int32 token indices in increasing order.
+    """
+    groups, tokens = attention.shape[1:]
+    # Below this nothing is a probability any more, and zero over zero would be no number.
+    least = 1e-30
+    score = jnp.maximum(attention.astype(jnp.float32), least) / jnp.maximum(noise, least)
+    order = jnp.argsort(score, axis=-1, descending=True)[..., : tokens - int(tokens * ratio)]
+    first = jnp.arange(groups, dtype=jnp.int32)[:, None] * tokens
+    visible = jnp.sort(order, axis=-1).astype(jnp.int32) + first
+    return visible.reshape(len(visible), -1)
+
+
+def sample_by_attention(keys: jax.Array, attention: jax.Array, ratio: float) -> jax.Array:
+    """Draws the visible tokens of every example by attention, see `visible_from_noise`.
+
+    Args:
+      keys: (B,) random keys.
+      attention: (B, G, L).
+
+    Returns:
+      (B, V) int32 increasing token indices.
+    """
+    noise = jax.vmap(lambda key: jax.random.exponential(key, attention.shape[1:]))(keys)
+    return visible_from_noise(attention, noise, ratio)
+
+
 def running_cell_maps(grid: Grid, ratio: float) -> np.ndarray:
     """The four decoder masks of VideoMAE V2 (section 3.2), one per start of the running cell.
 

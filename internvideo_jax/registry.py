@@ -1,4 +1,4 @@
-"""Names of models, objectives and evaluators, and where they live.
+"""Names of models, objectives, teachers and evaluators, and where they live.
 
 One line adds one. The value is `module:attribute`, imported only when asked for, so that listing
 the names costs nothing and a broken room does not break the others.
@@ -17,13 +17,26 @@ MODELS = {
     "uniformerv2": "internvideo_jax.models.uniformerv2:UniFormerV2Config",
     "viclip": "internvideo_jax.models.viclip:ViCLIPConfig",
     "probe": "internvideo_jax.models.probe:ProbeConfig",
+    "internvideo2": "internvideo_jax.models.internvideo2:EncoderConfig",
+    "internvideo2_classifier": ("internvideo_jax.models.internvideo2_classifier:ClassifierConfig"),
+    "internvideo2_student": "internvideo_jax.models.internvideo2_student:StudentConfig",
+    "umt_student": "internvideo_jax.models.umt:UMTStudentConfig",
 }
 
 OBJECTIVES = {
     "masked_pixels": "internvideo_jax.objectives.masked_pixels:MaskedPixels",
     "classification": "internvideo_jax.objectives.classification:Classification",
+    "alignment": "internvideo_jax.objectives.alignment:Alignment",
     "contrastive": "internvideo_jax.objectives.contrastive:Contrastive",
     "probe": "internvideo_jax.objectives.probe:Probe",
+}
+
+TEACHERS = {
+    "videomae_v2": "internvideo_jax.models.teachers.videomae:VideoMAETeacherConfig",
+    "clip": "internvideo_jax.models.teachers.clip:CLIPTeacherConfig",
+    "viclip": "internvideo_jax.models.teachers.clip:ViCLIPTeacherConfig",
+    "internvl": "internvideo_jax.models.teachers.internvideo2:InternVLConfig",
+    "internvideo2": "internvideo_jax.models.teachers.internvideo2:InternVideo2TeacherConfig",
 }
 
 EVALUATORS = {
@@ -39,7 +52,12 @@ EVALUATORS = {
     "multiple_choice": "internvideo_jax.evaluators.multiple_choice:MultipleChoice",
 }
 
-KINDS = {"model": MODELS, "objective": OBJECTIVES, "evaluator": EVALUATORS}
+KINDS = {
+    "model": MODELS,
+    "objective": OBJECTIVES,
+    "evaluator": EVALUATORS,
+    "teacher": TEACHERS,
+}
 
 
 def resolve(kind: str, name: str) -> Any:

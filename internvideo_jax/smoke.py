@@ -4,8 +4,8 @@
         --workdir=/tmp/smoke --config.data.train=shards/
 
 Sampling, augmentation, objective, optimizer, test views and schedule are those of the recipe; the
-model has two thin layers, the batch four clips, the run three steps with a checkpoint after the
-second.
+model and its teachers, whose weights are random, have two thin layers, the batch four clips, the
+run three steps with a checkpoint after the second.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ CLIPS = 4  # per step and repeat
 
 def smoke(config: TrainConfig) -> TrainConfig:
     """The config with the smallest model of its kind, a tiny batch and three steps."""
-    model = config.model.smallest()
+    model, objective = config.model.smallest(), config.objective
+    if hasattr(objective, "smallest"):  # its teachers and the student must fit each other
+        objective, model = objective.smallest(model)
 
-    def small(clip: ClipConfig) -> ClipConfig:
+    def small(clip: ClipConfig, frames: int = model.frames) -> ClipConfig:
         # Short strides, so that clips of the built-in world are long enough for every rule.
         stride = min(clip.stride, 2)
-        return dataclasses.replace(clip, frames=model.frames, size=model.size, stride=stride)
+        return dataclasses.replace(clip, frames=frames, size=model.size, stride=stride)
 
     def small_pass(evaluator: Any) -> Any:
         views = evaluator.views
@@ -37,9 +39,10 @@ def smoke(config: TrainConfig) -> TrainConfig:
     return dataclasses.replace(
         config,
         model=model,
+        objective=objective,
         data=dataclasses.replace(
             data,
-            clip=small(data.clip),
+            clip=small(data.clip, getattr(model, "clip_frames", model.frames)),
             global_batch=CLIPS * data.repeats * optim.accumulate,
             augment=dataclasses.replace(data.augment, short_side=(model.size, model.size + 8)),
         ),

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from internvideo_jax.config import TrainConfig
+from internvideo_jax.config import MeshConfig, TrainConfig
 from internvideo_jax.optim.factory import Optimizer
-from internvideo_jax.parallel.mesh import replicated
+from internvideo_jax.parallel.mesh import AXES, BATCH_AXES, replicated
 from internvideo_jax.parallel.rules import check_whole, param_shardings, state_shardings
-from internvideo_jax.types import TrainState
+from internvideo_jax.types import Params, TrainState, path_name
+
+FROZEN = ("fsdp", "all", "none")  # config.mesh.frozen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +26,104 @@ class StatePlan:
 
     shapes: Any  # a TrainState of jax.ShapeDtypeStruct
     shardings: Any  # a TrainState of NamedSharding
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenPlan:
+    """A network of the step that never learns: shapes and shardings before it is loaded.
+
+    Weights of matrix products are in the network's dtype; norms, biases and positions, which take
+    no memory, stay float32.
+    """
+
+    field: str  # config.objective.clip_teacher
+    config: Any
+    model: Any
+    shapes: Params  # jax.ShapeDtypeStruct
+    shardings: Any  # NamedSharding
+
+
+def plan_frozen(config: TrainConfig, mesh: Mesh) -> Mapping[str, FrozenPlan]:
+    """Plans of the frozen networks of the objective, by name of their field.
+
+    They are split by their own sharding rules, over the axes that config.mesh.frozen says.
+
+    Raises:
+      ValueError: an axis that does not divide, or parameters that stay whole on a mesh meant to
+        split them.
+    """
+    plans = {}
+    for field in dataclasses.fields(config.objective):
+        network = getattr(config.objective, field.name)
+        if field.metadata.get("kind") != "teacher" or network is None:
+            continue
+        where = f"config.objective.{field.name}"
+        model = network.model()
+        shapes = jax.tree_util.tree_map_with_path(
+            lambda path, leaf, dtype=network.dtype: jax.ShapeDtypeStruct(
+                leaf.shape, dtype if path_name(path).endswith("kernel") else leaf.dtype
+            ),
+            model.shapes(),
+        )
+        try:
+            shardings = _frozen_shardings(shapes, network.sharding_rules, mesh, config.mesh)
+        except ValueError as error:
+            raise ValueError(
+                f"{where} with config.mesh.frozen = {config.mesh.frozen!r}: {error}"
+            ) from error
+        plans[field.name] = FrozenPlan(where, network, model, shapes, shardings)
+    return plans
+
+
+def _frozen_shardings(shapes: Params, rules: Any, mesh: Mesh, config: MeshConfig) -> Any:
+    if config.frozen not in FROZEN:
+        raise ValueError(f"expected one of {', '.join(FROZEN)}")
+    if config.frozen == "fsdp":
+        shardings = param_shardings(shapes, rules, mesh, config.shard_above)
+        check_whole(shapes, shardings, mesh, config.whole_limit)
+        return shardings
+    # Only what the rules say of tensor: no axis of this mesh splits anything else.
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    sizes = (parts, 1, mesh.shape["tensor"])
+    planned: Any = AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    shardings = param_shardings(shapes, rules, planned, config.shard_above)
+
+    def place(path: Any, leaf: Any, sharding: Any) -> NamedSharding:
+        spec = [*sharding.spec, *[None] * (len(leaf.shape) - len(sharding.spec))]
+        if config.frozen == "all" and parts > 1 and leaf.size >= config.shard_above:
+            found = _spread(leaf.shape, spec, mesh)
+            if not found and leaf.size * leaf.dtype.itemsize > config.whole_limit:
+                raise ValueError(
+                    f"neither data nor fsdp of the mesh {dict(mesh.shape)} divides a dimension of "
+                    f"{path_name(path)!r} {tuple(leaf.shape)}; choose other sizes, or allow it "
+                    "with config.mesh.whole_limit"
+                )
+        return NamedSharding(mesh, PartitionSpec(*spec))
+
+    return jax.tree_util.tree_map_with_path(place, shapes, shardings)
+
+
+def _spread(shape: tuple[int, ...], spec: list[Any], mesh: Mesh) -> bool:
+    """Puts data and fsdp together, or the larger one that fits, on the largest free dimension.
+
+    Not on the layers of a stack: a scan over them would gather all at once.
+    """
+    choices = sorted(
+        (BATCH_AXES, *((axis,) for axis in BATCH_AXES)),
+        key=lambda axes: -math.prod(mesh.shape[axis] for axis in axes),
+    )
+    for axes in choices:
+        used = tuple(axis for axis in axes if mesh.shape[axis] > 1)
+        parts = math.prod(mesh.shape[axis] for axis in used)
+        free = [
+            axis
+            for axis, size in enumerate(shape)
+            if spec[axis] is None and size % parts == 0 and (axis or len(shape) < 3)
+        ]
+        if used and free:
+            spec[max(free, key=lambda axis: shape[axis])] = used
+            return True
+    return False
 
 
 def plan_state(config: TrainConfig, model: Any, optimizer: Optimizer, mesh: Mesh) -> StatePlan:

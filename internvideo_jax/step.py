@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -30,25 +31,46 @@ class TrainStep:
 
     jitted: Any
     mesh: Mesh
+    # Parameters of frozen networks, an argument of the program like the state; shapes of them
+    # where the step is traced only.
+    frozen: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         # `constrain` inside the models reads the mesh from this context while tracing.
         with jax.set_mesh(self.mesh):
-            return self.jitted(state, batch)
+            return self.jitted(state, batch, self.frozen)
+
+    def trace(self, state: Any, batch: Any) -> Any:
+        """The step traced for these shapes (`jax.ShapeDtypeStruct` suffice)."""
+        with jax.set_mesh(self.mesh):
+            return self.jitted.trace(state, batch, self.frozen)
 
     def lower(self, state: Any, batch: Any) -> Any:
-        """The step traced for these shapes (`jax.ShapeDtypeStruct` suffice), not yet compiled."""
+        """The step lowered for these shapes, not yet compiled."""
         with jax.set_mesh(self.mesh):
-            return self.jitted.lower(state, batch)
+            return self.jitted.lower(state, batch, self.frozen)
 
     def text(self, run: Run, batch: Any) -> str:
         """The compiled program for a batch. Compiles anew where no compilation cache has it."""
-        state = jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            run.plan.shapes,
-            run.plan.shardings,
-        )
+        state = placed(run.plan.shapes, run.plan.shardings)
         return self.lower(state, batch).compile().as_text()
+
+
+def placed(shapes: Any, shardings: Any) -> Any:
+    """Shapes that know their shardings."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        shardings,
+    )
+
+
+def draw_key(seed: int) -> jax.Array:
+    """Key of everything that a run draws per example: masks, drop path, mixing.
+
+    Parameters took the seed itself; what is drawn has its own stream.
+    """
+    return jax.random.fold_in(jax.random.key(seed), 1)
 
 
 def init_state(run: Run) -> TrainState:
@@ -73,23 +95,35 @@ def state_from(run: Run, params: Params) -> TrainState:
     return create(params)
 
 
-def make_train_step(run: Run) -> TrainStep:
+def make_train_step(run: Run, frozen: Mapping[str, Params] | None = None) -> TrainStep:
     """One optimizer step: loss, gradient, update, average, non-finite guard.
 
     An objective whose loss compares the examples of a batch offers `embed` and `compare`, so that
     microbatches leave the loss as it is (see `cached_value_and_gradient`). One whose parameters
     have bounds offers `project`, which puts them back after the update.
 
+    Frozen networks (teachers) look at each microbatch first, and what they make of it joins it.
+
     The state is donated. A step whose loss or gradient norm is not finite changes nothing but the
     step number and the counter `nonfinite`.
+
+    Args:
+      frozen: parameters of `run.frozen`, see checkpoint/frozen.py; None: the step can be traced and
+        compiled, not run.
     """
     optim, optimizer, objective = run.config.optim, run.optimizer, run.objective
-    # Parameters took the seed itself; masks and drop path have their own stream.
-    key = jax.random.fold_in(jax.random.key(run.config.seed), 1)
+    key = draw_key(run.config.seed)
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+    def train_step(
+        state: TrainState, batch: Batch, frozen: Mapping[str, Params]
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        networks = {name: (plan.model, frozen[name]) for name, plan in run.frozen.items()}
+
         def loss_fn(params: Params, part: Batch) -> Any:
             params = optimizer.stop_frozen(params)
+            if networks:
+                made = objective.targets(networks, part, key)
+                part = {**part, **jax.lax.stop_gradient(made)}
             return objective.loss(run.model, params, part, key, state.step)
 
         def embed(params: Params, part: Batch) -> Any:
@@ -135,8 +169,13 @@ def make_train_step(run: Run) -> TrainStep:
     jitted = jax.jit(
         train_step,
         donate_argnums=0,
-        in_shardings=(run.plan.shardings, batch_sharding(run.mesh)),
+        in_shardings=(
+            run.plan.shardings,
+            batch_sharding(run.mesh),
+            {name: plan.shardings for name, plan in run.frozen.items()},
+        ),
         out_shardings=(run.plan.shardings, replicated(run.mesh)),
     )
-
-    return TrainStep(jitted, run.mesh)
+    if frozen is None:
+        frozen = {name: placed(plan.shapes, plan.shardings) for name, plan in run.frozen.items()}
+    return TrainStep(jitted, run.mesh, frozen)

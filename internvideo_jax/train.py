@@ -20,6 +20,7 @@ from absl import flags
 from data_pipelines.pipeline import TrainStream
 from internvideo_jax import cli
 from internvideo_jax.build import Run, build
+from internvideo_jax.checkpoint.frozen import check_frozen, load_frozen
 from internvideo_jax.checkpoint.initial import initialise
 from internvideo_jax.checkpoint.manager import Checkpoints
 from internvideo_jax.checkpoint.metadata import devices, git_revision, params_digest, versions
@@ -68,6 +69,8 @@ def train(config: TrainConfig, workdir: Path) -> int:
     context = EvalContext(run.model, run.mesh, config.data, config.seed, classes=run.classes)
     check_evaluators(config.evals, context)
 
+    frozen, digests = load_frozen(run.frozen, config.seed, say)
+
     # Continue, start from other weights, or start fresh. The step number is the data position.
     checkpoints = Checkpoints(workdir, config.checkpoint)
     start = checkpoints.latest() or 0
@@ -80,6 +83,9 @@ def train(config: TrainConfig, workdir: Path) -> int:
     if start:
         checkpoints.check_classes(start, run.classes)
         checkpoints.check_data(start, stream.identity)
+        stored = checkpoints.meta(start).get("frozen", {})
+        if digests or stored:
+            say(check_frozen(digests, stored, checkpoints.folder))
         state = checkpoints.restore(start, run.plan.shapes, run.plan.shardings)
         say(f"continuing at step {start} from {checkpoints.folder}")
     else:
@@ -92,13 +98,14 @@ def train(config: TrainConfig, workdir: Path) -> int:
         "devices": devices(),
         "data": stream.identity,
         "classes": run.classes,
+        "frozen": digests,
     }
     if multihost.is_main():
         write_json(workdir / "run.json", provenance)
     writer = MetricWriter(workdir, resume_step=start, tensorboard=config.log.tensorboard)
     profiler = Profiler(workdir, config.profile.start, config.profile.steps, run.steps)
     progress = Progress(run.steps, stream.plan.mean_batch(), run.flops)
-    train_step = make_train_step(run)
+    train_step = make_train_step(run, frozen)
     sharding = batch_sharding(run.mesh)
     in_flight: collections.deque[Any] = collections.deque()
     watch = FiniteWatch(config.max_nonfinite, start, int(state.nonfinite))

@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "config": {"registry"},
     "interrupt": set(),
     "smoke": {"config"},
+    "finetuning": {"config", "evaluators", "objectives"},  # what recipes share
     "watchdog": {"config"},
     "launch": {"checkpoint"},
     "ops": {"types", "config", "registry"},

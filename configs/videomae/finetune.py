@@ -30,41 +30,17 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from data_pipelines.config import AugmentConfig, ClipConfig, DataConfig, ViewConfig
+from data_pipelines.config import ClipConfig, DataConfig, ViewConfig
 from internvideo_jax.cli import config_dict, parse_arg
 from internvideo_jax.config import CheckpointConfig, LogConfig, OptimConfig, TrainConfig
 from internvideo_jax.evaluators.classification import Classification as Accuracy
+from internvideo_jax.finetuning import Recipe
 from internvideo_jax.models.videomae import ClassifierConfig
 from internvideo_jax.objectives.classification import Classification
 from internvideo_jax.registry import suggest
 from internvideo_jax.smoke import smoke
 
 SIZES = {"s": "small", "b": "base", "l": "large", "h": "huge", "g": "giant"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """What differs between the released fine-tuning scripts."""
-
-    batch: int  # videos per step
-    lr: float  # for 256 videos
-    epochs: int
-    layer_decay: float = 0.75
-    drop_path: float = 0.1
-    head_dropout: float = 0.0
-    weight_decay: float = 0.05
-    min_lr: float = 1e-6  # for 256 videos
-    warmup: int = 5  # epochs
-    clip_norm: float = 0.0
-    repeats: int = 2  # crops per video
-    sampling: str = "dense"
-    stride: int = 4
-    protocol: str = "videomae/kinetics"  # of the test: internvideo_jax/evaluators/protocols.py
-    flip: str = "auto"
-    start: str = ""  # the published weights it starts from; empty: pre-trained ones of its size
-    head_rows: str = ""  # of their head that are kept; empty: none, the classes are others
-    reported: str = ""  # top-1 / top-5 and who says so
-    like: str = ""  # no script was released: whose values these are
 
 
 SOMETHING: dict[str, Any] = {
@@ -272,39 +248,13 @@ def size_of(name: str) -> str:
 
 def released(name: str) -> TrainConfig:
     recipe = RECIPES[name]
-    clip = ClipConfig(frames=16, stride=recipe.stride, size=224, sampling=recipe.sampling)
-    return TrainConfig(
-        model=ClassifierConfig.of_size(
-            size_of(name),
-            drop_path=recipe.drop_path,
-            head_dropout=recipe.head_dropout,
-            remat="attention",
-        ),
-        objective=Classification(erasing=0.25),
-        data=DataConfig(
-            global_batch=recipe.batch * recipe.repeats,
-            repeats=recipe.repeats,
-            clip=clip,
-            crop="random_resized",
-            flip=recipe.flip,
-            augment=AugmentConfig(rand_augment="rand-m7-n4-mstd0.5-inc1"),
-        ),
-        optim=OptimConfig(
-            lr=recipe.lr,
-            lr_batch=256 * recipe.repeats,  # the rates count videos
-            min_lr=recipe.min_lr,
-            b2=0.999,
-            warmup_epochs=recipe.warmup,
-            weight_decay=recipe.weight_decay,
-            layer_decay=recipe.layer_decay,
-            clip_norm=recipe.clip_norm,
-        ),
-        checkpoint=CheckpointConfig(every=1000),
-        log=LogConfig(every=50),
-        evals={"test": Accuracy.of_protocol(recipe.protocol, frames=16, size=224, batch=16)},
-        epochs=recipe.epochs,
-        head_rows=recipe.head_rows,
+    model = ClassifierConfig.of_size(
+        size_of(name),
+        drop_path=recipe.drop_path,
+        head_dropout=recipe.head_dropout,
+        remat="attention",
     )
+    return recipe.config(model)
 
 
 def tiny() -> TrainConfig:

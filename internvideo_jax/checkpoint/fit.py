@@ -49,8 +49,9 @@ def settings_of(
     for name in ("patch", "tubelet", "frames", "size"):
         if name in stated:
             found[name] = int(stated[name])
-    table = params.get("encoder/pos_embed/table")  # class token and the places of one frame
-    if table is not None:
+    table = params.get("encoder/pos_embed/table")
+    # Of a class token and the places of one frame, or of all frames, which does not tell the size.
+    if table is not None and not hasattr(config, "pos_frames"):
         side = round((len(table) - 1) ** 0.5)
         if side * side == len(table) - 1:
             found.setdefault("size", side * found.get("patch", config.patch))

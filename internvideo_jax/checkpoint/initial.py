@@ -206,12 +206,17 @@ def initialise(
     known = settings_of(source, loaded_from.stated, config)
     adapted: set[str] = set()
     if hasattr(config, "adapt_weights"):  # what a model can make of weights of another kind
-        found, source = source, config.adapt_weights(source)
+        try:
+            found, source = source, _adapted(config, source, known)
+        except ValueError as error:
+            raise ValueError(f"{path} does not fit this model: {error}") from error
         inside = getattr(config, "weights_prefix", "")  # of a model that holds another
         was = {name: found.get(name.removeprefix(inside)) for name in source}
         adapted = {
-            name for name, old in was.items() if old is not None and source[name].shape != old.shape
+            name for name, old in was.items() if old is not None and _differ(old, source[name])
         }
+        if f"{inside}encoder/patch_embed/kernel" in adapted:
+            known.pop("tubelet", None)  # made another one
     target = flatten_paths(fresh)
     head = _head(loaded_from, target, rows, classes)
     values: dict[str, Any] = dict(target)
@@ -262,6 +267,19 @@ def initialise(
         head,
     )
     return unflatten_paths(values), report
+
+
+def _differ(one: np.ndarray, other: np.ndarray) -> bool:
+    return one is not other and not np.array_equal(one, other)
+
+
+def _adapted(
+    config: Any, source: Mapping[str, np.ndarray], known: Mapping[str, int]
+) -> dict[str, np.ndarray]:
+    """`config.adapt_weights`; a model with position tables of a clip is told how long it was."""
+    if hasattr(config, "pos_frames") and {"frames", "tubelet"} <= known.keys():
+        return config.adapt_weights(source, known["frames"] // known["tubelet"])
+    return config.adapt_weights(source)
 
 
 def _head(

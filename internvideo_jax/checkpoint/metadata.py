@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import platform
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +66,14 @@ def first_difference(found: dict[str, str], expected: dict[str, str]) -> str:
 
 def params_digest(params: Params) -> str:
     """sha256 over names, shapes and bytes of all parameters; collective over processes."""
+    return digest_of((path, to_host(leaf)) for path, leaf in sorted(flatten_paths(params).items()))
+
+
+def digest_of(arrays: Iterable[tuple[str, Any]]) -> str:
+    """As `params_digest`, of arrays that this process has whole, in the order of their paths."""
     digest = hashlib.sha256()
-    for path, leaf in sorted(flatten_paths(params).items()):
-        value = np.ascontiguousarray(to_host(leaf))
+    for path, array in arrays:
+        value = np.ascontiguousarray(array)
         digest.update(f"{path} {value.dtype} {value.shape}\n".encode())
         digest.update(value.tobytes())
     return digest.hexdigest()[:16]

@@ -63,23 +63,22 @@ SIZES = {
 SIGLIP_BIAS = -10.0
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ViCLIPConfig:
-    """Factory: `ViCLIPConfig.of_size("base")`."""
+def preset_size(name: str) -> Size:
+    """The entry of SIZES; ValueError with the near matches when there is none."""
+    if name not in SIZES:
+        raise ValueError(f"unknown model size {name!r}: {suggest(name, SIZES)}")
+    return SIZES[name]
 
-    name: str = "viclip"
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VideoTransformerConfig:
+    """The video encoder alone."""
+
     encoder: TowerConfig
-    text: TowerConfig
     embedding: int  # channels of the common space
     frames: int = 8
     size: int = 224  # pixels, height and width
     patch: int = 16
-    context: int = 32  # ids per caption, special tokens and padding included
-    vocab: int = VOCABULARY
-    temperature: float = 0.01  # initial value; objectives keep it from falling below 0.01
-    # Also learn a bias of the logits, for the sigmoid loss: SigLIP (Zhai et al. 2023) starts it at
-    # -10, since nearly all pairs of a batch are wrong. Published files have none.
-    logit_bias: bool = False
     drop_path: float = 0.0  # of the last layer of the video encoder; the others have less
     pixel_mean: Sequence[float] = IMAGENET_MEAN
     pixel_std: Sequence[float] = IMAGENET_STD
@@ -90,14 +89,71 @@ class ViCLIPConfig:
     remat: str = "none"  # none | full | attention | dots; see layers/block_stack.py
     scan: bool = True
 
-    reads: ClassVar[tuple[str, ...]] = ("text",)  # parts of the batch beside the video
-    media: ClassVar[tuple[str, ...]] = ("video", "image")
-
     def __post_init__(self) -> None:
         check_form(self.attention)
         check_remat(self.remat)
         token_grid(self.frames, self.size, 1, self.patch)
-        for field, least in (("embedding", 1), ("context", 2), ("vocab", 2)):
+        if self.embedding < 1:
+            raise ValueError(f"config.model.embedding = {self.embedding}: expected 1 at least")
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Patch tokens in time, height, width."""
+        return token_grid(self.frames, self.size, 1, self.patch)
+
+    @property
+    def tokens(self) -> int:
+        """Patch tokens of a clip; the class token comes on top."""
+        return int(np.prod(self.grid))
+
+    @property
+    def sharding_rules(self) -> tuple[tuple[str, tuple[Any, ...]], ...]:
+        return BLOCK_SHARDING
+
+    def block(self) -> BlockConfig:
+        """Of the video encoder."""
+        tower = self.encoder
+        return clip_block(tower.width, tower.heads, tower.hidden, attention=self.attention)
+
+    def video_flops(self, visible: int | None = None) -> float:
+        """Of one clip, when `visible` patch tokens are left (default: all)."""
+        tokens, width = self.tokens if visible is None else visible, self.encoder.width
+        embed = 2.0 * tokens * self.patch**2 * 3 * width
+        return embed + self.encoder.flops(1 + tokens) + 2.0 * width * self.embedding
+
+    def adapt_weights(self, source: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Weights of an encoder of another size or length as those of this one.
+
+        The table of places is resized bicubically. A table of frames is stretched linearly for more
+        frames, and its first rows are taken for fewer.
+        """
+        adapted = dict(source)
+        if PICTURE in source:
+            adapted[PICTURE] = resize_picture(source[PICTURE], self.grid[1])
+        if FRAMES in source:
+            adapted[FRAMES] = resize_length(source[FRAMES], self.frames, longer="linear")
+        return adapted
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ViCLIPConfig(VideoTransformerConfig):
+    """Factory: `ViCLIPConfig.of_size("base")`."""
+
+    name: str = "viclip"
+    text: TowerConfig
+    context: int = 32  # ids per caption, special tokens and padding included
+    vocab: int = VOCABULARY
+    temperature: float = 0.01  # initial value; objectives keep it from falling below 0.01
+    # Also learn a bias of the logits, for the sigmoid loss: SigLIP (Zhai et al. 2023) starts it at
+    # -10, since nearly all pairs of a batch are wrong. Published files have none.
+    logit_bias: bool = False
+
+    reads: ClassVar[tuple[str, ...]] = ("text",)  # parts of the batch beside the video
+    media: ClassVar[tuple[str, ...]] = ("video", "image")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for field, least in (("context", 2), ("vocab", 2)):
             if getattr(self, field) < least:
                 raise ValueError(
                     f"config.model.{field} = {getattr(self, field)}: expected {least} at least"
@@ -112,9 +168,7 @@ class ViCLIPConfig:
         Raises:
           ValueError: unknown name.
         """
-        if name not in SIZES:
-            raise ValueError(f"unknown model size {name!r}: {suggest(name, SIZES)}")
-        return cls(**{**vars(SIZES[name]), **changes})
+        return cls(**{**vars(preset_size(name)), **changes})
 
     def smallest(self) -> ViCLIPConfig:
         """The same kind of model with two thin layers a side, four tokens a frame, few frames."""
@@ -132,23 +186,8 @@ class ViCLIPConfig:
         return Model(self, lambda rngs: ViCLIP(self, rngs=rngs))
 
     @property
-    def grid(self) -> tuple[int, int, int]:
-        """Patch tokens in time, height, width."""
-        return token_grid(self.frames, self.size, 1, self.patch)
-
-    @property
-    def tokens(self) -> int:
-        """Patch tokens of a clip; the class token comes on top."""
-        return int(np.prod(self.grid))
-
-    @property
     def sharding_rules(self) -> tuple[tuple[str, tuple[Any, ...]], ...]:
         return (*BLOCK_SHARDING, (r"text/token_embed$", ("tensor", "fsdp")))
-
-    def block(self) -> BlockConfig:
-        """Of the video encoder."""
-        tower = self.encoder
-        return clip_block(tower.width, tower.heads, tower.hidden, attention=self.attention)
 
     def text_block(self) -> BlockConfig:
         return clip_block(self.text.width, self.text.heads, self.text.hidden, causal=True)
@@ -157,27 +196,17 @@ class ViCLIPConfig:
         """Of one clip with its caption, when `visible` patch tokens are left (default: all)."""
         return self.video_flops(visible) + self.text_flops()
 
-    def video_flops(self, visible: int | None = None) -> float:
-        tokens, width = self.tokens if visible is None else visible, self.encoder.width
-        embed = 2.0 * tokens * self.patch**2 * 3 * width
-        return embed + self.encoder.flops(1 + tokens) + 2.0 * width * self.embedding
-
     def text_flops(self) -> float:
         return self.text.flops(self.context) + 2.0 * self.text.width * self.embedding
 
     def adapt_weights(self, source: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Weights of CLIP, or of a ViCLIP of another size or length, as those of this model.
 
-        The table of places is resized bicubically. A table of frames is stretched linearly for more
-        frames, and its first rows are taken for fewer; so is the one of text positions, but CLIP's
-        own is filled up with zeros. CLIP has no table of frames and no temperature of our kind:
-        these stay fresh.
+        Tables of places and frames as in the base class. A table of text positions is stretched
+        like the one of frames, but CLIP's own is filled up with zeros. CLIP has no table of frames
+        and no temperature of our kind: these stay fresh.
         """
-        adapted = dict(source)
-        if PICTURE in source:
-            adapted[PICTURE] = resize_picture(source[PICTURE], self.grid[1])
-        if FRAMES in source:
-            adapted[FRAMES] = resize_length(source[FRAMES], self.frames, longer="linear")
+        adapted = super().adapt_weights(source)
         if TEXT in source:
             longer = "linear" if "temperature" in source else "zero"
             adapted[TEXT] = resize_length(source[TEXT], self.context, longer=longer)
@@ -185,15 +214,25 @@ class ViCLIPConfig:
 
 
 class VideoTransformer(ImageTokens):
-    """CLIP's image transformer on all patches of a clip and one class token."""
+    """CLIP's image transformer on all patches of a clip and one class token.
 
-    def __init__(self, config: ViCLIPConfig, *, init: Init, rngs: nnx.Rngs):
+    Without `temporal` there is no table of frames: CLIP itself, frame by frame.
+    """
+
+    def __init__(
+        self,
+        config: VideoTransformerConfig,
+        *,
+        temporal: bool = True,
+        init: Init,
+        rngs: nnx.Rngs,
+    ):
         dtype, width = jnp.dtype(config.dtype), config.encoder.width
         super().__init__(
             config.patch**2 * 3,
             1 + int(np.prod(config.grid[1:])),
             width,
-            frames=config.frames,
+            frames=config.frames if temporal else 0,
             dtype=dtype,
             rngs=rngs,
         )
@@ -211,7 +250,8 @@ class VideoTransformer(ImageTokens):
         A single frame gets the mean over all frames. The class token has a place but no frame.
         """
         places, temporal = self.pos_embed.table[...][1:], self.pos_embed.temporal
-        assert temporal is not None  # noqa: S101  (made with frames)
+        if temporal is None:
+            return jnp.tile(places, (frames, 1))
         of_frames = temporal[...]
         if frames == 1:
             of_frames = of_frames.mean(axis=0, keepdims=True)
@@ -259,6 +299,10 @@ class VideoTransformer(ImageTokens):
             scan=config.scan,
             taps=taps,
         )
+
+    def embed_token(self, x: jax.Array) -> jax.Array:
+        """(B, 1 + N or V, D) after the last block -> (B, E) float32: the class token projected."""
+        return self.proj(self.norm_post(x[:, 0]))
 
 
 class ViCLIP(nnx.Module):
@@ -316,7 +360,7 @@ class ViCLIP(nnx.Module):
             then row, then column (the reference counts time fastest); None keeps all.
         """
         x, _ = self.encoder(video, visible, keys=keys)
-        return self.encoder.proj(self.encoder.norm_post(x[:, 0]))
+        return self.encoder.embed_token(x)
 
     def encode_text(self, text_ids: jax.Array) -> jax.Array:
         """(B, E) float32, not normalised, of (B, S) int32 ids of CLIP's tokenizer, 0 = padding."""

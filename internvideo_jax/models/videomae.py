@@ -20,7 +20,7 @@ from internvideo_jax.models.functional import Model
 from internvideo_jax.models.layers.block import BLOCK_SHARDING, BlockConfig, layer_norm
 from internvideo_jax.models.layers.block_stack import check_remat, run_stack, stacked_blocks
 from internvideo_jax.models.layers.drop_path import dropout
-from internvideo_jax.models.layers.init import Init, torch_uniform
+from internvideo_jax.models.layers.init import Init, torch_layer, torch_uniform
 from internvideo_jax.models.layers.pos_embed import fixed_table
 from internvideo_jax.ops.attention import check_form
 from internvideo_jax.ops.pixels import (
@@ -176,14 +176,7 @@ class Encoder(nnx.Module):
         self.config = config
         dtype = jnp.dtype(config.dtype)
         width, pixels = config.encoder.width, config.token_pixels
-        self.patch_embed = nnx.Linear(
-            pixels,
-            width,
-            dtype=dtype,
-            rngs=rngs,
-            kernel_init=lambda key, shape, _=None: torch_uniform(key, shape, pixels),
-            bias_init=lambda key, shape, _=None: torch_uniform(key, shape, pixels),
-        )
+        self.patch_embed = torch_layer(pixels, width, dtype=dtype, rngs=rngs)
         learnable = config.pos_table == "learnable"
         self.pos_embed = nnx.Param(jnp.zeros((config.tokens, width))) if learnable else None
         self.blocks = stacked_blocks(

@@ -172,6 +172,15 @@ def size_of(facts: Facts) -> str:
             if same and facts.get("positions") == rows:
                 return name
         return ""
+    if kind.startswith("internvideo2"):
+        from internvideo_jax.models.internvideo2 import SIZES as encoder_sizes
+
+        for name, preset in encoder_sizes.items():
+            tower = preset["encoder"]
+            patch = preset.get("patch", 14)
+            if shape == [tower.width, tower.depth, tower.hidden, patch]:
+                return name
+        return ""
     if not kind.startswith("videomae"):
         return ""
     from internvideo_jax.models.videomae import SIZES as video_sizes

@@ -1,4 +1,4 @@
-"""Resizing of position tables, with the kernels of the reference.
+"""Resizing of position tables and of frames for teachers, with the kernels of the reference.
 
 `jax.image.resize` cannot stand in: its cubic kernel has a = -0.5 and it antialiases when shrinking,
 the published tables were made with a = -0.75 and without.
@@ -6,7 +6,11 @@ the published tables were made with a = -0.75 and without.
 
 from __future__ import annotations
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+
+from internvideo_jax.ops.pixels import to_unit
 
 
 def resize_table(
@@ -31,6 +35,27 @@ def resize_table(
     if grid[0] != to[0]:
         values = np.einsum("thwd,st->shwd", values, linear_weights(grid[0], to[0]))
     return values.reshape(-1, table.shape[1]).astype(table.dtype)
+
+
+def resize_frames(video: jax.Array, size: int) -> jax.Array:
+    """Frames of another size: bicubic, as tables are; values may leave 0..1 a little.
+
+    Args:
+      video: (B, T, H, W, 3) uint8, or float in 0..1.
+      size: height and width wanted, pixels.
+
+    Returns:
+      (B, T, size, size, 3) float32 in 0..1; `video` as it is when it has that size.
+    """
+    height, width = video.shape[2:4]
+    if (height, width) == (size, size):
+        return video
+    rows, columns = (
+        jnp.asarray(cubic_weights(side, size), jnp.float32) for side in (height, width)
+    )
+    exact = jax.lax.Precision.HIGHEST  # a TPU would multiply in bfloat16
+    tall = jnp.einsum("bthwc,yh->btywc", to_unit(video), rows, precision=exact)
+    return jnp.einsum("btywc,xw->btyxc", tall, columns, precision=exact)
 
 
 def cubic_weights(size: int, to: int) -> np.ndarray:

@@ -33,6 +33,7 @@ class Optimizer:
     schedule: Schedule
     frozen: frozenset[str]  # paths without gradient or optimizer state
     config: OptimConfig
+    held: Params | None = None  # 0 for layers of config.freeze_layers, else 1; None without any
 
     def init(self, params: Params) -> Any:
         return self.transform.init(params)
@@ -53,6 +54,8 @@ class Optimizer:
     ) -> tuple[Params, Any, dict[str, jax.Array]]:
         """Returns (parameters, optimizer state, {"lr", "grad_norm"}) after one step."""
         rate = jnp.asarray(self.schedule(step), jnp.float32)
+        if self.held is not None:  # before the norm: what is not trained is not clipped for
+            gradients = scale_updates(gradients, self.held)
         norm = optax.global_norm(gradients)
         direction, state = self.transform.update(gradients, state, params)
         params = jax.tree.map(lambda p, d: p - rate * d, params, direction)
@@ -74,7 +77,7 @@ def make_optimizer(
     paths = flatten_paths(shapes)
     frozen = _matching("freeze", config.freeze, list(paths))
     decayed = _matching("decay_also", config.decay_also, list(paths))
-    scales = layer_scales(config, shapes)
+    held, scales = held_layers(config, shapes), layer_scales(config, shapes)
     if grid is not None:
         check_grid(grid, config, paths)
         frozen |= {path for path in paths if not path.startswith(grid.prefix)}
@@ -93,7 +96,7 @@ def make_optimizer(
         transform = optax.multi_transform(
             {"trained": transform, "frozen": optax.set_to_zero()}, labels
         )
-    return Optimizer(transform, schedule, frozen, config)
+    return Optimizer(transform, schedule, frozen, config, held)
 
 
 def _moments(config: OptimConfig) -> optax.GradientTransformation:
@@ -107,19 +110,21 @@ def _moments(config: OptimConfig) -> optax.GradientTransformation:
 
 
 def scale_updates(updates: Any, scales: Params) -> Params:
-    """Updates times their factors; what freezing masked out is passed through."""
+    """Updates times their factors; what freezing masked out is passed through.
+
+    A factor of 0 gives +0 for every update, so that the parameter keeps its bits.
+    """
 
     def masked(node: Any) -> bool:
         return isinstance(node, optax.MaskedNode)
 
-    return jax.tree.map(
-        lambda update, scale: (
-            update if masked(update) else update * jnp.asarray(scale, update.dtype)
-        ),
-        updates,
-        scales,
-        is_leaf=masked,
-    )
+    def scaled(update: Any, scale: np.ndarray) -> Any:
+        if masked(update):
+            return update
+        product = update * jnp.asarray(scale, update.dtype)
+        return product if np.all(scale) else jnp.where(scale == 0, 0, product)
+
+    return jax.tree.map(scaled, updates, scales, is_leaf=masked)
 
 
 def _matching(field: str, patterns: Sequence[str], paths: list[str]) -> frozenset[str]:
@@ -144,33 +149,63 @@ def decay_mask(shapes: Params, also: Collection[str] = ()) -> Params:
 def layer_scales(config: OptimConfig, shapes: Params) -> Params | None:
     """Factor on the learning rate per parameter; for the stack a vector over its layers.
 
-    With L layers: embeddings decay^(L+1), layer i decay^(L-i), everything after the stack 1.
+    With L layers: embeddings decay^(L+1), layer i decay^(L-i), everything after the stack 1, and so
+    what config.layer_decay_free names. Layers of config.freeze_layers have 0.
 
     Returns:
-      Tree of numpy arrays that broadcast to the parameters, or None without layer decay.
+      Tree of numpy arrays that broadcast to the parameters, or None without layer decay and frozen
+      layers.
     """
-    if config.layer_decay == 1.0:
+    free = _matching("layer_decay_free", config.layer_decay_free, list(flatten_paths(shapes)))
+    if config.layer_decay == 1.0 and not config.freeze_layers:
         return None
+    prefix, depth = config.layer_stack + "/", _stack_depth(config, shapes)
+    values = layer_values(config.layer_decay, depth)
+    values[1 : 1 + config.freeze_layers] = 0.0
+
+    def scale(path: str, leaf: Any) -> np.ndarray:
+        if path.startswith(prefix):
+            return values[1 : depth + 1].reshape(depth, *[1] * (len(leaf.shape) - 1))
+        if any(part in EMBEDDINGS for part in path.split("/")) and path not in free:
+            return values[:1].reshape(())
+        return values[-1:].reshape(())
+
+    return map_paths(shapes, scale)
+
+
+def held_layers(config: OptimConfig, shapes: Params) -> Params | None:
+    """1, and 0 for layers of config.freeze_layers, to broadcast to the parameters; None: no such.
+
+    Raises:
+      ValueError: more layers than there are, or all.
+    """
+    if not config.freeze_layers:
+        return None
+    depth = _stack_depth(config, shapes)
+    if not 0 < config.freeze_layers < depth:
+        raise ValueError(
+            f"config.optim.freeze_layers = {config.freeze_layers}: {config.layer_stack!r} has "
+            f"{depth} layers, expected fewer; to freeze all give config.optim.freeze the pattern "
+            f"'^{config.layer_stack}/', which skips their backward pass too"
+        )
+    kept = layer_scales(dataclasses.replace(config, layer_decay=1.0), shapes)
+    assert kept is not None  # noqa: S101  (some layers are frozen)
+    return kept
+
+
+def _stack_depth(config: OptimConfig, shapes: Params) -> int:
+    """Layers of config.layer_stack; ValueError when there is no such stack."""
     prefix = config.layer_stack + "/"
     depths = {
         leaf.shape[0] for path, leaf in flatten_paths(shapes).items() if path.startswith(prefix)
     }
     if len(depths) != 1:
+        field = "freeze_layers" if config.freeze_layers else "layer_decay"
         raise ValueError(
-            f"config.optim.layer_decay = {config.layer_decay} needs one stack of layers at "
+            f"config.optim.{field} = {getattr(config, field)} needs one stack of layers at "
             f"{config.layer_stack!r} (config.optim.layer_stack), found none"
         )
-    depth = depths.pop()
-    values = layer_values(config.layer_decay, depth)
-
-    def scale(path: str, leaf: Any) -> np.ndarray:
-        if path.startswith(prefix):
-            return values[1 : depth + 1].reshape(depth, *[1] * (len(leaf.shape) - 1))
-        if any(part in EMBEDDINGS for part in path.split("/")):
-            return values[:1].reshape(())
-        return values[-1:].reshape(())
-
-    return map_paths(shapes, scale)
+    return depths.pop()
 
 
 def layer_values(decay: float, depth: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -20,18 +21,32 @@ def parameter_table(shapes: Any, shardings: Any) -> str:
     return parameter_overview.get_parameter_overview(placed, include_stats="sharding")
 
 
-def memory_estimate(shapes: Any, shardings: Any, batch_bytes: int) -> str:
+def frozen_table(network: Any) -> str:
+    """The table of a frozen network (a `state.FrozenPlan`)."""
+    count = sum(leaf.size for leaf in jax.tree.leaves(network.shapes))
+    return (
+        f"{network.field}: {network.config.name}, {count / 1e6:.1f} M frozen parameters\n"
+        f"{parameter_table(network.shapes, network.shardings)}"
+    )
+
+
+def memory_estimate(
+    shapes: Any, shardings: Any, batch_bytes: int, frozen: Sequence[tuple[Any, Any]] = ()
+) -> str:
     """What the state and one batch take on a device, activations not included.
 
     Args:
       shapes, shardings: of the whole train state.
       batch_bytes: of the global batch on the wire.
+      frozen: shapes and shardings of each network that does not learn.
     """
     whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
     held = bytes_per_device(shapes, shardings)
     devices = len(jax.tree.leaves(shardings)[0].device_set)
+    networks = sum(bytes_per_device(*network) for network in frozen)
+    teachers = f"frozen networks {networks / 2**20:.1f} MiB, " if frozen else ""
     return (
         f"per device: parameters, optimizer and average {held / 2**20:.1f} MiB "
         f"(all {whole / 2**20:.1f} MiB on {devices} device{'s' if devices > 1 else ''}), "
-        f"batch {batch_bytes / devices / 2**20:.1f} MiB; activations come on top"
+        f"{teachers}batch {batch_bytes / devices / 2**20:.1f} MiB; activations come on top"
     )

@@ -17,7 +17,7 @@ from internvideo_jax.ops import attention
 from internvideo_jax.parallel import rules
 from internvideo_jax.parallel.mesh import batch_sharding
 from internvideo_jax.parallel.rules import bytes_per_device
-from internvideo_jax.step import make_train_step
+from internvideo_jax.step import make_train_step, placed
 from internvideo_jax.tools import flops
 from internvideo_jax.tools.hardware import GIB, Chip, Slice
 from internvideo_jax.tools.program import Program, read_program
@@ -69,7 +69,7 @@ class Check:
     memory: Memory | None  # None: it does not fit, or no compiler for it runs here
     needed: float  # bytes the compiler asked for when it refused, else 0
     executed: float  # FLOPs of one step on all devices, from the jaxpr
-    model: float  # FLOPs of one step, from the model's configuration
+    model: float  # FLOPs of one step, from the model's configuration; no frozen networks
     unknown_loops: int
     program: Program | None
     program_error: str
@@ -77,7 +77,8 @@ class Check:
     compile_seconds: float
     cpu_seconds: float
     host_bytes: int  # largest resident set of this process so far
-    arguments: int = 0  # bytes of state and batch on one device, from the shardings
+    arguments: int = 0  # bytes of state, frozen networks and batch on one device
+    frozen: float = 0.0  # FLOPs of the frozen networks in one step, from their configurations
     attention: str = ""  # form and reason of every attention in the step
 
     def fits(self, chip: Chip | None) -> bool:
@@ -109,6 +110,8 @@ def batch_shapes(config: TrainConfig, mesh: jax.sharding.Mesh) -> dict[str, jax.
     if data.text != "off":
         shapes["text"] = ((data.text_length,), jnp.int32)
         shapes["has_text"] = ((), jnp.bool_)
+    if hasattr(config.objective, "cached_shapes"):
+        shapes |= config.objective.cached_shapes(config.model)
     return {
         name: jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=sharding)
         for name, (shape, dtype) in shapes.items()
@@ -116,11 +119,16 @@ def batch_shapes(config: TrainConfig, mesh: jax.sharding.Mesh) -> dict[str, jax.
 
 
 def argument_bytes(run: Run) -> int:
-    """Bytes of state and batch on one device, from the shardings; tiles are not padded."""
+    """Bytes of state, frozen networks and batch on one device; tiles are not padded."""
     batch = batch_shapes(run.config, run.mesh)
     shardings = {name: leaf.sharding for name, leaf in batch.items()}
     state = bytes_per_device(run.plan.shapes, run.plan.shardings)
-    return state + bytes_per_device(batch, shardings)
+    return state + frozen_bytes(run) + bytes_per_device(batch, shardings)
+
+
+def frozen_bytes(run: Run) -> int:
+    """Bytes of the frozen networks on one device, from the shardings."""
+    return sum(bytes_per_device(plan.shapes, plan.shardings) for plan in run.frozen.values())
 
 
 def count_flops(run: Run) -> flops.Flops:
@@ -129,14 +137,9 @@ def count_flops(run: Run) -> flops.Flops:
 
 
 def _trace(run: Run) -> Any:
-    state = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        run.plan.shapes,
-        run.plan.shardings,
-    )
     step = make_train_step(run)  # makes constants, which must not land on the described devices
-    with jax.set_mesh(run.mesh):
-        return step.jitted.trace(state, batch_shapes(run.config, run.mesh))
+    state = placed(run.plan.shapes, run.plan.shardings)
+    return step.trace(state, batch_shapes(run.config, run.mesh))
 
 
 def check_step(run: Run, target: Slice, *, fast: bool = False) -> Check:
@@ -190,6 +193,7 @@ def check_step(run: Run, target: Slice, *, fast: bool = False) -> Check:
         cpu_seconds=time.process_time() - cpu,
         host_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         arguments=argument_bytes(run),
+        frozen=run.frozen_flops * run.config.data.global_batch,
         attention=attention.summary(sites),
     )
 

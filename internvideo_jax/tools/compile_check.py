@@ -75,7 +75,7 @@ def adjust(config: TrainConfig, *, mesh: str = "", batch: int = 0, remat: str = 
     """The config with another mesh, global batch or remat policy where given."""
     if mesh:
         given = parse_mesh(mesh, config.mesh.shard_above)
-        kept = {"whole_limit": config.mesh.whole_limit, "slices": config.mesh.slices}
+        kept = {name: getattr(config.mesh, name) for name in ("whole_limit", "slices", "frozen")}
         config = dataclasses.replace(config, mesh=dataclasses.replace(given, **kept))
     if batch:
         data = dataclasses.replace(config.data, global_batch=batch)

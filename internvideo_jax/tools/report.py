@@ -12,6 +12,7 @@ import jax
 from internvideo_jax.build import Run
 from internvideo_jax.tools.aot import (
     Check,
+    frozen_bytes,
     gib,
     optimizer_bytes,
     ragged_shards,
@@ -72,6 +73,20 @@ def _what(run: Run, target: Slice) -> list[str]:
         + f"; remat {getattr(config.model, 'remat', 'none')}",
         f"parameters   {params / 1e6:.1f} M; optimizer and average "
         f"{gib(optimizer_bytes(run))} over all chips",
+        *_frozen(run),
+    ]
+
+
+def _frozen(run: Run) -> list[str]:
+    if not run.frozen:
+        return []
+    networks = ", ".join(
+        f"{plan.config.name} {sum(leaf.size for leaf in jax.tree.leaves(plan.shapes)) / 1e6:.1f} M"
+        for plan in run.frozen.values()
+    )
+    return [
+        f"frozen       {networks}; {gib(frozen_bytes(run))} per device with config.mesh.frozen = "
+        f"{run.config.mesh.frozen}"
     ]
 
 
@@ -129,6 +144,11 @@ def _flops(check: Check) -> list[str]:
         f"attention    {check.attention}",
         f"FLOPs        model {check.model / 1e12:.4g} T per step, executed "
         f"{check.executed / 1e12:.4g} T: {check.executed / check.model:.3f} x{extra}",
+        *(
+            [f"             {check.frozen / 1e12:.4g} T of the executed are the frozen networks'"]
+            if check.frozen
+            else []
+        ),
     ]
 
 
@@ -163,13 +183,14 @@ def _collectives(run: Run, target: Slice, check: Check) -> list[str]:
 
 def gathered_shares(run: Run, check: Check) -> tuple[float, float] | None:
     """What all-gathers produce, as shares of the parameters in bfloat16: all in a step, and the
-    largest one at a time.
+    largest one at a time. Frozen networks count as parameters.
 
     None where nothing is split or the program cannot be read. Gathered activations count as well.
     """
     if check.program is None or run.mesh.shape["fsdp"] == 1:
         return None
-    params = sum(leaf.size for leaf in jax.tree.leaves(run.plan.shapes.params))
+    networks = [plan.shapes for plan in run.frozen.values()]
+    params = sum(leaf.size for leaf in jax.tree.leaves((run.plan.shapes.params, networks)))
     whole = 2.0 * params / run.mesh.shape["tensor"]
     return check.program.gathered / whole, check.program.gathered_largest / whole
 
@@ -285,6 +306,8 @@ def row(run: Run, target: Slice, check: Check) -> dict[str, Any]:
         "needed": check.needed,
         "arguments": check.arguments,
         "model_flops": check.model,
+        "frozen_flops": check.frozen,
+        "frozen_bytes": frozen_bytes(run),
         "executed_flops": check.executed,
         "wire_bytes": None if program is None else program.wire_bytes,
         "hbm_bytes": None if program is None else program.hbm_bytes,

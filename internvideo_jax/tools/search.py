@@ -22,7 +22,8 @@ from internvideo_jax.build import Run
 from internvideo_jax.config import TrainConfig
 from internvideo_jax.parallel.mesh import AXES, check_batch
 from internvideo_jax.parallel.rules import bytes_per_device, param_shardings, state_shardings
-from internvideo_jax.tools.aot import count_flops, ragged_shards, whole_parameters
+from internvideo_jax.state import plan_frozen
+from internvideo_jax.tools.aot import count_flops, frozen_bytes, ragged_shards, whole_parameters
 from internvideo_jax.tools.hardware import GIB, Chip, Slice
 from internvideo_jax.types import flatten_paths
 
@@ -135,7 +136,8 @@ def place(run: Run, sizes: tuple[int, int, int]) -> tuple[Run, Place]:
         ema=None if shapes.ema is None else sharded,
     )
     plan = dataclasses.replace(run.plan, shardings=shardings)
-    moved = dataclasses.replace(run, config=config, mesh=mesh, plan=plan)
+    frozen = plan_frozen(config, mesh)
+    moved = dataclasses.replace(run, config=config, mesh=mesh, plan=plan, frozen=frozen)
     gradients = bytes_per_device(shapes.params, sharded)
     state = sum(
         bytes_per_device(part, where)
@@ -145,6 +147,7 @@ def place(run: Run, sizes: tuple[int, int, int]) -> tuple[Run, Place]:
             (shapes.ema, shardings.ema),
         )
     )
+    state += frozen_bytes(moved)
     count = sum(leaf.size for leaf in flatten_paths(shapes.params).values())
     return moved, Place(state, gradients, count / sizes[2], len(ragged_shards(moved)))
 

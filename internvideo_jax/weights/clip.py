@@ -1,6 +1,7 @@
 """Names of OpenAI's CLIP, which open_clip has too, and of all models that are made from it.
 
-`clip` is a whole file, `clip_visual` the image half cut out of one.
+`clip` is a whole file, `clip_visual` the image half cut out of one, `clip_frames` that half as Unmasked
+Teacher saves it, with a patch embedding that has an axis of one frame.
 """
 
 from __future__ import annotations
@@ -82,6 +83,7 @@ def text_rules(prefix: str) -> list[Rule]:
 RULES = {
     "clip": (*image_rules("visual.", IMAGE), *image_head_rules("visual."), *text_rules("")),
     "clip_visual": (*image_rules("", IMAGE), *image_head_rules("")),
+    "clip_frames": (*image_rules("", FRAMES), *image_head_rules("")),
 }
 IGNORED = {
     "clip": {
@@ -89,12 +91,14 @@ IGNORED = {
         r"input_resolution|context_length|vocab_size": "settings that the shapes tell as well",
     },
     "clip_visual": {},
+    "clip_frames": {},
 }
 
 # What a file may lack, always as a whole (rules.check_complete).
 OPTIONAL = {
     "clip": (r"text/.*",),
     "clip_visual": (r"encoder/(norm_post|proj)/.*",),
+    "clip_frames": (r"encoder/(norm_post|proj)/.*",),
 }
 
 
@@ -106,11 +110,13 @@ def image_kernel(tensors: Mapping[str, np.ndarray], prefix: str) -> np.ndarray |
 
 
 def recognise(tensors: Mapping[str, np.ndarray]) -> str | None:
-    """`clip`, `clip_visual`, or None when it is none of them."""
+    """`clip`, `clip_visual`, `clip_frames`, or None when it is none of them."""
     for prefix, kind in (("visual.", "clip"), ("", "clip_visual")):
         kernel = image_kernel(tensors, prefix)
         if kernel is not None and kernel.ndim == 4:
             return kind
+        if kernel is not None and not prefix and kernel.ndim == 5 and kernel.shape[2] == 1:
+            return "clip_frames"
     return None
 
 

@@ -14,11 +14,22 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from internvideo_jax.weights import clip, huggingface, uniformerv2, viclip, videomae, vit, wrappers
+from internvideo_jax.weights import (
+    clip,
+    huggingface,
+    internvideo2,
+    internvl,
+    umt,
+    uniformerv2,
+    viclip,
+    videomae,
+    vit,
+    wrappers,
+)
 from internvideo_jax.weights.rules import Coverage, Tensors, check_complete, to_ours, to_torch
 
 FORMAT = "internvideo_jax"
-FAMILIES = (videomae, uniformerv2, viclip, clip, vit)
+FAMILIES = (videomae, umt, uniformerv2, viclip, internvideo2, internvl, clip, vit)
 # Families whose files also come under other names. The kinds, and so our paths, are the same.
 LAYOUTS = {"huggingface": (huggingface,)}
 
@@ -59,6 +70,7 @@ def load(path: str | Path, key: str = "") -> Weights:
         tensors, place, elsewhere = _read_torch(path, key)
     wrappers.refuse_foreign(path, {name: each.dtype.name for name, each in tensors.items()})
     tensors = strip_prefixes(tensors)
+    tensors = {short: tensors[name] for name, short in wrappers.strip_holders(tensors).items()}
     candidates = {"": FAMILIES, **LAYOUTS}
     found = [
         (layout, family, kind)
@@ -71,7 +83,8 @@ def load(path: str | Path, key: str = "") -> Weights:
         raise ValueError(
             f"{path}: not the weights of a known model; {len(tensors)} tensors, first {names}. "
             "Known: VideoMAE, VideoMAE V2 and InternVideo1 pre-training and fine-tuning files, "
-            "VideoMAE of Hugging Face transformers, UniFormerV2, and CLIP as its initial weights"
+            "VideoMAE of Hugging Face transformers, InternVideo2's video encoder, student and "
+            "classifier, UniFormerV2, and CLIP as its initial weights"
         )
     layout, family, kind = found[0]
     rules, ignored = family.RULES[kind], family.IGNORED[kind]

@@ -18,8 +18,15 @@ TITLES = {
     "viclip": "ViCLIP (video and text encoder)",
     "clip": "CLIP, image and text; initial weights for ViCLIP and UniFormerV2",
     "clip_visual": "image half of CLIP; initial weights for ViCLIP and UniFormerV2",
+    "internvideo2": "InternVideo2, video encoder and attention pool",
+    "internvideo2_student": "InternVideo2, student of stage 1 or of a distillation",
+    "internvideo2_classifier": "InternVideo2, fine-tuned or probed (classifier)",
     "vit": "image transformer (DINO, DeiT); initial weights for UniFormerV2 with backbone=vit",
 }
+# Letters of InternVideo2's sizes in the names of its recipes, and data sets by number of classes.
+INTERNVIDEO2 = {"small": "s", "base": "b", "large": "l", "1b": "1b", "6b": "6b"}
+BY_CLASSES = {400: "k400", 600: "k600", 700: "k700", 710: "k710", 174: "ssv2", 339: "mit"}
+PIXELS, TIME_STEPS = 224, 8  # of published position tables; stage 2 has 4 time steps
 DEFAULT_SIZES = ("small", "base", "large", "huge", "giant")  # of the VideoMAE fine-tuning recipes
 
 
@@ -95,12 +102,32 @@ def identify(
     if kind not in TITLES:
         return Identity(kind, "", {"kind": kind, **geometry}, (), (), (), ())
     facts = zoo.facts_of_params(kind, params, geometry)
+    if kind.startswith("internvideo2"):
+        facts |= _internvideo2_facts(params, geometry)
     size = zoo.size_of(facts)
     found = zoo.match(path, facts) if kind in MODELS else ()
     named = tuple(entry for entry in found if zoo.is_named(entry, path))
     alike = () if named else found
     remarks = _remarks(facts, size, named, path)
     return Identity(kind, size, facts, named, alike, _commands(facts, size, found, path), remarks)
+
+
+def _internvideo2_facts(params: Mapping[str, Any], geometry: Mapping[str, int]) -> zoo.Facts:
+    """Time steps of the position table, where it is of 224 pixels, and what the head reads."""
+    facts: zoo.Facts = {}
+    joint, temporal = (params.get(f"encoder/pos_embed/{leaf}") for leaf in ("table", "temporal"))
+    places = (PIXELS // geometry["patch"]) ** 2
+    if temporal is not None:
+        facts["time_steps"] = temporal.shape[0]
+    elif joint is not None and (joint.shape[0] - 1) % places == 0:
+        facts["time_steps"] = (joint.shape[0] - 1) // places
+    if "extra_mlp/fc1/kernel" in params:
+        facts["probe"] = "attentive"
+    elif "down/kernel" in params:
+        facts["probe"] = "linear"
+    elif "down_norm/scale" in params or "down_norm/mean" in params:
+        facts["probe"] = "other"
+    return facts
 
 
 def _remarks(facts: zoo.Facts, size: str, named: tuple[Entry, ...], path: str) -> tuple[str, ...]:
@@ -124,10 +151,22 @@ def _remarks(facts: zoo.Facts, size: str, named: tuple[Entry, ...], path: str) -
                 break
     if kind == "videomae_pretrain" and "decoder_width" not in facts:
         remarks.append("no decoder: enough to fine-tune, not to go on with pre-training")
-    if kind in ("videomae_classifier", "uniformerv2") and "classes" not in facts:
+    if (
+        kind in ("videomae_classifier", "uniformerv2", "internvideo2_classifier")
+        and "classes" not in facts
+    ):
         remarks.append("no head: enough to fine-tune, not to evaluate")
     if kind == "videomae_classifier" and "positions" not in facts:
         remarks.append("frames and pixels are not in the file, its positions are computed")
+    if "time_steps" in facts:
+        remarks.append(
+            f"frames and pixels are not in the file; its positions fit {facts['time_steps']} time "
+            f"steps of {PIXELS} pixels"
+        )
+    if kind == "internvideo2_student":
+        remarks.append("a classifier takes encoder and pool; decoders and their tables stay behind")
+    if facts.get("classes") == 174 and kind == "internvideo2_classifier":
+        remarks.append("174 classes: Something-Something, version 1 or 2")
     if kind == "uniformerv2":
         remarks.append("frames are not in the file, all have the same positions")
     return tuple(remarks)
@@ -140,12 +179,14 @@ def _commands(facts: zoo.Facts, size: str, found: tuple[Entry, ...], path: str) 
     if not config:
         return ()
     settings = first.settings if first is not None and not first.pretrained else ()
+    if facts.get("time_steps", TIME_STEPS) != TIME_STEPS:
+        settings = (*settings, f"--config.model.pos_frames={facts['time_steps']}")
     start = (
         f"python -m internvideo_jax.train --config={config} "
         f"--config.init_from={path} --workdir=runs/finetune --config.data.train=SHARDS"
     )
     if "classes" not in facts and facts["kind"] != "viclip":
-        return (start,)
+        return (" ".join((start, *settings)),)
     test = (
         f"python -m internvideo_jax.evaluate --config={config} "
         f"--checkpoint={path} --out=results.json --config.data.eval=SHARDS"
@@ -161,9 +202,23 @@ def _config(facts: zoo.Facts, size: str, first: Entry | None) -> str:
         return f"configs/uniformerv2/finetune.py:data=kinetics,start=clip,size={size}"
     if kind == "viclip" and size:
         return f"configs/viclip/pretrain.py:size={size}"
+    if kind.startswith("internvideo2") and size in INTERNVIDEO2:
+        return _internvideo2_config(facts, INTERNVIDEO2[size])
     if kind.startswith("videomae") and size.partition("_")[0] in DEFAULT_SIZES:
         return f"configs/videomae/finetune.py:size={size.partition('_')[0]}"
     return ""
+
+
+def _internvideo2_config(facts: zoo.Facts, size: str) -> str:
+    """The recipe of that head and number of classes; Kinetics-710 where the file has no head."""
+    large, probe = size in ("1b", "6b"), facts.get("probe")
+    if probe:
+        found = large and probe in ("attentive", "linear")
+        return f"configs/internvideo2/probe.py:recipe={probe}/{size}_ssv2" if found else ""
+    data = BY_CLASSES.get(facts.get("classes", 710), "k400")
+    if data == "mit" and not large:
+        data = "k400"
+    return f"configs/internvideo2/finetune.py:recipe={size}_{data}"
 
 
 def _entry_line(entry: Entry) -> str:

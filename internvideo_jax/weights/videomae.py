@@ -31,7 +31,8 @@ def _block_rules(torch: str, path: str) -> list[Rule]:
     ]
 
 
-def _encoder_rules(torch: str) -> list[Rule]:
+def encoder_rules(torch: str) -> list[Rule]:
+    """Of the encoder, whose torch names begin with `torch`."""
     return [
         Rule(torch + "patch_embed.proj.weight", "encoder/patch_embed/kernel", TUBELET),
         Rule(torch + "patch_embed.proj.bias", "encoder/patch_embed/bias"),
@@ -42,7 +43,7 @@ def _encoder_rules(torch: str) -> list[Rule]:
 
 
 PRETRAIN = (
-    *_encoder_rules("encoder."),
+    *encoder_rules("encoder."),
     Rule("encoder_to_decoder.weight", "encoder_to_decoder/kernel", LINEAR),
     Rule("mask_token", "mask_token", TOKEN),
     *_block_rules("decoder.", "decoder/"),
@@ -53,7 +54,7 @@ PRETRAIN = (
 )
 
 FINETUNE = (
-    *_encoder_rules(""),
+    *encoder_rules(""),
     Rule("pos_embed", "encoder/pos_embed", TABLE),
     Rule("fc_norm.weight", "fc_norm/scale"),
     Rule("fc_norm.bias", "fc_norm/bias"),
@@ -69,17 +70,24 @@ IGNORED = {
     "videomae_classifier": {},
 }
 
+
 # What a file may lack, always as a whole (rules.check_complete). MCG-NJU's huge pre-trained file is
 # said to have no decoder.
-_TOWER = (r"/.*/gamma[12]", r"/.*/attn/scale", r"/.*/attn/qkv/[qv]_bias")
+def encoder_optional(tower: str) -> tuple[str, ...]:
+    """Of the tower `encoder` or `decoder`: what its options bring along."""
+    return tuple(
+        tower + part for part in (r"/.*/gamma[12]", r"/.*/attn/scale", r"/.*/attn/qkv/[qv]_bias")
+    )
+
+
 OPTIONAL = {
     "videomae_pretrain": (
-        *("encoder" + part for part in _TOWER),
-        *("decoder" + part for part in _TOWER),
+        *encoder_optional("encoder"),
+        *encoder_optional("decoder"),
         r"decoder/.*|encoder_to_decoder/.*|mask_token",
     ),
     "videomae_classifier": (
-        *("encoder" + part for part in _TOWER),
+        *encoder_optional("encoder"),
         r"encoder/pos_embed",
         r"fc_norm/.*",
         r"encoder/norm/.*",
@@ -102,8 +110,15 @@ def recognise(tensors: Mapping[str, np.ndarray]) -> str | None:
 
 def _blocks_look_right(tensors: Mapping[str, np.ndarray], kind: str) -> bool:
     # Other families share `patch_embed.proj`; only this one has a fused qkv without a k bias.
+    # Unmasked Teacher's student has the same encoder, but decoders of its own.
     prefix = "encoder.blocks.0." if kind == "videomae_pretrain" else "blocks.0."
-    return f"{prefix}attn.qkv.weight" in tensors and f"{prefix}attn.qkv.bias" not in tensors
+    # InternVideo2 has a class token.
+    return (
+        "cls_token" not in tensors
+        and f"{prefix}attn.qkv.weight" in tensors
+        and f"{prefix}attn.qkv.bias" not in tensors
+        and "clip_decoder.0.head.weight" not in tensors
+    )
 
 
 def geometry(tensors: Mapping[str, np.ndarray]) -> dict[str, int]:

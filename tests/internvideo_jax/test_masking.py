@@ -79,3 +79,43 @@ def test_unknown_kind_lists_the_known_ones():
 def test_running_cell_needs_an_even_grid_and_a_share_of_four(grid, ratio):
     with pytest.raises(ValueError, match="running cell"):
         masking.running_cell_maps(grid, ratio)
+
+
+def by_attention(attention, keys=None):
+    keys = masking.example_keys(KEY, jnp.arange(len(attention))) if keys is None else keys
+    return np.asarray(masking.sample_by_attention(keys, jnp.asarray(attention), 0.75))
+
+
+def test_attention_draws_as_many_tokens_of_every_group_in_proportion():
+    attention = np.tile(np.arange(1.0, 9.0, dtype=np.float32), (4000, 2, 1))
+    visible = by_attention(attention)
+    assert visible.shape == (4000, 4) and visible.dtype == np.int32
+    assert (np.diff(visible) > 0).all()
+    np.testing.assert_array_equal((visible < 8).sum(axis=1), 2)
+    # Two draws without replacement with probability p: p_i + sum over j of p_j p_i / (1 - p_j).
+    p = np.arange(1.0, 9.0) / 36
+    expected = p + np.array(
+        [sum(p[j] * p[i] / (1 - p[j]) for j in range(8) if j != i) for i in range(8)]
+    )
+    share = np.bincount(visible.ravel() % 8, minlength=8) / 8000
+    np.testing.assert_allclose(share, expected, atol=0.03)  # standard error 0.006
+
+
+def test_patches_without_attention_come_last_in_random_order():
+    attention = np.zeros((200, 1, 8), np.float32)
+    attention[:, :, 5] = 1e-20
+    visible = by_attention(attention)
+    assert (visible == 5).any(axis=1).all()
+    assert len({tuple(row) for row in visible.tolist()}) == 7
+    noise = jnp.zeros((1, 1, 8))
+    np.testing.assert_array_equal(
+        masking.visible_from_noise(jnp.asarray(attention[:1]), noise, 0.875), [[5]]
+    )
+
+
+def test_a_draw_by_attention_depends_on_the_position_only():
+    attention = np.random.default_rng(0).random((8, 3, 12), np.float32)
+    keys = masking.example_keys(KEY, jnp.arange(8, dtype=jnp.uint32))
+    np.testing.assert_array_equal(
+        by_attention(attention, keys)[4:6], by_attention(attention[4:6], keys[4:6])
+    )

@@ -5,13 +5,18 @@ from __future__ import annotations
 import pytest
 
 from tests.parity import (  # noqa: F401  (they register themselves)
+    alignment_adapters,
     contrastive_adapters,
     data_adapters,
     head_adapters,
+    internvideo2_adapters,
+    internvideo2_classifier_adapters,
     metric_adapters,
     model_adapters,
     retrieval_adapters,
+    teacher_adapters,
     text_adapters,
+    umt_adapters,
     uniformerv2_adapters,
     viclip_adapters,
 )

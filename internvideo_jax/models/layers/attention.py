@@ -12,9 +12,15 @@ from internvideo_jax.models.layers.init import Init
 from internvideo_jax.ops.attention import attend
 from internvideo_jax.parallel.mesh import BATCH_AXES
 
+RMS_EPS = 1e-6
 LOG_10 = math.log(10.0)
 MAX_LOG_SCALE = math.log(100.0)
 HEAD_AXES = ("tensor",)  # mesh axes that heads are split over, as the kernels are (block.py)
+
+
+def rms_norm(width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs, eps: float = RMS_EPS) -> nnx.RMSNorm:
+    """x / sqrt(mean(x^2) + eps) times a learned scale, float32 inside, that returns `dtype`."""
+    return nnx.RMSNorm(width, epsilon=eps, dtype=dtype, rngs=rngs)
 
 
 class QKV(nnx.Module):
@@ -66,6 +72,10 @@ class Attention(nnx.Module):
     With `cosine` the logits are cosine similarities times a learned temperature per head, clamped
     at 100 (VideoMAE V2's `cos_attn`, off in every published model). With `causal` a token sees
     itself and those before it. `form` is how it is computed, one of `ops.attention.FORMS`.
+    With `qk_norm` queries and keys are RMS-normalised over all heads together (InternViT,
+    InternVideo2). With `literal` the heads of a token attend to each other, and tokens not at all:
+    VideoMAE V2 as the stage-1 code of InternVideo2 runs it, which hands the kernel tensors with two
+    axes exchanged and then reads the result with heads and tokens exchanged as well.
     """
 
     def __init__(
@@ -77,6 +87,8 @@ class Attention(nnx.Module):
         key_bias: bool = False,
         cosine: bool = False,
         causal: bool = False,
+        qk_norm: bool = False,
+        literal: bool = False,
         form: str = "auto",
         init: Init,
         dtype: jnp.dtype,
@@ -87,17 +99,22 @@ class Attention(nnx.Module):
         self.heads = heads
         self.form = form
         self.causal = causal
+        self.literal = literal
         self.qkv = QKV(width, bias=qkv_bias, key_bias=key_bias, init=init, dtype=dtype, rngs=rngs)
         self.proj = init.layer(width, width, dtype=dtype, rngs=rngs)
         self.scale = nnx.Param(jnp.full((heads,), LOG_10)) if cosine else None
+        self.q_norm = rms_norm(width, dtype=dtype, rngs=rngs) if qk_norm else None
+        self.k_norm = rms_norm(width, dtype=dtype, rngs=rngs) if qk_norm else None
 
     def __call__(self, x: jax.Array, context: jax.Array | None = None) -> jax.Array:
         """x: (B, N, D), and a context (B, S, D) for keys and values -> (B, N, D)."""
         batch, tokens, width = x.shape
-        q, k, v = (
-            part.reshape(batch, -1, self.heads, width // self.heads)
-            for part in self.qkv(x, context)
-        )
+        q, k, v = self.qkv(x, context)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if self.literal:
+            return self.proj(heads_as_tokens(q, k, v, self.heads))
+        q, k, v = (part.reshape(batch, -1, self.heads, width // self.heads) for part in (q, k, v))
         if self.scale is None:
             scale = None
         else:
@@ -115,6 +132,36 @@ class Attention(nnx.Module):
             head_axes=HEAD_AXES,
         )
         return self.proj(out.reshape(batch, tokens, width))
+
+    def first_row(self, x: jax.Array) -> jax.Array:
+        """How much the first token attends to every token: x (B, N, D) -> (B, N) float32.
+
+        Softmax weights, mean over heads: where the class token of an image transformer looks.
+        """
+        batch, tokens, width = x.shape
+        q, k, _ = self.qkv(x[:, :1], x)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = (part.reshape(batch, -1, self.heads, width // self.heads) for part in (q, k))
+        logits = jnp.einsum("bqhc,bnhc->bhqn", q, k, preferred_element_type=jnp.float32)
+        weights = jax.nn.softmax(logits * (width // self.heads) ** -0.5, axis=-1)
+        return weights.mean(axis=1).reshape(batch, tokens)
+
+
+def heads_as_tokens(q: jax.Array, k: jax.Array, v: jax.Array, heads: int) -> jax.Array:
+    """Attention among the heads inside each token, scrambled as in the released code.
+
+    Args:
+      q, k, v: (B, N, D).
+
+    Returns:
+      (B, N, D): results (B, heads, N, C) read as if they were (B, N, heads, C).
+    """
+    batch, tokens, width = v.shape
+    shape = batch * tokens, heads, 1, width // heads
+    out = attend(q.reshape(shape), k.reshape(shape), v.reshape(shape), form="xla")
+    out = out.reshape(batch, tokens, heads, width // heads)
+    return out.transpose(0, 2, 1, 3).reshape(batch, tokens, width)
 
 
 def unit(x: jax.Array) -> jax.Array:

@@ -18,9 +18,11 @@ class BatchNorm(nnx.Module):
     variance takes the unbiased variance of the batch, as torch does.
     """
 
-    def __init__(self, width: int, *, dtype: jnp.dtype):
-        self.scale = nnx.Param(jnp.ones(width))
-        self.bias = nnx.Param(jnp.zeros(width))
+    def __init__(self, width: int, *, dtype: jnp.dtype, eps: float = EPS, affine: bool = True):
+        """`affine`: with a learnt scale and bias."""
+        self.scale = nnx.Param(jnp.ones(width)) if affine else None
+        self.bias = nnx.Param(jnp.zeros(width)) if affine else None
+        self.eps = eps
         self.mean = nnx.BatchStat(jnp.zeros(width))
         self.var = nnx.BatchStat(jnp.ones(width))
         self.dtype = dtype
@@ -42,5 +44,8 @@ class BatchNorm(nnx.Module):
                 }
             )
             mean, var = batch_mean, batch_var
-        scale = self.scale[...] * jax.lax.rsqrt(var + EPS)
+        scale = jax.lax.rsqrt(var + self.eps)
+        if self.scale is None or self.bias is None:
+            return ((x - mean) * scale).astype(self.dtype), running
+        scale = self.scale[...] * scale
         return ((x - mean) * scale + self.bias[...]).astype(self.dtype), running

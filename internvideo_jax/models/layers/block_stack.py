@@ -42,7 +42,12 @@ def stacked_blocks(
     config: BlockConfig, depth: int, *, init: Init, dtype: Any, rngs: nnx.Rngs
 ) -> Block:
     """`depth` blocks as one module whose parameters have a leading layer axis."""
-    return stacked(lambda rngs: Block(config, init=init, dtype=dtype, rngs=rngs), depth, rngs)
+    blocks = stacked(lambda rngs: Block(config, init=init, dtype=dtype, rngs=rngs), depth, rngs)
+    if init.by_depth:
+        factors = (2.0 * np.arange(1, depth + 1, dtype=np.float32)) ** -0.5
+        for kernel in (blocks.attn.proj.kernel, blocks.mlp.fc2.kernel):
+            kernel[...] = kernel[...] * factors[:, None, None]
+    return blocks
 
 
 def stacked(build: Callable[[nnx.Rngs], Module], depth: int, rngs: nnx.Rngs) -> Module:
@@ -50,6 +55,12 @@ def stacked(build: Callable[[nnx.Rngs], Module], depth: int, rngs: nnx.Rngs) -> 
     keys = jax.random.split(rngs.params(), depth)
     graph, _ = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(params=jax.random.key(0)))))
     return nnx.merge(graph, jax.vmap(lambda key: nnx.split(build(nnx.Rngs(params=key)))[1])(keys))
+
+
+def layer(blocks: Module, index: int) -> Module:
+    """One of the modules that `stacked` put together; -1 is the last."""
+    graph, arrays = nnx.split(blocks)
+    return nnx.merge(graph, jax.tree.map(lambda leaf: leaf[index], arrays))
 
 
 def run_stack(

@@ -22,6 +22,8 @@ class Init:
     """
 
     kind: str = "xavier"
+    # Matrices that end a residual branch of block i (from 0) are divided by sqrt(2 (i + 1)).
+    by_depth: bool = False
 
     def linear(self, key: jax.Array, fan_in: int, fan_out: int) -> jax.Array:
         """(fan_in, fan_out) float32."""
@@ -44,6 +46,18 @@ class Init:
             rngs=rngs,
             kernel_init=lambda key, shape, _=None: self.linear(key, *shape),
         )
+
+
+def torch_layer(fan_in: int, fan_out: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Linear:
+    """A linear layer with the start of `torch_uniform`, weights and bias."""
+    return nnx.Linear(
+        fan_in,
+        fan_out,
+        dtype=dtype,
+        rngs=rngs,
+        kernel_init=lambda key, shape, _=None: torch_uniform(key, shape, fan_in),
+        bias_init=lambda key, shape, _=None: torch_uniform(key, shape, fan_in),
+    )
 
 
 def torch_uniform(key: jax.Array, shape: Sequence[Any], fan_in: int) -> jax.Array:

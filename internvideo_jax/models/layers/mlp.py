@@ -8,9 +8,9 @@ from flax import nnx
 
 from internvideo_jax.models.layers.drop_path import dropout
 from internvideo_jax.models.layers.init import Init
-from internvideo_jax.ops.activations import gelu, quick_gelu
+from internvideo_jax.ops.activations import gelu, gelu_tanh, quick_gelu
 
-ACTIVATIONS = {"gelu": gelu, "quick_gelu": quick_gelu}
+ACTIVATIONS = {"gelu": gelu, "gelu_tanh": gelu_tanh, "quick_gelu": quick_gelu}
 
 
 class MLP(nnx.Module):

@@ -1,4 +1,4 @@
-"""Position tables. All are built in float64 with numpy and enter the program as constants."""
+"""Position tables, built with numpy: fixed ones as constants, and where learned ones start."""
 
 from __future__ import annotations
 
@@ -37,6 +37,57 @@ def separable_sincos(grid: Grid, width: int) -> np.ndarray:
     t, h, w = np.meshgrid(*(np.arange(size) for size in grid), indexing="ij")
     columns = [table[index.ravel()] for table, index in zip(tables, (t, h, w), strict=True)]
     return np.concatenate(columns, axis=1)
+
+
+def halves_sincos(positions: np.ndarray, width: int) -> np.ndarray:
+    """Sines in the first half of the channels, cosines in the second (MAE, InternVideo2).
+
+    Frequencies and angles are float32, as where the published weights started.
+
+    Args:
+      positions: (n,) whole numbers.
+
+    Returns:
+      (n, width) float32.
+    """
+    half = width // 2
+    exponent = np.arange(half, dtype=np.float32) / np.float32(half)
+    frequency = np.float32(1) / np.float32(10000) ** exponent
+    angle = positions.astype(np.float32)[:, None] * frequency
+    return np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
+
+
+def picture_sincos(height: int, width: int, channels: int) -> np.ndarray:
+    """(height*width, channels) float32: half the channels for the column, then half for the row."""
+    rows, columns = np.divmod(np.arange(height * width), width)
+    halves = [halves_sincos(places, channels // 2) for places in (columns, rows)]
+    return np.concatenate(halves, axis=1)
+
+
+def joint_sincos(grid: Grid, width: int) -> np.ndarray:
+    """Where InternVideo2's joint table starts: a quarter of the channels for time, the rest space.
+
+    Returns:
+      (t*h*w, width) float32, without a row for a class token.
+
+    Raises:
+      ValueError: the width is no multiple of 16.
+    """
+    check_sincos_width(width)
+    t, h, w = grid
+    temporal = halves_sincos(np.arange(t), width // 4)
+    spatial = picture_sincos(h, w, width // 4 * 3)
+    return np.concatenate([np.repeat(temporal, h * w, axis=0), np.tile(spatial, (t, 1))], axis=1)
+
+
+def check_sincos_width(width: int) -> None:
+    """ValueError unless `joint_sincos` can deal the channels out to three axes."""
+    if width % 16:
+        near = max(16, width // 16 * 16)
+        raise ValueError(
+            f"width {width} is no multiple of 16, which its position table needs; the nearest are "
+            f"{near} and {near + 16}"
+        )
 
 
 def fixed_table(kind: str, grid: Grid, width: int, base: Grid) -> np.ndarray:

@@ -62,6 +62,47 @@ def test_layer_decay_without_a_stack_is_refused():
         layer_scales(OptimConfig(layer_decay=0.5, layer_stack="tower/blocks"), CLASSIFIER.shapes())
 
 
+def test_layer_decay_leaves_what_is_named_at_the_full_rate():
+    config = OptimConfig(weight_decay=0.0, layer_decay=0.5, layer_decay_free=("patch_embed/bias$",))
+    before, after, _, _ = one_step(config)
+    moved = {path: np.asarray(before[path] - after[path]) / 0.1 for path in before}
+    np.testing.assert_allclose(moved["encoder/patch_embed/bias"], 1.0, rtol=1e-3)
+    np.testing.assert_allclose(moved["encoder/patch_embed/kernel"], 0.5**5, rtol=1e-3)
+
+
+def test_the_lowest_layers_keep_their_bits_and_are_not_clipped_for():
+    config = OptimConfig(
+        freeze_layers=3,
+        freeze=("^encoder/patch_embed/",),
+        weight_decay=0.5,
+        clip_norm=1.0,
+        layer_decay=0.5,
+    )
+    before, after, state, report = one_step(config, gradient_scale=2.0)
+    norm = 0.0
+    for path in before:
+        was, now = np.asarray(before[path]), np.asarray(after[path])
+        if path.startswith("encoder/blocks/"):
+            assert was[:3].tobytes() == now[:3].tobytes(), path
+            assert (was[3] != now[3]).all(), path
+            norm += 4.0 * was[3].size
+        else:
+            frozen = path.startswith("encoder/patch_embed/")
+            assert (was.tobytes() == now.tobytes()) == frozen, path
+            norm += 4.0 * was.size
+    np.testing.assert_allclose(report["grad_norm"], norm**0.5, rtol=1e-5)
+    for path, leaf in flatten_paths(state).items():
+        if "encoder/blocks/" in path:
+            assert not np.asarray(leaf)[:3].any(), path
+
+
+@pytest.mark.parametrize("layers", [4, 5, -1])
+def test_freezing_layers_that_are_not_there(layers):
+    config = OptimConfig(freeze_layers=layers)
+    with pytest.raises(ValueError, match="has 4 layers, expected fewer; to freeze all give"):
+        make_optimizer(config, CLASSIFIER.shapes(), lambda step: 0.1)
+
+
 def test_frozen_parameters_neither_move_nor_keep_moments():
     config = OptimConfig(freeze=("^encoder/",), layer_decay=0.75, clip_norm=1.0)
     before, after, state, _ = one_step(config)

@@ -1,0 +1,117 @@
+"""Learnable position tables of other clips, as those of this one: InternVideo2's two forms.
+
+`joint`: a row for every patch token of the clip, time-major, and before them one for the class
+token. `separable`: a row for every place, one for every time step, one for the class token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from internvideo_jax.ops.resize import linear_weights, resize_table
+
+Grid = tuple[int, int, int]
+FORMS = ("joint", "separable")
+JOINT, SPATIAL, TEMPORAL, CLASS = "table", "spatial", "temporal", "cls"
+
+
+def resize_joint(table: np.ndarray, frames: int, to: Grid, *, leading: int = 1) -> np.ndarray:
+    """A joint table for another clip: linear in time, bicubic in space, leading rows stay.
+
+    Args:
+      table: (leading + t*s*s, D) with t = `frames`.
+      frames: time steps of `table`. The reference takes 8 for every file; a wrong number mixes
+        places with times.
+      to: (t, h, w) of the clip.
+      leading: rows of tokens that have no place: 1 with a class token.
+
+    Returns:
+      (leading + t*h*w, D) in the dtype of `table`.
+
+    Raises:
+      ValueError: `frames` time steps of a square picture do not give these rows.
+    """
+    rows = len(table) - leading
+    side = _side(rows // frames) if rows % frames == 0 else 0
+    if not side:
+        fitting = [time for time in range(1, rows + 1) if rows % time == 0 and _side(rows // time)]
+        raise ValueError(
+            f"a position table of {rows} rows is no square grid over {frames} time steps; set "
+            f"config.model.pos_frames to those that it was made for, one of {fitting}"
+        )
+    places = resize_table(table[leading:], (frames, side, side), to)
+    return np.concatenate([table[:leading], places])
+
+
+def resize_places(table: np.ndarray, to: Grid) -> np.ndarray:
+    """The places of a separable table, (s*s, D) -> (h*w, D), bicubic.
+
+    Raises:
+      ValueError: its places are no square.
+    """
+    side = _side(len(table))
+    if not side:
+        raise ValueError(f"a table of {len(table)} places is not that of a square grid")
+    return resize_table(table, (1, side, side), (1, *to[1:]))
+
+
+def resize_times(table: np.ndarray, to: Grid) -> np.ndarray:
+    """The time steps of a separable table, (t, D) -> (T, D), linear."""
+    if len(table) == to[0]:
+        return table
+    stretched = linear_weights(len(table), to[0]) @ table.astype(np.float64)
+    return stretched.astype(table.dtype)
+
+
+def _side(places: int) -> int:
+    """Edge of a square of so many places; 0 if it is none."""
+    side = round(places**0.5)
+    return side if side * side == places else 0
+
+
+def adapt_tables(
+    source: Mapping[str, np.ndarray],
+    prefix: str,
+    *,
+    form: str,
+    grid: Grid,
+    frames: int,
+    known: bool = False,
+    leading: int = 1,
+) -> dict[str, np.ndarray]:
+    """Weights with the position tables under `prefix` made those of `grid`.
+
+    A table that has the rows of `grid` already is taken as it is, unless it is known to be of
+    another grid.
+
+    Args:
+      source: by path; tables that it lacks stay away.
+      prefix: `encoder/pos_embed`.
+      form: of the model, one of FORMS.
+      frames: time steps of a joint table in `source`.
+      known: that it has these time steps, also where its rows are those of `grid`.
+      leading: rows before the patches: 1 with a class token, else 0.
+
+    Raises:
+      ValueError: the other form, or rows that do not fit `frames`.
+    """
+    adapted = dict(source)
+    names = {leaf: f"{prefix}/{leaf}" for leaf in (JOINT, SPATIAL, TEMPORAL)}
+    other = names[JOINT if form == "separable" else SPATIAL]
+    if other in source:
+        stated = "joint" if form == "separable" else "separable"
+        raise ValueError(
+            f"the weights have a {stated} position table ({other}), the model a {form} one; set "
+            f"config.model.pos_table to {stated!r}"
+        )
+    joint, spatial, temporal = names.values()
+    same = joint in source and len(source[joint]) == leading + int(np.prod(grid))
+    if joint in source and not (same and (frames == grid[0] or not known)):
+        adapted[joint] = resize_joint(source[joint], frames, grid, leading=leading)
+    if spatial in source:
+        adapted[spatial] = resize_places(source[spatial], grid)
+    if temporal in source:
+        adapted[temporal] = resize_times(source[temporal], grid)
+    return adapted

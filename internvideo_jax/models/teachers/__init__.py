@@ -1,0 +1,1 @@
+"""Frozen networks whose features a student learns to predict."""

@@ -1,0 +1,373 @@
+"""A student that sees a part of the tokens, aligned with frozen teachers that see all of them.
+
+InternVideo2 stage 1 and its distillation, Unmasked Teacher.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from internvideo_jax import masking
+from internvideo_jax.config import component
+from internvideo_jax.ops.alignment import DISTANCES, alignment_loss
+from internvideo_jax.types import Batch, Mean, Params
+
+MASKS = ("attention", "random", "tube")
+PREFIX = "features/"  # of the parts of a batch that a teacher made
+VISIBLE = PREFIX + "visible"
+# Weight of the objective -> its feature, which is also the student's output.
+HEADS = {"middle": "clip_middle", "final": "clip_final", "mae": "mae"}
+
+Frozen = Mapping[str, tuple[Any, Params]]  # clip_teacher, mae_teacher -> model and parameters
+
+
+@dataclasses.dataclass(frozen=True)
+class Alignment:
+    """Distances between the student's features and those of up to two teachers, at visible tokens.
+
+    The clip teacher gives tokens of several layers (`middle`), one vector (`final`) and the
+    attention that the mask is drawn by; the MAE teacher tokens of several layers (`mae`). A teacher
+    is a network in the step, or None: then its targets come with the batch, as `features/visible`
+    (B, V) int32, `features/clip_middle` (B, K, [1+]V, C), `features/clip_final` (B, E) and
+    `features/mae` (B, Km, V, C), which `python -m internvideo_jax.teach` computes beforehand.
+    """
+
+    name: str = "alignment"
+    mask: str = "attention"  # attention (of the clip teacher) | random | tube: masking.py
+    # Attention masks: True shows equally many tokens of every frame, as image teachers need;
+    # False draws over the whole clip, as for a video teacher.
+    per_frame: bool = True
+    ratio: float = 0.8  # share of tokens hidden from the student
+    middle: float = 1.0  # weights of the three losses; 0: that one is not computed
+    final: float = 1.0
+    mae: float = 1.0
+    distance: str = "cosine"  # cosine | mse | smooth_l1: ops/alignment.py
+    clip_teacher: Any = component("teacher", optional=True)
+    mae_teacher: Any = component("teacher", optional=True)
+
+    @property
+    def wanted(self) -> dict[str, float]:
+        """Heads that are compared, and their weights."""
+        return {head: weight for head in HEADS if (weight := getattr(self, head))}
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """What of the batch beside the video: features, unless the teachers give all of them."""
+        return ("features",) if self._absent() else ()
+
+    def _absent(self) -> set[str]:
+        """What comes with the batch, since no teacher in the step makes it."""
+        teachers = {
+            "clip_middle": self.clip_teacher,
+            "clip_final": self.clip_teacher,
+            "mae": self.mae_teacher,
+        }
+        absent = {HEADS[head] for head in self.wanted if teachers[HEADS[head]] is None}
+        # Cached targets are those of the mask that they were gathered at.
+        if absent or (self.mask == "attention" and self.clip_teacher is None):
+            absent.add("visible")
+        return absent
+
+    def check(self, config: Any) -> None:
+        """Raises ValueError where settings, student and teachers do not fit each other."""
+        for field, value, known in (
+            ("mask", self.mask, MASKS),
+            ("distance", self.distance, DISTANCES),
+        ):
+            if value not in known:
+                raise ValueError(
+                    f"config.objective.{field} = {value!r}; expected one of {', '.join(known)}"
+                )
+        if not hasattr(config, "clip_layers"):
+            raise ValueError(
+                "config.objective=alignment needs a student with decoders for a teacher's "
+                "features, such as internvideo2_student or umt_student; config.model is "
+                f"{getattr(config, 'name', type(config).__name__)!r}"
+            )
+        weights = {head: getattr(self, head) for head in HEADS}
+        if not self.wanted or not all(0 <= w < math.inf for w in weights.values()):
+            raise ValueError(
+                f"config.objective has the weights {weights}; expected finite ones, none of them "
+                "negative and at least one positive"
+            )
+        visible = self.visible(config)
+        if not 0 < visible < math.prod(config.grid):
+            raise ValueError(
+                f"config.objective.ratio = {self.ratio} leaves {visible} of "
+                f"{math.prod(config.grid)} tokens visible on the grid {config.grid}; expected at "
+                "least one visible and one hidden token"
+            )
+        self._check_heads(config)
+        if self.clip_teacher is not None:
+            self._check_clip_teacher(config)
+        if self.mae_teacher is not None:
+            self._check_mae_teacher(config)
+
+    def _check_heads(self, config: Any) -> None:
+        fields = {
+            "middle": ("clip_layers", bool(config.clip_layers)),
+            "final": ("final_width", getattr(config, "final_width", 0) > 0),
+            "mae": ("mae_layers", bool(getattr(config, "mae_layers", ()))),
+        }
+        for head, weight in self.wanted.items():
+            field, there = fields[head]
+            if not there:
+                raise ValueError(
+                    f"config.objective.{head} = {weight}, but the student has no such head "
+                    f"(config.model.{field} is empty); set the weight to 0 or give it one"
+                )
+
+    def _check_clip_teacher(self, config: Any) -> None:
+        teacher, wanted, field = self.clip_teacher, self.wanted, "config.objective.clip_teacher"
+        if self.mask != "attention" and not {"middle", "final"} & set(wanted):
+            raise ValueError(
+                f"{field} = {teacher.name!r} with config.objective.middle = final = 0 and mask = "
+                f"{self.mask!r} computes nothing that is used; set it to None or give it a use"
+            )
+        pairs = [
+            ("frames", teacher.frames, "frames", config.frames),
+            ("grid", tuple(teacher.grid), "grid", tuple(config.grid)),
+        ]
+        if "middle" in wanted:
+            has = getattr(config, "class_token", False)
+            pairs += [
+                ("class_token", teacher.class_token, "class_token", has),
+                ("width", teacher.width, "clip_width", config.clip_width),
+                _layers(teacher, "clip_layers", config.clip_layers),
+            ]
+        if "final" in wanted:
+            pairs += [("final_width", teacher.final_width, "final_width", config.final_width)]
+        _agree(field, pairs)
+        if self.mask == "attention" and teacher.per_frame != self.per_frame:
+            raise ValueError(
+                f"config.objective.per_frame = {self.per_frame}, but {field} ({teacher.name}) "
+                f"attends {'in every frame apart' if teacher.per_frame else 'over the whole clip'};"
+                f" set config.objective.per_frame to {teacher.per_frame}"
+            )
+
+    def _check_mae_teacher(self, config: Any) -> None:
+        teacher, field = self.mae_teacher, "config.objective.mae_teacher"
+        if "mae" not in self.wanted:
+            raise ValueError(
+                f"{field} = {teacher.name!r} with config.objective.mae = 0 computes nothing that "
+                "is used; set it to None or give the loss a weight"
+            )
+        frames = getattr(config, "clip_frames", config.frames)
+        pairs = [
+            ("frames", teacher.frames, "clip_frames", frames),
+            ("grid", tuple(teacher.grid), "grid", tuple(config.grid)),
+            ("class_token", teacher.class_token, "class_token of its MAE head", False),
+            ("width", teacher.width, "mae_width", config.mae_width),
+            _layers(teacher, "mae_layers", config.mae_layers),
+        ]
+        _agree(field, pairs)
+
+    def visible(self, config: Any) -> int:
+        """Number of patch tokens of an example that the student sees."""
+        kind = self.mask
+        if kind == "attention":  # the counts of the kinds that draw from the same groups
+            kind = "tube" if self.per_frame else "random"
+        return sum(masking.visible_per_frame(kind, config.grid, self.ratio))
+
+    def cached_shapes(self, config: Any) -> dict[str, tuple[tuple[int, ...], Any]]:
+        """Parts of a batch that come with it: shapes of one example's, and types.
+
+        Of the floating arrays the type is the one that a companion is written in; any other does.
+        """
+        tokens = self.visible(config)
+        classed = tokens + getattr(config, "class_token", False)
+        clip = (len(config.clip_layers), classed, config.clip_width)
+        shapes = {
+            "visible": ((tokens,), jnp.int32),
+            "clip_middle": (clip, jnp.float16),
+            "clip_final": ((getattr(config, "final_width", 0),), jnp.float16),
+            "mae": (
+                (len(getattr(config, "mae_layers", ())), tokens, getattr(config, "mae_width", 0)),
+                jnp.float16,
+            ),
+        }
+        absent = self._absent()
+        return {PREFIX + name: shape for name, shape in shapes.items() if name in absent}
+
+    def targets(self, frozen: Frozen, batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
+        """What the teachers make of a batch: the mask and the features at visible tokens.
+
+        A function of the videos, their positions and the key only, so that it can be computed in
+        the step or long before it.
+
+        Args:
+          frozen: the teachers in use, by name of their field.
+          batch: `video` (B, stride * T, H, W, 3), `position` (B,); where `features/visible` (B, V)
+            is there, it is the mask.
+          key: of the run, as `loss`.
+
+        Returns:
+          `features/...` with examples first, float32: those of the heads with a weight.
+        """
+        video, visible = batch["video"], batch.get(VISIBLE)
+        keys = masking.example_keys(key, batch["position"])
+        found: dict[str, jax.Array] = {}
+        if "clip_teacher" in frozen:
+            model, params = frozen["clip_teacher"]
+            draw = self._draw(keys, model.config.grid, visible)
+            made = _visible_targets(model, params, strided(video, model.config.frames), draw)
+            visible = made["visible"]
+            if "middle" in self.wanted:
+                found["clip_middle"] = made["middle"].swapaxes(0, 1)
+            if "final" in self.wanted:
+                found["clip_final"] = made["final"]
+        if "mae_teacher" in frozen:
+            model, params = frozen["mae_teacher"]
+            visible = self._draw(keys, model.config.grid, visible)(None)
+            made = _visible_targets(model, params, video, lambda _: visible)
+            found["mae"] = made["middle"].swapaxes(0, 1)
+        if visible is not None:
+            found["visible"] = visible
+        return {PREFIX + name: value for name, value in found.items()}
+
+    def _draw(
+        self, keys: jax.Array, grid: masking.Grid, given: jax.Array | None
+    ) -> Callable[[jax.Array | None], jax.Array]:
+        def draw(attention: jax.Array | None) -> jax.Array:
+            if given is not None:
+                return given
+            if self.mask != "attention":
+                return masking.sample(self.mask, keys, grid, self.ratio)[0]
+            if attention is None:
+                name = getattr(self.clip_teacher, "name", "the teacher")
+                raise ValueError(
+                    f"config.objective.mask = 'attention', but {name} has no attention to draw "
+                    f"by; set it to {' or '.join(MASKS[1:])}, or take another clip_teacher"
+                )
+            return masking.sample_by_attention(keys, attention, self.ratio)
+
+        return draw
+
+    def loss(
+        self, model: Any, params: Params, batch: Batch, key: jax.Array, step: jax.Array
+    ) -> tuple[Mean, dict[str, Mean]]:
+        """The weighted sum of the losses as an exact mean, and each of them to log.
+
+        Args:
+          model: a student; gives `apply` and its `config`.
+          batch: `video` (B, stride * T, H, W, 3), `position` (B,) and `features/...` (see
+            `targets`).
+          key: of the run; masks depend on it and the positions only.
+          step: drop path depends on it as well.
+        """
+        visible = _part(batch, "visible")
+        expected = self.visible(model.config)
+        if visible.shape[-1] != expected:
+            raise ValueError(
+                f"{VISIBLE} has {visible.shape[-1]} tokens of an example, config.objective.ratio = "
+                f"{self.ratio} with per_frame = {self.per_frame} leaves {expected}; give ratio, "
+                "mask and per_frame the values that the features were made with"
+            )
+        keys = masking.example_keys(jax.random.fold_in(key, step), batch["position"])
+        video = strided(batch["video"], model.config.frames)
+        outputs = model.apply(params, video, visible, keys)
+        metrics = {
+            head: alignment_loss(
+                outputs[HEADS[head]],
+                _part(batch, HEADS[head]),
+                self.distance,
+            )
+            for head in self.wanted
+        }
+        # Every head counts examples, so that their totals add up.
+        total = sum(weight * metrics[head].total for head, weight in self.wanted.items())
+        return Mean(jnp.asarray(total), next(iter(metrics.values())).weight), metrics
+
+    def flops(self, config: Any) -> float:
+        """Model FLOPs of one training example: the student's forward pass, and twice that for the
+        backward pass. Those of the teachers are not training: `teacher_flops`.
+        """
+        return 3.0 * config.forward_flops(self.visible(config))
+
+    def teacher_flops(self) -> float:
+        """FLOPs of the teachers in the step for one training example."""
+        teachers = (self.clip_teacher, self.mae_teacher)
+        return sum(teacher.forward_flops() for teacher in teachers if teacher is not None)
+
+    def smallest(self, student: Any) -> tuple[Alignment, Any]:
+        """For a rehearsal: the smallest random teachers, and the student with heads that fit them.
+
+        The teachers take the student's grid, the student the teachers' widths; both keep as many
+        of the last aligned layers as the shallower one has.
+        """
+        teachers, changes = {}, {}
+        for field, layers, width, frames in (
+            ("clip_teacher", "clip_layers", "clip_width", student.frames),
+            ("mae_teacher", "mae_layers", "mae_width", getattr(student, "clip_frames", 0)),
+        ):
+            teacher = getattr(self, field)
+            if teacher is None:
+                continue
+            small = teacher.smallest()
+            ours, theirs = tuple(getattr(student, layers, ())), tuple(small.layers)
+            if count := min(len(ours), len(theirs)):
+                theirs = theirs[-count:]
+                changes |= {layers: ours[-count:], width: small.width}
+            size = student.grid[1] * small.patch
+            teachers[field] = dataclasses.replace(
+                small, init_from="random", frames=frames, size=size, layers=theirs
+            )
+            if field == "clip_teacher" and getattr(student, "final_width", 0):
+                changes["final_width"] = small.final_width
+        return dataclasses.replace(self, **teachers), dataclasses.replace(student, **changes)
+
+
+def _part(batch: Batch, name: str) -> jax.Array:
+    """`features/NAME` of a batch; ValueError that says how it gets there."""
+    if PREFIX + name in batch:
+        return batch[PREFIX + name]
+    field = "mae_teacher" if name == HEADS["mae"] else "clip_teacher"
+    raise ValueError(
+        f"the batch has no {PREFIX}{name}; compute it once with `python -m internvideo_jax.teach "
+        "--config=RECIPE --out=features/` and set config.data.features to that folder, or set "
+        f"config.objective.{field} to have it computed in the step"
+    )
+
+
+def strided(video: jax.Array, frames: int) -> jax.Array:
+    """Every n-th frame of (B, n * frames, H, W, 3), from the first.
+
+    Raises:
+      ValueError: the clip is no multiple of `frames` long.
+    """
+    if video.shape[1] % frames:
+        raise ValueError(
+            f"a clip of {video.shape[1]} frames gives no {frames} evenly spaced ones; set "
+            f"config.data.clip.frames to a multiple of {frames}"
+        )
+    return video[:, :: video.shape[1] // frames]
+
+
+def _visible_targets(
+    model: Any, params: Params, video: jax.Array, draw: Callable[[Any], jax.Array]
+) -> dict[str, jax.Array]:
+    return model.apply(params, video, draw, method="visible_targets")
+
+
+def _layers(teacher: Any, field: str, layers: Any) -> tuple[str, Any, str, Any]:
+    return "number of layers", len(teacher.layers), f"number of {field}", len(layers)
+
+
+def _agree(field: str, pairs: list[tuple[str, Any, str, Any]]) -> None:
+    """ValueError that names every property of a teacher that is not the student's."""
+    wrong = [
+        f"{theirs} {found} there, {ours} {expected} of config.model"
+        for theirs, found, ours, expected in pairs
+        if found != expected
+    ]
+    if wrong:
+        raise ValueError(
+            f"{field} and the student do not fit: {'; '.join(wrong)}. Both must give the same "
+            "tokens and features: change the one that is not as published"
+        )

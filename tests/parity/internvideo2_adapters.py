@@ -1,0 +1,174 @@
+"""InternVideo2, stage 1: the student's forward pass step by step, losses, gradients, export."""
+
+from __future__ import annotations
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from internvideo_jax.models.internvideo2_student import StudentConfig
+from internvideo_jax.models.layers.block import Block
+from internvideo_jax.models.layers.pos_embed import (
+    fixed_table,
+    halves_sincos,
+    joint_sincos,
+    picture_sincos,
+    sincos,
+)
+from internvideo_jax.models.videomae import TowerConfig
+from internvideo_jax.ops.pixels import IMAGENET_MEAN, IMAGENET_STD
+from internvideo_jax.types import Params
+from internvideo_jax.weights import internvideo2
+from tests.parity.cases import Case, adapter
+from tests.parity.model_adapters import export, import_weights, indices
+
+STUDENT = "internvideo2_student"
+
+
+def unit_pixels(video: np.ndarray) -> jax.Array:
+    """(B, 3, T, H, W) normalised as in training -> (B, T, H, W, 3) in 0..1."""
+    video = video.astype(np.float64).transpose(0, 2, 3, 4, 1)
+    return jnp.asarray(video * np.array(IMAGENET_STD) + np.array(IMAGENET_MEAN), jnp.float32)
+
+
+def student_config(config: dict, **changes) -> StudentConfig:
+    """The student of a case, from its `config`."""
+    depth = config["depth"]
+    width = config["embed_dim"]
+    hidden = config.get("mlp_hidden", int(width * config["mlp_ratio"]))
+    settings = {
+        "encoder": TowerConfig(width, depth, config["num_heads"], hidden),
+        "embedding": config["clip_embed_dim"],
+        "pool_heads": config["attn_pool_num_heads"],
+        "frames": config["num_frames"],
+        "size": config["img_size"],
+        "tubelet": config.get("tubelet_size", 1),
+        "patch": config["patch_size"],
+        "qkv_bias": config.get("qkv_bias", False),
+        "qk_norm": config.get("qk_normalization", True),
+        "layer_scale": config.get("init_values", 1e-5),
+        "activation": "gelu_tanh" if config.get("fused_path") else "gelu",
+        "pos_table": "separable" if config.get("sep_pos_embed") else "joint",
+        "clip_width": config["clip_teacher_embed_dim"],
+        "clip_layers": sorted(config["clip_return_index"]),
+        "final_width": config["clip_teacher_final_dim"],
+        "mae_width": config["mae_teacher_embed_dim"],
+        "mae_layers": sorted(config["mae_return_index"]),
+        "dtype": "float32",
+    }
+    return StudentConfig(**{**settings, **changes})
+
+
+def cosine_losses(found: dict[str, jax.Array], targets: dict[str, jax.Array]) -> dict:
+    """2 - 2 cos, mean over layers, clips and tokens, of each branch."""
+    return {name: (2 - 2 * (x * targets[name]).sum(axis=-1)).mean() for name, x in found.items()}
+
+
+@adapter("internvideo2_stage1", "stage1_pretrain")
+def stage1_pretrain(case: Case) -> None:
+    model_config = student_config(case.config)
+    model = model_config.model()
+    params = import_weights(case, STUDENT, model.shapes(), internvideo2)
+    video = unit_pixels(case.io["video"])
+    assert not case.io["mask"][:, 0].any()
+    visible = indices(case.io["mask"][:, 1:], 0)
+    _activations(case, model_config, params, video, visible)
+
+    targets = {name: jnp.asarray(x) for name, x in case.outputs("target_").items()}
+    clip_ratio, mae_ratio = case.config["clip_loss_ratio"], case.config["mae_loss_ratio"]
+    ratios = {"clip_middle": clip_ratio[0], "clip_final": clip_ratio[1], "mae": mae_ratio}
+
+    def loss(params):
+        found = model.apply(params, video, visible)
+        losses = cosine_losses(found, targets)
+        return sum(ratios[name] * value for name, value in losses.items()), (found, losses)
+
+    (value, (found, losses)), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    for name in ("clip_middle", "clip_final", "mae"):
+        if name in found:
+            case.close(name, found[name])
+            case.close(f"loss_{name}", losses[name])
+        else:
+            assert case.io.get(f"loss_{name}", 0.0) == 0.0
+    case.close("loss", value)
+    exported = export(gradients, case, STUDENT, internvideo2)
+    expected = case.outputs("grad.")
+    assert expected
+    for name in expected:
+        case.close(f"grad.{name}", exported[name])
+
+
+def _activations(
+    case: Case, config: StudentConfig, params: Params, video: jax.Array, visible: jax.Array
+) -> None:
+    depth, graph = config.encoder.depth, config.model()._graph
+
+    @jax.jit
+    def activations(params):
+        network = nnx.merge(graph, params)
+        encoder = network.encoder
+        first = encoder.embed(video, visible)
+        x, taps = encoder(video, visible, taps=range(depth))
+        blocks, layers = nnx.split(encoder.blocks)
+        inside = [
+            _inside(nnx.merge(blocks, jax.tree.map(lambda leaf, i=i: leaf[i], layers)), before)
+            for i, before in enumerate([first, *taps[:-1]])
+        ]
+        fused = case.config.get("fused_path", False)
+        return {
+            "patch_embed": encoder.patches(video),
+            "blocks_in": first,
+            # A fused block returns its last branch apart from the stream.
+            **{f"block_{i}": inside[i]["branch"] if fused else taps[i] for i in range(depth)},
+            **{f"block0_{name}": value for name, value in inside[0].items()},
+            "pool": network.pool(x),
+        }
+
+    found = activations(params)
+    for name in case.outputs("feat."):
+        case.close(f"feat.{name}", found[name])
+
+
+def _inside(block: Block, x: jax.Array) -> dict[str, jax.Array]:
+    normed = block.norm1(x)
+    q, k, _ = block.attn.qkv(normed)
+    attention = block.attn(normed)
+    scaled = attention * block.gamma1[...]
+    mlp = block.mlp(block.norm2(x + scaled))
+    return {
+        "norm1": normed,
+        "q_norm": block.attn.q_norm(q),
+        "k_norm": block.attn.k_norm(k),
+        "attn": attention,
+        "ls1": scaled,
+        "mlp": mlp,
+        "branch": mlp * block.gamma2[...],
+    }
+
+
+@adapter("internvideo2_stage1", "sincos_tables")
+def sincos_tables(case: Case) -> None:
+    config, width = case.config, case.config["dim"]
+    frames, side = config["pos3d"]["t"], config["pos3d"]["grid"]
+    joint = joint_sincos((frames, side, side), width)
+    case.close("pos3d_cls", np.pad(joint, [(1, 0), (0, 0)]))
+    case.close("pos2d", picture_sincos(side, side, width))
+    case.close("pos1d", halves_sincos(np.arange(config["pos1d_len"]), width))
+
+    # Unmasked Teacher's table, and what its classifier makes of it for other grids.
+    flat = case.io["umt_sinusoid"]
+    case.close("umt_sinusoid", sincos(*flat.shape))
+    base = (8, 14, 14)
+    for name in case.io:
+        if found := re.fullmatch(r"umt_finetune_sinusoid_(\d+)f_(\d+)x\2(_.*)?", name):
+            frames, side, part = int(found[1]), int(found[2]), found[3]
+            expected = case.io[name]
+            table = fixed_table("resized", (frames, side, side), expected.shape[1], base)
+            if part:
+                # Corners of the first frame, the seam of frames, of halves, and the end.
+                one, half = side * side, len(table) // 2
+                table = table[[0, 1, side - 1, one - 1, one, half - 1, half, -1]]
+            case.close(name, table)

@@ -1,0 +1,127 @@
+"""Unmasked Teacher: the student with its losses and gradients, the classifier, export."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from internvideo_jax.ops.alignment import alignment_loss
+
+from internvideo_jax.models.layers.pos_embed import fixed_table
+from internvideo_jax.models.umt import CLASSIFIER, UMTStudentConfig
+from internvideo_jax.models.videomae import ClassifierConfig, tower
+from internvideo_jax.ops.pixels import token_grid
+from internvideo_jax.weights import umt
+from tests.parity.cases import Case, adapter
+from tests.parity.model_adapters import export, import_weights, indices
+from tests.parity.viclip_adapters import unit
+
+GROUP = "internvideo2_stage1"
+KIND = "umt_student"
+
+
+def clip(case: Case) -> jax.Array:
+    """(B, 3, T, H, W) normalised as in training -> (B, T, H, W, 3) in 0..1."""
+    return unit(case.io["video"].transpose(0, 2, 1, 3, 4))
+
+
+def student_config(case: Case, **changes) -> UMTStudentConfig:
+    config = case.config
+    layers = tower(
+        config["encoder_embed_dim"],
+        config["encoder_depth"],
+        config["encoder_num_heads"],
+        config["mlp_ratio"],
+    )
+    return UMTStudentConfig(
+        encoder=layers,
+        frames=config["num_frames"],
+        size=config["img_size"],
+        patch=config["patch_size"],
+        tubelet=config["tubelet_size"],
+        qkv_bias=config["qkv_bias"],
+        pos_table="learnable" if "encoder.pos_embed" in case.weights else "sincos",
+        clip_width=config["clip_output_dim"],
+        clip_layers=tuple(sorted(config["return_index"])),
+        dtype="float32",
+        **changes,
+    )
+
+
+@adapter(GROUP, "umt_pretrain")
+def student(case: Case) -> None:
+    config = student_config(case)
+    model = config.model()
+    params = import_weights(case, KIND, model.shapes(), umt)
+    video, visible = clip(case), indices(case.io["mask"], 0)
+    target = jnp.asarray(case.io["target"]).swapaxes(0, 1)  # examples first
+
+    @jax.jit
+    def activations(params):
+        network = nnx.merge(model._graph, params)
+        _, blocks = network.encoder(video, visible, taps=range(config.encoder.depth))
+        return {
+            "feat.blocks_in": network.encoder.embed(video, visible),
+            **{f"feat.block_{i}": block for i, block in enumerate(blocks)},
+            "encoder_clip": network.normed(video, visible),
+            "aligned": network(video, visible)["clip_middle"],
+        }
+
+    found = activations(params)
+    for name in found:
+        case.close(name, found[name])
+
+    for name in ("mse", "smooth_l1"):
+        case.close(name, alignment_loss(found["aligned"], target, name).value())
+
+    def loss(params):
+        aligned = model.apply(params, video, visible)["clip_middle"]
+        return alignment_loss(aligned, target, "cosine").value()
+
+    value, gradients = jax.jit(jax.value_and_grad(loss))(params)
+    case.close("loss", value)
+    ours = export(gradients, case, KIND, umt)
+    expected = case.outputs("grad.")
+    assert expected
+    for name in expected:
+        case.close(f"grad.{name}", ours[name])
+
+
+@adapter(GROUP, "umt_finetune")
+def classifier(case: Case) -> None:
+    config = case.config
+    layers = tower(config["embed_dim"], config["depth"], config["num_heads"], config["mlp_ratio"])
+    settings = {**CLASSIFIER, "tubelet": config["tubelet_size"]}
+    if "pos_embed" in case.weights:  # the table as a parameter, which the reference detaches
+        settings["pos_table"] = "learnable"
+    model_config = ClassifierConfig(
+        encoder=layers,
+        frames=config["all_frames"],
+        size=config["img_size"],
+        patch=config["patch_size"],
+        qkv_bias=config["qkv_bias"],
+        layer_scale=1.0 if "blocks.0.gamma_1" in case.weights else 0.0,
+        classes=config["num_classes"],
+        dtype="float32",
+        **settings,
+    )
+    model = model_config.model()
+    params = import_weights(case, "videomae_classifier", model.shapes())
+    video = clip(case)
+
+    @jax.jit
+    def activations(params):
+        network = nnx.merge(model._graph, params)
+        return {"features": network.pool(network.encoder(video)[0]), "logits": network(video)}
+
+    found = activations(params)
+    for name in found:
+        case.close(name, found[name])
+    if "sincos_table_init" in case.io:
+        base = token_grid(model_config.pos_frames, 14 * 16, 1, 16)
+        table = fixed_table("resized", model_config.grid, model_config.encoder.width, base)
+        case.close("sincos_table_init", table)
+    export_of = export(params, case, "videomae_classifier")
+    assert {name: value.tobytes() for name, value in export_of.items()} == {
+        name: value.tobytes() for name, value in case.weights.items()
+    }
