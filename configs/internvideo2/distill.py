@@ -31,15 +31,15 @@ from typing import Any
 from data_pipelines.config import ClipConfig, DataConfig
 from internvideo_jax.cli import config_dict, parse_arg
 from internvideo_jax.config import CheckpointConfig, LogConfig, OptimConfig, TrainConfig
-from internvideo_jax.distillation import TARGETS, cached_targets, student_views
-from internvideo_jax.evaluators.feature_presets import on_features
 from internvideo_jax.models.internvideo2 import SIZES
 from internvideo_jax.models.internvideo2_student import StudentConfig, last_layers
+from internvideo_jax.models.layers.tower import tower
 from internvideo_jax.models.teachers.internvideo2 import InternVideo2TeacherConfig
-from internvideo_jax.models.videomae import tower
 from internvideo_jax.objectives.alignment import Alignment
+from internvideo_jax.recipes.distillation import TARGETS, cached_targets, student_views
+from internvideo_jax.recipes.feature_evals import on_features
+from internvideo_jax.recipes.smoke import smoke
 from internvideo_jax.registry import suggest
-from internvideo_jax.smoke import smoke
 
 LAYERS = 6  # that are aligned
 INTERVAL = 3.34  # between those of the teacher

@@ -34,7 +34,7 @@ from internvideo_jax.models.layers.pos_embed import (
     joint_sincos,
     picture_sincos,
 )
-from internvideo_jax.models.videomae import SMALLEST, TowerConfig, tower
+from internvideo_jax.models.layers.tower import SMALLEST, TowerConfig, preset_size, tower
 from internvideo_jax.ops.attention import check_form
 from internvideo_jax.ops.pixels import (
     IMAGENET_MEAN,
@@ -111,9 +111,7 @@ class EncoderConfig:
     @classmethod
     def of_size(cls, name: str, /, **changes: Any) -> Self:
         """A size of SIZES with changes; ValueError with the near matches for an unknown one."""
-        if name not in SIZES:
-            raise ValueError(f"unknown model size {name!r}: {suggest(name, SIZES)}")
-        return cls(**{**SIZES[name], **changes})
+        return cls(**{**preset_size(SIZES, name), **changes})
 
     def smallest(self) -> Self:
         """The same kind of model with two thin layers, four tokens a frame, few frames."""

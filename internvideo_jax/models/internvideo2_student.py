@@ -26,7 +26,7 @@ from internvideo_jax.models.layers.decoders import (
     stacked_decoders,
 )
 from internvideo_jax.models.layers.init import Init
-from internvideo_jax.models.videomae import SMALLEST
+from internvideo_jax.models.layers.tower import SMALLEST
 
 DECODER_EPS = 1e-5
 CLIP_COUNT, MAE_COUNT = 6, 4  # aligned layers of the published models

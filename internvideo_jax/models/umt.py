@@ -24,7 +24,8 @@ from internvideo_jax.models.layers.decoders import (
 )
 from internvideo_jax.models.layers.init import Init
 from internvideo_jax.models.layers.pos_embed import fixed_table
-from internvideo_jax.models.videomae import SMALLEST, Encoder, VideoConfig, preset_size
+from internvideo_jax.models.layers.tower import SMALLEST, preset_size
+from internvideo_jax.models.videomae import SIZES, Encoder, VideoConfig
 
 DECODER_EPS = 1e-6  # of the norms in the decoders, as in the encoder
 
@@ -66,7 +67,7 @@ class UMTStudentConfig(VideoConfig):
 
     @classmethod
     def of_size(cls, name: str, /, **changes: Any) -> Self:
-        preset = preset_size(name)
+        preset = preset_size(SIZES, name)
         return cls(encoder=preset.encoder, **{"patch": preset.patch, **changes})
 
     @property

@@ -29,8 +29,8 @@ from internvideo_jax.models.layers.clip import (
 )
 from internvideo_jax.models.layers.drop_path import dropout
 from internvideo_jax.models.layers.init import Init, torch_uniform
+from internvideo_jax.models.layers.tower import SMALLEST, TowerConfig, preset_size, tower
 from internvideo_jax.models.uniformerv2_blocks import GlobalUniBlock, LocalUniBlock
-from internvideo_jax.models.videomae import SMALLEST, TowerConfig, tower
 from internvideo_jax.ops.attention import check_form
 from internvideo_jax.ops.pixels import normalize, patchify, token_grid
 from internvideo_jax.parallel.mesh import constrain
@@ -121,11 +121,9 @@ class UniFormerV2Config:
         Raises:
           ValueError: unknown name or style.
         """
-        if name not in SIZES:
-            raise ValueError(f"unknown model size {name!r}: {suggest(name, SIZES)}")
+        preset = preset_size(SIZES, name)
         if style not in STYLES:
             raise ValueError(f"unknown style {style!r}: {suggest(style, STYLES)}")
-        preset = SIZES[name]
         depth = preset.encoder.depth
         settings: dict[str, Any] = {"size": preset.size, "patch": preset.patch}
         if style == "kinetics":

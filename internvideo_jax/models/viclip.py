@@ -22,8 +22,8 @@ from internvideo_jax.models.layers.block_stack import check_remat, run_stack, st
 from internvideo_jax.models.layers.clip import NORM_EPS, ImageTokens, clip_block, projection
 from internvideo_jax.models.layers.init import Init
 from internvideo_jax.models.layers.pos_embed import resize_length, resize_picture
+from internvideo_jax.models.layers.tower import SMALLEST, TowerConfig, preset_size, tower
 from internvideo_jax.models.text.clip import TextTransformer
-from internvideo_jax.models.videomae import SMALLEST, TowerConfig, tower
 from internvideo_jax.ops.attention import check_form
 from internvideo_jax.ops.pixels import (
     IMAGENET_MEAN,
@@ -34,7 +34,6 @@ from internvideo_jax.ops.pixels import (
 )
 from internvideo_jax.ops.tokens import take
 from internvideo_jax.parallel.mesh import constrain
-from internvideo_jax.registry import suggest
 
 VOCABULARY = 49408  # of CLIP's tokenizer
 PICTURE = "encoder/pos_embed/table"
@@ -61,13 +60,6 @@ SIZES = {
 }
 
 SIGLIP_BIAS = -10.0
-
-
-def preset_size(name: str) -> Size:
-    """The entry of SIZES; ValueError with the near matches when there is none."""
-    if name not in SIZES:
-        raise ValueError(f"unknown model size {name!r}: {suggest(name, SIZES)}")
-    return SIZES[name]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -168,7 +160,7 @@ class ViCLIPConfig(VideoTransformerConfig):
         Raises:
           ValueError: unknown name.
         """
-        return cls(**{**vars(preset_size(name)), **changes})
+        return cls(**{**vars(preset_size(SIZES, name)), **changes})
 
     def smallest(self) -> ViCLIPConfig:
         """The same kind of model with two thin layers a side, four tokens a frame, few frames."""

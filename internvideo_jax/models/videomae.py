@@ -22,6 +22,7 @@ from internvideo_jax.models.layers.block_stack import check_remat, run_stack, st
 from internvideo_jax.models.layers.drop_path import dropout
 from internvideo_jax.models.layers.init import Init, torch_layer, torch_uniform
 from internvideo_jax.models.layers.pos_embed import fixed_table
+from internvideo_jax.models.layers.tower import SMALLEST, TowerConfig, preset_size, tower
 from internvideo_jax.ops.attention import check_form
 from internvideo_jax.ops.pixels import (
     IMAGENET_MEAN,
@@ -32,31 +33,6 @@ from internvideo_jax.ops.pixels import (
 )
 from internvideo_jax.ops.tokens import take
 from internvideo_jax.parallel.mesh import constrain
-from internvideo_jax.registry import suggest
-
-
-@dataclasses.dataclass(frozen=True)
-class TowerConfig:
-    """One stack of transformer blocks."""
-
-    width: int
-    depth: int
-    heads: int
-    hidden: int  # units of the MLP
-
-    def flops(self, tokens: int) -> float:
-        """Multiply-adds of a forward pass over `tokens` tokens of one example, times two."""
-        linear = 2 * tokens * self.width * (4 * self.width + 2 * self.hidden)
-        attention = 4 * tokens * tokens * self.width
-        return float(self.depth * (linear + attention))
-
-
-SMALLEST = TowerConfig(width=32, depth=2, heads=2, hidden=64)
-
-
-def tower(width: int, depth: int, heads: int, mlp_ratio: float = 4.0) -> TowerConfig:
-    """A tower whose hidden size truncates like the reference's `int(width * mlp_ratio)`."""
-    return TowerConfig(width, depth, heads, int(width * mlp_ratio))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,13 +61,6 @@ SIZES = {
     "giant16": Size(tower(1408, 40, 16, 48 / 11), 512, 8, patch=16, mlp_ratio=48 / 11),
     "gigantic": Size(tower(1664, 48, 16, 64 / 13), 512, 8, patch=14, mlp_ratio=64 / 13),
 }
-
-
-def preset_size(name: str) -> Size:
-    """The entry of SIZES; ValueError with the near matches when there is none."""
-    if name not in SIZES:
-        raise ValueError(f"unknown model size {name!r}: {suggest(name, SIZES)}")
-    return SIZES[name]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -247,7 +216,7 @@ class PretrainConfig(VideoConfig):
 
     @classmethod
     def of_size(cls, name: str, /, *, decoder_depth: int, **changes: Any) -> PretrainConfig:
-        preset = preset_size(name)
+        preset = preset_size(SIZES, name)
         settings = {"patch": preset.patch, **changes}
         return cls(encoder=preset.encoder, decoder=preset.decoder(decoder_depth), **settings)
 
@@ -350,7 +319,7 @@ class ClassifierConfig(VideoConfig):
 
     @classmethod
     def of_size(cls, name: str, /, **changes: Any) -> ClassifierConfig:
-        preset = preset_size(name)
+        preset = preset_size(SIZES, name)
         return cls(encoder=preset.encoder, **{"patch": preset.patch, **changes})
 
     def model(self) -> Model:

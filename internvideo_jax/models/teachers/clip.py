@@ -13,6 +13,7 @@ from internvideo_jax.models import viclip
 from internvideo_jax.models.functional import Model
 from internvideo_jax.models.layers.block_stack import layer
 from internvideo_jax.models.layers.init import Init
+from internvideo_jax.models.layers.tower import SMALLEST, preset_size, tower
 from internvideo_jax.models.teachers.base import (
     Form,
     Reading,
@@ -23,8 +24,6 @@ from internvideo_jax.models.teachers.base import (
     per_frame,
 )
 from internvideo_jax.models.viclip import VideoTransformer, VideoTransformerConfig
-from internvideo_jax.models.videomae import SMALLEST, tower
-from internvideo_jax.registry import suggest
 
 LAYERS = 6  # that a student is aligned with, the last ones
 
@@ -91,9 +90,7 @@ class CLIPTeacherConfig(_Config):
         Raises:
           ValueError: unknown name.
         """
-        if name not in CLIP_SIZES:
-            raise ValueError(f"unknown teacher size {name!r}: {suggest(name, CLIP_SIZES)}")
-        settings = {**CLIP_SIZES[name], **changes}
+        settings = {**preset_size(CLIP_SIZES, name), **changes}
         settings.setdefault("layers", last(settings["encoder"].depth, LAYERS))
         return cls(**settings)
 
@@ -132,7 +129,7 @@ class ViCLIPTeacherConfig(_Config):
         Raises:
           ValueError: unknown name.
         """
-        preset = viclip.preset_size(name)
+        preset = preset_size(viclip.SIZES, name)
         settings: dict[str, Any] = {**vars(preset), **changes}
         del settings["text"]
         settings.setdefault("layers", last(settings["encoder"].depth, LAYERS))

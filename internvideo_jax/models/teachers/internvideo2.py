@@ -15,6 +15,7 @@ from flax import nnx
 
 from internvideo_jax.models.functional import Model
 from internvideo_jax.models.internvideo2 import SIZES, Encoder, EncoderConfig, attention_pool
+from internvideo_jax.models.layers.tower import SMALLEST, preset_size
 from internvideo_jax.models.teachers.base import (
     Form,
     Reading,
@@ -24,8 +25,6 @@ from internvideo_jax.models.teachers.base import (
     last,
     per_frame,
 )
-from internvideo_jax.models.videomae import SMALLEST
-from internvideo_jax.registry import suggest
 
 LAYERS = 6  # that a student is aligned with, the last ones
 
@@ -50,9 +49,7 @@ class _Config(EncoderConfig):
         Raises:
           ValueError: unknown name.
         """
-        if name not in SIZES:
-            raise ValueError(f"unknown teacher size {name!r}: {suggest(name, SIZES)}")
-        depth = changes.get("encoder", SIZES[name]["encoder"]).depth
+        depth = changes.get("encoder", preset_size(SIZES, name)["encoder"]).depth
         return super().of_size(name, **{"layers": last(depth, LAYERS), **changes})
 
     def smallest(self) -> Self:

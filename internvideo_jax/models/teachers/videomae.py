@@ -14,6 +14,7 @@ from flax import nnx
 from internvideo_jax.models.functional import Model
 from internvideo_jax.models.layers.block import BlockConfig
 from internvideo_jax.models.layers.init import Init
+from internvideo_jax.models.layers.tower import SMALLEST, TowerConfig, preset_size
 from internvideo_jax.models.teachers.base import (
     Form,
     Reading,
@@ -22,7 +23,7 @@ from internvideo_jax.models.teachers.base import (
     check_stated,
     last,
 )
-from internvideo_jax.models.videomae import SMALLEST, Encoder, TowerConfig, VideoConfig, preset_size
+from internvideo_jax.models.videomae import SIZES, Encoder, VideoConfig
 
 LAYERS = 4  # that a student is aligned with, the last ones
 
@@ -65,7 +66,7 @@ class VideoMAETeacherConfig(VideoConfig):
         Raises:
           ValueError: unknown name.
         """
-        preset = preset_size(name)
+        preset = preset_size(SIZES, name)
         table = "sincos" if name == "tiny" else "resized"
         settings: dict[str, Any] = {
             "encoder": preset.encoder,

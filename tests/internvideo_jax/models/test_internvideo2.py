@@ -22,7 +22,7 @@ from internvideo_jax.models.layers.block import BlockConfig
 from internvideo_jax.models.layers.block_stack import run_stack, stacked_blocks
 from internvideo_jax.models.layers.init import Init
 from internvideo_jax.models.layers.pos_embed import halves_sincos
-from internvideo_jax.models.videomae import tower
+from internvideo_jax.models.layers.tower import tower
 from internvideo_jax.ops.activations import gelu_tanh
 from internvideo_jax.ops.attention import attend
 from internvideo_jax.parallel.rules import idle_rules, param_shardings, whole_parameters
