@@ -32,8 +32,8 @@ from data_pipelines.config import ClipConfig, DataConfig
 from internvideo_jax.cli import config_dict, parse_arg
 from internvideo_jax.config import CheckpointConfig, LogConfig, OptimConfig, TrainConfig
 from internvideo_jax.models.internvideo2 import SIZES
-from internvideo_jax.models.internvideo2_student import StudentConfig, last_layers
-from internvideo_jax.models.layers.tower import tower
+from internvideo_jax.models.internvideo2_student import StudentConfig
+from internvideo_jax.models.layers.tower import last_layers, tower
 from internvideo_jax.models.teachers.internvideo2 import InternVideo2TeacherConfig
 from internvideo_jax.objectives.alignment import Alignment
 from internvideo_jax.recipes.distillation import TARGETS, cached_targets, student_views

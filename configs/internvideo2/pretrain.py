@@ -43,7 +43,8 @@ from typing import Any
 from data_pipelines.config import ClipConfig, DataConfig
 from internvideo_jax.cli import config_dict, parse_arg
 from internvideo_jax.config import CheckpointConfig, LogConfig, OptimConfig, TrainConfig
-from internvideo_jax.models.internvideo2_student import StudentConfig, last_layers
+from internvideo_jax.models.internvideo2_student import StudentConfig
+from internvideo_jax.models.layers.tower import last_layers
 from internvideo_jax.models.teachers.clip import ViCLIPTeacherConfig
 from internvideo_jax.models.teachers.internvideo2 import InternVLConfig
 from internvideo_jax.models.teachers.videomae import VideoMAETeacherConfig

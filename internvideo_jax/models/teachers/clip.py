@@ -13,12 +13,11 @@ from internvideo_jax.models import viclip
 from internvideo_jax.models.functional import Model
 from internvideo_jax.models.layers.block_stack import layer
 from internvideo_jax.models.layers.init import Init
-from internvideo_jax.models.layers.tower import SMALLEST, preset_size, tower
+from internvideo_jax.models.layers.tower import SMALLEST, check_layers, preset_size, tower
 from internvideo_jax.models.teachers.base import (
     Form,
     Reading,
     Teacher,
-    check_layers,
     check_stated,
     last,
     per_frame,
@@ -45,7 +44,7 @@ class _Config(VideoTransformerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_layers(self.layers, self.encoder.depth, self.name)
+        check_layers(f"layers of the teacher {self.name!r}", self.layers, self.encoder.depth)
         if self.encoder.depth < 2:
             raise ValueError(f"teacher {self.name!r} has {self.encoder.depth} block; expected two")
 

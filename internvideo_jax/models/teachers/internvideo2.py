@@ -15,12 +15,11 @@ from flax import nnx
 
 from internvideo_jax.models.functional import Model
 from internvideo_jax.models.internvideo2 import SIZES, Encoder, EncoderConfig, attention_pool
-from internvideo_jax.models.layers.tower import SMALLEST, preset_size
+from internvideo_jax.models.layers.tower import SMALLEST, check_layers, preset_size
 from internvideo_jax.models.teachers.base import (
     Form,
     Reading,
     Teacher,
-    check_layers,
     check_stated,
     last,
     per_frame,
@@ -40,7 +39,7 @@ class _Config(EncoderConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_layers(self.layers, self.encoder.depth, self.name)
+        check_layers(f"layers of the teacher {self.name!r}", self.layers, self.encoder.depth)
 
     @classmethod
     def of_size(cls, name: str, /, **changes: Any) -> Self:

@@ -14,12 +14,11 @@ from flax import nnx
 from internvideo_jax.models.functional import Model
 from internvideo_jax.models.layers.block import BlockConfig
 from internvideo_jax.models.layers.init import Init
-from internvideo_jax.models.layers.tower import SMALLEST, TowerConfig, preset_size
+from internvideo_jax.models.layers.tower import SMALLEST, TowerConfig, check_layers, preset_size
 from internvideo_jax.models.teachers.base import (
     Form,
     Reading,
     Teacher,
-    check_layers,
     check_stated,
     last,
 )
@@ -57,7 +56,7 @@ class VideoMAETeacherConfig(VideoConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_layers(self.layers, self.encoder.depth, self.name)
+        check_layers(f"layers of the teacher {self.name!r}", self.layers, self.encoder.depth)
 
     @classmethod
     def of_size(cls, name: str, /, **changes: Any) -> VideoMAETeacherConfig:
