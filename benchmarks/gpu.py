@@ -27,7 +27,8 @@ from train_step import own_step
 from data_pipelines.config import ClipConfig, DataConfig
 from internvideo_jax.build import build
 from internvideo_jax.config import TrainConfig
-from internvideo_jax.models.videomae import SIZES, ClassifierConfig, PretrainConfig, tower
+from internvideo_jax.models.layers.tower import tower
+from internvideo_jax.models.videomae import SIZES, ClassifierConfig, PretrainConfig
 from internvideo_jax.objectives.classification import Classification
 from internvideo_jax.objectives.masked_pixels import MaskedPixels
 

@@ -29,8 +29,8 @@ from internvideo_jax.config import CheckpointConfig, LogConfig, OptimConfig, Tra
 from internvideo_jax.evaluators.probe_grid import ProbeGrid
 from internvideo_jax.models.probe import ProbeConfig
 from internvideo_jax.objectives.probe import Probe
+from internvideo_jax.recipes.smoke import smoke
 from internvideo_jax.registry import suggest
-from internvideo_jax.smoke import smoke
 
 HERE = Path(__file__).parent
 OWN = {"of": "videomae/pretrain", "head": "attentive", "smoke": False}

@@ -6,7 +6,7 @@ import ast
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,14 @@ def parse_arg(arg: str | None, **defaults: Any) -> dict[str, Any]:
                 f"config option {name}: expected {kind.__name__}, found {text!r}"
             ) from error
     return options
+
+
+def check_known(options: Mapping[str, Any], **known: Iterable[str]) -> None:
+    """ValueError with the near matches for the first option that is none of its known values."""
+    for name, values in known.items():
+        found = options[name]
+        if found not in values:
+            raise ValueError(f"unknown {name} {found!r}: {suggest(found, values)}")
 
 
 def run(main: Callable[..., int | None], words: bool = False) -> None:

@@ -18,10 +18,7 @@ MAY_IMPORT = {
     "registry": set(),
     "config": {"registry"},
     "interrupt": set(),
-    "smoke": {"config"},
-    # What recipes share.
-    "finetuning": {"config", "evaluators", "objectives"},
-    "distillation": {"config"},
+    "recipes": {"config", "evaluators", "objectives"},
     "watchdog": {"config"},
     "launch": {"checkpoint"},
     "ops": {"types", "config", "registry"},

@@ -28,18 +28,16 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from data_pipelines.config import ClipConfig, DataConfig
-from internvideo_jax.cli import config_dict, parse_arg
+from data_pipelines.config import DataConfig
+from internvideo_jax.cli import check_known, config_dict, parse_arg
 from internvideo_jax.config import CheckpointConfig, LogConfig, OptimConfig, TrainConfig
-from internvideo_jax.distillation import TARGETS, cached_targets, student_views
-from internvideo_jax.evaluators.feature_presets import on_features
 from internvideo_jax.models.internvideo2 import SIZES
-from internvideo_jax.models.internvideo2_student import StudentConfig, last_layers
+from internvideo_jax.models.internvideo2_student import StudentConfig
+from internvideo_jax.models.layers.tower import last_layers, tower
 from internvideo_jax.models.teachers.internvideo2 import InternVideo2TeacherConfig
-from internvideo_jax.models.videomae import tower
 from internvideo_jax.objectives.alignment import Alignment
-from internvideo_jax.registry import suggest
-from internvideo_jax.smoke import smoke
+from internvideo_jax.recipes.distillation import TARGETS, chosen, student_clip, student_views
+from internvideo_jax.recipes.feature_evals import on_features
 
 LAYERS = 6  # that are aligned
 INTERVAL = 3.34  # between those of the teacher
@@ -65,18 +63,9 @@ def get_config(arg: str = ""):
         probes=False,
         smoke=False,
     )
-    for name, known in (
-        ("size", (*BATCHES, "tiny")),
-        ("teacher", TEACHERS),
-        ("targets", TARGETS),
-    ):
-        if options[name] not in known:
-            found = options[name]
-            raise ValueError(f"unknown {name} {found!r}: {suggest(found, known)}")
+    check_known(options, size=(*BATCHES, "tiny"), teacher=TEACHERS, targets=TARGETS)
     config = tiny(options) if options["size"] == "tiny" else released(options)
-    if options["smoke"]:
-        config = smoke(config)
-    return config_dict(cached_targets(config) if options["targets"] == "cached" else config)
+    return config_dict(chosen(config, options))
 
 
 def released(options: dict[str, Any]) -> TrainConfig:
@@ -93,11 +82,12 @@ def released(options: dict[str, Any]) -> TrainConfig:
         drop_path=0.05,
         remat="attention",
     )
-    clip = ClipConfig(frames=model.clip_frames, stride=1, size=model.size, sampling="parts")
     return TrainConfig(
         model=model,
         objective=Alignment(ratio=0.8, per_frame=False, mae=0.0, clip_teacher=clip_teacher),
-        data=DataConfig(global_batch=BATCHES[size], clip=clip, crop="multiscale", flip="auto"),
+        data=DataConfig(
+            global_batch=BATCHES[size], clip=student_clip(model), crop="multiscale", flip="auto"
+        ),
         optim=OptimConfig(
             lr=1e-3,
             min_lr=1e-5,
@@ -131,11 +121,10 @@ def tiny(options: dict[str, Any]) -> TrainConfig:
         layer_scale=0.1,
         **form,
     )
-    clip = ClipConfig(frames=model.clip_frames, stride=1, size=model.size, sampling="parts")
     return TrainConfig(
         model=model,
         objective=Alignment(ratio=0.5, per_frame=False, mae=0.0, clip_teacher=clip_teacher),
-        data=DataConfig(global_batch=32, clip=clip, crop="multiscale"),
+        data=DataConfig(global_batch=32, clip=student_clip(model), crop="multiscale"),
         optim=OptimConfig(
             lr=1e-3, min_lr=1e-5, lr_batch=0, b2=0.98, eps=1e-6, warmup_steps=100, clip_norm=5.0
         ),

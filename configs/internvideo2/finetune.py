@@ -31,14 +31,14 @@ import dataclasses
 from typing import Any
 
 from data_pipelines.config import ClipConfig, DataConfig, ViewConfig
-from internvideo_jax import finetuning
 from internvideo_jax.cli import config_dict, parse_arg
 from internvideo_jax.config import CheckpointConfig, LogConfig, OptimConfig, TrainConfig
 from internvideo_jax.evaluators.classification import Classification as Accuracy
 from internvideo_jax.models.internvideo2_classifier import ClassifierConfig
 from internvideo_jax.objectives.classification import Classification
+from internvideo_jax.recipes import finetuning
+from internvideo_jax.recipes.smoke import smoke
 from internvideo_jax.registry import suggest
-from internvideo_jax.smoke import smoke
 
 SIZES = {"s": "small", "b": "base", "l": "large", "1b": "1b", "6b": "6b"}
 

@@ -42,17 +42,16 @@ import dataclasses
 from typing import Any
 
 from data_pipelines.config import ClipConfig, DataConfig, ViewConfig
-from internvideo_jax.cli import config_dict, parse_arg
+from internvideo_jax.cli import check_known, config_dict, parse_arg
 from internvideo_jax.config import CheckpointConfig, LogConfig, OptimConfig, TrainConfig
-from internvideo_jax.distillation import TARGETS, cached_targets, student_views
-from internvideo_jax.evaluators.feature_presets import on_features
-from internvideo_jax.models.internvideo2_student import StudentConfig, last_layers
+from internvideo_jax.models.internvideo2_student import StudentConfig
+from internvideo_jax.models.layers.tower import last_layers
 from internvideo_jax.models.teachers.clip import ViCLIPTeacherConfig
 from internvideo_jax.models.teachers.internvideo2 import InternVLConfig
 from internvideo_jax.models.teachers.videomae import VideoMAETeacherConfig
 from internvideo_jax.objectives.alignment import Alignment
-from internvideo_jax.registry import suggest
-from internvideo_jax.smoke import smoke
+from internvideo_jax.recipes.distillation import TARGETS, chosen, student_clip, student_views
+from internvideo_jax.recipes.feature_evals import on_features
 
 CLIP_LAYERS, MAE_LAYERS = 6, 4  # that are aligned
 STRIDE = 2  # of the student and the image teacher over the frames of the video teacher
@@ -87,18 +86,9 @@ def get_config(arg: str = ""):
         probes=False,
         smoke=False,
     )
-    size, targets, teachers = options["size"], options["targets"], options["teachers"]
-    for name, value, known in (
-        ("size", size, (*RECIPES, "tiny")),
-        ("targets", targets, TARGETS),
-        ("teachers", teachers, TEACHERS),
-    ):
-        if value not in known:
-            raise ValueError(f"unknown {name} {value!r}: {suggest(value, known)}")
-    config = tiny(options) if size == "tiny" else released(options)
-    if options["smoke"]:
-        config = smoke(config)
-    return config_dict(cached_targets(config) if targets == "cached" else config)
+    check_known(options, size=(*RECIPES, "tiny"), targets=TARGETS, teachers=TEACHERS)
+    config = tiny(options) if options["size"] == "tiny" else released(options)
+    return config_dict(chosen(config, options))
 
 
 def released(options: dict[str, Any]) -> TrainConfig:
@@ -118,11 +108,12 @@ def released(options: dict[str, Any]) -> TrainConfig:
         drop_path=recipe.drop_path,
         remat=recipe.remat,
     )
-    clip = ClipConfig(frames=model.clip_frames, stride=1, size=model.size, sampling="parts")
     return TrainConfig(
         model=model,
         objective=Alignment(ratio=0.8, clip_teacher=clip_teacher, mae_teacher=mae_teacher),
-        data=DataConfig(global_batch=recipe.batch, clip=clip, crop="multiscale", flip="auto"),
+        data=DataConfig(
+            global_batch=recipe.batch, clip=student_clip(model), crop="multiscale", flip="auto"
+        ),
         optim=OptimConfig(
             lr=1.5e-4,
             min_lr=1e-5,

@@ -30,13 +30,13 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from internvideo_jax import finetuning
 from internvideo_jax.cli import config_dict, parse_arg
 from internvideo_jax.config import TrainConfig
 from internvideo_jax.models.umt import CLASSIFIER
 from internvideo_jax.models.videomae import ClassifierConfig
+from internvideo_jax.recipes import finetuning
+from internvideo_jax.recipes.smoke import smoke
 from internvideo_jax.registry import suggest
-from internvideo_jax.smoke import smoke
 
 SIZES = {"b": "base", "l": "large"}
 

@@ -27,16 +27,14 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from data_pipelines.config import ClipConfig, DataConfig
-from internvideo_jax.cli import config_dict, parse_arg
+from data_pipelines.config import DataConfig
+from internvideo_jax.cli import check_known, config_dict, parse_arg
 from internvideo_jax.config import CheckpointConfig, LogConfig, OptimConfig, TrainConfig
-from internvideo_jax.distillation import TARGETS, cached_targets, student_views
-from internvideo_jax.evaluators.feature_presets import on_features
 from internvideo_jax.models.teachers.clip import CLIPTeacherConfig
 from internvideo_jax.models.umt import UMTStudentConfig
 from internvideo_jax.objectives.alignment import Alignment
-from internvideo_jax.registry import suggest
-from internvideo_jax.smoke import smoke
+from internvideo_jax.recipes.distillation import TARGETS, chosen, student_clip, student_views
+from internvideo_jax.recipes.feature_evals import on_features
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,14 +50,9 @@ RECIPES = {"base": Recipe("base16", 0.1), "large": Recipe("large14", 0.2)}
 
 def get_config(arg: str = ""):
     options = parse_arg(arg, size="base", targets="step", monitor=False, probes=False, smoke=False)
-    for name, known in (("size", (*RECIPES, "tiny")), ("targets", TARGETS)):
-        if options[name] not in known:
-            found = options[name]
-            raise ValueError(f"unknown {name} {found!r}: {suggest(found, known)}")
+    check_known(options, size=(*RECIPES, "tiny"), targets=TARGETS)
     config = tiny(options) if options["size"] == "tiny" else released(options)
-    if options["smoke"]:
-        config = smoke(config)
-    return config_dict(cached_targets(config) if options["targets"] == "cached" else config)
+    return config_dict(chosen(config, options))
 
 
 def released(options: dict[str, Any]) -> TrainConfig:
@@ -74,7 +67,9 @@ def released(options: dict[str, Any]) -> TrainConfig:
     return TrainConfig(
         model=model,
         objective=alignment(0.8, teacher),
-        data=DataConfig(global_batch=2048, clip=clip_of(model), crop="multiscale", flip="auto"),
+        data=DataConfig(
+            global_batch=2048, clip=student_clip(model), crop="multiscale", flip="auto"
+        ),
         optim=OptimConfig(lr=1.5e-4, min_lr=1e-5, warmup_epochs=40),
         checkpoint=CheckpointConfig(every=1000),
         log=LogConfig(every=50),
@@ -86,10 +81,6 @@ def released(options: dict[str, Any]) -> TrainConfig:
 def alignment(ratio: float, teacher: CLIPTeacherConfig) -> Alignment:
     """The objective: layers alone are compared, there is neither a vector nor a second teacher."""
     return Alignment(ratio=ratio, final=0.0, mae=0.0, clip_teacher=teacher)
-
-
-def clip_of(model: UMTStudentConfig) -> ClipConfig:
-    return ClipConfig(frames=model.clip_frames, stride=1, size=model.size, sampling="parts")
 
 
 def tiny(options: dict[str, Any]) -> TrainConfig:
@@ -108,7 +99,7 @@ def tiny(options: dict[str, Any]) -> TrainConfig:
     return TrainConfig(
         model=model,
         objective=alignment(0.5, teacher),
-        data=DataConfig(global_batch=32, clip=clip_of(model), crop="multiscale"),
+        data=DataConfig(global_batch=32, clip=student_clip(model), crop="multiscale"),
         optim=OptimConfig(lr=1e-3, min_lr=1e-5, lr_batch=0, warmup_steps=100, clip_norm=1.0),
         checkpoint=CheckpointConfig(every=200),
         log=LogConfig(every=50),

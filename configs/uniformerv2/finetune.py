@@ -51,8 +51,8 @@ from internvideo_jax.config import CheckpointConfig, LogConfig, OptimConfig, Tra
 from internvideo_jax.evaluators.classification import Classification as Accuracy
 from internvideo_jax.models.uniformerv2 import SIZES, UniFormerV2Config
 from internvideo_jax.objectives.classification import Classification
+from internvideo_jax.recipes.smoke import smoke
 from internvideo_jax.registry import suggest
-from internvideo_jax.smoke import smoke
 
 BACKBONE = ("^encoder/",)  # what a frozen backbone is
 # The reference spares vectors from weight decay, and these are a matrix and a 1 x 1 x D array.

@@ -34,8 +34,8 @@ from internvideo_jax.config import CheckpointConfig, LogConfig, OptimConfig, Tra
 from internvideo_jax.evaluators.retrieval import TextVideoRetrieval
 from internvideo_jax.models.viclip import SIZES, ViCLIPConfig
 from internvideo_jax.objectives.contrastive import Contrastive
+from internvideo_jax.recipes.smoke import smoke
 from internvideo_jax.registry import suggest
-from internvideo_jax.smoke import smoke
 
 TEXT = ("^text/",)  # what a frozen text encoder is
 WHOLE = ("^encoder/", "^text/", "^temperature$")  # what stage 2 takes over

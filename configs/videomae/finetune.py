@@ -34,11 +34,11 @@ from data_pipelines.config import ClipConfig, DataConfig, ViewConfig
 from internvideo_jax.cli import config_dict, parse_arg
 from internvideo_jax.config import CheckpointConfig, LogConfig, OptimConfig, TrainConfig
 from internvideo_jax.evaluators.classification import Classification as Accuracy
-from internvideo_jax.finetuning import Recipe
 from internvideo_jax.models.videomae import ClassifierConfig
 from internvideo_jax.objectives.classification import Classification
+from internvideo_jax.recipes.finetuning import Recipe
+from internvideo_jax.recipes.smoke import smoke
 from internvideo_jax.registry import suggest
-from internvideo_jax.smoke import smoke
 
 SIZES = {"s": "small", "b": "base", "l": "large", "h": "huge", "g": "giant"}
 

@@ -24,12 +24,12 @@ from typing import Any
 from data_pipelines.config import ClipConfig, DataConfig, ViewConfig
 from internvideo_jax.cli import config_dict, parse_arg
 from internvideo_jax.config import CheckpointConfig, LogConfig, OptimConfig, TrainConfig
-from internvideo_jax.evaluators.feature_presets import on_features
 from internvideo_jax.evaluators.reconstruction import Reconstruction
 from internvideo_jax.models.videomae import PretrainConfig
 from internvideo_jax.objectives.masked_pixels import MaskedPixels
+from internvideo_jax.recipes.feature_evals import on_features
+from internvideo_jax.recipes.smoke import smoke
 from internvideo_jax.registry import suggest
-from internvideo_jax.smoke import smoke
 
 
 @dataclasses.dataclass(frozen=True)

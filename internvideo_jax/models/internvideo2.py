@@ -23,7 +23,7 @@ from internvideo_jax.models.layers.attention_pool import (
     pool_flops,
 )
 from internvideo_jax.models.layers.block import BlockConfig, block_sharding
-from internvideo_jax.models.layers.block_stack import check_remat, run_stack, stacked_blocks
+from internvideo_jax.models.layers.block_stack import run_stack, stacked_blocks
 from internvideo_jax.models.layers.clip import inflate
 from internvideo_jax.models.layers.init import Init, torch_layer
 from internvideo_jax.models.layers.pos_adapt import FORMS, adapt_tables
@@ -34,16 +34,7 @@ from internvideo_jax.models.layers.pos_embed import (
     joint_sincos,
     picture_sincos,
 )
-from internvideo_jax.models.videomae import SMALLEST, TowerConfig, tower
-from internvideo_jax.ops.attention import check_form
-from internvideo_jax.ops.pixels import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    normalize,
-    patchify,
-    token_grid,
-)
-from internvideo_jax.ops.tokens import take
+from internvideo_jax.models.layers.tower import SMALLEST, VideoTowerConfig, preset_size, tower
 from internvideo_jax.parallel.mesh import constrain
 from internvideo_jax.registry import suggest
 
@@ -66,15 +57,12 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EncoderConfig:
+class EncoderConfig(VideoTowerConfig):
     """Factory: `EncoderConfig.of_size("1b")`."""
 
     name: str = "internvideo2"
-    encoder: TowerConfig
     embedding: int = 768  # channels of the pooled vector
     pool_heads: int = 16
-    frames: int = 8
-    size: int = 224  # pixels, height and width
     tubelet: int = 1  # frames per token
     patch: int = 14  # pixels per token, height and width
     qkv_bias: bool = False
@@ -86,17 +74,9 @@ class EncoderConfig:
     pos_table: str = "joint"  # joint | separable, both learned
     pos_frames: int = 8  # of the position table in a weight file of another length
     drop_path: float = 0.0  # of the last layer; the others have less
-    pixel_mean: Sequence[float] = IMAGENET_MEAN
-    pixel_std: Sequence[float] = IMAGENET_STD
-    dtype: str = "bfloat16"  # activations and matmuls; parameters stay float32
-    attention: str = "auto"  # auto | xla | flash | blocked | cudnn; see ops/attention.py
-    remat: str = "none"  # none | full | attention | dots; see layers/block_stack.py
-    scan: bool = True
 
     def __post_init__(self) -> None:
-        token_grid(self.frames, self.size, self.tubelet, self.patch)  # raises where it does not fit
-        check_form(self.attention)
-        check_remat(self.remat)
+        super().__post_init__()
         check_sincos_width(self.encoder.width)
         for field, known in (("pos_table", POS_TABLES), ("activation", ACTIVATIONS)):
             value = getattr(self, field)
@@ -111,9 +91,7 @@ class EncoderConfig:
     @classmethod
     def of_size(cls, name: str, /, **changes: Any) -> Self:
         """A size of SIZES with changes; ValueError with the near matches for an unknown one."""
-        if name not in SIZES:
-            raise ValueError(f"unknown model size {name!r}: {suggest(name, SIZES)}")
-        return cls(**{**SIZES[name], **changes})
+        return cls(**{**preset_size(SIZES, name), **changes})
 
     def smallest(self) -> Self:
         """The same kind of model with two thin layers, four tokens a frame, few frames."""
@@ -129,21 +107,6 @@ class EncoderConfig:
 
     def model(self) -> Model:
         return Model(self, lambda rngs: InternVideo2(self, rngs=rngs))
-
-    @property
-    def grid(self) -> Grid:
-        """Patch tokens in time, height, width."""
-        return token_grid(self.frames, self.size, self.tubelet, self.patch)
-
-    @property
-    def tokens(self) -> int:
-        """Patch tokens of a clip; the class token comes on top."""
-        return int(np.prod(self.grid))
-
-    @property
-    def token_pixels(self) -> int:
-        """Values of one tubelet: frames * rows * columns * colours."""
-        return self.tubelet * self.patch**2 * 3
 
     @property
     def sharding_rules(self) -> tuple[tuple[str, tuple[Any, ...]], ...]:
@@ -167,8 +130,7 @@ class EncoderConfig:
     def encoder_flops(self, visible: int | None = None) -> float:
         """Of one clip through the blocks, with `visible` patch tokens (default: all)."""
         tokens = self.tokens if visible is None else visible
-        embed = 2.0 * tokens * self.token_pixels * self.encoder.width
-        return embed + self.encoder.flops(1 + tokens)
+        return self.embed_flops(tokens) + self.encoder.flops(1 + tokens)
 
     def forward_flops(self, visible: int | None = None) -> float:
         """Of one clip through blocks and pool, with `visible` patch tokens (default: all)."""
@@ -270,23 +232,9 @@ class Encoder(nnx.Module):
             config.block(), config.encoder.depth, init=INIT, dtype=dtype, rngs=rngs
         )
 
-    def patches(self, video: jax.Array, visible: jax.Array | None = None) -> jax.Array:
-        """Embedded patches without positions: (B, T, H, W, 3) -> (B, V or N, D).
-
-        Pixels are gathered before the embedding, so hidden patches cost nothing.
-        """
-        config = self.config
-        expected = (config.frames, config.size, config.size, 3)
-        if video.shape[1:] != expected:
-            raise ValueError(f"video is {video.shape[1:]} (T, H, W, 3), model expects {expected}")
-        patches = patchify(video, config.tubelet, config.patch)
-        if visible is not None:
-            patches = take(patches, visible)
-        return self.patch_embed(normalize(patches, config.pixel_mean, config.pixel_std))
-
     def embed(self, video: jax.Array, visible: jax.Array | None = None) -> jax.Array:
         """What the first block takes: class token, then patches, with positions (B, 1 + V, D)."""
-        x = self.patches(video, visible)
+        x = self.patch_embed(self.config.pixels(video, visible))
         cls = self.cls_token[...].astype(x.dtype)
         cls = jnp.broadcast_to(cls, (len(x), 1, x.shape[-1]))
         x = jnp.concatenate([cls, x], axis=1)
@@ -321,9 +269,8 @@ class Encoder(nnx.Module):
             self.embed(video, visible),
             keys=keys,
             drop_path=config.drop_path,
-            remat=config.remat,
-            scan=config.scan,
             taps=taps,
+            **config.stack_options(),
         )
 
 

@@ -26,25 +26,10 @@ from internvideo_jax.models.layers.decoders import (
     stacked_decoders,
 )
 from internvideo_jax.models.layers.init import Init
-from internvideo_jax.models.videomae import SMALLEST
+from internvideo_jax.models.layers.tower import SMALLEST, check_layers, last_layers
 
 DECODER_EPS = 1e-5
 CLIP_COUNT, MAE_COUNT = 6, 4  # aligned layers of the published models
-
-
-def last_layers(depth: int, count: int, interval: float = 1.0) -> tuple[int, ...]:
-    """The `count` blocks that are aligned, ascending: depth - 1 - trunc(i * interval).
-
-    Raises:
-      ValueError: the blocks do not exist, or one would be taken twice.
-    """
-    layers = tuple(depth - 1 - int(i * interval) for i in reversed(range(count)))
-    if layers and (layers[0] < 0 or len(set(layers)) < count):
-        raise ValueError(
-            f"{count} layers at intervals of {interval} are blocks {layers} of 0 to {depth - 1}; "
-            "take fewer, or another interval"
-        )
-    return layers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,11 +61,8 @@ class StudentConfig(EncoderConfig):
                     f"config.model.{branch}_layers = {layers} with {branch}_width = {width}: "
                     "expected no layers without a width"
                 )
-            if list(layers) != sorted(set(layers)) or not set(layers) <= set(range(depth)):
-                raise ValueError(
-                    f"config.model.{branch}_layers = {layers}: expected ascending numbers of "
-                    f"blocks, 0 to {depth - 1}"
-                )
+            if layers:
+                check_layers(f"config.model.{branch}_layers", layers, depth)
         if self.clip_decoder not in KINDS:
             raise ValueError(
                 f"config.model.clip_decoder = {self.clip_decoder!r}; known: {', '.join(KINDS)}"

@@ -95,7 +95,7 @@ class ProbeConfig:
 
     @property
     def tubelet(self) -> int:
-        return getattr(self.backbone, "tubelet", 1)
+        return self.backbone.tubelet
 
     @property
     def encoder(self) -> Any:

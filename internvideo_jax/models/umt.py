@@ -24,7 +24,8 @@ from internvideo_jax.models.layers.decoders import (
 )
 from internvideo_jax.models.layers.init import Init
 from internvideo_jax.models.layers.pos_embed import fixed_table
-from internvideo_jax.models.videomae import SMALLEST, Encoder, VideoConfig, preset_size
+from internvideo_jax.models.layers.tower import SMALLEST, check_layers, last_layers, preset_size
+from internvideo_jax.models.videomae import SIZES, Encoder, VideoConfig
 
 DECODER_EPS = 1e-6  # of the norms in the decoders, as in the encoder
 
@@ -56,17 +57,13 @@ class UMTStudentConfig(VideoConfig):
         super().__post_init__()
         depth, layers = self.encoder.depth, tuple(self.clip_layers)
         if not layers:
-            layers = tuple(range(max(depth - 6, 0), depth))
+            layers = last_layers(depth, min(depth, 6))
             object.__setattr__(self, "clip_layers", layers)
-        if list(layers) != sorted(set(layers)) or not 0 <= layers[0] <= layers[-1] < depth:
-            raise ValueError(
-                f"config.model.clip_layers = {layers}: expected ascending numbers of blocks, "
-                f"0 to {depth - 1}"
-            )
+        check_layers("config.model.clip_layers", layers, depth)
 
     @classmethod
     def of_size(cls, name: str, /, **changes: Any) -> Self:
-        preset = preset_size(name)
+        preset = preset_size(SIZES, name)
         return cls(encoder=preset.encoder, **{"patch": preset.patch, **changes})
 
     @property
@@ -82,7 +79,7 @@ class UMTStudentConfig(VideoConfig):
         """Two thin layers; as many of them are aligned as were, at most both."""
         depth = SMALLEST.depth
         kept = min(depth, len(self.clip_layers))
-        fewer = dataclasses.replace(self, clip_layers=tuple(range(depth - kept, depth)))
+        fewer = dataclasses.replace(self, clip_layers=last_layers(depth, kept))
         return super(UMTStudentConfig, fewer).smallest()
 
     def model(self) -> Model:

@@ -19,7 +19,7 @@ from flax import nnx
 
 from internvideo_jax.models.functional import Model
 from internvideo_jax.models.layers.block import BLOCK_SHARDING, BlockConfig, layer_norm
-from internvideo_jax.models.layers.block_stack import check_remat, run_layers, stacked
+from internvideo_jax.models.layers.block_stack import run_layers, stacked
 from internvideo_jax.models.layers.clip import (
     IMAGE_FORMS,
     NORM_EPS,
@@ -29,10 +29,16 @@ from internvideo_jax.models.layers.clip import (
 )
 from internvideo_jax.models.layers.drop_path import dropout
 from internvideo_jax.models.layers.init import Init, torch_uniform
+from internvideo_jax.models.layers.tower import (
+    SMALLEST,
+    TowerConfig,
+    VideoTowerConfig,
+    check_layers,
+    preset_size,
+    tower,
+)
 from internvideo_jax.models.uniformerv2_blocks import GlobalUniBlock, LocalUniBlock
-from internvideo_jax.models.videomae import SMALLEST, TowerConfig, tower
-from internvideo_jax.ops.attention import check_form
-from internvideo_jax.ops.pixels import normalize, patchify, token_grid
+from internvideo_jax.ops.pixels import normalize, patchify
 from internvideo_jax.parallel.mesh import constrain
 from internvideo_jax.registry import suggest
 from internvideo_jax.types import flatten_paths
@@ -57,14 +63,10 @@ STYLES = ("kinetics", "something")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class UniFormerV2Config:
+class UniFormerV2Config(VideoTowerConfig):
     """Factory: `UniFormerV2Config.of_size("base", style="kinetics", classes=400)`."""
 
     name: str = "uniformerv2"
-    encoder: TowerConfig
-    frames: int = 8
-    size: int = 224  # pixels, height and width
-    patch: int = 16
     classes: int = 0  # 0 = as many as the data set has
     # Frames are embedded in overlapping threes, two frames apart: half as many tokens in time.
     temporal_downsample: bool = False
@@ -82,27 +84,15 @@ class UniFormerV2Config:
     head_dropout: float = 0.5
     pixel_mean: Sequence[float] = (0.45, 0.45, 0.45)
     pixel_std: Sequence[float] = (0.225, 0.225, 0.225)
-    dtype: str = "bfloat16"  # activations and matmuls; parameters stay float32
-    attention: str = "auto"  # auto | xla | flash | blocked | cudnn; see ops/attention.py
-    remat: str = "none"  # none | full | attention | dots; see layers/block_stack.py
-    scan: bool = True
 
     def __post_init__(self) -> None:
-        check_form(self.attention)
-        check_remat(self.remat)
+        super().__post_init__()
         if self.backbone not in IMAGE_FORMS:
             raise ValueError(
                 f"config.model.backbone: unknown form {self.backbone!r}: "
                 f"{suggest(self.backbone, IMAGE_FORMS)}"
             )
-        token_grid(self.frames, self.size, 2 if self.temporal_downsample else 1, self.patch)
-        layers, depth = tuple(self.global_layers), self.encoder.depth
-        known = range(depth)
-        if not layers or list(layers) != sorted(set(layers)) or not set(layers) <= set(known):
-            raise ValueError(
-                f"config.model.global_layers = {layers}: expected increasing numbers of layers, "
-                f"one at least, from 0 to {depth - 1}"
-            )
+        check_layers("config.model.global_layers", self.global_layers, self.encoder.depth)
         if self.local_blocks not in (0, 1, 2):
             raise ValueError(
                 f"config.model.local_blocks = {self.local_blocks}: expected 0, 1 or 2 per layer"
@@ -121,11 +111,9 @@ class UniFormerV2Config:
         Raises:
           ValueError: unknown name or style.
         """
-        if name not in SIZES:
-            raise ValueError(f"unknown model size {name!r}: {suggest(name, SIZES)}")
+        preset = preset_size(SIZES, name)
         if style not in STYLES:
             raise ValueError(f"unknown style {style!r}: {suggest(style, STYLES)}")
-        preset = SIZES[name]
         depth = preset.encoder.depth
         settings: dict[str, Any] = {"size": preset.size, "patch": preset.patch}
         if style == "kinetics":
@@ -158,9 +146,9 @@ class UniFormerV2Config:
         return Model(self, lambda rngs: UniFormerV2(self, rngs=rngs))
 
     @property
-    def grid(self) -> tuple[int, int, int]:
-        """Patch tokens in time, height, width."""
-        return token_grid(self.frames, self.size, 2 if self.temporal_downsample else 1, self.patch)
+    def tubelet(self) -> int:
+        """Frames per token, as far as tokens are counted; see `kernel_frames`."""
+        return 2 if self.temporal_downsample else 1
 
     @property
     def tokens(self) -> int:
@@ -286,8 +274,7 @@ class Encoder(ImageTokens):
             keys=keys,
             drop_path=config.drop_path,
             taps=taps,
-            remat=config.remat,
-            scan=config.scan,
+            **config.stack_options(),
         )
 
 

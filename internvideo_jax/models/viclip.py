@@ -18,23 +18,19 @@ from flax import nnx
 
 from internvideo_jax.models.functional import Model
 from internvideo_jax.models.layers.block import BLOCK_SHARDING, BlockConfig, layer_norm
-from internvideo_jax.models.layers.block_stack import check_remat, run_stack, stacked_blocks
+from internvideo_jax.models.layers.block_stack import run_stack, stacked_blocks
 from internvideo_jax.models.layers.clip import NORM_EPS, ImageTokens, clip_block, projection
 from internvideo_jax.models.layers.init import Init
 from internvideo_jax.models.layers.pos_embed import resize_length, resize_picture
-from internvideo_jax.models.text.clip import TextTransformer
-from internvideo_jax.models.videomae import SMALLEST, TowerConfig, tower
-from internvideo_jax.ops.attention import check_form
-from internvideo_jax.ops.pixels import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    normalize,
-    patchify,
-    token_grid,
+from internvideo_jax.models.layers.tower import (
+    SMALLEST,
+    TowerConfig,
+    VideoTowerConfig,
+    preset_size,
+    tower,
 )
-from internvideo_jax.ops.tokens import take
+from internvideo_jax.models.text.clip import TextTransformer
 from internvideo_jax.parallel.mesh import constrain
-from internvideo_jax.registry import suggest
 
 VOCABULARY = 49408  # of CLIP's tokenizer
 PICTURE = "encoder/pos_embed/table"
@@ -63,48 +59,20 @@ SIZES = {
 SIGLIP_BIAS = -10.0
 
 
-def preset_size(name: str) -> Size:
-    """The entry of SIZES; ValueError with the near matches when there is none."""
-    if name not in SIZES:
-        raise ValueError(f"unknown model size {name!r}: {suggest(name, SIZES)}")
-    return SIZES[name]
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class VideoTransformerConfig:
-    """The video encoder alone."""
+class VideoTransformerConfig(VideoTowerConfig):
+    """The video encoder alone.
 
-    encoder: TowerConfig
+    `attention` is that of the video encoder: the text encoder is causal, which only xla is.
+    """
+
     embedding: int  # channels of the common space
-    frames: int = 8
-    size: int = 224  # pixels, height and width
-    patch: int = 16
     drop_path: float = 0.0  # of the last layer of the video encoder; the others have less
-    pixel_mean: Sequence[float] = IMAGENET_MEAN
-    pixel_std: Sequence[float] = IMAGENET_STD
-    dtype: str = "bfloat16"  # activations and matmuls; parameters stay float32
-    # Of the video encoder: auto | xla | flash | blocked | cudnn; see ops/attention.py. The text
-    # encoder is causal, which only xla is.
-    attention: str = "auto"
-    remat: str = "none"  # none | full | attention | dots; see layers/block_stack.py
-    scan: bool = True
 
     def __post_init__(self) -> None:
-        check_form(self.attention)
-        check_remat(self.remat)
-        token_grid(self.frames, self.size, 1, self.patch)
+        super().__post_init__()
         if self.embedding < 1:
             raise ValueError(f"config.model.embedding = {self.embedding}: expected 1 at least")
-
-    @property
-    def grid(self) -> tuple[int, int, int]:
-        """Patch tokens in time, height, width."""
-        return token_grid(self.frames, self.size, 1, self.patch)
-
-    @property
-    def tokens(self) -> int:
-        """Patch tokens of a clip; the class token comes on top."""
-        return int(np.prod(self.grid))
 
     @property
     def sharding_rules(self) -> tuple[tuple[str, tuple[Any, ...]], ...]:
@@ -118,8 +86,9 @@ class VideoTransformerConfig:
     def video_flops(self, visible: int | None = None) -> float:
         """Of one clip, when `visible` patch tokens are left (default: all)."""
         tokens, width = self.tokens if visible is None else visible, self.encoder.width
-        embed = 2.0 * tokens * self.patch**2 * 3 * width
-        return embed + self.encoder.flops(1 + tokens) + 2.0 * width * self.embedding
+        return (
+            self.embed_flops(tokens) + self.encoder.flops(1 + tokens) + 2.0 * width * self.embedding
+        )
 
     def adapt_weights(self, source: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Weights of an encoder of another size or length as those of this one.
@@ -168,7 +137,7 @@ class ViCLIPConfig(VideoTransformerConfig):
         Raises:
           ValueError: unknown name.
         """
-        return cls(**{**vars(preset_size(name)), **changes})
+        return cls(**{**vars(preset_size(SIZES, name)), **changes})
 
     def smallest(self) -> ViCLIPConfig:
         """The same kind of model with two thin layers a side, four tokens a frame, few frames."""
@@ -258,23 +227,12 @@ class VideoTransformer(ImageTokens):
         return (of_frames[:, None] + places).reshape(-1, places.shape[-1])
 
     def tokens(self, video: jax.Array, visible: jax.Array | None = None) -> jax.Array:
-        """Class token, then patches, with positions: (B, T, H, W, 3) -> (B, 1 + N or V, D).
-
-        Pixels are gathered before the embedding, so patches left out cost nothing.
-        """
-        config = self.config
-        size, frames = (config.size, config.size, 3), video.shape[1]
-        if video.shape[2:] != size or frames not in (1, config.frames):
-            raise ValueError(
-                f"video is {video.shape[1:]} (T, H, W, 3), model expects {(config.frames, *size)}, "
-                "or T = 1 for a picture"
-            )
-        patches, positions = patchify(video, 1, config.patch), self.positions(frames)[None]
+        """Class token, then patches, with positions: (B, T, H, W, 3) -> (B, 1 + N or V, D)."""
+        x = self.patch_embed(self.config.pixels(video, visible, picture=True))
+        positions = self.positions(video.shape[1])[None]
         if visible is not None:
             # NaN for a patch that the clip does not have
-            patches = take(patches, visible)
             positions = jnp.take(positions[0], visible, axis=0, mode="fill")
-        x = self.patch_embed(normalize(patches, config.pixel_mean, config.pixel_std))
         x = x + positions.astype(x.dtype)
         cls = (self.cls_token[...] + self.pos_embed.table[...][0]).astype(x.dtype)
         cls = jnp.broadcast_to(cls, (len(x), 1, x.shape[-1]))
@@ -295,9 +253,8 @@ class VideoTransformer(ImageTokens):
             constrain(self.normalised(self.tokens(video, visible)), "batch"),
             keys=keys,
             drop_path=config.drop_path,
-            remat=config.remat,
-            scan=config.scan,
             taps=taps,
+            **config.stack_options(),
         )
 
     def embed_token(self, x: jax.Array) -> jax.Array:

@@ -18,45 +18,21 @@ from flax import nnx
 
 from internvideo_jax.models.functional import Model
 from internvideo_jax.models.layers.block import BLOCK_SHARDING, BlockConfig, layer_norm
-from internvideo_jax.models.layers.block_stack import check_remat, run_stack, stacked_blocks
+from internvideo_jax.models.layers.block_stack import run_stack, stacked_blocks
 from internvideo_jax.models.layers.drop_path import dropout
 from internvideo_jax.models.layers.init import Init, torch_layer, torch_uniform
 from internvideo_jax.models.layers.pos_embed import fixed_table
-from internvideo_jax.ops.attention import check_form
+from internvideo_jax.models.layers.tower import (
+    SMALLEST,
+    TowerConfig,
+    VideoTowerConfig,
+    preset_size,
+    tower,
+)
 from internvideo_jax.ops.pixels import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    normalize,
-    patchify,
     token_grid,
 )
-from internvideo_jax.ops.tokens import take
 from internvideo_jax.parallel.mesh import constrain
-from internvideo_jax.registry import suggest
-
-
-@dataclasses.dataclass(frozen=True)
-class TowerConfig:
-    """One stack of transformer blocks."""
-
-    width: int
-    depth: int
-    heads: int
-    hidden: int  # units of the MLP
-
-    def flops(self, tokens: int) -> float:
-        """Multiply-adds of a forward pass over `tokens` tokens of one example, times two."""
-        linear = 2 * tokens * self.width * (4 * self.width + 2 * self.hidden)
-        attention = 4 * tokens * tokens * self.width
-        return float(self.depth * (linear + attention))
-
-
-SMALLEST = TowerConfig(width=32, depth=2, heads=2, hidden=64)
-
-
-def tower(width: int, depth: int, heads: int, mlp_ratio: float = 4.0) -> TowerConfig:
-    """A tower whose hidden size truncates like the reference's `int(width * mlp_ratio)`."""
-    return TowerConfig(width, depth, heads, int(width * mlp_ratio))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,22 +63,12 @@ SIZES = {
 }
 
 
-def preset_size(name: str) -> Size:
-    """The entry of SIZES; ValueError with the near matches when there is none."""
-    if name not in SIZES:
-        raise ValueError(f"unknown model size {name!r}: {suggest(name, SIZES)}")
-    return SIZES[name]
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class VideoConfig:
+class VideoConfig(VideoTowerConfig):
     """What pre-training model and classifier have in common."""
 
-    encoder: TowerConfig
     frames: int = 16
-    size: int = 224  # pixels, height and width
     tubelet: int = 2  # frames per token
-    patch: int = 16  # pixels per token, height and width
     qkv_bias: bool = True
     layer_scale: float = 0.0  # initial LayerScale; 0 = none, as in every published model
     cosine: bool = False  # cosine attention of VideoMAE V2
@@ -111,31 +77,6 @@ class VideoConfig:
     # Grid of the table that `resized` starts from: 16 frames of 224 pixels.
     pos_frames: int = 16
     pos_size: int = 224
-    pixel_mean: Sequence[float] = IMAGENET_MEAN
-    pixel_std: Sequence[float] = IMAGENET_STD
-    dtype: str = "bfloat16"  # activations and matmuls; parameters stay float32
-    attention: str = "auto"  # auto | xla | flash | blocked | cudnn; see ops/attention.py
-    remat: str = "none"  # none | full | attention | dots; see layers/block_stack.py
-    scan: bool = True
-
-    def __post_init__(self) -> None:
-        token_grid(self.frames, self.size, self.tubelet, self.patch)  # raises where it does not fit
-        check_form(self.attention)
-        check_remat(self.remat)
-
-    @property
-    def grid(self) -> tuple[int, int, int]:
-        """Tokens in time, height, width."""
-        return token_grid(self.frames, self.size, self.tubelet, self.patch)
-
-    @property
-    def tokens(self) -> int:
-        return int(np.prod(self.grid))
-
-    @property
-    def token_pixels(self) -> int:
-        """Values of one tubelet: frames * rows * columns * colours."""
-        return self.tubelet * self.patch**2 * 3
 
     def smallest(self) -> Self:
         """The same kind of model with two thin layers and four tokens a frame pair."""
@@ -167,12 +108,6 @@ class VideoConfig:
         base = token_grid(self.pos_frames, self.pos_size, self.tubelet, self.patch)
         return fixed_table(self.pos_table, self.grid, self.encoder.width, base)
 
-    def embed_flops(self, tokens: int) -> float:
-        return 2.0 * tokens * self.token_pixels * self.encoder.width
-
-    def stack_options(self) -> dict[str, Any]:
-        return {"remat": self.remat, "scan": self.scan}
-
 
 class Encoder(nnx.Module):
     """Tubelet embedding, position table, blocks and, where the model has one, a final norm."""
@@ -200,21 +135,10 @@ class Encoder(nnx.Module):
         return jnp.asarray(self.config.fixed_positions())
 
     def embed(self, video: jax.Array, visible: jax.Array | None = None) -> jax.Array:
-        """Tokens with positions: (B, T, H, W, 3) and (B, V) indices or None -> (B, V or N, D).
-
-        Pixels are gathered before the embedding, so hidden tokens cost nothing.
-        """
-        config = self.config
-        expected = (config.frames, config.size, config.size, 3)
-        if video.shape[1:] != expected:
-            raise ValueError(f"video is {video.shape[1:]} (T, H, W, 3), model expects {expected}")
-        patches = patchify(video, config.tubelet, config.patch)
+        """Tokens with positions: (B, T, H, W, 3) and (B, V) indices or None -> (B, V or N, D)."""
         table = self.table()
-        if visible is None:
-            positions = table[None]
-        else:
-            patches, positions = take(patches, visible), table[visible]
-        x = self.patch_embed(normalize(patches, config.pixel_mean, config.pixel_std))
+        positions = table[None] if visible is None else table[visible]
+        x = self.patch_embed(self.config.pixels(video, visible))
         return constrain(x + positions.astype(x.dtype), "batch")
 
     def __call__(
@@ -247,7 +171,7 @@ class PretrainConfig(VideoConfig):
 
     @classmethod
     def of_size(cls, name: str, /, *, decoder_depth: int, **changes: Any) -> PretrainConfig:
-        preset = preset_size(name)
+        preset = preset_size(SIZES, name)
         settings = {"patch": preset.patch, **changes}
         return cls(encoder=preset.encoder, decoder=preset.decoder(decoder_depth), **settings)
 
@@ -350,7 +274,7 @@ class ClassifierConfig(VideoConfig):
 
     @classmethod
     def of_size(cls, name: str, /, **changes: Any) -> ClassifierConfig:
-        preset = preset_size(name)
+        preset = preset_size(SIZES, name)
         return cls(encoder=preset.encoder, **{"patch": preset.patch, **changes})
 
     def model(self) -> Model:

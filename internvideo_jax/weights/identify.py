@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from internvideo_jax.models import zoo
-from internvideo_jax.models.videomae import TowerConfig, preset_size
+from internvideo_jax.models.layers.tower import TowerConfig, preset_size
+from internvideo_jax.models.videomae import SIZES as VIDEO_SIZES
 from internvideo_jax.models.zoo_table import Entry
 from internvideo_jax.registry import MODELS, resolve
 
@@ -258,7 +259,7 @@ def guess_config(
         raise ValueError(f"only VideoMAE has a Hugging Face layout, this is {kind}")
     facts = zoo.facts_of_params(kind, params, geometry)
     size = zoo.size_of(facts)
-    preset = preset_size(size) if size else None
+    preset = preset_size(VIDEO_SIZES, size) if size else None
 
     def heads(flag: str, known: int) -> int:
         found = given.get(flag, known)

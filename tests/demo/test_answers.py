@@ -10,7 +10,8 @@ import pytest
 from internvideo_jax.demo.answers import Answers, BadQuestion, clock
 from internvideo_jax.demo.encoder import check_model
 from internvideo_jax.demo.index import VideoIndex
-from internvideo_jax.models.videomae import PretrainConfig, tower
+from internvideo_jax.models.layers.tower import tower
+from internvideo_jax.models.videomae import PretrainConfig
 from tests.demo.colours import ColourModel, colour_encoder, index_of
 
 

@@ -20,7 +20,8 @@ from data_pipelines.transforms import resize
 from internvideo_jax.by_shard import check_same
 from internvideo_jax.config import MeshConfig
 from internvideo_jax.extract import Extractor, Windows, extract, window_frames
-from internvideo_jax.models.videomae import ClassifierConfig, PretrainConfig, tower
+from internvideo_jax.models.layers.tower import tower
+from internvideo_jax.models.videomae import ClassifierConfig, PretrainConfig
 from internvideo_jax.parallel.mesh import make_mesh
 from tests.conftest import ROOT, environment
 

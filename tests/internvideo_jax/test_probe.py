@@ -17,9 +17,10 @@ from internvideo_jax.config import MeshConfig, OptimConfig, TrainConfig, as_plai
 from internvideo_jax.evaluators.base import EvalContext
 from internvideo_jax.evaluators.classification import Classification as Accuracy
 from internvideo_jax.evaluators.probe_grid import OneHead, ProbeGrid, _by_video
+from internvideo_jax.models.layers.tower import TowerConfig
 from internvideo_jax.models.probe import ProbeConfig
 from internvideo_jax.models.viclip import ViCLIPConfig
-from internvideo_jax.models.videomae import PretrainConfig, TowerConfig
+from internvideo_jax.models.videomae import PretrainConfig
 from internvideo_jax.objectives.classification import Classification
 from internvideo_jax.objectives.probe import Probe
 from internvideo_jax.ops.probe_heads import HeadSpec, apply_head, init_head, read

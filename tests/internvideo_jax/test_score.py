@@ -14,7 +14,8 @@ from data_pipelines.sampling import uniform_center
 from data_pipelines.text import make_tokenizer
 from data_pipelines.transforms import resize
 from internvideo_jax.config import MeshConfig
-from internvideo_jax.models.videomae import PretrainConfig, tower
+from internvideo_jax.models.layers.tower import tower
+from internvideo_jax.models.videomae import PretrainConfig
 from internvideo_jax.parallel.mesh import make_mesh
 from internvideo_jax.score import Scorer, Scoring, score
 from tests.internvideo_jax.evaluators.test_video_text import CONFIG, StandIn, data, unit

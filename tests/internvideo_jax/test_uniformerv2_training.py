@@ -15,8 +15,8 @@ import pytest
 from data_pipelines.config import ClipConfig, DataConfig
 from internvideo_jax.build import build
 from internvideo_jax.config import OptimConfig, TrainConfig, as_plain, to_typed
+from internvideo_jax.models.layers.tower import tower
 from internvideo_jax.models.uniformerv2 import UniFormerV2Config
-from internvideo_jax.models.videomae import tower
 from internvideo_jax.objectives.classification import Classification
 from internvideo_jax.step import init_state, make_train_step
 from internvideo_jax.types import flatten_paths

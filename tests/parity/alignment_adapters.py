@@ -12,10 +12,10 @@ from safetensors.numpy import load_file
 
 from internvideo_jax import masking
 from internvideo_jax.models.functional import Model
+from internvideo_jax.models.layers.tower import tower
 from internvideo_jax.models.teachers.base import Form, Reading, Teacher
 from internvideo_jax.models.teachers.internvideo2 import InternVideo2TeacherConfig, InternVLConfig
 from internvideo_jax.models.teachers.videomae import VideoMAETeacherConfig
-from internvideo_jax.models.videomae import tower
 from internvideo_jax.objectives.alignment import VISIBLE, Alignment
 from internvideo_jax.types import Params
 from internvideo_jax.weights import internvideo2, videomae

@@ -18,7 +18,7 @@ from internvideo_jax.models.layers.pos_embed import (
     picture_sincos,
     sincos,
 )
-from internvideo_jax.models.videomae import TowerConfig
+from internvideo_jax.models.layers.tower import TowerConfig
 from internvideo_jax.ops.pixels import IMAGENET_MEAN, IMAGENET_STD
 from internvideo_jax.types import Params
 from internvideo_jax.weights import internvideo2

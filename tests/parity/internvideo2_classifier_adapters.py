@@ -16,9 +16,9 @@ from internvideo_jax.config import OptimConfig
 from internvideo_jax.evaluators.metrics import merge_views, top_k
 from internvideo_jax.models import videomae as videomae_model
 from internvideo_jax.models.internvideo2_classifier import ClassifierConfig
-from internvideo_jax.models.internvideo2_student import StudentConfig, last_layers
+from internvideo_jax.models.internvideo2_student import StudentConfig
 from internvideo_jax.models.layers.pos_adapt import adapt_tables
-from internvideo_jax.models.videomae import tower
+from internvideo_jax.models.layers.tower import last_layers, tower
 from internvideo_jax.ops.losses import soft_cross_entropy
 from internvideo_jax.ops.pixels import IMAGENET_MEAN, IMAGENET_STD
 from internvideo_jax.optim.factory import decay_mask, layer_scales, layer_values

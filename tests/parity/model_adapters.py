@@ -12,7 +12,8 @@ from flax import nnx
 
 from internvideo_jax.config import OptimConfig
 from internvideo_jax.models.layers.pos_embed import sincos
-from internvideo_jax.models.videomae import ClassifierConfig, PretrainConfig, TowerConfig, tower
+from internvideo_jax.models.layers.tower import TowerConfig, tower
+from internvideo_jax.models.videomae import ClassifierConfig, PretrainConfig
 from internvideo_jax.ops.losses import smooth_labels, soft_cross_entropy
 from internvideo_jax.ops.pixels import IMAGENET_MEAN, IMAGENET_STD
 from internvideo_jax.ops.reconstruction import hidden_weight, pixel_loss, pixel_targets

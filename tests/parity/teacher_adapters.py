@@ -11,10 +11,10 @@ import numpy as np
 
 from internvideo_jax.models.layers.clip import inflate
 from internvideo_jax.models.layers.pos_embed import fixed_table, resize_picture
+from internvideo_jax.models.layers.tower import tower
 from internvideo_jax.models.teachers.clip import CLIPTeacherConfig
 from internvideo_jax.models.teachers.internvideo2 import InternVLConfig
 from internvideo_jax.models.teachers.videomae import VideoMAETeacherConfig
-from internvideo_jax.models.videomae import tower
 from internvideo_jax.ops.pixels import IMAGENET_MEAN, IMAGENET_STD
 from internvideo_jax.ops.resize import resize_frames
 from internvideo_jax.weights import clip, internvideo2, videomae

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from internvideo_jax.models.layers.pos_embed import fixed_table
+from internvideo_jax.models.layers.tower import tower
 from internvideo_jax.models.umt import CLASSIFIER, UMTStudentConfig
-from internvideo_jax.models.videomae import ClassifierConfig, tower
+from internvideo_jax.models.videomae import ClassifierConfig
 from internvideo_jax.ops.alignment import alignment_loss
 from internvideo_jax.ops.pixels import token_grid
 from internvideo_jax.weights import umt

@@ -10,8 +10,8 @@ import numpy as np
 from flax import nnx
 
 from data_pipelines import sampling
+from internvideo_jax.models.layers.tower import tower
 from internvideo_jax.models.uniformerv2 import UniFormerV2Config
-from internvideo_jax.models.videomae import tower
 from internvideo_jax.ops.losses import smooth_labels, soft_cross_entropy
 from internvideo_jax.types import flatten_paths, unflatten_paths
 from internvideo_jax.weights import uniformerv2

@@ -12,8 +12,8 @@ from flax import nnx
 
 from internvideo_jax.models.layers.clip import inflate
 from internvideo_jax.models.layers.pos_embed import resize_length, resize_picture
+from internvideo_jax.models.layers.tower import TowerConfig, tower
 from internvideo_jax.models.viclip import FRAMES, PICTURE, TEXT, ViCLIPConfig
-from internvideo_jax.models.videomae import TowerConfig, tower
 from internvideo_jax.objectives.contrastive import Contrastive, clamped
 from internvideo_jax.ops.contrastive import contrastive_loss
 from internvideo_jax.ops.pixels import IMAGENET_MEAN, IMAGENET_STD

@@ -15,7 +15,8 @@ from data_pipelines.config import ClipConfig, DataConfig
 from internvideo_jax.build import build
 from internvideo_jax.config import MeshConfig, OptimConfig, TrainConfig
 from internvideo_jax.models.probe import ProbeConfig
-from internvideo_jax.models.videomae import PretrainConfig, tower
+from internvideo_jax.models.layers.tower import tower
+from internvideo_jax.models.videomae import PretrainConfig
 from internvideo_jax.objectives.probe import Probe
 from internvideo_jax.step import init_state, make_train_step
 

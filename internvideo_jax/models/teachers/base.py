@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from internvideo_jax.models.layers.attention import unit
+from internvideo_jax.models.layers.tower import last_layers
 from internvideo_jax.ops.resize import resize_frames
 
 Draw = Callable[[jax.Array | None], jax.Array]
@@ -134,19 +135,6 @@ class Teacher(nnx.Module):
         return jnp.concatenate([token, picked], axis=2)
 
 
-def check_layers(layers: Sequence[int], depth: int, name: str) -> None:
-    """ValueError unless `layers` are blocks of the teacher in ascending order."""
-    if (
-        not layers
-        or list(layers) != sorted(set(layers))
-        or not 0 <= layers[0] <= layers[-1] < depth
-    ):
-        raise ValueError(
-            f"the layers of teacher {name!r} are {tuple(layers)}; expected numbers of its {depth} "
-            f"blocks, 0 to {depth - 1}, in ascending order"
-        )
-
-
 def check_stated(config: Any, stated: Mapping[str, Any], fields: Sequence[str] = ()) -> None:
     """Compares a teacher with the run that its weights come from, where no shape tells.
 
@@ -174,7 +162,7 @@ def check_stated(config: Any, stated: Mapping[str, Any], fields: Sequence[str] =
 
 def last(depth: int, count: int) -> tuple[int, ...]:
     """Numbers of the last blocks, `count` of them or as many as there are."""
-    return tuple(range(max(0, depth - count), depth))
+    return last_layers(depth, min(depth, count))
 
 
 def per_frame(video: jax.Array) -> jax.Array:

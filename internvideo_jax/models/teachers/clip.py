@@ -13,18 +13,16 @@ from internvideo_jax.models import viclip
 from internvideo_jax.models.functional import Model
 from internvideo_jax.models.layers.block_stack import layer
 from internvideo_jax.models.layers.init import Init
+from internvideo_jax.models.layers.tower import SMALLEST, check_layers, preset_size, tower
 from internvideo_jax.models.teachers.base import (
     Form,
     Reading,
     Teacher,
-    check_layers,
     check_stated,
     last,
     per_frame,
 )
 from internvideo_jax.models.viclip import VideoTransformer, VideoTransformerConfig
-from internvideo_jax.models.videomae import SMALLEST, tower
-from internvideo_jax.registry import suggest
 
 LAYERS = 6  # that a student is aligned with, the last ones
 
@@ -46,7 +44,7 @@ class _Config(VideoTransformerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_layers(self.layers, self.encoder.depth, self.name)
+        check_layers(f"layers of the teacher {self.name!r}", self.layers, self.encoder.depth)
         if self.encoder.depth < 2:
             raise ValueError(f"teacher {self.name!r} has {self.encoder.depth} block; expected two")
 
@@ -91,9 +89,7 @@ class CLIPTeacherConfig(_Config):
         Raises:
           ValueError: unknown name.
         """
-        if name not in CLIP_SIZES:
-            raise ValueError(f"unknown teacher size {name!r}: {suggest(name, CLIP_SIZES)}")
-        settings = {**CLIP_SIZES[name], **changes}
+        settings = {**preset_size(CLIP_SIZES, name), **changes}
         settings.setdefault("layers", last(settings["encoder"].depth, LAYERS))
         return cls(**settings)
 
@@ -132,7 +128,7 @@ class ViCLIPTeacherConfig(_Config):
         Raises:
           ValueError: unknown name.
         """
-        preset = viclip.preset_size(name)
+        preset = preset_size(viclip.SIZES, name)
         settings: dict[str, Any] = {**vars(preset), **changes}
         del settings["text"]
         settings.setdefault("layers", last(settings["encoder"].depth, LAYERS))

@@ -15,17 +15,15 @@ from flax import nnx
 
 from internvideo_jax.models.functional import Model
 from internvideo_jax.models.internvideo2 import SIZES, Encoder, EncoderConfig, attention_pool
+from internvideo_jax.models.layers.tower import SMALLEST, check_layers, preset_size
 from internvideo_jax.models.teachers.base import (
     Form,
     Reading,
     Teacher,
-    check_layers,
     check_stated,
     last,
     per_frame,
 )
-from internvideo_jax.models.videomae import SMALLEST
-from internvideo_jax.registry import suggest
 
 LAYERS = 6  # that a student is aligned with, the last ones
 
@@ -41,7 +39,7 @@ class _Config(EncoderConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_layers(self.layers, self.encoder.depth, self.name)
+        check_layers(f"layers of the teacher {self.name!r}", self.layers, self.encoder.depth)
 
     @classmethod
     def of_size(cls, name: str, /, **changes: Any) -> Self:
@@ -50,9 +48,7 @@ class _Config(EncoderConfig):
         Raises:
           ValueError: unknown name.
         """
-        if name not in SIZES:
-            raise ValueError(f"unknown teacher size {name!r}: {suggest(name, SIZES)}")
-        depth = changes.get("encoder", SIZES[name]["encoder"]).depth
+        depth = changes.get("encoder", preset_size(SIZES, name)["encoder"]).depth
         return super().of_size(name, **{"layers": last(depth, LAYERS), **changes})
 
     def smallest(self) -> Self:

@@ -14,15 +14,15 @@ from flax import nnx
 from internvideo_jax.models.functional import Model
 from internvideo_jax.models.layers.block import BlockConfig
 from internvideo_jax.models.layers.init import Init
+from internvideo_jax.models.layers.tower import SMALLEST, TowerConfig, check_layers, preset_size
 from internvideo_jax.models.teachers.base import (
     Form,
     Reading,
     Teacher,
-    check_layers,
     check_stated,
     last,
 )
-from internvideo_jax.models.videomae import SMALLEST, Encoder, TowerConfig, VideoConfig, preset_size
+from internvideo_jax.models.videomae import SIZES, Encoder, VideoConfig
 
 LAYERS = 4  # that a student is aligned with, the last ones
 
@@ -56,7 +56,7 @@ class VideoMAETeacherConfig(VideoConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_layers(self.layers, self.encoder.depth, self.name)
+        check_layers(f"layers of the teacher {self.name!r}", self.layers, self.encoder.depth)
 
     @classmethod
     def of_size(cls, name: str, /, **changes: Any) -> VideoMAETeacherConfig:
@@ -65,7 +65,7 @@ class VideoMAETeacherConfig(VideoConfig):
         Raises:
           ValueError: unknown name.
         """
-        preset = preset_size(name)
+        preset = preset_size(SIZES, name)
         table = "sincos" if name == "tiny" else "resized"
         settings: dict[str, Any] = {
             "encoder": preset.encoder,

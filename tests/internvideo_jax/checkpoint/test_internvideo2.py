@@ -12,7 +12,7 @@ from internvideo_jax.models.internvideo2_classifier import ClassifierConfig
 from internvideo_jax.models.internvideo2_student import StudentConfig
 from internvideo_jax.models.layers.clip import inflate
 from internvideo_jax.models.layers.pos_adapt import resize_joint
-from internvideo_jax.models.videomae import SMALLEST
+from internvideo_jax.models.layers.tower import SMALLEST
 from internvideo_jax.types import flatten_paths
 from internvideo_jax.weights import files
 from tests.internvideo_jax.checkpoint.test_classes import random_params, write_run

@@ -24,8 +24,9 @@ from internvideo_jax.evaluators.multiple_choice import MultipleChoice, read_ques
 from internvideo_jax.evaluators.retrieval import TextVideoRetrieval
 from internvideo_jax.evaluators.run import check_evaluators
 from internvideo_jax.evaluators.zero_shot import ZeroShot
+from internvideo_jax.models.layers.tower import tower
 from internvideo_jax.models.viclip import ViCLIPConfig
-from internvideo_jax.models.videomae import PretrainConfig, tower
+from internvideo_jax.models.videomae import PretrainConfig
 from internvideo_jax.parallel.mesh import make_mesh
 from internvideo_jax.registry import resolve
 

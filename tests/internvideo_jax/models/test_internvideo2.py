@@ -15,14 +15,14 @@ from jax.sharding import AbstractMesh
 
 from internvideo_jax.build import head_notes
 from internvideo_jax.models.internvideo2 import EncoderConfig
-from internvideo_jax.models.internvideo2_student import StudentConfig, last_layers
+from internvideo_jax.models.internvideo2_student import StudentConfig
 from internvideo_jax.models.layers.attention import Attention
 from internvideo_jax.models.layers.attention_pool import AttentionPool
 from internvideo_jax.models.layers.block import BlockConfig
 from internvideo_jax.models.layers.block_stack import run_stack, stacked_blocks
 from internvideo_jax.models.layers.init import Init
 from internvideo_jax.models.layers.pos_embed import halves_sincos
-from internvideo_jax.models.videomae import tower
+from internvideo_jax.models.layers.tower import last_layers, tower
 from internvideo_jax.ops.activations import gelu_tanh
 from internvideo_jax.ops.attention import attend
 from internvideo_jax.parallel.rules import idle_rules, param_shardings, whole_parameters

@@ -12,7 +12,7 @@ from flax import nnx
 
 from internvideo_jax.models.internvideo2_classifier import ClassifierConfig, ExtraMLP
 from internvideo_jax.models.layers.init import Init
-from internvideo_jax.models.videomae import SMALLEST
+from internvideo_jax.models.layers.tower import SMALLEST
 from internvideo_jax.types import flatten_paths, unflatten_paths
 from tests.internvideo_jax.checkpoint.test_classes import random_params
 

@@ -18,13 +18,13 @@ from internvideo_jax.config import to_typed
 from internvideo_jax.models import viclip as viclip_model
 from internvideo_jax.models import videomae as videomae_model
 from internvideo_jax.models.internvideo2 import EncoderConfig
+from internvideo_jax.models.layers.tower import tower
 from internvideo_jax.models.teachers.clip import CLIPTeacherConfig, ViCLIPTeacherConfig
 from internvideo_jax.models.teachers.internvideo2 import (
     InternVideo2TeacherConfig,
     InternVLConfig,
 )
 from internvideo_jax.models.teachers.videomae import VideoMAETeacherConfig
-from internvideo_jax.models.videomae import tower
 from internvideo_jax.ops.resize import resize_frames
 from internvideo_jax.registry import TEACHERS, resolve
 from internvideo_jax.types import flatten_paths, unflatten_paths

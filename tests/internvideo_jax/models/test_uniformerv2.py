@@ -13,8 +13,8 @@ from flax import nnx
 
 from internvideo_jax.models.layers.batch_norm import BatchNorm
 from internvideo_jax.models.layers.depthwise_conv import DepthwiseConv, grouped_convolution
+from internvideo_jax.models.layers.tower import tower
 from internvideo_jax.models.uniformerv2 import UniFormerV2Config
-from internvideo_jax.models.videomae import tower
 from internvideo_jax.types import flatten_paths, unflatten_paths
 
 KEY = jax.random.key(0)

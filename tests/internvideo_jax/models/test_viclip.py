@@ -13,8 +13,8 @@ from flax import nnx
 
 from internvideo_jax.build import check_clip, check_reads, check_vocabulary
 from internvideo_jax.models.layers.pos_embed import resize_length, resize_picture
+from internvideo_jax.models.layers.tower import tower
 from internvideo_jax.models.viclip import FRAMES, PICTURE, TEXT, ViCLIPConfig
-from internvideo_jax.models.videomae import tower
 from internvideo_jax.objectives.contrastive import Contrastive
 from internvideo_jax.types import flatten_paths, unflatten_paths
 from tests.recipes import shipped

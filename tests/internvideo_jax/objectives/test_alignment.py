@@ -23,7 +23,7 @@ from internvideo_jax.config import CheckpointConfig, LogConfig, OptimConfig, Tra
 from internvideo_jax.objectives.alignment import VISIBLE, Alignment
 from internvideo_jax.ops.alignment import alignment_loss
 from internvideo_jax.parallel.mesh import AXES
-from internvideo_jax.smoke import smoke
+from internvideo_jax.recipes.smoke import smoke
 from internvideo_jax.state import plan_frozen
 from internvideo_jax.step import draw_key, init_state, make_train_step
 from internvideo_jax.tools.aot import argument_bytes, batch_shapes, count_flops, frozen_bytes

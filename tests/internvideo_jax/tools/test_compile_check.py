@@ -10,7 +10,8 @@ import pytest
 
 from data_pipelines.config import ClipConfig, DataConfig
 from internvideo_jax.config import MeshConfig, TrainConfig
-from internvideo_jax.models.videomae import ClassifierConfig, PretrainConfig, tower
+from internvideo_jax.models.layers.tower import tower
+from internvideo_jax.models.videomae import ClassifierConfig, PretrainConfig
 from internvideo_jax.objectives.classification import Classification
 from internvideo_jax.objectives.masked_pixels import MaskedPixels
 from internvideo_jax.parallel.mesh import AXES

@@ -10,7 +10,8 @@ import pytest
 
 from data_pipelines.config import ClipConfig, DataConfig
 from internvideo_jax.config import TrainConfig
-from internvideo_jax.models.videomae import PretrainConfig, tower
+from internvideo_jax.models.layers.tower import tower
+from internvideo_jax.models.videomae import PretrainConfig
 from internvideo_jax.objectives.masked_pixels import MaskedPixels
 from internvideo_jax.tools.aot import argument_bytes
 from internvideo_jax.tools.compile_check import prepare

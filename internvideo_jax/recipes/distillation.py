@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from data_pipelines.config import ClipConfig, ViewConfig
 from internvideo_jax.config import TrainConfig
+from internvideo_jax.recipes.smoke import smoke
 
 FOLDER = "features"  # of cached targets, in the folder of the data set
 TARGETS = ("step", "cached")  # where targets come from
+
+
+def chosen(config: TrainConfig, options: Mapping[str, Any]) -> TrainConfig:
+    """The run with the options `smoke` and `targets` of its recipe."""
+    config = smoke(config) if options["smoke"] else config
+    return cached_targets(config) if options["targets"] == "cached" else config
 
 
 def cached_targets(config: TrainConfig) -> TrainConfig:
@@ -22,6 +30,11 @@ def cached_targets(config: TrainConfig) -> TrainConfig:
         data=dataclasses.replace(config.data, views=1, features=FOLDER),
         objective=dataclasses.replace(config.objective, clip_teacher=None, mae_teacher=None),
     )
+
+
+def student_clip(model: Any) -> ClipConfig:
+    """What students train on: one random frame of each part of the video."""
+    return ClipConfig(frames=model.clip_frames, stride=1, size=model.size, sampling="parts")
 
 
 def student_views(model: Any, batch: int) -> ViewConfig:

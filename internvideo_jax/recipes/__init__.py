@@ -1,0 +1,1 @@
+"""What recipes share: presets of students and fine-tuning, evaluators, a recipe in small."""
