@@ -220,7 +220,7 @@ def initialise(
         adapted = {
             name for name, old in was.items() if old is not None and _differ(old, source[name])
         }
-        if inside + "encoder/patch_embed/kernel" in adapted:
+        if f"{inside}encoder/patch_embed/kernel" in adapted:
             known.pop("tubelet", None)  # made another one
     target = flatten_paths(fresh)
     head = _head(loaded_from, target, rows, classes)

@@ -110,6 +110,11 @@ class ProbeConfig:
         return self.backbone.tokens
 
     @property
+    def pos_frames(self) -> int:
+        """Only where the backbone has it, as loaders ask whether it is there."""
+        return self.backbone.pos_frames
+
+    @property
     def pixel_mean(self) -> Sequence[float]:
         return self.backbone.pixel_mean
 
@@ -162,11 +167,6 @@ class ProbeConfig:
     def forward_flops(self) -> float:
         return self.backbone_flops() + self.head_flops()
 
-    @property
-    def pos_frames(self) -> int:
-        """The backbone's, where it has that field."""
-        return self.backbone.pos_frames
-
     def adapt_weights(
         self, source: Mapping[str, np.ndarray], frames: int = 0
     ) -> dict[str, np.ndarray]:
@@ -174,13 +174,17 @@ class ProbeConfig:
 
         The backbone makes of them what it makes of weights for itself. Parts that its features do
         not go through (decoders, heads, text encoders) stay unused and are reported as such.
+
+        Args:
+          frames: time steps of position tables in the source, for backbones that ask; 0 = unknown.
         """
         probe = {path: value for path, value in source.items() if path.startswith(BACKBONE)}
         found = {path.removeprefix(BACKBONE): value for path, value in probe.items()}
         own = {path: value for path, value in source.items() if probe and path not in probe}
         found = found or dict(source)
         if hasattr(self.backbone, "adapt_weights"):
-            found = self.backbone.adapt_weights(found, *([frames] if frames else []))
+            known = (frames,) if frames else ()
+            found = self.backbone.adapt_weights(found, *known)
         return {**own, **{BACKBONE + path: value for path, value in found.items()}}
 
 

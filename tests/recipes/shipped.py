@@ -101,7 +101,6 @@ def internvideo2() -> dict[str, tuple[str, str]]:
     for size in (*module(pretrain).RECIPES, "tiny"):
         found[f"internvideo2-pretrain-{size}"] = (pretrain, f"size={size}")
     found["internvideo2-pretrain-cached-1b"] = (pretrain, "size=1b,targets=cached")
-    found["internvideo2-pretrain-both-tiny"] = (pretrain, "size=tiny,teachers=both")
     for size in (*module(distill).BATCHES, "tiny"):
         found[f"internvideo2-distill-{size}"] = (distill, f"size={size}")
     for teacher in list(module(distill).TEACHERS)[1:]:
