@@ -12,16 +12,21 @@ from safetensors.numpy import load_file
 
 from internvideo_jax import masking
 from internvideo_jax.models.functional import Model
-from internvideo_jax.models.layers.tower import tower
 from internvideo_jax.models.teachers.base import Form, Reading, Teacher
 from internvideo_jax.models.teachers.internvideo2 import InternVideo2TeacherConfig, InternVLConfig
-from internvideo_jax.models.teachers.videomae import VideoMAETeacherConfig
 from internvideo_jax.objectives.alignment import VISIBLE, Alignment
 from internvideo_jax.types import Params
 from internvideo_jax.weights import internvideo2, videomae
 from tests.parity.cases import Case, adapter
-from tests.parity.internvideo2_adapters import STUDENT, student_config, unit_pixels
+from tests.parity.internvideo2_adapters import (
+    STUDENT,
+    aligned,
+    pooled_encoder,
+    student_config,
+    unit_pixels,
+)
 from tests.parity.model_adapters import export, import_weights, indices
+from tests.parity.teacher_adapters import videomae_config
 
 GROUP = "internvideo2_stage1"
 
@@ -38,7 +43,9 @@ def attention_mask(case: Case) -> None:
     attention, noise = (jnp.asarray(case.io[x]).reshape(groups) for x in ("attn", "exp_noise"))
     visible = masking.visible_from_noise(attention, noise, config["mask_ratio"])
     same_mask(case, visible)
-    for name, lead in (("clip_middle", 1), ("mae", 0)):
+    present = [item for item in (("clip_middle", 1), ("mae", 0)) if f"norm_{item[0]}" in case.io]
+    assert present
+    for name, lead in present:
         teacher: Any = SimpleNamespace(form=Form(lead=lead, keeps_lead=lead > 0))
         reading = Reading(jnp.asarray(case.io[f"norm_{name}"]))
         case.equal(f"targets_{name}_vis", Teacher._picked(teacher, reading, groups[0], visible))
@@ -49,28 +56,6 @@ def with_weights(case: Case, name: str) -> Case:
     other = Case(case.folder)
     other.__dict__["weights"] = load_file(case.folder / f"{name}.safetensors")
     return other
-
-
-def last(config: dict, layers: str) -> list[int]:
-    """Aligned blocks of a config that says their number."""
-    return list(range(config["depth"] - config[layers], config["depth"]))
-
-
-def form(config: dict) -> dict[str, Any]:
-    """What the configs of all teachers share."""
-    return {
-        "encoder": tower(
-            config["embed_dim"], config["depth"], config["num_heads"], config["mlp_ratio"]
-        ),
-        "size": config["img_size"],
-        "patch": config["patch_size"],
-        "dtype": "float32",
-    }
-
-
-def pooled(config: dict) -> dict[str, Any]:
-    shared = {"embedding": config["clip_embed_dim"], "pool_heads": config["attn_pool_num_heads"]}
-    return {**form(config), **shared, "activation": "gelu"}
 
 
 def step_of(
@@ -135,22 +120,14 @@ def step_of(
 def stage1_step(case: Case) -> None:
     config = case.config
     ours, clip, mae = (config[name] for name in ("student", "clip_teacher", "mae_teacher"))
-    layers = {
-        "clip_return_index": last(ours, "clip_return_layer"),
-        "mae_return_index": last(ours, "mae_return_layer"),
-    }
-    student = student_config({**ours, **layers}, stride=config["td_ratio"])
+    student = student_config(ours, stride=config["td_ratio"])
     clip_teacher = InternVLConfig(
-        **pooled(clip), layers=last(clip, "clip_return_layer"), frames=ours["num_frames"]
+        **{**pooled_encoder(clip), "frames": ours["num_frames"]}, layers=aligned(clip, "clip")
     )
-    mae_teacher = VideoMAETeacherConfig(
-        **form(mae),
-        layers=last(mae, "mae_return_layer"),
-        frames=mae["all_frames"],
-        tubelet=mae["tubelet_size"],
-        pos_table="learnable",  # not that of 224 pixels, so it is among the weights
-    )
+    mae_teacher = videomae_config(mae, with_weights(case, "weights_mae_teacher").weights)
     weights = dict(zip(("middle", "final", "mae"), config["loss_weights"], strict=True))
+    if not student.final_width:
+        weights["final"] = 0.0
     objective = Alignment(
         ratio=config["mask_ratio"], clip_teacher=clip_teacher, mae_teacher=mae_teacher, **weights
     )
@@ -172,16 +149,15 @@ def stage1_step(case: Case) -> None:
 def distill(case: Case) -> None:
     config = case.config
     ours, theirs = config["student"], config["teacher"]
-    absent = {"mae_teacher_embed_dim": 0, "mae_return_index": []}
-    decoder = {"MLP_Decoder": "mlp", "Linear_Decoder": "linear"}[ours["clip_student_decoder"]]
-    student = student_config(
-        {**ours, **absent, "clip_return_index": ours["return_index"]}, clip_decoder=decoder
-    )
-    teacher = InternVideo2TeacherConfig(
-        **pooled(theirs), layers=sorted(theirs["return_index"]), frames=theirs["num_frames"]
-    )
+    decoder = ours.get("clip_student_decoder", "Linear_Decoder")
+    kinds = {"MLP_Decoder": "mlp", "Linear_Decoder": "linear"}
+    student = student_config(ours, clip_decoder=kinds[decoder])
+    teacher = InternVideo2TeacherConfig(**pooled_encoder(theirs), layers=aligned(theirs, "clip"))
+    weights = dict(zip(("middle", "final"), config.get("loss_weights", (1.0, 1.0)), strict=True))
+    if not student.final_width:
+        weights["final"] = 0.0
     objective = Alignment(
-        ratio=config["mask_ratio"], per_frame=False, mae=0.0, clip_teacher=teacher
+        ratio=config["mask_ratio"], per_frame=False, mae=0.0, clip_teacher=teacher, **weights
     )
     objective.check(student)
     model = teacher.model()

@@ -59,6 +59,13 @@ class Case:
         """Expected outputs whose name starts with `prefix`, that prefix cut off."""
         return {k[len(prefix) :]: v for k, v in self.io.items() if k.startswith(prefix)}
 
+    def features(self, found: dict[str, Any], prefix: str = "feat.") -> None:
+        """Compares the activations that the case holds, which may be some of ours only."""
+        expected = self.outputs(prefix)
+        assert set(expected) <= set(found), sorted(set(expected) - set(found))
+        for name in expected:
+            self.close(f"{prefix}{name}", found[name])
+
     def close(self, name: str, value: Any, *, gradient: bool = False) -> None:
         """Compares with the stored tensor at the tolerance of case.json."""
         expected = self.io[name]

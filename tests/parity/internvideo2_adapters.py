@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from internvideo_jax.models.layers.pos_embed import (
     picture_sincos,
     sincos,
 )
-from internvideo_jax.models.layers.tower import TowerConfig
+from internvideo_jax.models.layers.tower import TowerConfig, last_layers
 from internvideo_jax.ops.pixels import IMAGENET_MEAN, IMAGENET_STD
 from internvideo_jax.types import Params
 from internvideo_jax.weights import internvideo2
@@ -34,30 +35,56 @@ def unit_pixels(video: np.ndarray) -> jax.Array:
     return jnp.asarray(video * np.array(IMAGENET_STD) + np.array(IMAGENET_MEAN), jnp.float32)
 
 
-def student_config(config: dict, **changes) -> StudentConfig:
-    """The student of a case, from its `config`."""
-    depth = config["depth"]
+def encoder_tower(config: dict) -> TowerConfig:
     width = config["embed_dim"]
     hidden = config.get("mlp_hidden", int(width * config["mlp_ratio"]))
+    return TowerConfig(width, config["depth"], config["num_heads"], hidden)
+
+
+def pooled_encoder(config: dict) -> dict[str, Any]:
+    """Settings of InternVideo2's encoder and pool; a case leaves out what it has by default."""
     settings = {
-        "encoder": TowerConfig(width, depth, config["num_heads"], hidden),
+        "encoder": encoder_tower(config),
         "embedding": config["clip_embed_dim"],
         "pool_heads": config["attn_pool_num_heads"],
-        "frames": config["num_frames"],
         "size": config["img_size"],
         "tubelet": config.get("tubelet_size", 1),
         "patch": config["patch_size"],
         "qkv_bias": config.get("qkv_bias", False),
         "qk_norm": config.get("qk_normalization", True),
-        "layer_scale": config.get("init_values", 1e-5),
+        "layer_scale": config.get("init_values", 1e-5) or 0.0,
         "activation": "gelu_tanh" if config.get("fused_path") else "gelu",
         "pos_table": "separable" if config.get("sep_pos_embed") else "joint",
-        "clip_width": config["clip_teacher_embed_dim"],
-        "clip_layers": sorted(config["clip_return_index"]),
-        "final_width": config["clip_teacher_final_dim"],
-        "mae_width": config["mae_teacher_embed_dim"],
-        "mae_layers": sorted(config["mae_return_index"]),
         "dtype": "float32",
+    }
+    frames = {"frames": config["num_frames"]} if "num_frames" in config else {}
+    return settings | frames
+
+
+def aligned(config: dict, branch: str) -> tuple[int, ...]:
+    """Aligned blocks of a branch, `clip` or `mae`: the case lists them, or says how many."""
+    for name in (f"{branch}_return_index", "return_index"):
+        if name in config:
+            return tuple(sorted(config[name]))
+    intervals = [
+        value
+        for name, value in config.items()
+        if name.startswith(f"{branch}_") and name.endswith("return_interval")
+    ]
+    count = config.get(f"{branch}_return_layer", 0)
+    return last_layers(config["depth"], count, *intervals[:1])
+
+
+def student_config(config: dict, **changes: Any) -> StudentConfig:
+    """The student of a case, from its `config`."""
+    clip, mae = (config.get(f"{kind}_teacher_embed_dim", 0) for kind in ("clip", "mae"))
+    settings = {
+        **pooled_encoder(config),
+        "clip_width": clip,
+        "clip_layers": aligned(config, "clip") if clip else (),
+        "final_width": config["clip_teacher_final_dim"],
+        "mae_width": mae,
+        "mae_layers": aligned(config, "mae") if mae else (),
     }
     return StudentConfig(**{**settings, **changes})
 
@@ -78,7 +105,8 @@ def stage1_pretrain(case: Case) -> None:
     _activations(case, model_config, params, video, visible)
 
     targets = {name: jnp.asarray(x) for name, x in case.outputs("target_").items()}
-    clip_ratio, mae_ratio = case.config["clip_loss_ratio"], case.config["mae_loss_ratio"]
+    clip_ratio = case.config.get("clip_loss_ratio", (1, 1))
+    mae_ratio = case.config.get("mae_loss_ratio", 1)
     ratios = {"clip_middle": clip_ratio[0], "clip_final": clip_ratio[1], "mae": mae_ratio}
 
     def loss(params):
@@ -127,26 +155,26 @@ def _activations(
             "pool": network.pool(x),
         }
 
-    found = activations(params)
-    for name in case.outputs("feat."):
-        case.close(f"feat.{name}", found[name])
+    case.features(activations(params))
 
 
 def _inside(block: Block, x: jax.Array) -> dict[str, jax.Array]:
     normed = block.norm1(x)
-    q, k, _ = block.attn.qkv(normed)
     attention = block.attn(normed)
-    scaled = attention * block.gamma1[...]
+    gamma1, gamma2 = (1.0 if g is None else g[...] for g in (block.gamma1, block.gamma2))
+    scaled = attention * gamma1
     mlp = block.mlp(block.norm2(x + scaled))
-    return {
+    found = {
         "norm1": normed,
-        "q_norm": block.attn.q_norm(q),
-        "k_norm": block.attn.k_norm(k),
         "attn": attention,
         "ls1": scaled,
         "mlp": mlp,
-        "branch": mlp * block.gamma2[...],
+        "branch": mlp * gamma2,
     }
+    if block.attn.q_norm is not None:
+        q, k, _ = block.attn.qkv(normed)
+        found |= {"q_norm": block.attn.q_norm(q), "k_norm": block.attn.k_norm(k)}
+    return found
 
 
 @adapter("internvideo2_stage1", "sincos_tables")

@@ -18,15 +18,15 @@ from internvideo_jax.models import videomae as videomae_model
 from internvideo_jax.models.internvideo2_classifier import ClassifierConfig
 from internvideo_jax.models.internvideo2_student import StudentConfig
 from internvideo_jax.models.layers.pos_adapt import adapt_tables
-from internvideo_jax.models.layers.tower import last_layers, tower
+from internvideo_jax.models.layers.tower import last_layers
 from internvideo_jax.ops.losses import soft_cross_entropy
-from internvideo_jax.ops.pixels import IMAGENET_MEAN, IMAGENET_STD
 from internvideo_jax.optim.factory import decay_mask, layer_scales, layer_values
 from internvideo_jax.optim.schedules import cosine
 from internvideo_jax.types import flatten_paths
 from internvideo_jax.weights import internvideo2, videomae
 from internvideo_jax.weights.rules import to_torch
 from tests.parity.cases import Case, adapter
+from tests.parity.internvideo2_adapters import encoder_tower, pooled_encoder, unit_pixels
 from tests.parity.model_adapters import export, import_weights
 
 GROUP = "internvideo2_stage1"
@@ -119,28 +119,9 @@ def pos_interp(case: Case) -> None:
         case.close(f"out.{name}", adapted[paths[name]])
 
 
-def common(config: dict) -> dict[str, Any]:
-    """Settings of the encoder and pool."""
-    return {
-        "encoder": tower(
-            config["embed_dim"], config["depth"], config["num_heads"], config["mlp_ratio"]
-        ),
-        "embedding": config["clip_embed_dim"],
-        "pool_heads": config["attn_pool_num_heads"],
-        "frames": config["num_frames"],
-        "size": config["img_size"],
-        "tubelet": config["tubelet_size"],
-        "patch": config["patch_size"],
-        "layer_scale": config["init_values"],
-        "activation": "gelu",
-        "pos_table": "separable" if config.get("sep_pos_embed") else "joint",
-        "dtype": "float32",
-    }
-
-
 def classifier_config(config: dict, **changes: Any) -> ClassifierConfig:
     return ClassifierConfig(
-        **common(config),
+        **pooled_encoder(config),
         classes=config["num_classes"],
         merge=config.get("merge_method", "proj"),
         merge_norm=config.get("merge_norm", "LN"),
@@ -153,7 +134,7 @@ def classifier(case: Case) -> None:
     config = classifier_config(case.config, extra_mlp="extra_mlp.1.fc1.weight" in case.weights)
     model = config.model()
     params = import_weights(case, KIND, model.shapes(), internvideo2)
-    video, target = normalised_video(case), jnp.asarray(case.io["soft_target"])
+    video, target = unit_pixels(case.io["video"]), jnp.asarray(case.io["soft_target"])
     depth = config.encoder.depth
 
     @jax.jit
@@ -161,18 +142,16 @@ def classifier(case: Case) -> None:
         network: Any = nnx.merge(model._graph, params)
         x, taps = network.encoder(video, taps=range(depth))
         return {
-            "feat.blocks_in": network.encoder.embed(video),
-            **{f"feat.block_{i}": taps[i] for i in range(depth)},
-            "feat.pool": network.pool(x),
-            "feat.fc_norm": network.normed_pool(x),
+            "blocks_in": network.encoder.embed(video),
+            **{f"block_{i}": taps[i] for i in range(depth)},
+            "pool": network.pool(x),
+            "fc_norm": network.normed_pool(x),
             "logits": network(video),
         }
 
     found = activations(params)
-    expected = {name for name in case.io if name.startswith(("feat.", "logits"))}
-    assert "logits" in expected and expected <= set(found)
-    for name in expected:
-        case.close(name, found[name])
+    case.features(found)
+    case.close("logits", found["logits"])
 
     def loss(params):
         return soft_cross_entropy(model.apply(params, video), target).mean()
@@ -183,12 +162,6 @@ def classifier(case: Case) -> None:
     assert names
     for name in names:
         case.close(f"grad.{name}", ours[name])
-
-
-def normalised_video(case: Case) -> jax.Array:
-    """The stored clip is normalised and channel-first; ours is 0..1 and channel-last."""
-    video = case.io["video"].astype(np.float64).transpose(0, 2, 3, 4, 1)
-    return jnp.asarray(video * np.array(IMAGENET_STD) + np.array(IMAGENET_MEAN), jnp.float32)
 
 
 @adapter(GROUP, "param_groups")
@@ -244,7 +217,7 @@ def grouped_model(sizes: dict, rows: dict) -> tuple[Any, Any]:
         }
         depth = sizes["depth"]
         student = StudentConfig(
-            **common(sizes),
+            **pooled_encoder(sizes),
             clip_width=8,
             clip_layers=last_layers(depth, count["clip"]),
             final_width=8,
@@ -255,7 +228,7 @@ def grouped_model(sizes: dict, rows: dict) -> tuple[Any, Any]:
     if "clip_projector.norm1_q.weight" in rows:
         return classifier_config(sizes), internvideo2.RULES[KIND]
     teacher = videomae_model.ClassifierConfig(  # Unmasked Teacher's
-        encoder=common(sizes)["encoder"],
+        encoder=encoder_tower(sizes),
         frames=sizes["num_frames"],
         size=sizes["img_size"],
         patch=sizes["patch_size"],

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from internvideo_jax.models.layers.clip import inflate
 from internvideo_jax.models.layers.pos_embed import fixed_table, resize_picture
@@ -15,85 +15,72 @@ from internvideo_jax.models.layers.tower import tower
 from internvideo_jax.models.teachers.clip import CLIPTeacherConfig
 from internvideo_jax.models.teachers.internvideo2 import InternVLConfig
 from internvideo_jax.models.teachers.videomae import VideoMAETeacherConfig
-from internvideo_jax.ops.pixels import IMAGENET_MEAN, IMAGENET_STD
 from internvideo_jax.ops.resize import resize_frames
+from internvideo_jax.types import Params
 from internvideo_jax.weights import clip, internvideo2, videomae
 from tests.parity.cases import Case, adapter
+from tests.parity.internvideo2_adapters import aligned, encoder_tower, pooled_encoder, unit_pixels
 from tests.parity.model_adapters import import_weights
 
 GROUP = "internvideo2_stage1"
-
-
-def unit_video(pixels: np.ndarray) -> jax.Array:
-    """(B, 3, T, H, W) normalised as in training -> (B, T, H, W, 3) in 0..1."""
-    video = pixels.astype(np.float64).transpose(0, 2, 3, 4, 1)
-    return jnp.asarray(video * np.array(IMAGENET_STD) + np.array(IMAGENET_MEAN), jnp.float32)
-
-
-def layers(config: dict[str, Any]) -> tuple[int, ...]:
-    return tuple(sorted(config["return_index"]))
 
 
 @adapter(GROUP, "teacher_internvl")
 def internvl_teacher(case: Case) -> None:
     """The weights are stored as the loader leaves them, with an axis of one frame."""
     config = case.config
-    video = unit_video(case.io["video"])
-    teacher = InternVLConfig(
-        encoder=tower(
-            config["embed_dim"], config["depth"], config["num_heads"], config["mlp_ratio"]
-        ),
-        embedding=config["clip_embed_dim"],
-        pool_heads=config["attn_pool_num_heads"],
-        layers=layers(config),
-        frames=video.shape[1],
-        size=config["img_size"],
-        patch=config["patch_size"],
-        layer_scale=config["init_values"],
-        qk_norm=config["qk_normalization"],
-        activation="gelu",
-        dtype="float32",
-    )
+    video = unit_pixels(case.io["video"])
+    settings = {**pooled_encoder(config), "frames": video.shape[1]}
+    teacher = InternVLConfig(**settings, layers=aligned(config, "clip"))
     model = teacher.model()
     params = import_weights(case, "internvideo2", model.shapes(), internvideo2)
     targets = jax.jit(model.apply)(params, video)
     case.close("middle", targets["middle"])
     case.close("final", targets["final"])
     case.close("attn", targets["attention"])
-    every = dataclasses.replace(teacher, layers=tuple(range(config["depth"]))).model()
-    for i, value in enumerate(every.apply(params, video, method="read").tapped):
-        case.close(f"feat.block_{i}", value)
+    case.features(blocks(teacher, params, video))
+
+
+def blocks(teacher: Any, params: Params, video: jax.Array) -> dict[str, jax.Array]:
+    """Raw outputs of all blocks."""
+    every = dataclasses.replace(teacher, layers=tuple(range(teacher.encoder.depth))).model()
+    tapped = every.apply(params, video, method="read").tapped
+    return {f"block_{i}": value for i, value in enumerate(tapped)}
 
 
 @adapter(GROUP, "teacher_videomae")
 def videomae_teacher(case: Case) -> None:
     config = case.config
-    video = unit_video(case.io["video"])
+    video = unit_pixels(case.io["video"])
     for name, literal in (("middle_standard", False), ("middle_as_written", True)):
-        teacher = VideoMAETeacherConfig(
-            encoder=tower(
-                config["embed_dim"], config["depth"], config["num_heads"], config["mlp_ratio"]
-            ),
-            layers=layers(config),
-            frames=config["all_frames"],
-            size=config["img_size"],
-            patch=config["patch_size"],
-            tubelet=config["tubelet_size"],
-            pos_table="learnable",  # not that of 224 pixels, so it is among the weights
-            literal=literal,
-            dtype="float32",
-        )
+        teacher = videomae_config(config, case.weights, literal=literal)
         model = teacher.model()
         params = import_weights(case, "videomae_classifier", model.shapes(), videomae)
         case.close(name, jax.jit(model.apply)(params, video)["middle"])
         if not literal:
-            every = dataclasses.replace(teacher, layers=tuple(range(config["depth"]))).model()
-            for i, value in enumerate(every.apply(params, video, method="read").tapped):
-                case.close(f"feat_standard.block_{i}", value)
-    # The published table has 8 steps of 14 x 14 places wherever a patch is not of 14 pixels.
-    grid = teacher.grid
-    table = fixed_table("resized", grid, config["embed_dim"], (8, 14, 14))
-    case.close("sincos_table_init", table)
+            case.features(blocks(teacher, params, video), "feat_standard.")
+    if "sincos_table_init" in case.io:
+        # Wherever a patch is not of 14 pixels the published table has 14 x 14 places.
+        side = 16 if teacher.patch == 14 else 14
+        table = fixed_table("resized", teacher.grid, teacher.encoder.width, (8, side, side))
+        case.close("sincos_table_init", table)
+
+
+def videomae_config(config: dict[str, Any], weights: Mapping[str, Any], **changes: Any):
+    """Of 224 pixels and 16 frames the table is fixed; else it is among the weights."""
+    return VideoMAETeacherConfig(
+        encoder=encoder_tower(config),
+        layers=aligned(config, "mae"),
+        frames=config["all_frames"],
+        size=config["img_size"],
+        patch=config["patch_size"],
+        tubelet=config.get("tubelet_size", 2),
+        qkv_bias=config.get("qkv_bias", True),
+        layer_scale=config.get("init_values", 0.0) or 0.0,
+        pos_table="learnable" if "pos_embed" in weights else "sincos",
+        dtype="float32",
+        **changes,
+    )
 
 
 @adapter(GROUP, "teacher_input_resize")
@@ -109,11 +96,11 @@ def input_resize(case: Case) -> None:
 @adapter(GROUP, "umt_clip_teacher")
 def clip_teacher(case: Case) -> None:
     config = case.config
-    video = unit_video(case.io["video"])
+    video = unit_pixels(case.io["video"])
     teacher = CLIPTeacherConfig(
         encoder=tower(config["width"], config["layers"], config["heads"]),
         embedding=config["output_dim"],
-        layers=layers(config),
+        layers=aligned({**config, "depth": config["layers"]}, "clip"),
         frames=video.shape[1],
         size=config["input_resolution"],
         patch=config["patch_size"],

@@ -14,6 +14,7 @@ from internvideo_jax.ops.alignment import alignment_loss
 from internvideo_jax.ops.pixels import token_grid
 from internvideo_jax.weights import umt
 from tests.parity.cases import Case, adapter
+from tests.parity.internvideo2_adapters import aligned
 from tests.parity.model_adapters import export, import_weights, indices
 from tests.parity.viclip_adapters import unit
 
@@ -41,9 +42,10 @@ def student_config(case: Case, **changes) -> UMTStudentConfig:
         patch=config["patch_size"],
         tubelet=config["tubelet_size"],
         qkv_bias=config["qkv_bias"],
+        layer_scale=config.get("init_values", 0.0) or 0.0,
         pos_table="learnable" if "encoder.pos_embed" in case.weights else "sincos",
         clip_width=config["clip_output_dim"],
-        clip_layers=tuple(sorted(config["return_index"])),
+        clip_layers=aligned({**config, "depth": config["encoder_depth"]}, "clip"),
         dtype="float32",
         **changes,
     )
@@ -62,17 +64,17 @@ def student(case: Case) -> None:
         network = nnx.merge(model._graph, params)
         _, blocks = network.encoder(video, visible, taps=range(config.encoder.depth))
         return {
-            "feat.blocks_in": network.encoder.embed(video, visible),
-            **{f"feat.block_{i}": block for i, block in enumerate(blocks)},
+            "blocks_in": network.encoder.embed(video, visible),
+            **{f"block_{i}": block for i, block in enumerate(blocks)},
             "encoder_clip": network.normed(video, visible),
             "aligned": network(video, visible)["clip_middle"],
         }
 
     found = activations(params)
-    for name in found:
+    case.features(found)
+    for name in ("encoder_clip", "aligned"):
         case.close(name, found[name])
-
-    for name in ("mse", "smooth_l1"):
+    for name in {"mse", "smooth_l1"} & set(case.io):
         case.close(name, alignment_loss(found["aligned"], target, name).value())
 
     def loss(params):

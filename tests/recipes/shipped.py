@@ -178,6 +178,7 @@ def rows() -> Iterator[str]:
             f"{recipe.ratio:g} | {start} | {recipe.reported} |"
         )
     yield from internvideo2_rows()
+    yield from umt_rows()
 
 
 def internvideo2_rows() -> Iterator[str]:
@@ -209,6 +210,25 @@ def internvideo2_rows() -> Iterator[str]:
         yield (
             f"| `{name}` | {recipe.batch} | {recipe.epochs} | {recipe.lr:g} | "
             f"`{recipe.protocol}`, {_views(recipe.protocol)} | {start} | {recipe.reported} |"
+        )
+
+
+def umt_rows() -> Iterator[str]:
+    """Pre-training and fine-tuning of Unmasked Teacher."""
+    for size in module("umt/pretrain.py").RECIPES:
+        made = config(f"umt-pretrain-{size}")
+        teacher: Any = made.objective.clip_teacher
+        yield (
+            f"| `size={size}` | {made.data.global_batch} | {made.epochs:g} | "
+            f"{made.model.drop_path:g} | `{teacher.name}`, {teacher.encoder.depth} layers, "
+            f"{teacher.size} pixels |"
+        )
+    for name, recipe in module("umt/finetune.py").RECIPES.items():
+        start = f"`{recipe.start}`" if recipe.start else "student"
+        yield (
+            f"| `{name}` | {recipe.frames} | {recipe.pixels} | {recipe.batch} | {recipe.epochs} | "
+            f"{recipe.lr:g} | `{recipe.protocol}`, {_views(recipe.protocol)} | {start} | "
+            f"{recipe.reported} |"
         )
 
 
