@@ -284,8 +284,8 @@ def prepare(config: TrainConfig, options: Teaching) -> tuple[Teacher, dict[str, 
         config = dataclasses.replace(config, data=data)
     elif not config.data.views:
         raise ValueError(
-            "--views is needed, such as --views=1: how many fixed clips of each record get targets. "
-            "Training then takes the same number as config.data.views"
+            "--views is needed, such as --views=1: how many fixed clips of each record get targets; "
+            "training takes the same number as config.data.views"
         )
     views = FixedViews(config.data, options.set)
     check_clip(config, views.component.media)
