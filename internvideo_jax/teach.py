@@ -284,7 +284,7 @@ def prepare(config: TrainConfig, options: Teaching) -> tuple[Teacher, dict[str, 
         config = dataclasses.replace(config, data=data)
     elif not config.data.views:
         raise ValueError(
-            "--views is needed, such as --views=1: how many fixed clips of each record get targets; "
+            "--views is needed, such as --views=1: how many clips of each record get targets; "
             "training takes the same number as config.data.views"
         )
     views = FixedViews(config.data, options.set)
