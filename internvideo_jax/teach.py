@@ -295,7 +295,7 @@ def prepare(config: TrainConfig, options: Teaching) -> tuple[Teacher, dict[str, 
     if not plans:
         raise ValueError(
             "config.objective has no teacher in the step, so there is nothing to compute; take the "
-            "recipe with its teachers, and without them only to train"
+            "recipe with its teachers (targets=step), and targets=cached only to train"
         )
     params, digests = load_frozen(plans, config.seed, say)
     networks = {name: (plan.model, params[name]) for name, plan in plans.items()}
