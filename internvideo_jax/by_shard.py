@@ -18,6 +18,7 @@ import numpy as np
 from absl import flags
 
 from data_pipelines.dataset import Dataset, open_dataset
+from data_pipelines.identity import differences
 from data_pipelines.storage import write_atomic
 from internvideo_jax import cli
 from internvideo_jax.checkpoint.initial import initialise
@@ -168,11 +169,16 @@ def check_same(
         return
     before, now = json.loads(path.read_text()), json.loads(text)
     for name in (settings, *(others or ("params_digest", "data_fingerprint", "model"))):
-        if before.get(name) != now[name]:
-            raise ValueError(
-                f"{path}: made with another {name} ({before.get(name)}, now {now[name]}); give "
-                "another --out, or delete that directory"
-            )
+        found, there = now[name], before.get(name)
+        if there == found:
+            continue
+        if isinstance(found, dict) and isinstance(there, dict):
+            said = "".join(f"\n  {line}" for line in differences(found, there, "it has")) + "\nGive"
+        else:
+            said = f" ({there}, now {found}); give"
+        raise ValueError(
+            f"{path}: made with another {name}{said} another --out, or delete that directory"
+        )
 
 
 def mine(missing: Sequence[int], part: int, parts: int, videos: Mapping[int, int]) -> Iterator[int]:

@@ -258,7 +258,7 @@ def _size(count: int) -> str:
 
 
 HELP = {
-    "views": "Fixed views of each record; default: config.data.views.",
+    "views": "Fixed views of each record; 0 takes config.data.views.",
     "set": "Which set of config.data.mixture.",
     "dtype": "Of the stored features: float16, bfloat16 or float32.",
     "batch": "Clips per step.",
@@ -282,6 +282,11 @@ def prepare(config: TrainConfig, options: Teaching) -> tuple[Teacher, dict[str, 
     if options.views:
         data = dataclasses.replace(config.data, views=options.views)
         config = dataclasses.replace(config, data=data)
+    elif not config.data.views:
+        raise ValueError(
+            "--views is needed, such as --views=1: how many clips of each record get targets; "
+            "training takes the same number as config.data.views"
+        )
     views = FixedViews(config.data, options.set)
     check_clip(config, views.component.media)
     objective.check(config.model)
@@ -290,7 +295,7 @@ def prepare(config: TrainConfig, options: Teaching) -> tuple[Teacher, dict[str, 
     if not plans:
         raise ValueError(
             "config.objective has no teacher in the step, so there is nothing to compute; take the "
-            "recipe with its teachers, and without them only to train"
+            "recipe with its teachers (targets=step), and targets=cached only to train"
         )
     params, digests = load_frozen(plans, config.seed, say)
     networks = {name: (plan.model, params[name]) for name, plan in plans.items()}
@@ -317,7 +322,10 @@ def main() -> None:
     def run() -> int:
         use_compile_cache(cli.COMPILE_CACHE.value)
         if not out.value:
-            raise ValueError("--out is needed, see --help")
+            raise ValueError(
+                "--out is needed: the directory for the targets, which training then takes as "
+                "config.data.features"
+            )
         options = Teaching(**{name: flag.value for name, flag in chosen.items()})
         teacher, provenance = prepare(cli.typed_config(), options)
         teach(teacher, Path(out.value), provenance, part=part.value, parts=parts.value)

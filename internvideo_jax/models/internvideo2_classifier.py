@@ -18,7 +18,7 @@ from internvideo_jax.models.functional import Model
 from internvideo_jax.models.internvideo2 import EncoderConfig, InternVideo2
 from internvideo_jax.models.layers.batch_norm import BatchNorm
 from internvideo_jax.models.layers.block import layer_norm
-from internvideo_jax.models.layers.drop_path import dropout
+from internvideo_jax.models.layers.drop_path import head_dropout
 from internvideo_jax.models.layers.init import Init
 from internvideo_jax.models.layers.mlp import MLP
 from internvideo_jax.ops.activations import gelu
@@ -173,10 +173,8 @@ class Classifier(InternVideo2):
         if config.merge.endswith("proj"):
             pooled = self.normed_pool(x)
             z = pooled if z is None else jnp.concatenate([z, pooled], axis=-1)
-        if keys is not None and config.head_dropout > 0:
-            # Layer keys fold in 0..depth-1; the head takes the next number.
-            head_keys = jax.vmap(lambda key: jax.random.fold_in(key, config.encoder.depth))(keys)
-            z = dropout(z, head_keys, config.head_dropout)
+        # Layer keys fold in 0..depth-1; the head takes the next number.
+        z = head_dropout(z, keys, config.head_dropout, config.encoder.depth)
         return self.head(z), running
 
     def normed_pool(self, x: jax.Array) -> jax.Array:

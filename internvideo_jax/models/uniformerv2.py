@@ -27,7 +27,7 @@ from internvideo_jax.models.layers.clip import (
     clip_block,
     inflate,
 )
-from internvideo_jax.models.layers.drop_path import dropout
+from internvideo_jax.models.layers.drop_path import head_dropout
 from internvideo_jax.models.layers.init import Init, torch_uniform
 from internvideo_jax.models.layers.tower import (
     SMALLEST,
@@ -356,10 +356,7 @@ class UniFormerV2(nnx.Module):
             frames = x[:, :, 0].astype(jnp.float32).mean(axis=1)
             z = (1.0 - weight) * z + weight * frames
         z = self.norm(z)
-        if keys is not None and self.config.head_dropout > 0:
-            head_keys = jax.vmap(lambda key: jax.random.fold_in(key, HEAD_KEY))(keys)
-            z = dropout(z, head_keys, self.config.head_dropout)
-        return self.head(z)
+        return self.head(head_dropout(z, keys, self.config.head_dropout, HEAD_KEY))
 
     def features(self, video: jax.Array) -> jax.Array:
         """Tokens of the image transformer (B, N, D), for probes and nearest neighbours."""

@@ -19,7 +19,7 @@ from flax import nnx
 from internvideo_jax.models.functional import Model
 from internvideo_jax.models.layers.block import BLOCK_SHARDING, BlockConfig, layer_norm
 from internvideo_jax.models.layers.block_stack import run_stack, stacked_blocks
-from internvideo_jax.models.layers.drop_path import dropout
+from internvideo_jax.models.layers.drop_path import head_dropout
 from internvideo_jax.models.layers.init import Init, torch_layer, torch_uniform
 from internvideo_jax.models.layers.pos_embed import fixed_table
 from internvideo_jax.models.layers.tower import (
@@ -321,10 +321,8 @@ class Classifier(nnx.Module):
         config = self.config
         x, _ = self.encoder(video, keys=keys, drop_path=config.drop_path)
         x = self.pool(x).astype(jnp.float32)
-        if keys is not None and config.head_dropout > 0:
-            # Layer keys fold in 0..depth-1; the head takes the next number.
-            head_keys = jax.vmap(lambda key: jax.random.fold_in(key, config.encoder.depth))(keys)
-            x = dropout(x, head_keys, config.head_dropout)
+        # Layer keys fold in 0..depth-1; the head takes the next number.
+        x = head_dropout(x, keys, config.head_dropout, config.encoder.depth)
         logits = self.head(x)
         if keys is not None and config.segments > 1:
             logits = logits.reshape(-1, config.segments, logits.shape[-1]).mean(axis=1)

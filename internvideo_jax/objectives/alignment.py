@@ -123,7 +123,7 @@ class Alignment:
             if not there:
                 raise ValueError(
                     f"config.objective.{head} = {weight}, but the student has no such head "
-                    f"(config.model.{field} is empty); set the weight to 0 or give it one"
+                    f"(config.model.{field} is empty or 0); set the weight to 0 or give it one"
                 )
 
     def _check_clip_teacher(self, config: Any) -> None:

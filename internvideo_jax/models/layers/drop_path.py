@@ -33,3 +33,14 @@ def dropout(x: jax.Array, keys: jax.Array, rate: float) -> jax.Array:
     """Elementwise dropout of (B, ...) features, drawn per example."""
     kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, x.shape[1:]))(keys)
     return jnp.where(kept, x / (1.0 - rate), 0.0).astype(x.dtype)
+
+
+def head_dropout(x: jax.Array, keys: jax.Array | None, rate: float, number: int) -> jax.Array:
+    """Dropout of what a head reads, (B, ...); nothing without keys, as in evaluation.
+
+    Args:
+      number: what the head folds into the keys, another one than any layer's.
+    """
+    if keys is None or rate == 0:
+        return x
+    return dropout(x, jax.vmap(lambda key: jax.random.fold_in(key, number))(keys), rate)

@@ -43,5 +43,7 @@ def test_no_sharding_rule_is_idle():
 
 @pytest.mark.parametrize("layers", [(3, 2), (2, 2), (11, 12), (-1, 3)])
 def test_blocks_that_are_not_there_are_refused(layers):
-    with pytest.raises(ValueError, match="expected ascending numbers of blocks, 0 to 11"):
+    with pytest.raises(
+        ValueError, match="expected ascending numbers of blocks, one at least, 0 to 11"
+    ):
         UMTStudentConfig.of_size("base", clip_layers=layers)
