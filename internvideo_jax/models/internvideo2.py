@@ -97,7 +97,7 @@ class EncoderConfig:
         token_grid(self.frames, self.size, self.tubelet, self.patch)  # raises where it does not fit
         check_form(self.attention)
         check_remat(self.remat)
-        check_sincos_width(self.encoder.width)
+        check_sincos_width(self.encoder.width, self.pos_table)
         for field, known in (("pos_table", POS_TABLES), ("activation", ACTIVATIONS)):
             value = getattr(self, field)
             if value not in known:
