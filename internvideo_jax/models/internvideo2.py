@@ -77,7 +77,7 @@ class EncoderConfig(VideoTowerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_sincos_width(self.encoder.width)
+        check_sincos_width(self.encoder.width, self.pos_table)
         for field, known in (("pos_table", POS_TABLES), ("activation", ACTIVATIONS)):
             value = getattr(self, field)
             if value not in known:

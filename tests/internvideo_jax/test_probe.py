@@ -25,7 +25,7 @@ from internvideo_jax.objectives.classification import Classification
 from internvideo_jax.objectives.probe import Probe
 from internvideo_jax.ops.probe_heads import HeadSpec, apply_head, init_head, read
 from internvideo_jax.parallel.mesh import make_mesh
-from internvideo_jax.step import init_state, make_train_step, state_from
+from internvideo_jax.step import init_state, make_train_step
 from internvideo_jax.types import flatten_paths, unflatten_paths
 from internvideo_jax.weights.files import Weights, save_ours
 
@@ -72,19 +72,20 @@ COMPILED: dict[str, Any] = {}
 
 
 def prepared(config: TrainConfig):
-    """The run of a config and its step, compiled once."""
+    """The run of a config, its step and its first state on the host, compiled once."""
     key = repr(config)
     if key not in COMPILED:
         run = build(config, records=100, classes=CLASSES, devices=jax.devices()[:1])
-        COMPILED[key] = run, make_train_step(run)
+        COMPILED[key] = run, make_train_step(run), jax.device_get(init_state(run))
     return COMPILED[key]
 
 
 def trained(config: TrainConfig, batches: Any = batch_of, params: Any = None):
     """State before and after all steps, and the last metrics."""
-    run, step = prepared(config)
-    state = init_state(run) if params is None else state_from(run, params)
-    before, metrics = jax.device_get(state.params), {}
+    run, step, first = prepared(config)
+    first = first if params is None else dataclasses.replace(first, params=params)
+    state = jax.tree.map(jax.device_put, first, run.plan.shardings)
+    before, metrics = first.params, {}
     for number in range(config.steps):
         state, metrics = step(state, batches(number, run.config.model))
     return before, jax.device_get(state), jax.device_get(metrics)
@@ -170,15 +171,16 @@ def test_only_heads_move_and_only_heads_have_optimizer_state():
 def test_linear_logits_do_not_depend_on_the_scale_of_the_features():
     """Every channel of the backbone's last norm scaled by another factor: the same logits."""
     config = config_of(probe(head="linear"))
-    run, _ = prepared(config)
-    params = jax.device_get(init_state(run).params)
+    run, _, first = prepared(config)
+    params = jax.tree.map(np.copy, first.params)
     rng = np.random.default_rng(0)
     factor = (10.0 ** rng.uniform(-2, 2, 16)).astype(np.float32)
     moved = flatten_paths(params)
     moved["backbone/encoder/norm/scale"] = moved["backbone/encoder/norm/scale"] * factor
     found = [trained(config, params=each)[1].params for each in (params, unflatten_paths(moved))]
     video = batch_of(99, config.model)["video"]
-    logits = [np.asarray(run.model.apply(each, video)) for each in found]
+    apply = jax.jit(run.model.apply)
+    logits = [np.asarray(apply(each, video)) for each in found]
     assert np.abs(logits[0]).max() > 1e-2
     np.testing.assert_allclose(logits[1], logits[0], atol=2e-3 * np.abs(logits[0]).max())
 
@@ -211,8 +213,8 @@ def test_held_out_records_teach_nothing(mixup):
 
 def test_a_lost_head_does_not_stop_the_others():
     config = config_of(probe(head="linear"))
-    run, _ = prepared(config)
-    params = jax.device_get(init_state(run).params)
+    _, _, first = prepared(config)
+    params = jax.tree.map(np.copy, first.params)
     _, sound, _ = trained(config, params=params)
     bias = params["heads"]["head"]["bias"].copy()
     bias[1] = np.inf
@@ -226,20 +228,18 @@ def test_a_lost_head_does_not_stop_the_others():
 
 def test_attention_without_keys_and_values_is_attention():
     """Against the plain form, where every token has a key and a value."""
-    spec = HeadSpec("attentive", heads=2)
-    params = init_head(spec, jax.random.key(0), 16, 3)
-    params["head"]["kernel"] = jax.random.normal(jax.random.key(1), (16, 3))
-    params["query"] = 5 * jax.random.normal(jax.random.key(3), (16,))
-    tokens = jax.random.normal(jax.random.key(2), (4, 7, 16))
+    spec, rng = HeadSpec("attentive", heads=2), np.random.default_rng(0)
+    params = jax.device_get(jax.jit(lambda key: init_head(spec, key, 16, 3))(jax.random.key(0)))
+    params["head"]["kernel"] = rng.normal(size=(16, 3)).astype(np.float32)
+    params["query"] = 5 * rng.normal(size=16).astype(np.float32)
+    tokens = rng.normal(size=(4, 7, 16)).astype(np.float32)
+    found = jax.jit(lambda params, tokens: apply_head(spec, params, tokens))(params, tokens)
     k, v = ((tokens @ kernel).reshape(4, 7, 2, 8) for kernel in params["kv"]["kernel"])
-    weights = jax.nn.softmax(
-        jnp.einsum("hd,bnhd->bhn", params["query"].reshape(2, 8), k) / 8**0.5, axis=-1
-    )
-    pooled = jnp.einsum("bhn,bnhd->bhd", weights, v).reshape(4, 16) @ params["proj"]["kernel"]
-    assert float(weights.max()) > 0.5
-    np.testing.assert_allclose(
-        apply_head(spec, params, tokens), pooled @ params["head"]["kernel"], atol=2e-5
-    )
+    scores = np.einsum("hd,bnhd->bhn", params["query"].reshape(2, 8), k) / 8**0.5
+    weights = np.exp(scores) / np.exp(scores).sum(axis=-1, keepdims=True)
+    pooled = np.einsum("bhn,bnhd->bhd", weights, v).reshape(4, 16) @ params["proj"]["kernel"]
+    assert weights.max() > 0.5
+    np.testing.assert_allclose(found, pooled @ params["head"]["kernel"], atol=2e-5)
 
 
 def test_what_heads_read():
@@ -263,9 +263,16 @@ def test_what_heads_read():
         read(HeadSpec("concat"), jnp.zeros((2, 14, 5)), grid)
 
 
+def drawn(shapes: Any) -> dict[str, np.ndarray]:
+    """Parameters by path, other ones in every leaf."""
+    rng = np.random.default_rng(0)
+    leaves = flatten_paths(shapes).items()
+    return {path: rng.normal(size=leaf.shape).astype(leaf.dtype) for path, leaf in leaves}
+
+
 def test_weights_of_the_backbone_and_of_a_probe(tmp_path):
     """A ViCLIP file fills the whole backbone; text encoder and projection are not taken."""
-    source = flatten_paths(jax.device_get(CLIP.model().init(jax.random.key(5))))
+    source = drawn(CLIP.model().shapes())
     save_ours(tmp_path / "clip.safetensors", Weights("viclip", source, {"patch": 8}))
     config = probe(backbone=CLIP, classes=CLASSES, head="attentive")
     model = config.model()
@@ -279,7 +286,7 @@ def test_weights_of_the_backbone_and_of_a_probe(tmp_path):
     assert all(path.startswith("heads/") for path in report.fresh) and report.fresh
     assert any(path.startswith("backbone/text/") for path in report.skipped)
 
-    whole = flatten_paths(jax.device_get(model.init(jax.random.key(6))))
+    whole = drawn(model.shapes())
     save_ours(tmp_path / "probe.safetensors", Weights("probe", whole, {"patch": 8}))
     _, report = initialise(str(tmp_path / "probe.safetensors"), model.shapes(), config)
     report.require_all()
@@ -339,7 +346,7 @@ def context(shards):
     rng = np.random.default_rng(0)
     params = {
         path: np.asarray(leaf) + rng.normal(0, 0.3, leaf.shape).astype(np.float32)
-        for path, leaf in flatten_paths(model.init(jax.random.key(0))).items()
+        for path, leaf in flatten_paths(jax.jit(model.init)(jax.random.key(0))).items()
     }
     data = DataConfig(train=str(shards))
     mesh = make_mesh(MeshConfig(1), jax.devices()[:1])
@@ -351,6 +358,7 @@ def views() -> ViewConfig:
     return ViewConfig(clip=clip, segments=2, batch=8)
 
 
+@pytest.mark.slow
 def test_the_best_head_on_held_out_clips_is_scored_on_the_test(context):
     evaluator = ProbeGrid(views=views())
     evaluator.check(context)

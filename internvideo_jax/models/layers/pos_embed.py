@@ -73,20 +73,21 @@ def joint_sincos(grid: Grid, width: int) -> np.ndarray:
     Raises:
       ValueError: the width is no multiple of 16.
     """
-    check_sincos_width(width)
+    check_sincos_width(width, "joint")
     t, h, w = grid
     temporal = halves_sincos(np.arange(t), width // 4)
     spatial = picture_sincos(h, w, width // 4 * 3)
     return np.concatenate([np.repeat(temporal, h * w, axis=0), np.tile(spatial, (t, 1))], axis=1)
 
 
-def check_sincos_width(width: int) -> None:
-    """ValueError unless `joint_sincos` can deal the channels out to three axes."""
-    if width % 16:
-        near = max(16, width // 16 * 16)
+def check_sincos_width(width: int, form: str) -> None:
+    """ValueError unless a `joint` or `separable` table can deal the channels out to its axes."""
+    parts = 16 if form == "joint" else 4
+    if width % parts:
+        near = max(parts, width // parts * parts)
         raise ValueError(
-            f"width {width} is no multiple of 16, which its position table needs; the nearest are "
-            f"{near} and {near + 16}"
+            f"width {width} is no multiple of {parts}, which its {form} position table needs; the "
+            f"nearest are {near} and {near + parts}"
         )
 
 

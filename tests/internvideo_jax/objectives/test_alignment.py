@@ -38,6 +38,7 @@ from tests.internvideo_jax.objectives.aligned import (
     Teacher,
     batch_of,
     config_of,
+    fresh,
     losses,
     run_of,
 )
@@ -124,17 +125,22 @@ def test_the_loss_falls_and_is_the_weighted_sum_of_its_heads(run, in_step, targe
     assert in_step[-1, 0] < in_step[0, 0]
     loss, _, middle, final, mae = in_step[0]
     np.testing.assert_allclose(loss, middle + final + mae, rtol=1e-6)
-    params, batch = init_state(run).params, batch_of(0)
+    params, batch = fresh(run).params, batch_of(0)
     batch = {**batch, **targets(batch)}
     weighted = dataclasses.replace(BOTH, middle=0.5, final=2.0, mae=0.0, mae_teacher=None)
     key = draw_key(0)
-    found, heads = weighted.loss(run.model, params, batch, key, jnp.int32(0))
+
+    @jax.jit
+    def loss(batch):
+        return weighted.loss(run.model, params, batch, key, jnp.int32(0))
+
+    found, heads = loss(batch)
     assert set(heads) == {"middle", "final"}
     np.testing.assert_allclose(found.value(), 0.5 * middle + 2.0 * final, rtol=1e-5)
     assert len({round(value, 3) for value in (middle, final, mae)}) == 3
 
     del batch["features/mae"]  # a head without a weight is not looked at
-    weighted.loss(run.model, params, batch, key, jnp.int32(0))
+    np.testing.assert_array_equal(loss(batch)[0].value(), found.value())
     without = run_of(config_of(weighted))
     assert count_flops(without).total < count_flops(run).total
 
@@ -180,10 +186,10 @@ def test_kernels_of_teachers_are_kept_in_their_type():
 
 
 def test_masks_depend_on_the_position_only(targets):
-    batch = batch_of(0)
+    batch, others = batch_of(0), batch_of(1)
     whole = targets(batch)
-    part = targets({name: x[3:5] for name, x in batch.items()})
-    np.testing.assert_array_equal(whole[VISIBLE][3:5], part[VISIBLE])
+    part = targets({name: np.concatenate([x[3:5], others[name][2:]]) for name, x in batch.items()})
+    np.testing.assert_array_equal(whole[VISIBLE][3:5], part[VISIBLE][:2])
     frames = np.asarray(whole[VISIBLE]) // 16
     np.testing.assert_array_equal((frames == 0).sum(axis=1), 4)
 
