@@ -13,9 +13,9 @@ All are frozen, and an attentive probe on their tokens learns what moves how (te
 single frame shows) and what is shown (25 pairs of colour and shape) from the same labelled clips.
 The probes of the teachers are in the table as well; VideoMAE's sees twice the frames.
 
-Ends with an error unless on every seed the student with both teachers beats random weights at both
-tasks, and each teacher alone at its own: VideoMAE at actions, ViCLIP at looks. Whether it beats
-pixels is reported. About 25 minutes per seed on one core; starting again continues.
+Ends with an error unless on every seed a student beats its random weights at what its teacher
+knows: VideoMAE the actions, ViCLIP the looks. What both teachers together give, and whether the
+students beat pixels, is reported. About 25 minutes per seed on one core; starting again continues.
 """
 
 from __future__ import annotations
@@ -106,10 +106,11 @@ def accuracies(folder: Path, seed: int, options: argparse.Namespace) -> dict[str
     train(teachers["clip"], VICLIP, data, seed, options.viclip_steps, *FOUR_FRAMES)
     check("teacher videomae", VIDEOMAE, teachers["mae"])
     check("teacher viclip", VICLIP, teachers["clip"], frames=4)
-    for name, used in (("both", ("mae", "clip")), ("videomae", ("mae",)), ("viclip", ("clip",))):
+    for name, used in (("videomae", ("mae",)), ("viclip", ("clip",)), ("both", ("mae", "clip"))):
         weights = (f"--config.objective.{each}_teacher.init_from={teachers[each]}" for each in used)
-        train(folder / name, STUDENT + name, data, seed, options.steps, *weights)
-        check(name, STUDENT + name, folder / name)
+        student = folder / f"student-{name}"
+        train(student, STUDENT + name, data, seed, options.steps, *weights)
+        check(name, STUDENT + name, student)
     nothing = (f"--config.objective.{each}_teacher.init_from=random" for each in teachers)
     train(folder / "random", STUDENT + "both", data, seed, 1, *RANDOM, *nothing)
     check("random", STUDENT + "both", folder / "random")
@@ -155,19 +156,15 @@ def main() -> None:
     (out / "alignment.json").write_text(json.dumps(seeds, indent=1) + "\n")
 
     failed = []
-    for row, task in (
-        ("both", "actions"),
-        ("both", "look"),
-        ("videomae", "actions"),
-        ("viclip", "look"),
-    ):
+    known = {("videomae", "actions"), ("viclip", "look")}
+    for row, task in (*sorted(known), ("both", "actions"), ("both", "look")):
         gains = {
             other: [found[row][task] - found[other][task] for found in seeds.values()]
             for other in ("random", "pixels")
         }
         told = ", ".join(f"{mean(each):+.3f} to {other}" for other, each in gains.items())
         print(f"{row}, {task}: {told}; least {min(gains['random']):+.3f} to random")
-        if min(gains["random"]) <= 0:
+        if (row, task) in known and min(gains["random"]) <= 0:
             failed.append(f"{row} at {task}")
     if failed:
         sys.exit(f"no better than random weights on every seed: {'; '.join(failed)}")
