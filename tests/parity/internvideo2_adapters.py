@@ -119,7 +119,7 @@ def _activations(
         ]
         fused = case.config.get("fused_path", False)
         return {
-            "patch_embed": encoder.patches(video),
+            "patch_embed": encoder.patch_embed(config.pixels(video)),
             "blocks_in": first,
             # A fused block returns its last branch apart from the stream.
             **{f"block_{i}": inside[i]["branch"] if fused else taps[i] for i in range(depth)},
