@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from safetensors.numpy import load_file
 
@@ -81,6 +82,14 @@ class Case:
         np.testing.assert_array_equal(np.asarray(value), self.io[name], err_msg=name)
 
 
+# Each program runs once on tiny arrays, so that compiling it is nearly all of the time.
+quick = functools.partial(
+    jax.jit,
+    compiler_options={
+        "xla_backend_optimization_level": 0,
+        "xla_llvm_disable_expensive_passes": True,
+    },
+)
 Adapter = Callable[[Case], None]
 ADAPTERS: dict[tuple[str, str], Adapter] = {}
 
