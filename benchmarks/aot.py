@@ -126,9 +126,9 @@ ROWS = {
     "stage1-6b-cached": Row(
         f"{STAGE1}:size=6b,targets=cached", "v5e:16x16", "data=16,fsdp=16", records=K_MASH_2M
     ),
-    "stage1-6b-v5p": Row(f"{STAGE1}:size=6b", "v5p:4x4x4", "data=8,fsdp=8", records=K_MASH_2M),
+    "stage1-6b-v5p": Row(f"{STAGE1}:size=6b", "v5p:4x4x4", "data=16,fsdp=4", records=K_MASH_2M),
     "stage1-6b-v5p-cached": Row(
-        f"{STAGE1}:size=6b,targets=cached", "v5p:4x4x4", "data=8,fsdp=8", records=K_MASH_2M
+        f"{STAGE1}:size=6b,targets=cached", "v5p:4x4x4", "data=16,fsdp=4", records=K_MASH_2M
     ),
     "distill-small": Row(f"{DISTILL}:size=small", "v5e:8x8", records=K_MASH),
     "distill-base": Row(f"{DISTILL}:size=base", "v5e:8x8", records=K_MASH),
