@@ -101,9 +101,8 @@ def test_the_search_ends_with_flags_that_fit(command, tmp_path):
     check(command, tmp_path, *SMALL, "--topology=v5e:2x2", *lines["check again"].split())
 
 
-@pytest.mark.parametrize("microbatches", [1, 2])
-def test_teachers_in_a_step_for_a_slice(command, tmp_path, microbatches):
-    """Frozen networks are split and counted apart; microbatches recompute nothing of them."""
+def test_teachers_in_a_step_for_a_slice(command, tmp_path):
+    """Frozen networks are split and counted apart; microbatches compute nothing of them twice."""
     found = check(
         command,
         tmp_path,
@@ -114,15 +113,15 @@ def test_teachers_in_a_step_for_a_slice(command, tmp_path, microbatches):
         "--config.mesh.shard_above=64",
         "--config.objective.clip_teacher.init_from=random",
         "--config.objective.mae_teacher.init_from=random",
-        f"--config.optim.accumulate={microbatches}",
+        "--config.optim.accumulate=2",
         "--fast",
     )
     line = next(each for each in found["printed"].splitlines() if each.startswith("frozen"))
-    millions = [float(n) for n in re.findall(r"([\d.]+) M", line)]
+    millions = [float(n) for n in re.findall(r"([\d.]+) M\b", line)]
     assert len(millions) == 2 and "with the frozen networks" in found["printed"]
     # Halves of float32 parameters, but for the smallest.
     assert found["frozen_bytes"] == pytest.approx(2e6 * sum(millions), rel=0.1)
-    assert not found["whole"] and found["microbatches"] == microbatches
+    assert not found["whole"] and found["microbatches"] == 2
     # What is executed beyond the model: the teachers once, and at most what remat costs.
     trained = found["executed_flops"] - found["frozen_flops"]
     assert found["frozen_flops"] > 0 and 0.95 < trained / found["model_flops"] < 1.5
