@@ -239,13 +239,13 @@ def _best(run: Run, target: Slice, check: Check) -> list[str]:
     if chip is None or (check.memory is None and target.compiles):
         return []
     batch, bound = run.config.data.global_batch, check.roofline(chip, devices).bound
-    peak = devices * chip.flops * bound
-    # The frozen networks' FLOPs are work that is asked for, but nothing of it is trained.
-    frozen = (check.model + check.frozen) / peak
-    whole = f", with the frozen networks {100 * frozen:.1f} %" if check.frozen else ""
+    possible = devices * chip.flops * bound
+    mfu = f"MFU {100 * check.model / possible:.1f} %"
+    if check.frozen:  # work that is asked for, but nothing of it is trained
+        mfu += f", with the frozen networks {100 * (check.model + check.frozen) / possible:.1f} %"
     return [
         f"at best      {bound * 1e3:.1f} ms per step, {batch / bound:.0f} clips/s "
-        f"({batch / bound / target.chips:.1f} per chip), MFU {100 * check.model / peak:.1f} %{whole}"
+        f"({batch / bound / target.chips:.1f} per chip), {mfu}"
     ]
 
 
