@@ -29,6 +29,11 @@ GIB = 2**30
 
 PRETRAIN, FINETUNE = "configs/videomae/pretrain.py", "configs/videomae/finetune.py"
 UNIFORMER = "configs/uniformerv2/finetune.py"
+STAGE1, DISTILL, STAGE1_FINETUNE = (
+    f"configs/internvideo2/{kind}.py" for kind in ("pretrain", "distill", "finetune")
+)
+UMT = "configs/umt/pretrain.py"
+K_MASH, K_MASH_2M = "k_mash_1.1m", "k_mash_2m"
 # Of the facts that compile_check writes, what is stored.
 KEPT = (
     "topology",
@@ -42,6 +47,8 @@ KEPT = (
     "needed",
     "memory",
     "model_flops",
+    "frozen_flops",
+    "frozen_bytes",
     "executed_flops",
     "wire_bytes",
     "hbm_bytes",
@@ -50,19 +57,6 @@ KEPT = (
     "binding",
     "cpu_seconds",
     "versions",
-)
-# Plain ViT students that read a fifth of 2048 tokens; one decoder layer stands for their heads.
-STUDENT = (
-    "--config.objective.ratio=0.8",
-    "--config.objective.decoder_ratio=0.0",
-    "--config.model.decoder.depth=1",
-)
-WIDE = (
-    *STUDENT,
-    "--config.model.encoder.width=3200",
-    "--config.model.encoder.hidden=12800",
-    "--config.model.encoder.heads=25",
-    "--config.model.encoder.depth=48",
 )
 
 
@@ -102,30 +96,6 @@ ROWS = {
         batch=8 * 256,
         overrides=("--config.objective.decoder_ratio=0.0",),
     ),
-    "student-1b": Row(
-        f"{PRETRAIN}:size=giant,recipe=v2",
-        "v5e:16x16",
-        "data=32,fsdp=8",
-        batch=8 * 256,
-        remat="attention",
-        overrides=STUDENT,
-    ),
-    "student-6b": Row(
-        f"{PRETRAIN}:size=giant,recipe=v2",
-        "v5e:16x16",
-        "data=16,fsdp=16",
-        batch=4 * 256,
-        remat="attention",
-        overrides=WIDE,
-    ),
-    "student-6b-v5p": Row(
-        f"{PRETRAIN}:size=giant,recipe=v2",
-        "v5p:16x16x24",
-        "data=384,fsdp=16",
-        batch=4 * 6144,
-        remat="attention",
-        overrides=WIDE,
-    ),
     # Shipped recipes at their own batch.
     "pretrain-small": Row(f"{PRETRAIN}:size=small", "v5e:4x4"),
     "pretrain-base": Row(f"{PRETRAIN}:size=base", "v5e:8x8"),
@@ -139,6 +109,38 @@ ROWS = {
     "finetune-giant": Row(f"{FINETUNE}:size=giant", "v5e:8x16", "data=16,fsdp=8"),
     "uniformerv2-base": Row(f"{UNIFORMER}:size=base", "v5e:4x4"),
     "uniformerv2-large": Row(f"{UNIFORMER}:size=large", "v5e:4x8"),
+    # InternVideo2 stage 1, its distillation and fine-tuning, Unmasked Teacher; also at their batch.
+    "stage1-1b": Row(f"{STAGE1}:size=1b", "v5e:16x16", "data=32,fsdp=8", records=K_MASH),
+    "stage1-1b-128": Row(f"{STAGE1}:size=1b", "v5e:8x16", "data=16,fsdp=8", records=K_MASH),
+    "stage1-1b-64": Row(
+        f"{STAGE1}:size=1b",
+        "v5e:8x8",
+        "data=8,fsdp=8",
+        records=K_MASH,
+        overrides=("--config.optim.accumulate=4",),
+    ),
+    "stage1-1b-cached": Row(
+        f"{STAGE1}:size=1b,targets=cached", "v5e:16x16", "data=32,fsdp=8", records=K_MASH
+    ),
+    "stage1-6b": Row(f"{STAGE1}:size=6b", "v5e:16x16", "data=16,fsdp=16", records=K_MASH_2M),
+    "stage1-6b-cached": Row(
+        f"{STAGE1}:size=6b,targets=cached", "v5e:16x16", "data=16,fsdp=16", records=K_MASH_2M
+    ),
+    "stage1-6b-v5p": Row(f"{STAGE1}:size=6b", "v5p:4x4x4", "data=16,fsdp=4", records=K_MASH_2M),
+    "stage1-6b-v5p-cached": Row(
+        f"{STAGE1}:size=6b,targets=cached", "v5p:4x4x4", "data=16,fsdp=4", records=K_MASH_2M
+    ),
+    "distill-small": Row(f"{DISTILL}:size=small", "v5e:8x8", records=K_MASH),
+    "distill-base": Row(f"{DISTILL}:size=base", "v5e:8x8", records=K_MASH),
+    "distill-large": Row(f"{DISTILL}:size=large", "v5e:8x8", records=K_MASH),
+    "internvideo2-finetune-1b": Row(
+        f"{STAGE1_FINETUNE}:recipe=1b_k710", "v5e:8x16", "data=16,fsdp=8", records="kinetics710"
+    ),
+    "internvideo2-finetune-6b": Row(
+        f"{STAGE1_FINETUNE}:recipe=6b_k710", "v5e:16x16", "data=16,fsdp=16", records="kinetics710"
+    ),
+    "umt-base": Row(f"{UMT}:size=base", "v5e:4x4", records="kinetics710"),
+    "umt-large": Row(f"{UMT}:size=large", "v5e:8x8", records="kinetics710"),
 }
 
 
@@ -150,8 +152,6 @@ def with_remat(name: str, remat: str) -> Row:
 ROWS |= {
     "mae-l-dots": with_remat("mae-l", "dots"),
     "mae-g-attention": with_remat("mae-g", "attention"),
-    "student-1b-full": with_remat("student-1b", "full"),
-    "student-1b-dots": with_remat("student-1b", "dots"),
 }
 
 
@@ -190,29 +190,37 @@ def _value(facts: dict[str, Any], what: str) -> float | None:
 
 
 HEADER = (
-    "| row | slice | mesh | remat | clips per chip | peak GiB | executed / model | MB sent | "
-    "compute, HBM, ICI ms | binds | clips/s at best | days, chip-hours at best | CPU s |\n"
-    "|---|---|---|---|---|---|---|---|---|---|---|---|---|"
+    "| row | slice | mesh | remat | clips per chip | peak GiB | executed / model | teachers | "
+    "MB sent | compute, HBM, ICI ms | binds | clips/s, MFU at best | days, chip-hours at best | "
+    "CPU s |\n"
+    "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|"
 )
 
 
 def line(name: str, facts: dict[str, Any]) -> str:
-    """One row of the table, in Markdown."""
+    """One row of the table, in Markdown.
+
+    `teachers` is the memory of frozen networks on a chip and their share of the executed FLOPs;
+    `executed / model` and MFU are those of what is trained.
+    """
     mesh = ", ".join(f"{axis}={n}" for axis, n in facts["mesh"].items() if n > 1)
     chips, batch = facts["chips"], facts["batch"]
     cells = [name, facts["topology"], mesh, facts["remat"], f"{batch / chips:g}"]
     if not facts["memory"]:
-        return f"| {' | '.join(cells)} | does not fit | | | | | | | {facts['cpu_seconds']:.0f} |"
+        return f"| {' | '.join(cells)} | does not fit | | | | | | | | {facts['cpu_seconds']:.0f} |"
     wire = "unavailable" if facts["wire_bytes"] is None else f"{facts['wire_bytes'] / 1e6:.0f}"
     limits = [facts["seconds"].get(limit) for limit in ("compute", "HBM", "ICI")]
     days = facts["steps"] * facts["bound"] / 86400
+    executed, frozen = facts["executed_flops"], facts.get("frozen_flops", 0.0)
+    mfu = facts["model_flops"] / executed * facts["seconds"]["compute"] / facts["bound"]
     cells += [
         f"{facts['memory']['peak'] / GIB:.2f}" + ("" if facts["fits"] else " (does not fit)"),
-        f"{facts['executed_flops'] / facts['model_flops']:.3f}",
+        f"{(executed - frozen) / facts['model_flops']:.3f}",
+        f"{facts['frozen_bytes'] / GIB:.2f} GiB, {100 * frozen / executed:.0f} %" if frozen else "",
         wire,
         ", ".join("?" if s is None else f"{s * 1e3:.3g}" for s in limits),
         facts["binding"],
-        f"{batch / facts['bound']:.0f}",
+        f"{batch / facts['bound']:.0f}, {100 * mfu:.1f} %",
         f"{days:.3g}, {days * 24 * chips:.0f}",
         f"{facts['cpu_seconds']:.0f}",
     ]

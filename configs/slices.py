@@ -30,6 +30,7 @@ class Preset:
 
 PRETRAIN, FINETUNE = "videomae/pretrain.py", "videomae/finetune.py"
 UNIFORMER = "uniformerv2/finetune.py"
+STAGE1 = "internvideo2/pretrain.py"
 PRESETS = {
     "pretrain-large-v5e-16": Preset(PRETRAIN, "size=large", "v5e:4x4", data=16),
     "pretrain-giant-v5e-256": Preset(
@@ -39,6 +40,9 @@ PRESETS = {
     "finetune-giant-v5e-128": Preset(FINETUNE, "size=giant", "v5e:8x16", data=16, fsdp=8),
     "uniformerv2-base-v5e-16": Preset(UNIFORMER, "size=base", "v5e:4x4", data=16),
     "uniformerv2-large-v5e-32": Preset(UNIFORMER, "size=large", "v5e:4x8", data=32),
+    # InternVideo2, stage 1, with the teachers in the step.
+    "stage1-1b-v5e-256": Preset(STAGE1, "size=1b", "v5e:16x16", data=32, fsdp=8),
+    "stage1-6b-v5e-256": Preset(STAGE1, "size=6b", "v5e:16x16", data=16, fsdp=16),
 }
 
 

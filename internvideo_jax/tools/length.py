@@ -23,6 +23,8 @@ RECORDS = {
     "hacs": 37_600,
     "ucf101": 9_537,
     "hmdb51": 3_570,
+    "k_mash_1.1m": 1_100_000,  # of InternVideo2, without labels
+    "k_mash_2m": 2_000_000,
 }
 CLASSES = {
     "kinetics400": 400,
@@ -46,6 +48,8 @@ SHORT = {
     "ssv2": "something2",
     "mit": "moments",
     "anet": "activitynet",
+    "kmash": "k_mash_1.1m",
+    "kmash2m": "k_mash_2m",
 }
 
 

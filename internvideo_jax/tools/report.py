@@ -239,10 +239,13 @@ def _best(run: Run, target: Slice, check: Check) -> list[str]:
     if chip is None or (check.memory is None and target.compiles):
         return []
     batch, bound = run.config.data.global_batch, check.roofline(chip, devices).bound
-    ceiling = check.model / devices / chip.flops / bound
+    possible = devices * chip.flops * bound
+    mfu = f"MFU {100 * check.model / possible:.1f} %"
+    if check.frozen:  # work that is asked for, but nothing of it is trained
+        mfu += f", with the frozen networks {100 * (check.model + check.frozen) / possible:.1f} %"
     return [
         f"at best      {bound * 1e3:.1f} ms per step, {batch / bound:.0f} clips/s "
-        f"({batch / bound / target.chips:.1f} per chip), MFU {100 * ceiling:.1f} %"
+        f"({batch / bound / target.chips:.1f} per chip), {mfu}"
     ]
 
 

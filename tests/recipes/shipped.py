@@ -33,6 +33,8 @@ SOURCES = {
     "hacs": "published split of HACS Segments",
     "ucf101": "split 1",
     "hmdb51": "split 1",
+    "k_mash_1.1m": "InternVideo2, stage 1 of 1B",
+    "k_mash_2m": "InternVideo2, stage 1 of 6B",
 }
 UNIFORMER_SETS = {
     "kinetics": ("kinetics400", "kinetics600", "kinetics700"),
@@ -186,13 +188,17 @@ def internvideo2_rows() -> Iterator[str]:
     pretrain, distill = module("internvideo2/pretrain.py"), module("internvideo2/distill.py")
     for size, recipe in pretrain.RECIPES.items():
         like = f"`size={recipe.like}`" if recipe.like else ""
-        yield (
-            f"| `size={size}` | {recipe.batch} | 301 | {recipe.drop_path:g} | {recipe.videos} | "
-            f"{like} |"
-        )
+        sets = [recipe.videos.lower().replace("-", "_")] if recipe.videos else []
+        for option, suffix in (("", ""), (",targets=cached", "-cached")):
+            cost = _slice_and_hours(f"stage1-{size}{suffix}", sets, 301, recipe.batch, 1)
+            yield (
+                f"| `size={size}{option}` | {recipe.batch} | 301 | {recipe.drop_path:g} | "
+                f"{recipe.videos} | {like} | {cost} |"
+            )
     for size, batch in distill.BATCHES.items():
         reported = ", ".join(_reported(size, data) for data in ("k710", "k400", "ssv2"))
-        yield f"| `size={size}` | {batch} | 101 | {reported} |"
+        cost = _slice_and_hours(f"distill-{size}", ["k_mash_1.1m"], 101, batch, 1)
+        yield f"| `size={size}` | {batch} | 101 | {reported} | {cost} |"
     for name, recipe in module("internvideo2/finetune.py").RECIPES.items():
         start = f"`{recipe.start}`" if recipe.start else "student"
         clips = recipe.batch * recipe.repeats

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -98,3 +99,29 @@ def test_the_search_ends_with_flags_that_fit(command, tmp_path):
     assert len(json.loads(cache.read_text())) == known
     assert again.stdout.splitlines()[-1] == done.stdout.splitlines()[-1]
     check(command, tmp_path, *SMALL, "--topology=v5e:2x2", *lines["check again"].split())
+
+
+def test_teachers_in_a_step_for_a_slice(command, tmp_path):
+    """Frozen networks are split and counted apart; microbatches compute nothing of them twice."""
+    found = check(
+        command,
+        tmp_path,
+        "--config=configs/internvideo2/pretrain.py:size=tiny,teachers=both",
+        "--topology=v5e:2x2",
+        "--mesh=data=2,fsdp=2",
+        "--batch=16",
+        "--config.mesh.shard_above=64",
+        "--config.objective.clip_teacher.init_from=random",
+        "--config.objective.mae_teacher.init_from=random",
+        "--config.optim.accumulate=2",
+        "--fast",
+    )
+    line = next(each for each in found["printed"].splitlines() if each.startswith("frozen"))
+    millions = [float(n) for n in re.findall(r"([\d.]+) M\b", line)]
+    assert len(millions) == 2 and "with the frozen networks" in found["printed"]
+    # Halves of float32 parameters, but for the smallest.
+    assert found["frozen_bytes"] == pytest.approx(2e6 * sum(millions), rel=0.1)
+    assert not found["whole"] and found["microbatches"] == 2
+    # What is executed beyond the model: the teachers once, and at most what remat costs.
+    trained = found["executed_flops"] - found["frozen_flops"]
+    assert found["frozen_flops"] > 0 and 0.95 < trained / found["model_flops"] < 1.5

@@ -41,9 +41,11 @@ FACTS = {
 
 def test_a_row_of_the_table():
     assert aot.line("x", FACTS) == (
-        "| x | v5e:4x4 | data=8, fsdp=2 | full | 32 | 4.00 | 1.250 | 354 | 30, 100, 1.8 | HBM | "
-        "5120 | 0.001, 0 | 51 |"
+        "| x | v5e:4x4 | data=8, fsdp=2 | full | 32 | 4.00 | 1.250 |  | 354 | 30, 100, 1.8 | HBM "
+        "| 5120, 24.0 % | 0.001, 0 | 51 |"
     )
+    taught = {**FACTS, "frozen_flops": 0.5, "frozen_bytes": aot.GIB // 2}
+    assert "| 4.00 | 1.000 | 0.50 GiB, 20 % | 354 |" in aot.line("x", taught)
     unread = {**FACTS, "wire_bytes": None, "seconds": {"compute": 0.03}, "binding": "compute"}
     assert "| unavailable | 30, ?, ? | compute |" in aot.line("x", unread)
     refused = {**FACTS, "fits": False, "memory": None}
