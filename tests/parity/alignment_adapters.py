@@ -17,7 +17,7 @@ from internvideo_jax.models.teachers.internvideo2 import InternVideo2TeacherConf
 from internvideo_jax.objectives.alignment import VISIBLE, Alignment
 from internvideo_jax.types import Params
 from internvideo_jax.weights import internvideo2, videomae
-from tests.parity.cases import Case, adapter, quick
+from tests.parity.cases import Case, adapter
 from tests.parity.internvideo2_adapters import (
     STUDENT,
     aligned,
@@ -77,19 +77,19 @@ def step_of(
 
     clip, clip_params = frozen["clip_teacher"]
     stride = batch["video"].shape[1] // clip.config.frames
-    made = quick(clip.apply)(clip_params, batch["video"][:, ::stride])
+    made = jax.jit(clip.apply)(clip_params, batch["video"][:, ::stride])
     case.close("attn", made["attention"])
     case.close(whole["middle"], made["middle"])
     case.close(whole["final"], made["final"])
     if "mae_teacher" in frozen:
         mae, mae_params = frozen["mae_teacher"]
-        case.close(whole["mae"], quick(mae.apply)(mae_params, batch["video"])["middle"])
+        case.close(whole["mae"], jax.jit(mae.apply)(mae_params, batch["video"])["middle"])
     attention = made["attention"]
     noise = jnp.asarray(case.io["exp_noise"]).reshape(attention.shape)
     visible = masking.visible_from_noise(attention, noise, objective.ratio)
     same_mask(case, visible)
 
-    @quick
+    @jax.jit
     def run(params):
         part = batch | {VISIBLE: visible}
         part |= objective.targets(frozen, part, key)

@@ -23,7 +23,7 @@ from internvideo_jax.models.layers.tower import TowerConfig, last_layers
 from internvideo_jax.ops.pixels import IMAGENET_MEAN, IMAGENET_STD
 from internvideo_jax.types import Params
 from internvideo_jax.weights import internvideo2
-from tests.parity.cases import Case, adapter, quick
+from tests.parity.cases import Case, adapter
 from tests.parity.model_adapters import export, import_weights, indices
 
 STUDENT = "internvideo2_student"
@@ -114,7 +114,7 @@ def stage1_pretrain(case: Case) -> None:
         losses = cosine_losses(found, targets)
         return sum(ratios[name] * value for name, value in losses.items()), (found, losses)
 
-    (value, (found, losses)), gradients = quick(jax.value_and_grad(loss, has_aux=True))(params)
+    (value, (found, losses)), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
     for name in ("clip_middle", "clip_final", "mae"):
         if name in found:
             case.close(name, found[name])
@@ -134,7 +134,7 @@ def _activations(
 ) -> None:
     depth, graph = config.encoder.depth, config.model()._graph
 
-    @quick
+    @jax.jit
     def activations(params):
         network = nnx.merge(graph, params)
         encoder = network.encoder

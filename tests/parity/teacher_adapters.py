@@ -18,7 +18,7 @@ from internvideo_jax.models.teachers.videomae import VideoMAETeacherConfig
 from internvideo_jax.ops.resize import resize_frames
 from internvideo_jax.types import Params
 from internvideo_jax.weights import clip, internvideo2, videomae
-from tests.parity.cases import Case, adapter, quick
+from tests.parity.cases import Case, adapter
 from tests.parity.internvideo2_adapters import aligned, encoder_tower, pooled_encoder, unit_pixels
 from tests.parity.model_adapters import import_weights
 
@@ -34,7 +34,7 @@ def internvl_teacher(case: Case) -> None:
     teacher = InternVLConfig(**settings, layers=aligned(config, "clip"))
     model = teacher.model()
     params = import_weights(case, "internvideo2", model.shapes(), internvideo2)
-    targets = quick(model.apply)(params, video)
+    targets = jax.jit(model.apply)(params, video)
     case.close("middle", targets["middle"])
     case.close("final", targets["final"])
     case.close("attn", targets["attention"])
@@ -56,7 +56,7 @@ def videomae_teacher(case: Case) -> None:
         teacher = videomae_config(config, case.weights, literal=literal)
         model = teacher.model()
         params = import_weights(case, "videomae_classifier", model.shapes(), videomae)
-        case.close(name, quick(model.apply)(params, video)["middle"])
+        case.close(name, jax.jit(model.apply)(params, video)["middle"])
         if not literal:
             case.features(blocks(teacher, params, video), "feat_standard.")
     if "sincos_table_init" in case.io:
@@ -108,7 +108,7 @@ def clip_teacher(case: Case) -> None:
     )
     model = teacher.model()
     params = import_weights(case, "clip_frames", model.shapes(), clip)
-    targets = quick(model.apply)(params, video)
+    targets = jax.jit(model.apply)(params, video)
     case.close("aligned", targets["middle"])
     case.close("attn", targets["attention"])
 

@@ -13,7 +13,7 @@ from internvideo_jax.models.videomae import ClassifierConfig
 from internvideo_jax.ops.alignment import alignment_loss
 from internvideo_jax.ops.pixels import token_grid
 from internvideo_jax.weights import umt
-from tests.parity.cases import Case, adapter, quick
+from tests.parity.cases import Case, adapter
 from tests.parity.internvideo2_adapters import aligned
 from tests.parity.model_adapters import export, import_weights, indices
 from tests.parity.viclip_adapters import unit
@@ -59,7 +59,7 @@ def student(case: Case) -> None:
     video, visible = clip(case), indices(case.io["mask"], 0)
     target = jnp.asarray(case.io["target"]).swapaxes(0, 1)  # examples first
 
-    @quick
+    @jax.jit
     def activations(params):
         network = nnx.merge(model._graph, params)
         _, blocks = network.encoder(video, visible, taps=range(config.encoder.depth))
@@ -81,7 +81,7 @@ def student(case: Case) -> None:
         aligned = model.apply(params, video, visible)["clip_middle"]
         return alignment_loss(aligned, target, "cosine").value()
 
-    value, gradients = quick(jax.value_and_grad(loss))(params)
+    value, gradients = jax.jit(jax.value_and_grad(loss))(params)
     case.close("loss", value)
     ours = export(gradients, case, KIND, umt)
     expected = case.outputs("grad.")
@@ -112,7 +112,7 @@ def classifier(case: Case) -> None:
     params = import_weights(case, "videomae_classifier", model.shapes())
     video = clip(case)
 
-    @quick
+    @jax.jit
     def activations(params):
         network = nnx.merge(model._graph, params)
         return {"features": network.pool(network.encoder(video)[0]), "logits": network(video)}
