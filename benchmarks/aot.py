@@ -29,10 +29,7 @@ GIB = 2**30
 
 PRETRAIN, FINETUNE = "configs/videomae/pretrain.py", "configs/videomae/finetune.py"
 UNIFORMER = "configs/uniformerv2/finetune.py"
-STAGE1, DISTILL, STAGE1_FINETUNE = (
-    f"configs/internvideo2/{kind}.py" for kind in ("pretrain", "distill", "finetune")
-)
-UMT = "configs/umt/pretrain.py"
+STAGE1 = "configs/internvideo2/pretrain.py"
 K_MASH, K_MASH_2M = "k_mash_1.1m", "k_mash_2m"
 # Of the facts that compile_check writes, what is stored.
 KEPT = (
@@ -111,14 +108,6 @@ ROWS = {
     "uniformerv2-large": Row(f"{UNIFORMER}:size=large", "v5e:4x8"),
     # InternVideo2 stage 1, its distillation and fine-tuning, Unmasked Teacher; also at their batch.
     "stage1-1b": Row(f"{STAGE1}:size=1b", "v5e:16x16", "data=32,fsdp=8", records=K_MASH),
-    "stage1-1b-128": Row(f"{STAGE1}:size=1b", "v5e:8x16", "data=16,fsdp=8", records=K_MASH),
-    "stage1-1b-64": Row(
-        f"{STAGE1}:size=1b",
-        "v5e:8x8",
-        "data=8,fsdp=8",
-        records=K_MASH,
-        overrides=("--config.optim.accumulate=4",),
-    ),
     "stage1-1b-cached": Row(
         f"{STAGE1}:size=1b,targets=cached", "v5e:16x16", "data=32,fsdp=8", records=K_MASH
     ),
@@ -130,17 +119,6 @@ ROWS = {
     "stage1-6b-v5p-cached": Row(
         f"{STAGE1}:size=6b,targets=cached", "v5p:4x4x4", "data=16,fsdp=4", records=K_MASH_2M
     ),
-    "distill-small": Row(f"{DISTILL}:size=small", "v5e:8x8", records=K_MASH),
-    "distill-base": Row(f"{DISTILL}:size=base", "v5e:8x8", records=K_MASH),
-    "distill-large": Row(f"{DISTILL}:size=large", "v5e:8x8", records=K_MASH),
-    "internvideo2-finetune-1b": Row(
-        f"{STAGE1_FINETUNE}:recipe=1b_k710", "v5e:8x16", "data=16,fsdp=8", records="kinetics710"
-    ),
-    "internvideo2-finetune-6b": Row(
-        f"{STAGE1_FINETUNE}:recipe=6b_k710", "v5e:16x16", "data=16,fsdp=16", records="kinetics710"
-    ),
-    "umt-base": Row(f"{UMT}:size=base", "v5e:4x4", records="kinetics710"),
-    "umt-large": Row(f"{UMT}:size=large", "v5e:8x8", records="kinetics710"),
 }
 
 
