@@ -82,7 +82,7 @@ def test_strings_are_for_no_device(sets):
         reads = ("text",)
 
     run = pretrain(f"a={sets}/a", text="first")
-    reading = SimpleNamespace(data=run.data, model=Reader())
+    reading = SimpleNamespace(data=run.data, model=Reader(), objective=run.objective)
     with pytest.raises(ValueError, match="text = 'first' without config.data.tokenizer gives str"):
         check_reads(reading)  # type: ignore[arg-type]
     reading.data = dataclasses.replace(run.data, tokenizer="clip")

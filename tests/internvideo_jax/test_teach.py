@@ -229,7 +229,7 @@ def test_recipes_without_targets_are_refused(shards):
     objective = dataclasses.replace(TOYS, clip_teacher=None, mae_teacher=None)
     cases: list[tuple[TrainConfig, dict[str, Any], str]] = [
         (config(shards, objective), {}, "no teacher in the step"),
-        (config(shards, views=0), {}, "set it to the number of views"),
+        (config(shards, views=0), {}, "--views is needed"),
         (config(shards, objective, views=0), {"views": 3}, "no teacher in the step"),
         (dataclasses.replace(settings, objective=MaskedPixels()), {}, "takes no targets"),
         (settings, {"dtype": "int8"}, "--dtype=int8: expected one of float16, bfloat16"),

@@ -184,7 +184,7 @@ def test_flops_agree_with_the_compiler_on_an_unrolled_model():
         (lambda: UniFormerV2Config.of_size("base", style="kinetic"), "did you mean 'kinetics'"),
         (lambda: UniFormerV2Config.of_size("tiny").model(), "classes is 0"),
         (lambda: dataclasses.replace(SMALL, frames=5), "5 frames cannot be cut"),
-        (lambda: dataclasses.replace(SMALL, global_layers=(1, 3)), r"from 0 to 2"),
+        (lambda: dataclasses.replace(SMALL, global_layers=(1, 3)), r"blocks, one at least, 0 to 2"),
         (lambda: dataclasses.replace(SMALL, global_layers=()), "one at least"),
         (lambda: dataclasses.replace(SMALL, local_blocks=3), "expected 0, 1 or 2"),
     ],
