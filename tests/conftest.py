@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,6 +35,14 @@ TINY_PRETRAIN = (
 # A shell starts background jobs with ctrl-c ignored, and every child would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Programs that the commands of a test session compile: most of their time, were each to do it anew.
+# The folder is new in every session, so that nothing depends on what others left there or leaves
+# anything; the workers of pytest-xdist inherit its name.
+CACHE = "IVJ_TESTS_COMPILED"
+if CACHE not in os.environ:
+    os.environ[CACHE] = tempfile.mkdtemp(prefix="ivj-tests-")
+    atexit.register(shutil.rmtree, os.environ[CACHE], ignore_errors=True)
+
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -39,9 +50,15 @@ def environment(devices: int = 1) -> dict[str, str]:
     """Environment of a command on `devices` virtual CPU devices."""
     kept = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}
     flags = f"--xla_force_host_platform_device_count={devices}"
-    # Nothing a test compiles goes to the user's cache, and no test depends on what is there.
-    off = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
-    return {**kept, **off, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
+    # A folder for each worker: jax does not write its files at once.
+    cache = Path(os.environ[CACHE]) / os.environ.get("PYTEST_XDIST_WORKER", "main")
+    return {
+        **kept,
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": flags,
+        "PYTHONPATH": str(ROOT),
+    }
 
 
 @pytest.fixture(scope="session")

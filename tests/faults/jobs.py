@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +64,7 @@ def finished(command: list[str], expected: int = 0, limit: float = LIMIT) -> str
     done = subprocess.run(
         command,
         cwd=ROOT,
-        env=surroundings(),
+        env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -73,16 +72,6 @@ def finished(command: list[str], expected: int = 0, limit: float = LIMIT) -> str
     )
     assert done.returncode == expected, f"{done.returncode}: {done.stdout[-4000:]}"
     return done.stdout
-
-
-def surroundings() -> dict[str, str]:
-    """Compiled programs are kept between the many starts, which spend most of their time there."""
-    cache = Path(tempfile.gettempdir()) / f"ivj-fault-tests-{os.getpid()}"
-    return {
-        **environment(),
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
 
 
 def digest(workdir: Path) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, environment
 from tests.faults.jobs import (
     LIMIT,
     digest,
@@ -21,7 +21,6 @@ from tests.faults.jobs import (
     launched,
     losses,
     rows,
-    surroundings,
     training,
 )
 
@@ -85,7 +84,7 @@ def test_sigterm_to_one_and_to_all_saves_the_same_step_everywhere(shards, tmp_pa
     job = subprocess.Popen(
         launched(training(shards, tmp_path / "one", *longer), 2, options=("--restarts=3",)),
         cwd=ROOT,
-        env=surroundings(),
+        env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
