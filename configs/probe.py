@@ -49,7 +49,7 @@ GRIDS: dict[str, dict[str, Any]] = {
 GRIDS["concat"] = GRIDS["linear"]
 
 # The rule of an evaluation that fits a rule of training.
-VIEWS = {"window": "dense"}
+VIEWS = {"window": "dense", "parts": "stepped"}
 
 
 def get_config(arg: str = ""):
@@ -80,6 +80,10 @@ def recipe(name: str, arg: str) -> TrainConfig:
 def probe(base: TrainConfig, head: str, *, tiny: bool) -> TrainConfig:
     """The probe of a recipe's model on clips as it takes them."""
     model, clip = base.model, base.data.clip
+    # A student beside a teacher of more frames reads every so many-th of the batch: here, all.
+    clip = dataclasses.replace(
+        clip, frames=model.frames, stride=clip.stride * clip.frames // model.frames
+    )
     fixed = dataclasses.replace(clip, sampling=VIEWS.get(clip.sampling, clip.sampling))
     return TrainConfig(
         model=ProbeConfig(backbone=model, head=head, hold_out=10, **GRIDS[head]),

@@ -72,6 +72,7 @@ def recipes() -> dict[str, tuple[str, str]]:
         "viclip-tiny": (viclip, "size=tiny"),
         **internvideo2(),
         **umt(),
+        **probes(),
     }
     for size, stage in module(viclip).RECIPES:
         found[f"viclip-{size}-{stage}"] = (viclip, f"size={size},stage={stage}")
@@ -124,6 +125,21 @@ def umt() -> dict[str, tuple[str, str]]:
     found = {f"umt-pretrain-{size}": (pretrain, f"size={size}") for size in sizes}
     rows = module(finetune).RECIPES
     return found | {f"umt-finetune-{name}": (finetune, f"recipe={name}") for name in rows}
+
+
+def probes() -> dict[str, tuple[str, str]]:
+    """Probes of other recipes' models, one of each head and kind of clip, as `recipes`."""
+    backbones = {
+        "linear": "videomae/pretrain,size=base",
+        "concat": "internvideo2/pretrain,size=1b",
+        "attentive": "uniformerv2/finetune,size=base",
+        "attentive-umt": "umt/pretrain,size=base",
+        "attentive-tiny": "internvideo2/pretrain,size=tiny",
+    }
+    return {
+        f"probe-{name}": ("probe.py", f"of={of},head={name.partition('-')[0]}")
+        for name, of in backbones.items()
+    }
 
 
 def config(name: str, *options: str) -> TrainConfig:

@@ -50,6 +50,9 @@ RESUMED = (
     "videomae-pretrain-v2-giant",
     "videomae-finetune-internvideo1-h_k400",
     "uniformerv2-something-clip-base",
+    "internvideo2-pretrain-1b",
+    "umt-pretrain-base",
+    "probe-concat",
 )
 
 
