@@ -9,10 +9,11 @@ Options after the colon (comma separated):
   head      linear | attentive | concat, see docs/evaluation.md
   smoke     the recipe in small: three steps and its evaluation on any set, in seconds
 
-Clips are those of the backbone's recipe. Every pair of `model.learning_rates` and
-`model.weight_decays` is a head; `optim` holds the schedule that all of them share, relative to 1.
-The head is chosen on the split `val`, or without one on every tenth clip of the training split,
-which then trains no head. Without `init_from` the backbone has random weights, the control.
+Clips are those of the backbone's recipe; of a student whose teachers see more frames, its own.
+Every pair of `model.learning_rates` and `model.weight_decays` is a head; `optim` holds the schedule
+that all of them share, relative to 1. The head is chosen on the split `val`, or without one on
+every tenth clip of the training split, which then trains no head. Without `init_from` the backbone
+has random weights, the control.
 """
 
 from __future__ import annotations
