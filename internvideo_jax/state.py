@@ -146,5 +146,8 @@ def plan_state(config: TrainConfig, model: Any, optimizer: Optimizer, mesh: Mesh
 
 def new_state(params: Any, optimizer: Optimizer, config: TrainConfig) -> TrainState:
     """State at step 0 around `params`."""
+    # Python numbers make weakly typed arrays. A step returns strong ones and would be compiled anew
+    # for them at its second call.
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, leaf.dtype), params)
     averaged = jax.tree.map(jnp.copy, params) if config.optim.ema_decay > 0 else None
     return TrainState(jnp.int32(0), params, optimizer.init(params), averaged, jnp.int32(0))
