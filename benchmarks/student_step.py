@@ -1,6 +1,6 @@
 """How fast a student of InternVideo2 trains on given targets, beside the reference in torch.
 
-    python benchmarks/student_step.py --batch=1 --reference=InternVideo2/single_modality \\
+    python benchmarks/student_step.py --batch=2 --reference=InternVideo2/single_modality \\
         --config=configs/internvideo2/pretrain.py:size=base,targets=cached \\
         --config.model.dtype=float32 --config.model.remat=none
 

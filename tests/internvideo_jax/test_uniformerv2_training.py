@@ -117,6 +117,7 @@ def steps(run, count: int = 1):
     return before, state, metrics, batch
 
 
+@pytest.mark.slow
 def test_running_statistics_follow_the_batch_and_nothing_else_moves_them():
     run = run_of()
     before, state, metrics, batch = steps(run)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import shutil
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 import pytest
@@ -56,32 +59,52 @@ RESUMED = (
 )
 
 
-def kind(name: str) -> str:
-    """What decides which program a recipe in small compiles; the rest are rates and lengths."""
+def settings(name: str) -> set[tuple[str, str]]:
+    """What a recipe in small switches on; the rest are rates and lengths.
+
+    Of a model, its objective and its optimizer it counts where (in which config file), of data and
+    evaluators not.
+    """
+    file, _ = shipped.recipes()[name]
     plain = as_plain(shipped.config(name, "smoke"))
-    model, optim = plain["model"], plain["optim"]
+    model, optim, evals = plain["model"], plain["optim"], plain["evals"]
+    # Rates, names and what has tests of its own.
+    for part in (model, plain["objective"].get("clip_teacher") or {}, *evals.values()):
+        for field in ("protocol", "remat", "pos_frames"):
+            part.pop(field, None)
     rates = {key: model.pop(key) > 0 for key in list(model) if key.endswith(("path", "dropout"))}
-    for evaluator in plain["evals"].values():
-        evaluator.pop("protocol", "")  # a name; what it stands for is compared
-    if model["name"].startswith("internvideo2"):
-        # These have tests of their own, and views are only more of the same.
-        for field in ("remat", "pos_frames"):
-            model.pop(field)
-            (plain["objective"].get("clip_teacher") or {}).pop(field, None)
-        for evaluator in plain["evals"].values():
-            evaluator["views"] = evaluator["views"]["clip"]["sampling"]
-    used = [optim["schedule"], optim["freeze"], optim["clip_norm"] > 0, optim["layer_decay"] < 1]
-    parts = (model, rates, plain["objective"], plain["data"], plain["evals"], used)
-    return json.dumps(parts)
+    used = {key: optim[key] for key in ("schedule", "freeze")}
+    used |= {"clip_norm": optim["clip_norm"] > 0, "layer_decay": optim["layer_decay"] < 1}
+    own = {"model": model, "rates": rates, "objective": plain["objective"], "optim": used}
+    shared = {"data": plain["data"], "evals": list(evals.values())}
+    return {*flat(file, own), *flat("", shared)}
 
 
-def one_of_each_kind() -> list[str]:
-    found: dict[str, str] = {}
-    for name in RECIPES:
-        # Cached targets need a companion of teacher features: tests of internvideo_jax.teach.
-        if not name.endswith("-tiny") and "-cached-" not in name:
-            found.setdefault(kind(name), name)
-    return list(found.values())
+def flat(prefix: str, value: Any) -> Iterator[tuple[str, str]]:
+    """(place, value) of everything in a tree of JSON values."""
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from flat(f"{prefix}.{key}", part)
+    elif isinstance(value, list) and any(isinstance(part, Mapping) for part in value):
+        for part in value:
+            yield from flat(prefix, part)
+    else:
+        yield prefix, json.dumps(value)
+
+
+@functools.cache
+def run_in_small() -> list[str]:
+    """The resumed ones, and further ones until every setting that any recipe has was run."""
+    # Cached targets need a companion of teacher features: tests of internvideo_jax.teach.
+    every = {
+        name: settings(name)
+        for name in RECIPES
+        if not name.endswith("-tiny") and "-cached-" not in name
+    }
+    chosen, left = list(RESUMED), set().union(*every.values())
+    while left := left.difference(*(every[name] for name in chosen)):
+        chosen.append(max(every, key=lambda name: len(every[name] & left)))
+    return chosen
 
 
 @pytest.fixture(scope="module")
@@ -103,12 +126,8 @@ def compiled(tmp_path_factory):
     compilation_cache.reset_cache()
 
 
-def test_the_resumed_ones_are_run():
-    assert set(RESUMED) <= set(one_of_each_kind())
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("name", one_of_each_kind())
+@pytest.mark.parametrize("name", run_in_small())
 @pytest.mark.usefixtures("compiled")
 def test_three_steps_evaluation_and_resume(name, shards, tmp_path):
     config = shipped.config(name, "smoke")

@@ -88,7 +88,9 @@ def test_killed_runs_end_like_an_uninterrupted_one(shards, tmp_path, devices):
     assert "continuing at step" in killed.with_suffix(".log").read_text()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_polite_signal_saves_the_step_it_is_at(shards, tmp_path, number):
     workdir = tmp_path / "run"
     process = start(shards, workdir, 1)

@@ -125,7 +125,15 @@ assert y.sharding.spec == P(("data", "fsdp"), "tensor")
 """)
 
 
-@pytest.mark.parametrize("mesh", ["(8, 1, 1)", "(2, 4, 1)", "(2, 2, 2)", "(1, 1, 8)"])
+@pytest.mark.parametrize(
+    "mesh",
+    [
+        "(2, 2, 2)",
+        pytest.param("(8, 1, 1)", marks=pytest.mark.slow),
+        pytest.param("(2, 4, 1)", marks=pytest.mark.slow),
+        pytest.param("(1, 1, 8)", marks=pytest.mark.slow),
+    ],
+)
 def test_model_values_do_not_depend_on_the_mesh(mesh):
     on_eight_devices(f"""
 from internvideo_jax import masking
