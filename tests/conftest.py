@@ -49,7 +49,9 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 def environment(devices: int = 1) -> dict[str, str]:
     """Environment of a command on `devices` virtual CPU devices."""
     kept = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    # Runs of a few steps compile longer than they compute, a third less with these.
+    fast = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    flags = f"--xla_force_host_platform_device_count={devices} {fast}"
     # A folder for each worker: jax does not write its files at once.
     cache = Path(os.environ[CACHE]) / os.environ.get("PYTEST_XDIST_WORKER", "main")
     return {
