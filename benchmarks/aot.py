@@ -29,7 +29,8 @@ GIB = 2**30
 
 PRETRAIN, FINETUNE = "configs/videomae/pretrain.py", "configs/videomae/finetune.py"
 UNIFORMER = "configs/uniformerv2/finetune.py"
-STAGE1 = "configs/internvideo2/pretrain.py"
+STAGE1, STAGE1_FINETUNE = "configs/internvideo2/pretrain.py", "configs/internvideo2/finetune.py"
+UMT = "configs/umt/pretrain.py"
 K_MASH, K_MASH_2M = "k_mash_1.1m", "k_mash_2m"
 # Of the facts that compile_check writes, what is stored.
 KEPT = (
@@ -119,6 +120,11 @@ ROWS = {
     "stage1-6b-v5p-cached": Row(
         f"{STAGE1}:size=6b,targets=cached", "v5p:4x4x4", "data=16,fsdp=4", records=K_MASH_2M
     ),
+    "internvideo2-finetune-1b": Row(
+        f"{STAGE1_FINETUNE}:recipe=1b_k710", "v5e:8x16", "data=16,fsdp=8", records="kinetics710"
+    ),
+    "umt-base": Row(f"{UMT}:size=base", "v5e:8x8", records="kinetics710"),
+    "umt-large": Row(f"{UMT}:size=large", "v5e:8x8", records="kinetics710"),
 }
 
 
