@@ -22,7 +22,7 @@ def start(code: str, *options: str, arguments: tuple[str, ...] = ()) -> subproce
             *("python", "-c", "import os, sys, time, signal, pathlib\n" + code, *arguments),
         ],
         cwd=ROOT,
-        env=environment(),
+        env=environment(fast=False),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
