@@ -24,7 +24,7 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $(READY)
 
-test: $(READY)  ## Run the tests (about 16 minutes on two cores).
+test: $(READY)  ## Run the tests (about 17 minutes on two cores).
 	$(BIN)/python -m pytest -m "not slow" -n 2
 
 $(BEAM_READY): pyproject.toml
