@@ -107,7 +107,7 @@ ROWS = {
     "finetune-giant": Row(f"{FINETUNE}:size=giant", "v5e:8x16", "data=16,fsdp=8"),
     "uniformerv2-base": Row(f"{UNIFORMER}:size=base", "v5e:4x4"),
     "uniformerv2-large": Row(f"{UNIFORMER}:size=large", "v5e:4x8"),
-    # InternVideo2 stage 1, its distillation and fine-tuning, Unmasked Teacher; also at their batch.
+    # InternVideo2 stage 1 and its fine-tuning, Unmasked Teacher; also at their batch.
     "stage1-1b": Row(f"{STAGE1}:size=1b", "v5e:16x16", "data=32,fsdp=8", records=K_MASH),
     "stage1-1b-cached": Row(
         f"{STAGE1}:size=1b,targets=cached", "v5e:16x16", "data=32,fsdp=8", records=K_MASH

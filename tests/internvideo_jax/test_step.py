@@ -10,7 +10,7 @@ from internvideo_jax.build import build
 from internvideo_jax.step import init_state, make_train_step
 from tests.recipes import shipped
 
-# Models whose scales are made of Python numbers, which are weakly typed arrays.
+# One of each family; the first has a LayerScale made of a Python number, a weakly typed array.
 RECIPES = ("internvideo2-distill-small", "videomae-pretrain-v2-giant", "umt-pretrain-base")
 
 
