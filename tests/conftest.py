@@ -7,12 +7,13 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.interpreter import Interpreter
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = (
@@ -65,24 +66,23 @@ def environment(devices: int = 1, *, fast: bool = True) -> dict[str, str]:
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": flags,
         "PYTHONPATH": str(ROOT),
+        # What a command gives itself by starting again (cli.py), which costs its imports twice.
+        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
     }
 
 
 @pytest.fixture(scope="session")
-def command() -> Run:
+def command() -> Iterator[Run]:
     """Runs `python -m MODULE ARGUMENTS` and returns the finished process."""
+    interpreter = Interpreter(ROOT, environment())
 
     def run(module: str, *arguments: str, devices: int = 1, timeout: float = 300):
-        return subprocess.run(
-            [sys.executable, "-m", module, *map(str, arguments)],
-            cwd=ROOT,
-            env=environment(devices),
-            capture_output=True,
-            text=True,
-            timeout=timeout,
+        return interpreter.run(
+            module, [str(argument) for argument in arguments], environment(devices), timeout
         )
 
-    return run
+    yield run
+    interpreter.close()
 
 
 @pytest.fixture(scope="session")

@@ -222,6 +222,7 @@ assert jax.jit(jnp.sum)(x) == 28
 """)
 
 
+@pytest.mark.aot
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the TPU compiler")
 def test_two_described_slices_make_one_mesh():
     on_eight_devices("""

@@ -69,7 +69,7 @@ def test_the_command_prints_assignments_or_an_error():
     assert (bad.returncode, bad.stdout) == (2, "") and bad.stderr.startswith("error: --slice=v6e")
 
 
-@pytest.mark.slow
+@pytest.mark.aot
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
 @pytest.mark.parametrize("name", ["v4:2x2x4", "v5e:4x4", "v5p:2x2x4", "v6e:4x8"])
 def test_the_compiler_sees_as_many_hosts(name):
