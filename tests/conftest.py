@@ -72,17 +72,28 @@ def environment(devices: int = 1, *, fast: bool = True) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def command() -> Iterator[Run]:
+def interpreter() -> Iterator[Interpreter]:
+    """What runs commands without importing the libraries anew for each."""
+    started = Interpreter(ROOT, environment())
+    yield started
+    started.close()
+
+
+@pytest.fixture(scope="session")
+def command(interpreter) -> Run:
     """Runs `python -m MODULE ARGUMENTS` and returns the finished process."""
-    interpreter = Interpreter(ROOT, environment())
 
-    def run(module: str, *arguments: str, devices: int = 1, timeout: float = 300):
-        return interpreter.run(
-            module, [str(argument) for argument in arguments], environment(devices), timeout
-        )
+    def run(
+        module: str,
+        *arguments: str,
+        devices: int = 1,
+        timeout: float = 300,
+        cwd: Path | None = None,
+    ):
+        words = [str(argument) for argument in arguments]
+        return interpreter.run(module, words, environment(devices), timeout, cwd)
 
-    yield run
-    interpreter.close()
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -53,16 +53,24 @@ class Interpreter:
         self.requests, self.replies = os.fdopen(ours, "wb"), os.fdopen(replies, "rb")
 
     def run(
-        self, module: str, arguments: Sequence[str], environment: Mapping[str, str], timeout: float
+        self,
+        module: str,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        timeout: float,
+        cwd: Path | None = None,
     ) -> subprocess.CompletedProcess[str]:
-        """What `subprocess.run([python, "-m", module, *arguments])` gives, output as text."""
+        """What `subprocess.run([python, "-m", module, *arguments])` gives, output as text.
+
+        A `module` that ends in .py is a file, as in `python FILE`.
+        """
         with contextlib.ExitStack() as stack:
             out, err = (stack.enter_context(tempfile.NamedTemporaryFile()) for _ in range(2))
             request = {
                 "module": module,
                 "arguments": list(arguments),
                 "environment": dict(environment),
-                "cwd": str(self.root),
+                "cwd": str(cwd or self.root),
                 "streams": [out.name, err.name],
             }
             self.requests.write(json.dumps(request).encode() + b"\n")
@@ -125,15 +133,20 @@ def _become(request: dict[str, Any]) -> None:
     os.environ.update(request["environment"])
     os.chdir(request["cwd"])
     _reread_settings_of_jax()
-    sys.argv = [request["module"], *request["arguments"]]
-    sys.orig_argv[:] = [sys.executable, "-m", *sys.argv]
-    sys.path[0] = request["cwd"]
+    module = request["module"]
+    is_file = module.endswith(".py")
+    sys.argv = [module, *request["arguments"]]
+    sys.orig_argv[:] = [sys.executable, *([] if is_file else ["-m"]), *sys.argv]
+    sys.path[0] = os.path.dirname(os.path.realpath(module)) if is_file else request["cwd"]
     code: Any = 0
     try:
-        runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
+        if is_file:
+            runpy.run_path(module, run_name="__main__")
+        else:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
     except SystemExit as end:
         code = end.code
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - what an interpreter does at its border
         traceback.print_exc()
         code = 1
     if code is None or isinstance(code, int):
