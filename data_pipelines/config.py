@@ -124,6 +124,7 @@ class ViewConfig:
     clip: ClipConfig = ClipConfig(sampling="dense")
     segments: int = 1  # windows in time
     crops: int = 1  # windows in space along the longer side
-    crop_rule: str = "even"  # transforms.py, crop_boxes: even | slowfast | corners | squash
+    # transforms.py, crop_boxes: even | truncated | slowfast | corners | squash
+    crop_rule: str = "even"
     batch: int = 8  # videos per step over all hosts; each brings all its views
     reader: ReaderConfig = ReaderConfig()

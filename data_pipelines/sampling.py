@@ -69,6 +69,20 @@ def dense_views(n: int, T: int, r: int, segments: int) -> np.ndarray:
     return np.array([indices[start : start + T] for start in starts], np.int64)
 
 
+def strided_views(n: int, T: int, r: int, segments: int) -> np.ndarray:
+    """Test of InternVideo2 on UCF101: `segments` windows of T*r frames, the last from n - T*r on.
+
+    Starts are counted in frames, where `dense_views` counts them in steps of the stride. A window
+    that the end of the video cuts repeats its own last frame.
+
+    Returns:
+      (segments, T) int64; at least two segments, the reference divides by segments - 1.
+    """
+    step = max((n - T * r) / (segments - 1), 0)
+    starts = [int(view * step) for view in range(segments)]
+    return np.stack([_repeat_last(np.arange(s, min(s + T * r, n), r), T) for s in starts])
+
+
 def _front_padded(n: int, T: int) -> np.ndarray:
     return np.concatenate([np.zeros(T - n, np.int64), np.arange(n)])
 
@@ -112,6 +126,11 @@ def segments_views(n: int, T: int, segments: int) -> np.ndarray:
         int(segment * tick / segments + tick * i) for segment in range(segments) for i in range(T)
     )
     return np.array([every[segment::segments] for segment in range(segments)], np.int64)
+
+
+def segments_tested(n: int, T: int, segments: int) -> np.ndarray:
+    """`segments_center` for one segment, `segments_views` for several; (segments, T) int64."""
+    return segments_center(n, T)[None] if segments == 1 else segments_views(n, T, segments)
 
 
 def sparse_random(n: int, T: int, rng: np.random.Generator) -> np.ndarray:
@@ -334,11 +353,17 @@ def clock_views(times: np.ndarray, T: int, fps: float, segments: int) -> np.ndar
     return np.stack([by_time(times, T, fps, int(start)) for start in starts])
 
 
+def but_last(n: int) -> int:
+    """InternVideo2's reader of HMDB51 takes one from the number of frames in the list."""
+    return max(n - 1, 0)
+
+
 # Training: (n, T, r, generator) -> (T,).
 TRAIN = {
     "window": lambda n, T, r, rng: window(n, T, r, int(rng.integers(window_starts(n, T, r)))),
     "dense": dense_random,
     "segments": lambda n, T, r, rng: segments_random(n, T, rng),
+    "but_last": lambda n, T, r, rng: segments_random(but_last(n), T, rng),
     "parts": lambda n, T, r, rng: parts_random(n, T, rng),
     "sparse": lambda n, T, r, rng: sparse_random(n, T, rng),
     "uniform": lambda n, T, r, rng: uniform_random(n, T, rng),
@@ -348,9 +373,12 @@ TRAIN = {
 # Evaluation: (n, T, r, segments) -> (segments, T). A single view is the validation rule.
 VIEWS = {
     "dense": lambda n, T, r, s: dense_center(n, T, r)[None] if s == 1 else dense_views(n, T, r, s),
-    "segments": lambda n, T, r, s: (
-        segments_center(n, T)[None] if s == 1 else segments_views(n, T, s)
+    # A single window is that of `dense`: the reference's own begins before the video.
+    "windows": lambda n, T, r, s: (
+        dense_center(n, T, r)[None] if s == 1 else strided_views(n, T, r, s)
     ),
+    "segments": lambda n, T, r, s: segments_tested(n, T, s),
+    "but_last": lambda n, T, r, s: segments_tested(but_last(n), T, s),
     # The test rule of `segments`, for a single view too: then the first frame of each part.
     "interleaved": lambda n, T, r, s: segments_views(n, T, s),
     "sparse": lambda n, T, r, s: sparse_center(n, T)[None] if s == 1 else segments_views(n, T, s),

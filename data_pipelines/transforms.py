@@ -105,8 +105,9 @@ def crop_boxes(height: int, width: int, size: int, crops: int, rule: str = "even
 
     Rules: `even` spaces them evenly and truncates (VideoMAE); `slowfast` rounds the middle one up
     (UniFormerV2, one or three crops); `corners` takes the four corners, row by row, and the centre
-    (five crops). One crop is the centre. `squash` is no cut: the caller scales the whole frame to a
-    square, bicubically (ViCLIP's evaluation, one crop).
+    (five crops). One crop is the centre, rounded half to even. `truncated` is `even` but for one
+    crop, whose place is truncated too (InternVideo2). `squash` is no cut: the caller scales the
+    whole frame to a square, bicubically (ViCLIP's evaluation, one crop).
     """
     if rule == SQUASH and crops == 1:
         return [(0, 0, height, width)]
@@ -117,14 +118,16 @@ def crop_boxes(height: int, width: int, size: int, crops: int, rule: str = "even
         corners = [(y, x, size, size) for y in (0, bottom) for x in (0, right)]
         return [*corners, center_box(height, width, size)]
     room = max(height, width) - size
-    if rule == "even":
+    if rule == "truncated" and crops == 1:
+        starts = [int(room / 2)]
+    elif rule in ("even", "truncated"):
         starts = [int(i * (room / (crops - 1))) for i in range(crops)]
     elif rule == "slowfast" and crops in (1, 3):
         starts = [0, math.ceil(room / 2), room] if crops == 3 else [math.ceil(room / 2)]
     else:
         raise ValueError(
-            f"crop rule {rule!r} with {crops} crops; known: even, slowfast (1 or 3 crops), corners "
-            "(5 crops), squash (1 crop)"
+            f"crop rule {rule!r} with {crops} crops; known: even, truncated, slowfast (1 or 3 "
+            "crops), corners (5 crops), squash (1 crop)"
         )
     if height > width:
         return [(start, 0, size, size) for start in starts]

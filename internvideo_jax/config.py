@@ -79,6 +79,9 @@ class OptimConfig:
     freeze_layers: int = 0
     accumulate: int = 1  # microbatches per step
     ema_decay: float = 0.0  # 0 = no averaged parameters
+    # Whether the average begins fast: decay min(ema_decay, (1 + s) / (10 + s)) after s updates. The
+    # references' averages do not: ema_decay from the first update on.
+    ema_ramp: bool = True
 
 
 @dataclasses.dataclass(frozen=True)

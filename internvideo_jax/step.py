@@ -155,7 +155,9 @@ def make_train_step(run: Run, frozen: Mapping[str, Params] | None = None) -> Tra
             params = unflatten_paths({**flatten_paths(params), **new})
         averaged = state.ema
         if averaged is not None:
-            averaged = update_ema(averaged, params, optim.ema_decay, state.step)
+            averaged = update_ema(
+                averaged, params, optim.ema_decay, state.step, ramp=optim.ema_ramp
+            )
         finite = jnp.isfinite(loss) & jnp.isfinite(report["grad_norm"])
         params, opt_state, averaged = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old),

@@ -76,7 +76,7 @@ EXTRA: dict[str, Any] = {**SOMETHING, **STAGE2, "extra_mlp": True}
 CAT: dict[str, Any] = {**SOMETHING, "merge": "cls_avgN_proj"}
 UCF101: dict[str, Any] = {"warmup": 0, "sampling": "dense", "stride": 4}
 UCF101["protocol"] = "internvideo2/ucf101"
-HMDB51: dict[str, Any] = {"warmup": 0, "sampling": "segments", "head_dropout": 0.3}
+HMDB51: dict[str, Any] = {"warmup": 0, "sampling": "but_last", "head_dropout": 0.3}
 HMDB51["protocol"] = "internvideo2/hmdb51"
 SEGMENTS: dict[str, Any] = {
     "warmup": 0,

@@ -17,7 +17,9 @@ Options after the colon (comma separated):
 Values are those of the released configs: rates as they stand, for 32768 pairs in stage 1 and 2048
 in stage 2; a cosine that is cut off at a hundredth; one random frame of each of 8 parts; no decay
 of biases, norms, tables and the temperature. Half an epoch of stage 2 is the first half of the
-shuffled stream here, a fixed random half of the list in the reference.
+shuffled stream here, a fixed random half of the list in the reference. Where the text encoder is
+trained its token embedding is decayed: the reference means to leave it out by a name that no
+parameter has.
 
 The reference leaves out captions of fewer than two words once they are cleaned; do that at ingest.
 `size=tiny` is for the built-in world and CPUs: everything is trained, from nothing.
@@ -39,6 +41,7 @@ from internvideo_jax.registry import suggest
 
 TEXT = ("^text/",)  # what a frozen text encoder is
 WHOLE = ("^encoder/", "^text/", "^temperature$")  # what stage 2 takes over
+TOKENS = ("^text/token_embed$",)  # decayed where they are trained
 WORLD_VOCABULARY = 620  # of the tokenizer `world`
 
 
@@ -86,6 +89,7 @@ def get_config(arg: str = ""):
 def released(options: dict[str, Any]) -> TrainConfig:
     size: str = options["size"]
     recipe = RECIPES[LIKE.get(size, size), options["stage"]]
+    frozen = options["text"] == "frozen"
     model = ViCLIPConfig.of_size(size, drop_path=0.1, remat=recipe.remat)
     return TrainConfig(
         model=model,
@@ -109,7 +113,8 @@ def released(options: dict[str, Any]) -> TrainConfig:
             warmup_epochs=recipe.warmup,
             weight_decay=0.2,
             b2=0.98,
-            freeze=TEXT if options["text"] == "frozen" else (),
+            decay_also=() if frozen else TOKENS,
+            freeze=TEXT if frozen else (),
         ),
         checkpoint=CheckpointConfig(every=1000),
         log=LogConfig(every=50),
@@ -153,6 +158,7 @@ def tiny(options: dict[str, Any]) -> TrainConfig:
             lr_batch=0,
             warmup_steps=20 if second else 100,
             b2=0.98,
+            decay_also=TOKENS,
             clip_norm=1.0,
         ),
         checkpoint=CheckpointConfig(every=200),

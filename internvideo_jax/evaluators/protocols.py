@@ -21,7 +21,7 @@ class ViewProtocol:
     segments: int
     crops: int
     source: str  # where it was read
-    stride: int = 4  # stored frames between two of a clip; only `dense` looks at it
+    stride: int = 4  # stored frames between two of a clip; only `dense` and `windows` look at it
     crop_rule: str = "even"  # data_pipelines/transforms.py, crop_boxes
     merge: str = "probability"  # metrics.py, MERGES
     mean_ap: bool = False  # the source reports mAP next to top-1
@@ -123,8 +123,12 @@ PROTOCOLS = {
         "interleaved", 1, 3, "probes on Something-Something V2"
     ),
     "internvideo2/probe": _internvideo2("stepped", 1, 3, "probes on Kinetics, Moments in Time"),
-    "internvideo2/ucf101": _internvideo2("dense", 2, 1, "linear probes on UCF101", stride=4),
-    "internvideo2/hmdb51": _internvideo2("segments", 2, 1, "linear probes on HMDB51"),
+    "internvideo2/ucf101": _internvideo2(
+        "windows", 2, 1, "linear probes on UCF101", stride=4, crop_rule="truncated"
+    ),
+    "internvideo2/hmdb51": _internvideo2(
+        "but_last", 2, 1, "linear probes on HMDB51", crop_rule="truncated"
+    ),
     "internvideo2/activitynet": _internvideo2(
         "stepped", 4, 3, "probes on ActivityNet and HACS, over whole videos", mean_ap=True
     ),

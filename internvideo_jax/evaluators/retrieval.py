@@ -41,7 +41,7 @@ class TextVideoRetrieval(VideoTextTask):
     # What cosines are multiplied by, for the dual softmax: 1 in ViCLIP; 0 = 1 / temperature of the
     # model (InternVideo1).
     scale: float = 1.0
-    ties: str = "mid"  # retrieval_metrics.py, TIES: optimistic | mid | pessimistic | ...
+    ties: str = "mid"  # retrieval_metrics.py, TIES: optimistic | mid | pessimistic | later | ...
     video_to_text: str = "captions"  # retrieval_metrics.py: captions | grouped
     block: int = 4096  # texts and videos compared at a time; bounds the memory
     pictured: int = 8  # queries drawn with the videos they find
@@ -96,6 +96,7 @@ class TextVideoRetrieval(VideoTextTask):
                 "captions": self.captions,
                 "scale": scale,
                 "ties": self.ties,
+                "ties_rule": retrieval_metrics.TIES[self.ties],
                 "video_to_text": self.video_to_text,
                 "empty_captions": empty,
                 "truncated_captions": encoder.cut(texts),

@@ -15,11 +15,19 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-# How candidates with the score of the truth count. `optimistic` ranks the truth first among them,
-# `pessimistic` last, `mid` in the middle. The references: `repeated` makes one query into several,
-# one per place the truth could take (CLIP4Clip, InternVideo1); `later` ranks candidates of higher
-# number first (ViCLIP, InternVideo2: an ascending stable sort, reversed).
-TIES = ("optimistic", "mid", "pessimistic", "repeated", "later")
+# How candidates with the score of the truth count, for the protocol of a result too. `repeated` is
+# CLIP4Clip's and InternVideo1's function. `later` stands for ViCLIP and InternVideo2, which reverse
+# `np.argsort`: numpy sorts unstably by default, so that their order of equal scores depends on its
+# version, the processor and the length of the row. Reversing the stable sort is the fixed rule
+# nearest to it; without ties the two are the same.
+TIES = {
+    "optimistic": "the truth before all candidates with its score",
+    "mid": "the truth in the middle of the candidates with its score",
+    "pessimistic": "the truth after all candidates with its score",
+    "repeated": "a query counts once for every place that its truth could take",
+    "later": "a stable ascending sort, reversed: candidates of higher number first. The reference "
+    "reverses an unstable one, whose order of equal scores is not defined",
+}
 # What a video is compared with. `captions`: every text is a candidate, the best of its own counts
 # (ViCLIP, InternVideo2). `grouped`: a candidate is all texts of a video, scored by the best one
 # (CLIP4Clip).
@@ -45,7 +53,11 @@ class Ranks:
     later: np.ndarray
 
     def places(self, ties: str = "mid") -> np.ndarray:
-        """Ranks from 0; (Q,), float64 with halves for `mid`, longer than Q for `repeated`."""
+        """Ranks from 0 by a rule of TIES; (Q,), float64 with halves for `mid`.
+
+        `repeated` gives more than Q. `later` equals `np.argsort(row, kind="stable")[::-1]`; the
+        reference's plain `np.argsort` gives other ranks to tied queries, and no others.
+        """
         if ties == "optimistic":
             return self.greater
         if ties == "mid":

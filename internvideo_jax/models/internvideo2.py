@@ -29,10 +29,7 @@ from internvideo_jax.models.layers.init import Init, torch_layer
 from internvideo_jax.models.layers.pos_adapt import FORMS, adapt_tables
 from internvideo_jax.models.layers.pos_embed import (
     Grid,
-    check_sincos_width,
-    halves_sincos,
-    joint_sincos,
-    picture_sincos,
+    start_table,
 )
 from internvideo_jax.models.layers.tower import SMALLEST, VideoTowerConfig, preset_size, tower
 from internvideo_jax.parallel.mesh import constrain
@@ -77,7 +74,6 @@ class EncoderConfig(VideoTowerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_sincos_width(self.encoder.width, self.pos_table)
         for field, known in (("pos_table", POS_TABLES), ("activation", ACTIVATIONS)):
             value = getattr(self, field)
             if value not in known:
@@ -178,18 +174,18 @@ class Positions(nnx.Module):
     """
 
     def __init__(self, kind: str, grid: Grid, width: int, *, class_token: bool = True):
-        t, h, w = grid
         self.class_token = class_token
         joint, apart = kind == "joint", kind == "separable"
 
         def param(start: np.ndarray) -> nnx.Param:
             return nnx.Param(jnp.asarray(start))
 
+        start = start_table(kind, grid, width)
         # The class token has the first row, which starts at zero.
         first = [(int(class_token), 0), (0, 0)]
-        self.table = param(np.pad(joint_sincos(grid, width), first)) if joint else None
-        self.spatial = param(picture_sincos(h, w, width)) if apart else None
-        self.temporal = param(halves_sincos(np.arange(t), width)) if apart else None
+        self.table = param(np.pad(start[0], first)) if joint else None
+        self.spatial = param(start[0]) if apart else None
+        self.temporal = param(start[1]) if apart else None
         self.cls = param(np.zeros(width, np.float32)) if apart and class_token else None
 
     def __call__(self, visible: jax.Array | None = None) -> jax.Array:

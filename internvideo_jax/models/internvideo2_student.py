@@ -26,6 +26,7 @@ from internvideo_jax.models.layers.decoders import (
     stacked_decoders,
 )
 from internvideo_jax.models.layers.init import Init
+from internvideo_jax.models.layers.pos_embed import check_sincos_width
 from internvideo_jax.models.layers.tower import SMALLEST, check_layers, last_layers
 
 DECODER_EPS = 1e-5
@@ -51,6 +52,8 @@ class StudentConfig(EncoderConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        # Its tables start from sines: there are no weights of a student before it.
+        check_sincos_width(self.encoder.width, self.pos_table)
         depth = self.encoder.depth
         for branch, count in (("clip", CLIP_COUNT), ("mae", MAE_COUNT)):
             width, layers = getattr(self, f"{branch}_width"), getattr(self, f"{branch}_layers")

@@ -238,6 +238,10 @@ class VideoTransformer(ImageTokens):
         cls = jnp.broadcast_to(cls, (len(x), 1, x.shape[-1]))
         return jnp.concatenate([cls, x], axis=1)
 
+    def first(self, video: jax.Array, visible: jax.Array | None = None) -> jax.Array:
+        """What the first block takes, (B, 1 + N or V, D)."""
+        return constrain(self.normalised(self.tokens(video, visible)), "batch")
+
     def __call__(
         self,
         video: jax.Array,
@@ -250,7 +254,7 @@ class VideoTransformer(ImageTokens):
         config = self.config
         return run_stack(
             self.blocks,
-            constrain(self.normalised(self.tokens(video, visible)), "batch"),
+            self.first(video, visible),
             keys=keys,
             drop_path=config.drop_path,
             taps=taps,

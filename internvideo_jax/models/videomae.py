@@ -21,7 +21,7 @@ from internvideo_jax.models.layers.block import BLOCK_SHARDING, BlockConfig, lay
 from internvideo_jax.models.layers.block_stack import run_stack, stacked_blocks
 from internvideo_jax.models.layers.drop_path import head_dropout
 from internvideo_jax.models.layers.init import Init, torch_layer, torch_uniform
-from internvideo_jax.models.layers.pos_embed import fixed_table
+from internvideo_jax.models.layers.pos_embed import Grid, fixed_table
 from internvideo_jax.models.layers.tower import (
     SMALLEST,
     TowerConfig,
@@ -29,9 +29,7 @@ from internvideo_jax.models.layers.tower import (
     preset_size,
     tower,
 )
-from internvideo_jax.ops.pixels import (
-    token_grid,
-)
+from internvideo_jax.ops.pixels import token_grid
 from internvideo_jax.parallel.mesh import constrain
 
 
@@ -104,9 +102,23 @@ class VideoConfig(VideoTowerConfig):
         )
 
     def fixed_positions(self) -> np.ndarray:
-        """(N, D) float32, the encoder's position table where it is no parameter."""
-        base = token_grid(self.pos_frames, self.pos_size, self.tubelet, self.patch)
+        """(N, D) float32, the encoder's position table where it is no parameter.
+
+        Raises:
+          ValueError: an unknown table, or a base grid to resize that cannot be cut evenly.
+        """
+        base = self.base_grid() if self.pos_table == "resized" else self.grid
         return fixed_table(self.pos_table, self.grid, self.encoder.width, base)
+
+    def base_grid(self) -> Grid:
+        """Tokens of the clip whose table `resized` starts from; no other table looks at it."""
+        try:
+            return token_grid(self.pos_frames, self.pos_size, self.tubelet, self.patch)
+        except ValueError as error:
+            raise ValueError(
+                f"pos_table = 'resized' starts from the table of pos_frames = {self.pos_frames} "
+                f"and pos_size = {self.pos_size}: {error}"
+            ) from error
 
 
 class Encoder(nnx.Module):

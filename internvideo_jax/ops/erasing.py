@@ -18,11 +18,13 @@ TRIES = 100  # as many as the reference; after that the clip stays whole
 
 
 def check(mode: str, probability: float, area: Sequence[float], ratio: Sequence[float]) -> None:
-    """Raises ValueError for an unknown mode or a range that leads nowhere."""
+    """Raises ValueError for an unknown mode, or where something is erased a range without end."""
     if mode not in MODES:
         raise ValueError(f"unknown erasing mode {mode!r}; known: {', '.join(MODES)}")
     if not 0 <= probability <= 1:
         raise ValueError(f"erasing probability must be in 0..1, found {probability}")
+    if probability == 0:
+        return
     if len(area) != 2 or not 0 < area[0] <= area[1] <= 1:
         raise ValueError(f"erasing area must be two increasing shares in 0..1, found {area}")
     if len(ratio) != 2 or not 0 < ratio[0] <= ratio[1]:

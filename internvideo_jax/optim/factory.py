@@ -76,7 +76,8 @@ def make_optimizer(
     """
     paths = flatten_paths(shapes)
     frozen = _matching("freeze", config.freeze, list(paths))
-    decayed = _matching("decay_also", config.decay_also, list(paths))
+    also = config.decay_also if config.weight_decay or grid is not None else ()
+    decayed = _matching("decay_also", also, list(paths))
     held, scales = held_layers(config, shapes), layer_scales(config, shapes)
     if grid is not None:
         check_grid(grid, config, paths)
@@ -156,9 +157,10 @@ def layer_scales(config: OptimConfig, shapes: Params) -> Params | None:
       Tree of numpy arrays that broadcast to the parameters, or None without layer decay and frozen
       layers.
     """
-    free = _matching("layer_decay_free", config.layer_decay_free, list(flatten_paths(shapes)))
     if config.layer_decay == 1.0 and not config.freeze_layers:
         return None
+    spared = config.layer_decay_free if config.layer_decay != 1.0 else ()
+    free = _matching("layer_decay_free", spared, list(flatten_paths(shapes)))
     prefix, depth = config.layer_stack + "/", _stack_depth(config, shapes)
     values = layer_values(config.layer_decay, depth)
     values[1 : 1 + config.freeze_layers] = 0.0

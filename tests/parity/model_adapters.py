@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from types import ModuleType
 
@@ -23,7 +24,7 @@ from internvideo_jax.optim.factory import (
     layer_values,
     make_optimizer,
 )
-from internvideo_jax.optim.schedules import cosine
+from internvideo_jax.optim.schedules import Schedule, cosine
 from internvideo_jax.types import Params, flatten_paths, unflatten_paths
 from internvideo_jax.weights import videomae
 from internvideo_jax.weights.rules import to_ours, to_torch
@@ -245,8 +246,8 @@ def layer_decay_adamw(case: Case) -> None:
         clip_norm=config["clip_grad"] or 0.0,
     )
     case.close("out.layer_values", layer_values(config["layer_decay"], config["depth"]))
-    schedule = cosine(config["lr"], 1e-6, total=6, warmup=3)
-    case.close("out.lr_schedule", schedule(np.arange(6)))
+    schedule, total = stated_schedule(case)
+    case.close("out.lr_schedule", schedule(np.arange(total)))
     optimizer = make_optimizer(optim, model.shapes(), schedule)
     _check_parameter_table(case, optim, model.shapes(), kind)
 
@@ -269,6 +270,15 @@ def layer_decay_adamw(case: Case) -> None:
     for name in expected:
         case.close(f"out.after.{name}", ours[name])
     case.close("out.logits_after", jax.jit(model.apply)(params, video))
+
+
+def stated_schedule(case: Case) -> tuple[Schedule, int]:
+    """The rates of a case and their number, as it says how they were called for."""
+    call = case.meta["outputs"]["lr_schedule"]
+    found = re.search(r"\(lr,([\d.e+-]+),epochs=(\d+),niter=(\d+),warmup_epochs=(\d+)\)", call)
+    assert found, call
+    epochs, each, warmup = (int(value) for value in found.groups()[1:])
+    return cosine(case.config["lr"], float(found[1]), epochs * each, warmup * each), epochs * each
 
 
 def _check_parameter_table(case: Case, optim: OptimConfig, shapes: Params, kind: str) -> None:

@@ -37,7 +37,8 @@ def internvl_teacher(case: Case) -> None:
     targets = jax.jit(model.apply)(params, video)
     case.close("middle", targets["middle"])
     case.close("final", targets["final"])
-    case.close("attn", targets["attention"])
+    if "attn" in case.io:  # return_attn
+        case.close("attn", targets["attention"])
     case.features(blocks(teacher, params, video))
 
 
@@ -110,7 +111,8 @@ def clip_teacher(case: Case) -> None:
     params = import_weights(case, "clip_frames", model.shapes(), clip)
     targets = jax.jit(model.apply)(params, video)
     case.close("aligned", targets["middle"])
-    case.close("attn", targets["attention"])
+    if "attn" in case.io:
+        case.close("attn", targets["attention"])
 
 
 @adapter(GROUP, "internvl_process_checkpoint")

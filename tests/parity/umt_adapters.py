@@ -11,7 +11,6 @@ from internvideo_jax.models.layers.tower import tower
 from internvideo_jax.models.umt import CLASSIFIER, UMTStudentConfig
 from internvideo_jax.models.videomae import ClassifierConfig
 from internvideo_jax.ops.alignment import alignment_loss
-from internvideo_jax.ops.pixels import token_grid
 from internvideo_jax.weights import umt
 from tests.parity.cases import Case, adapter
 from tests.parity.internvideo2_adapters import aligned
@@ -92,22 +91,7 @@ def student(case: Case) -> None:
 
 @adapter(GROUP, "umt_finetune")
 def classifier(case: Case) -> None:
-    config = case.config
-    layers = tower(config["embed_dim"], config["depth"], config["num_heads"], config["mlp_ratio"])
-    settings = {**CLASSIFIER, "tubelet": config["tubelet_size"]}
-    if "pos_embed" in case.weights:  # the table as a parameter, which the reference detaches
-        settings["pos_table"] = "learnable"
-    model_config = ClassifierConfig(
-        encoder=layers,
-        frames=config["all_frames"],
-        size=config["img_size"],
-        patch=config["patch_size"],
-        qkv_bias=config["qkv_bias"],
-        layer_scale=1.0 if "blocks.0.gamma_1" in case.weights else 0.0,
-        classes=config["num_classes"],
-        dtype="float32",
-        **settings,
-    )
+    model_config = classifier_config(case)
     model = model_config.model()
     params = import_weights(case, "videomae_classifier", model.shapes())
     video = clip(case)
@@ -121,10 +105,32 @@ def classifier(case: Case) -> None:
     for name in found:
         case.close(name, found[name])
     if "sincos_table_init" in case.io:
-        base = token_grid(model_config.pos_frames, 14 * 16, 1, 16)
+        base = model_config.base_grid()
         table = fixed_table("resized", model_config.grid, model_config.encoder.width, base)
         case.close("sincos_table_init", table)
     export_of = export(params, case, "videomae_classifier")
     assert {name: value.tobytes() for name, value in export_of.items()} == {
         name: value.tobytes() for name, value in case.weights.items()
     }
+
+
+def classifier_config(case: Case) -> ClassifierConfig:
+    """Tables of other grids are made of that of 8 x 14 x 14 tokens, whatever the patch."""
+    config = case.config
+    layers = tower(config["embed_dim"], config["depth"], config["num_heads"], config["mlp_ratio"])
+    tubelet, patch = config["tubelet_size"], config["patch_size"]
+    base = {"pos_frames": 8 * tubelet, "pos_size": 14 * patch}
+    settings = {**CLASSIFIER, "tubelet": tubelet, **base}
+    if "pos_embed" in case.weights:  # the table as a parameter, which the reference detaches
+        settings["pos_table"] = "learnable"
+    return ClassifierConfig(
+        encoder=layers,
+        frames=config["all_frames"],
+        size=config["img_size"],
+        patch=config["patch_size"],
+        qkv_bias=config["qkv_bias"],
+        layer_scale=1.0 if "blocks.0.gamma_1" in case.weights else 0.0,
+        classes=config["num_classes"],
+        dtype="float32",
+        **settings,
+    )

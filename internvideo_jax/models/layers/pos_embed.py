@@ -7,6 +7,7 @@ import numpy as np
 from internvideo_jax.ops.resize import linear_weights, resize_table
 
 Grid = tuple[int, int, int]
+SHARES = {"joint": 16, "separable": 4}  # what divides a width of sines and cosines on all axes
 
 
 def sincos(positions: int, width: int) -> np.ndarray:
@@ -64,6 +65,28 @@ def picture_sincos(height: int, width: int, channels: int) -> np.ndarray:
     return np.concatenate(halves, axis=1)
 
 
+def start_table(kind: str, grid: Grid, width: int) -> tuple[np.ndarray, ...]:
+    """Where a learned table of InternVideo2 starts: sines and cosines.
+
+    Channels that cannot be dealt out evenly, the last ones of a width that is no multiple of
+    SHARES, start at 0. The published code refuses such widths where a table starts so; where it
+    comes from a file they are as good as any.
+
+    Args:
+      kind: joint | separable.
+
+    Returns:
+      (t*h*w, width) for `joint`; (h*w, width) and (t, width) for `separable`; float32.
+    """
+    t, h, w = grid
+    even = width // SHARES[kind] * SHARES[kind]
+    if kind == "joint":
+        tables = (joint_sincos(grid, even),)
+    else:
+        tables = (picture_sincos(h, w, even), halves_sincos(np.arange(t), even))
+    return tuple(np.pad(table, [(0, 0), (0, width - even)]) for table in tables)
+
+
 def joint_sincos(grid: Grid, width: int) -> np.ndarray:
     """Where InternVideo2's joint table starts: a quarter of the channels for time, the rest space.
 
@@ -81,13 +104,13 @@ def joint_sincos(grid: Grid, width: int) -> np.ndarray:
 
 
 def check_sincos_width(width: int, form: str) -> None:
-    """ValueError unless a `joint` or `separable` table can deal the channels out to its axes."""
-    parts = 16 if form == "joint" else 4
+    """ValueError unless the sines of a `joint` or `separable` table can share out the channels."""
+    parts = SHARES[form]
     if width % parts:
         near = max(parts, width // parts * parts)
         raise ValueError(
-            f"width {width} is no multiple of {parts}, which its {form} position table needs; the "
-            f"nearest are {near} and {near + parts}"
+            f"width {width} is no multiple of {parts}, which the sines that its {form} position "
+            f"table starts from need; the nearest are {near} and {near + parts}"
         )
 
 

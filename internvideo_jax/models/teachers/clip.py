@@ -45,8 +45,6 @@ class _Config(VideoTransformerConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_layers(f"layers of the teacher {self.name!r}", self.layers, self.encoder.depth)
-        if self.encoder.depth < 2:
-            raise ValueError(f"teacher {self.name!r} has {self.encoder.depth} block; expected two")
 
     def check_source(self, stated: Mapping[str, Any]) -> None:
         """ValueError where a run computed something else with the same weights."""
@@ -162,11 +160,12 @@ class _ClassTokenTeacher(Teacher):
         """Tokens after the last block (rows, 1 + L, D), and the reading without `final`."""
         layers = tuple(self.config.layers)
         before = self.config.encoder.depth - 2  # its output is what the last block takes
-        taps = layers if before in layers else (*layers, before)
+        taps = layers if before in layers or before < 0 else (*layers, before)
         x, tapped = self.encoder(video, taps=taps)
         assert tapped is not None  # noqa: S101  (there are taps)
         block = layer(self.encoder.blocks, -1)
-        row = block.attn.first_row(block.norm1(tapped[taps.index(before)]))
+        taken = tapped[taps.index(before)] if before >= 0 else self.encoder.first(video)
+        row = block.attn.first_row(block.norm1(taken))
         return x, Reading(tapped[: len(layers)], row[:, 1:])
 
 

@@ -54,6 +54,46 @@ def test_blocks_agree_with_sorting(block, rule):
     assert not found.text_to_video.equal.any()
 
 
+def places_by_argsort(scores, kind):
+    """ViCLIP's rank of the diagonal: the place in the reversed order of `np.argsort`."""
+    return np.array(
+        [
+            int(np.flatnonzero(np.argsort(row, kind=kind)[::-1] == i)[0])
+            for i, row in enumerate(scores)
+        ]
+    )
+
+
+@pytest.mark.parametrize("videos", [2, 17, 40, 150])
+def test_later_is_the_reversed_stable_sort_and_any_sort_without_ties(videos):
+    rng = np.random.default_rng(videos)
+    plain = rng.normal(size=(videos, videos)).astype(np.float32)
+    for scores in (plain, np.round(plain * 2) / 2, np.zeros_like(plain), np.sign(plain)):
+        found = rm.rank(rm.of_matrix(scores), np.arange(videos), videos, block=16)
+        for ranks, rows in ((found.text_to_video, scores), (found.video_to_text, scores.T)):
+            places = ranks.places("later")
+            np.testing.assert_array_equal(places, places_by_argsort(rows, "stable"))
+            # The reference's own call may differ where scores are equal, and nowhere else.
+            other = places != places_by_argsort(rows, None)
+            assert not other[ranks.equal == 0].any()
+
+
+def test_of_several_true_texts_the_best_place_counts():
+    """Video to text, several captions each: the reference takes the least place of all of them."""
+    rng = np.random.default_rng(3)
+    for _ in range(50):
+        scores = rng.integers(0, 4, (12, 5)).astype(np.float32)
+        text_video = rng.integers(0, 5, 12)
+        found = rm.rank(rm.of_matrix(scores), text_video, 5).video_to_text.places("later")
+        best = []
+        for video in np.unique(text_video):
+            order = np.argsort(scores[:, video], kind="stable")[::-1]
+            best.append(
+                min(np.flatnonzero(order == t)[0] for t in np.flatnonzero(text_video == video))
+            )
+        assert found.tolist() == best
+
+
 def test_results_are_equal_to_the_bit_for_every_block_also_with_ties():
     text, video, text_video = embeddings(1, texts=90)
     # The same captions for other videos, and the same videos again.

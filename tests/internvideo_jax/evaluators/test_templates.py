@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from internvideo_jax.evaluators import templates
+from data_pipelines.text.caption import clean_caption
+from internvideo_jax.evaluators import templates, video_text_presets
+from internvideo_jax.evaluators.zero_shot import ZeroShot
 
 
 def test_the_published_lists():
@@ -20,6 +22,40 @@ def test_the_published_lists():
     assert templates.named("kinetics28")[18] == "A photo of a person practicing {}."
     with pytest.raises(ValueError, match="unknown templates 'k28'; known: plain"):
         templates.named("k28")
+
+
+# What the released evaluation of InternVideo2 makes of "Playing Guitar", run and written down.
+GUITAR = (
+    "a photo of action playing guitar",
+    "a picture of action playing guitar",
+    "human action of playing guitar",
+    "playing guitar an action",
+    "playing guitar this is an action",
+    "playing guitar a video of action",
+    "playing action of playing guitar",
+    "playing guitar",
+    "playing a kind of action playing guitar",
+    "doing a kind of action playing guitar",
+    "look the human is playing guitar",
+    "can you recognize the action of playing guitar",
+    "video classification of playing guitar",
+    "a video of playing guitar",
+    "the man is playing guitar",
+    "the woman is playing guitar",
+)
+
+
+@pytest.mark.parametrize("name", video_text_presets.ZERO_SHOT)
+def test_each_family_is_asked_with_its_own_templates(name):
+    family, _, _ = name.partition("/")
+    test = ZeroShot.of_preset(name, size=224, batch=4)
+    _, count, texts = test.prompts(["Playing Guitar", "sit"])
+    assert count == {"viclip": 28, "internvideo1": 16, "internvideo2_clip": 16}[family]
+    if family == "internvideo2_clip":
+        assert tuple(clean_caption(text) for text in texts[:count]) == GUITAR
+        assert test.merge == "cosine" and test.clean
+        assert (test.views.clip.frames, test.views.crop_rule) == (8, "squash")
+        assert len(video_text_presets.ZERO_SHOT[name].reported) == 5
 
 
 def test_prompts_are_grouped_by_class_and_leave_other_braces_alone():

@@ -166,3 +166,28 @@ def test_ema_starts_near_the_parameters():
     late = update_ema(ema, params, 0.999, jnp.int32(10**6))["a"]
     np.testing.assert_allclose(early, 0.9, rtol=1e-6)
     np.testing.assert_allclose(late, 0.001, rtol=1e-3)
+
+
+@pytest.mark.parametrize("decay", [0.5, 0.9, 0.9999])
+@pytest.mark.parametrize("ramp", [True, False])
+def test_the_average_is_the_documented_sum(decay, ramp):
+    """Against the formula in float64 over steps whose parameters move; plain is timm's."""
+    rng = np.random.default_rng(0)
+    first, moves = rng.normal(size=5), rng.normal(size=(40, 5))
+    expected, ema = first.copy(), {"a": jnp.asarray(first, jnp.float32)}
+    for step, params in enumerate(moves):
+        rate = min(decay, (1 + step) / (10 + step)) if ramp else decay
+        expected = rate * expected + (1 - rate) * params
+        ema = update_ema(
+            ema, {"a": jnp.asarray(params, jnp.float32)}, decay, jnp.int32(step), ramp=ramp
+        )
+        np.testing.assert_allclose(ema["a"], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_ramp_is_the_default_and_reaches_the_decay_where_the_help_says():
+    assert OptimConfig().ema_ramp
+    zero, one = {"a": jnp.zeros(())}, {"a": jnp.ones(())}
+    for step, decay in ((0, 0.9999), (10, 0.9999), (89_991, 0.9999), (3, 0.3)):
+        default = 1 - float(update_ema(zero, one, decay, jnp.int32(step))["a"])
+        assert default == pytest.approx(min(decay, (1 + step) / (10 + step)), rel=1e-4)
+    assert (1 + 89_990) / (10 + 89_990) >= 0.9999 > (1 + 89_989) / (10 + 89_989)
