@@ -10,8 +10,6 @@ import functools
 import cv2
 import numpy as np
 
-from data_pipelines.colour import LEVELS, look_up
-
 # Weights of red and blue in the luma, by the number of the matrix (AVColorSpace, ITU-T H.273);
 # whatever is not here counts as BT.601, as it does for players.
 _MATRICES = {
@@ -22,6 +20,7 @@ _MATRICES = {
     10: (0.2627, 0.0593),
 }
 _JPEG = (0.299, 0.114)
+_LUMA_GAIN, _CHROMA_GAIN = 255 / 219, 255 / 224  # limited range -> full range
 
 Planes = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -34,29 +33,22 @@ def to_jpeg(planes: Planes, matrix: int, full: bool) -> Planes:
       matrix: number of the matrix they are in.
       full: whether levels go from 0 to 255 instead of 16 to 235 (chroma 16 to 240).
     """
-    luma, *chroma = planes
+    luma, u, v = planes
+    # One gain and offset per plane, in float32: three times as fast as a table.
     if matrix in _MATRICES:
-        return _other_matrix(planes, matrix, full)
+        # Grey stays grey, so the new chroma comes from chroma alone, and luma gets a share of it.
+        u, v, share = cv2.split(cv2.transform(cv2.merge((u, v)), _mix(matrix, full)))
+        share = cv2.resize(share, luma.shape[::-1], interpolation=cv2.INTER_LINEAR)
+        gain, black = (1.0, 0) if full else (_LUMA_GAIN, 16)
+        return cv2.addWeighted(luma, gain, share, 1.0, -128 - gain * black), u, v
     if full:
         return planes
-    luma_levels, chroma_levels = _full_range()
-    return (look_up(luma, luma_levels), *(look_up(c, chroma_levels) for c in chroma))  # type: ignore[return-value]
-
-
-@functools.cache
-def _full_range() -> tuple[np.ndarray, np.ndarray]:
-    """Levels of limited range -> those of full range, of luma and of chroma."""
-    return np.rint((LEVELS - 16) * (255 / 219)), np.rint((LEVELS - 128) * (255 / 224) + 128)
-
-
-def _other_matrix(planes: Planes, matrix: int, full: bool) -> Planes:
-    """Grey stays grey, so the new chroma comes from chroma alone, and luma gets a share of it."""
-    luma, u, v = planes
-    blue, red, share = cv2.split(cv2.transform(cv2.merge((u, v)), _mix(matrix, full)))
-    height, width = luma.shape
-    share = cv2.resize(share, (width, height), interpolation=cv2.INTER_LINEAR)
-    gain, black = (1.0, 0) if full else (255 / 219, 16)
-    return cv2.addWeighted(luma, gain, share, 1.0, -128 - gain * black), blue, red
+    middle = 128 - 128 * _CHROMA_GAIN
+    return (
+        cv2.addWeighted(luma, _LUMA_GAIN, luma, 0.0, -16 * _LUMA_GAIN),
+        cv2.addWeighted(u, _CHROMA_GAIN, u, 0.0, middle),
+        cv2.addWeighted(v, _CHROMA_GAIN, v, 0.0, middle),
+    )
 
 
 @functools.cache
@@ -64,7 +56,7 @@ def _mix(matrix: int, full: bool) -> np.ndarray:
     """(3, 3): (u, v, 1) -> u, v and 128 + what is to be added to luma, as JPEG has them."""
     change = _to_yuv(*_JPEG) @ np.linalg.inv(_to_yuv(*_MATRICES[matrix]))
     result = np.zeros((3, 3))
-    result[:, :2] = change[[1, 2, 0], 1:] * (1.0 if full else 255 / 224)
+    result[:, :2] = change[[1, 2, 0], 1:] * (1.0 if full else _CHROMA_GAIN)
     result[:, 2] = 128 - 128 * result[:, :2].sum(axis=1)
     return result
 

@@ -9,6 +9,7 @@ import simplejpeg
 from av.video.reformatter import VideoReformatter
 
 from data_pipelines import encoded, transforms
+from data_pipelines.ingest.jpeg_colours import to_jpeg
 from data_pipelines.ingest.picture import FrameEncoder, Orientation, orientation_of, stored_size
 
 from .clips import make_video, picture
@@ -139,6 +140,15 @@ def mean_rgb(frame: av.VideoFrame, matrix, full: bool) -> np.ndarray:
         lines = np.frombuffer(plane, kind).reshape(plane.height, -1)[:, : plane.width]
         means.append(lines.mean() / 2**shift)
     return rgb_of(*means, *matrix, full)
+
+
+def test_every_level_of_limited_range_is_rounded_to_the_nearest():
+    levels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    before = levels.astype(float)
+    luma, *chroma = to_jpeg((levels, levels, levels), 2, False)
+    assert np.array_equal(luma, np.clip(np.rint((before - 16) * 255 / 219), 0, 255))
+    for plane in chroma:
+        assert np.array_equal(plane, np.clip(np.rint((before - 128) * 255 / 224 + 128), 0, 255))
 
 
 @pytest.mark.parametrize("size", [0, 40], ids=["same size", "shrunk"])
