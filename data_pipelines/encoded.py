@@ -55,10 +55,11 @@ def decode(data: bytes, memory: np.ndarray | None = None) -> np.ndarray:
       ValueError: as :func:`size_of`, or the picture is damaged.
     """
     height, width = size_of(data)
-    fits = memory is not None and memory.size == height * width * 3
+    if memory is not None and memory.size != height * width * 3:
+        memory = None
     if is_png(data):
-        return _decode_png(data, memory.reshape(height, width, 3) if fits else None)
-    return simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=memory if fits else None)
+        return _decode_png(data, None if memory is None else memory.reshape(height, width, 3))
+    return simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=memory)
 
 
 def _decode_png(data: bytes, out: np.ndarray | None) -> np.ndarray:

@@ -24,7 +24,7 @@ from data_pipelines.ingest.rows import Row
 # JPEG bytes per pixel of 4:2:0 video frames by quality; means over 40 varied clips.
 _QUALITIES = (10, 50, 75, 85, 90, 95, 98, 100)
 _BYTES_PER_PIXEL = (0.040, 0.085, 0.120, 0.156, 0.192, 0.273, 0.374, 0.534)
-_PNG_BYTES_PER_PIXEL = 1.4  # of decoded video, over the same clips
+_PNG_BYTES_PER_PIXEL = 1.4  # mean over ten clips
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,7 +70,12 @@ def test_pixel_aspect(tmp_path, name, size, aspect, codec, displayed):
 def test_pixel_aspect_of_a_turned_video(tmp_path, pixels, expected):
     """The pixels are stretched along the lines of the file, and then turned."""
     path = make_video(
-        tmp_path / "r.mp4", 2, height=64, width=96, pixel_aspect=Fraction(3, 2), rotation=(90, 0, 0)
+        tmp_path / "r.mp4",
+        2,
+        height=64,
+        width=96,
+        pixel_aspect=Fraction(3, 2),
+        rotation=(90, False, False),
     )
     clip = clip_of(path, pixels=pixels, short_side=0)
     assert (clip.width, clip.height) == expected
