@@ -44,7 +44,8 @@ MAY_IMPORT = {
     "target_cache": {"config"},
     "build": {"types", "config", "optim", "parallel", "state", "target_cache", "telemetry"},
     "step": {"types", "build", "optim", "parallel", "state"},
-    "cli": {"config", "registry"},
+    "loading": {"config", "registry", "checkpoint", "weights"},
+    "cli": {"config", "registry", "loading"},
     "tools": {
         "types",
         "config",
@@ -63,7 +64,7 @@ OWNERS = {
     "flax": {"models"},
     "optax": {"optim"},
     "orbax": {"checkpoint"},
-    "ml_collections": {"cli", "configs"},
+    "ml_collections": {"cli", "configs", "loading"},
     "clu": {"telemetry"},
     "av": {"data_pipelines", "benchmarks"},
     "grain": {"data_pipelines"},

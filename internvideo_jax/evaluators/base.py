@@ -17,6 +17,7 @@ from data_pipelines.config import DataConfig, ViewConfig
 from data_pipelines.dataset import Dataset
 from data_pipelines.identity import class_difference
 from data_pipelines.pipeline import ViewPass
+from internvideo_jax.evaluators.per_video import Scored
 from internvideo_jax.parallel.mesh import BATCH_AXES, batch_sharding
 from internvideo_jax.parallel.multihost import is_main, to_global, to_host
 from internvideo_jax.types import Params
@@ -39,6 +40,7 @@ class Result:
     pictures: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)  # (H, W, 3)
     animations: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)  # (T, H, W, 3)
     sheets: Mapping[str, str] = dataclasses.field(default_factory=dict)  # CSV, for people
+    scored: Scored | None = None  # of every video, for those who ask
 
 
 class Evaluator(Protocol):

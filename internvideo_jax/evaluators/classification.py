@@ -13,8 +13,10 @@ import jax
 import numpy as np
 
 from data_pipelines.config import ClipConfig, ViewConfig
+from data_pipelines.limits import limited
 from internvideo_jax.evaluators import metrics, protocols
 from internvideo_jax.evaluators.base import EvalContext, Input, Result, describe_data
+from internvideo_jax.evaluators.per_video import Scored
 from internvideo_jax.telemetry.pictures import confusion_picture
 
 
@@ -27,7 +29,7 @@ class Classification:
     """
 
     name: str = "classification"
-    every: int = 0  # steps; 0 = only at the end, -1 = never
+    every: int = limited(0, least=-1)  # steps; 0 = only at the end, -1 = never
     data: str = ""  # default: the run's
     split: str = ""  # default: test, else val, else train
     # Whose settings views and merge are meant to be (protocols.py); empty: nobody's.
@@ -107,6 +109,7 @@ class Classification:
             },
             pictures={"confusion": confusion_picture(table, classes)},
             sheets={"per_class": per_class_sheet(table, classes)},
+            scored=Scored(views.dataset, videos, label, scores, classes),
         )
 
     def _metrics(

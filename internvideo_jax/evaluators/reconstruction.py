@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from data_pipelines.config import ViewConfig
+from data_pipelines.limits import limited
 from internvideo_jax import masking
 from internvideo_jax.evaluators.base import EvalContext, Input, Result, describe_data
 from internvideo_jax.ops.pixels import patchify, to_unit, unpatchify
@@ -29,7 +30,7 @@ class Reconstruction:
     """
 
     name: str = "reconstruction"
-    every: int = 0  # steps; 0 = only at the end, -1 = never
+    every: int = limited(0, least=-1)  # steps; 0 = only at the end, -1 = never
     data: str = ""  # default: the run's
     split: str = ""  # default: test, else val, else train
     views: ViewConfig = ViewConfig()
@@ -37,7 +38,7 @@ class Reconstruction:
     ratio: float = 0.9
     normalized: bool = True
     pictures: int = 4  # videos shown
-    scale: int = 2  # enlargement of the pictures
+    scale: int = limited(2, least=1)  # enlargement of the pictures
 
     def inputs(self) -> tuple[Input, ...]:
         return (Input(self.data, self.split, self.views, labelled=False),)

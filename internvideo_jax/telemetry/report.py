@@ -14,6 +14,7 @@ from typing import Any
 
 import jinja2
 
+from data_pipelines.outputs import check_file
 from internvideo_jax.telemetry.pictures import curve_svg
 from internvideo_jax.telemetry.writer import METRICS, PERF, read_rows
 
@@ -139,6 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--title", default="", help="heading; default: the names of the runs")
     options = parser.parse_args(arguments)
     try:
+        check_file("--out", options.out)
         print(write_report(options.workdirs, options.out, options.title))
     except ValueError as error:
         parser.exit(2, f"error: {error}\n")
