@@ -32,12 +32,13 @@ def list_files(source: str) -> list[Row]:
     """The clips of a folder, a list or table as the ingest reads them, or of one video file.
 
     Raises:
-      ValueError: there is nothing of the kind, or no video in it.
-      FileNotFoundError: there is no such file or folder.
+      ValueError: there is no such file or folder, or no video in it.
     """
     place = Path(source)
     if place.is_file() and place.suffix.lower() not in LISTS:
-        return [Row(path=str(place), name=place.name, id=place.name, split="")]
+        return [Row(path=source, name=source, id=source, split="")]
+    if not place.exists():
+        raise ValueError(f"{source}: no such file or folder; expected videos, or a list of them")
     return sources.read(Options(source=source, out="", name="videos")).rows
 
 
@@ -54,7 +55,7 @@ class FileViews(Iterator[Batch]):
         self.rows, self.config = rows, config
         self.problems: dict[int, str] = {}
         self.notes: dict[int, str] = {}
-        side = max(DecodeOptions.short_side, config.clip.size)
+        side = max(DecodeOptions().short_side, config.clip.size)
         self._options = DecodeOptions(short_side=side, min_frames=1)
         self._pool = ThreadPoolExecutor(threads)
         self._ahead = threads + 1  # files decoded before they are needed; bounds the memory

@@ -8,6 +8,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from absl import app, flags, logging
@@ -96,6 +97,27 @@ def parse_arg(arg: str | None, **defaults: Any) -> dict[str, Any]:
                 f"config option {name}: expected {kind.__name__}, found {text!r}"
             ) from error
     return options
+
+
+def read_labels(text: str) -> tuple[str, ...]:
+    """Classes from `a,b,c`, or from the lines of the file in `@file`; empty for no text.
+
+    Raises:
+      ValueError: no such file, or no class in it.
+    """
+    if not text:
+        return ()
+    if text.startswith("@"):
+        try:
+            lines = Path(text[1:]).read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"--labels={text}: cannot read the file ({error})") from error
+    else:
+        lines = text.split(",")
+    names = tuple(line.strip() for line in lines if line.strip())
+    if not names:
+        raise ValueError(f"--labels={text}: no class in it")
+    return names
 
 
 def check_known(options: Mapping[str, Any], **known: Iterable[str]) -> None:

@@ -58,7 +58,7 @@ MAY_IMPORT = {
         "cli",
     },
 }
-ENTRY_POINTS = {"train", "evaluate", "by_shard", "extract", "score", "teach", "demo"}
+ENTRY_POINTS = {"train", "evaluate", "by_shard", "extract", "score", "teach", "demo", "predict"}
 # Third-party package -> the only rooms that may import it.
 OWNERS = {
     "flax": {"models"},

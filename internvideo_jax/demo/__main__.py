@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from data_pipelines.outputs import check_file
 from internvideo_jax import cli
+from internvideo_jax.cli import read_labels
 from internvideo_jax.demo.answers import Answers
 from internvideo_jax.demo.cache import EmbeddingCache, default_folder
 from internvideo_jax.demo.clips import CROPS, Sampling, list_videos
@@ -51,27 +52,6 @@ class Settings:
     resize: str
     window: float
     fps: float
-
-
-def read_labels(text: str) -> tuple[str, ...]:
-    """Classes from `a,b,c`, or from the lines of the file in `@file`; empty for no text.
-
-    Raises:
-      ValueError: no such file, or no class in it.
-    """
-    if not text:
-        return ()
-    if text.startswith("@"):
-        try:
-            lines = Path(text[1:]).read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"--labels={text}: cannot read the file ({error})") from error
-    else:
-        lines = text.split(",")
-    names = tuple(line.strip() for line in lines if line.strip())
-    if not names:
-        raise ValueError(f"--labels={text}: no class in it")
-    return names
 
 
 def open_parts(settings: Settings) -> tuple[Encoder, Sampling, EmbeddingCache]:

@@ -227,6 +227,13 @@ def describe_data(dataset: Dataset, views: ViewConfig) -> dict[str, Any]:
         "records": len(dataset),
         "data_fingerprint": dataset.manifest.fingerprint(dataset.split)[:16],
         **dataset.manifest.picture_options(),
+        **describe_views(views),
+    }
+
+
+def describe_views(views: ViewConfig) -> dict[str, Any]:
+    """Which clips of a video are looked at."""
+    return {
         "frames": views.clip.frames,
         "stride": views.clip.stride,
         "size": views.clip.size,
