@@ -77,7 +77,9 @@ class DataConfig:
     merge_classes: str = "off"  # off | offset | name
     split: str = "train"
     eval: str = ""  # default directory of the evaluators; empty: the same as `train`
-    global_batch: int = 256  # examples per step over all hosts and devices, repeats counted
+    # Examples per step over all hosts and devices, repeats counted. 0: batch, length and warm-up of
+    # a run follow from the number of records (internvideo_jax/small.py).
+    global_batch: int = 256
     # Examples made of one decoded clip, each with a crop, mask and caption of its own.
     repeats: int = limited(1, least=1)
     clip: ClipConfig = ClipConfig()

@@ -61,6 +61,10 @@ def typed_config() -> TrainConfig:
         raise ValueError(str(error.__cause__ or error)) from error
     if plain is None:
         raise ValueError(NO_CONFIG)
+    # A length on the command line replaces the recipe's, which may be the other of the two.
+    length = {"steps", "epochs"} & overridden()
+    if len(length) == 1 and plain[next(iter(length))]:
+        plain = {**plain, **{name: 0 for name in ("steps", "epochs") if name not in length}}
     return to_typed(TrainConfig, plain)
 
 

@@ -255,7 +255,15 @@ def total_steps(config: TrainConfig, records: Records) -> int:
             f"config.steps = {config.steps} and config.epochs = {config.epochs}: "
             "expected exactly one of them to be positive"
         )
-    return config.steps or round(config.epochs * steps_per_epoch(config, records))
+    if config.steps:
+        return config.steps
+    each = steps_per_epoch(config, records)
+    if (steps := round(config.epochs * each)) < 1:
+        raise ValueError(
+            f"config.epochs = {config.epochs:g} of {each} steps is no step at all; raise it, or "
+            "give the length as config.steps"
+        )
+    return steps
 
 
 def steps_per_epoch(config: TrainConfig, records: Records) -> int:

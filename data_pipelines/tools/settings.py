@@ -47,6 +47,8 @@ def data_config(
         for part in reversed(name.removeprefix(_PREFIX).split(".")):
             nested = {part: nested}
         config = overlay(config, nested, "config.data")
+    if not config.global_batch:  # left to the run; what is shown does not depend on it
+        config = dataclasses.replace(config, global_batch=DataConfig.global_batch)
     if directory is not None:
         config = dataclasses.replace(config, train=directory)
     return config if split is None else dataclasses.replace(config, split=split)
