@@ -44,4 +44,6 @@ def find(name: str) -> Path:
     if not given.is_absolute() and short in recipes:
         return recipes[short].absolute()
     known = [f"{FOLDER}/{each}.py" for each in recipes]
-    raise ValueError(f"--config: {name}: no such recipe; {suggest(name, known)} (in {folder})")
+    raise ValueError(
+        f"--config: {name}: no such file or recipe; {suggest(name, known)} (in {folder})"
+    )

@@ -216,7 +216,10 @@ def read_data(config: TrainConfig) -> tuple[Mapping[str, int], tuple[str, ...]]:
             "=offset (classes of different sets stay apart), or train without labels"
         )
     parts, records = [part for part, _ in opened], [len(dataset) for _, dataset in opened]
-    plan = mixture.make_plan(config.data, parts, records)
+    data = config.data
+    if not data.global_batch:  # it will follow from the records that are counted here
+        data = dataclasses.replace(data, global_batch=data.repeats)
+    plan = mixture.make_plan(data, parts, records)
     return plan.media_records(), tuple(classes or ())
 
 

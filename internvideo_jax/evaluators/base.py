@@ -26,6 +26,7 @@ EVAL_SPLITS = ("test", "val", "validation", "train")
 # Clips of a device's share of a step, at most: matmuls of ten thousand rows for usual clips,
 # and little padding where a split is nearly empty.
 TILE = 8
+ANIMATED = " animated"  # ends the name of an animation
 
 Batch = dict[str, np.ndarray]
 
@@ -39,6 +40,7 @@ class Result:
     tables: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # JSON values
     pictures: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)  # (H, W, 3)
     animations: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)  # (T, H, W, 3)
+    captions: Mapping[str, str] = dataclasses.field(default_factory=dict)  # of pictures, by name
     sheets: Mapping[str, str] = dataclasses.field(default_factory=dict)  # CSV, for people
     scored: Scored | None = None  # of every video, for those who ask
 

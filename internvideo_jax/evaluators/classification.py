@@ -19,6 +19,8 @@ from internvideo_jax.evaluators.base import EvalContext, Input, Result, describe
 from internvideo_jax.evaluators.per_video import Scored
 from internvideo_jax.telemetry.pictures import confusion_picture
 
+CONFUSION = "Videos of each class (rows) by the class they are taken for (columns)."
+
 
 @dataclasses.dataclass(frozen=True)
 class Classification:
@@ -108,6 +110,7 @@ class Classification:
                 "scores_sha256": hashlib.sha256(scores.tobytes()).hexdigest(),
             },
             pictures={"confusion": confusion_picture(table, classes)},
+            captions={"confusion": CONFUSION},
             sheets={"per_class": per_class_sheet(table, classes)},
             scored=Scored(views.dataset, videos, label, scores, classes),
         )

@@ -12,7 +12,7 @@ import numpy as np
 from data_pipelines.config import ViewConfig
 from data_pipelines.limits import limited
 from internvideo_jax import masking
-from internvideo_jax.evaluators.base import EvalContext, Input, Result, describe_data
+from internvideo_jax.evaluators.base import ANIMATED, EvalContext, Input, Result, describe_data
 from internvideo_jax.ops.pixels import patchify, to_unit, unpatchify
 from internvideo_jax.ops.reconstruction import pixel_loss, restore_pixels
 from internvideo_jax.ops.tokens import scatter, take
@@ -78,7 +78,23 @@ class Reconstruction:
             },
             pictures=pictures,
             animations=animations,
+            captions=self._captions(len(shown)),
         )
+
+    def _captions(self, count: int) -> dict[str, str]:
+        """What the pictures of so many videos show."""
+        how = (
+            "The model predicts each tubelet with mean 0 and variance 1; the picture borrows both "
+            "from the true tubelet."
+            if self.normalized
+            else "The model predicts the pixels themselves."
+        )
+        parts = (
+            f"the clip; what the encoder sees, {self.ratio:.0%} of the tubelets hidden (grey); "
+            f"the same with the hidden ones as predicted. {how}"
+        )
+        found = {f"video{i}": f"Rows, from the top: {parts}" for i in range(count)}
+        return found | {f"video{i}{ANIMATED}": f"From the left: {parts}" for i in range(count)}
 
     def _forward(self, context: EvalContext) -> Any:
         model, config = context.model, context.model.config

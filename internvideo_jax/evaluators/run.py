@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.storage import write_atomic
-from internvideo_jax.evaluators.base import EvalContext, Evaluator, Result
+from internvideo_jax.evaluators.base import ANIMATED, EvalContext, Evaluator, Result
 from internvideo_jax.evaluators.per_video import jsonl, sheet
 from internvideo_jax.parallel.multihost import is_main
 from internvideo_jax.telemetry.pictures import write_gif, write_png
@@ -83,8 +83,8 @@ def write_result(
         drawings[name] = f"{PICTURES}/{label}-{name}.png"
         write_png(folder / drawings[name], picture)
     for name, clip in result.animations.items():
-        drawings[f"{name} animated"] = f"{PICTURES}/{label}-{name}.gif"
-        write_gif(folder / drawings[f"{name} animated"], clip)
+        drawings[f"{name}{ANIMATED}"] = f"{PICTURES}/{label}-{name}.gif"
+        write_gif(folder / drawings[f"{name}{ANIMATED}"], clip)
     for name, table in result.sheets.items():
         (folder / PICTURES).mkdir(parents=True, exist_ok=True)
         (folder / PICTURES / f"{label}-{name}.csv").write_text(table, encoding="utf-8")
@@ -96,6 +96,7 @@ def write_result(
             "protocol": dict(result.protocol),
             "tables": dict(result.tables),
             "pictures": drawings,
+            "captions": dict(result.captions),
             **provenance,
         },
     )

@@ -11,7 +11,7 @@ from data_pipelines.limits import limited
 from internvideo_jax.evaluators import metrics, templates
 from internvideo_jax.evaluators import video_text_presets as presets
 from internvideo_jax.evaluators.base import EvalContext, Input, Result
-from internvideo_jax.evaluators.classification import per_class, per_class_sheet
+from internvideo_jax.evaluators.classification import CONFUSION, per_class, per_class_sheet
 from internvideo_jax.evaluators.per_video import Scored
 from internvideo_jax.evaluators.video_text import VideoTextTask, embed_videos, logit_scale
 from internvideo_jax.telemetry.pictures import confusion_picture
@@ -119,6 +119,7 @@ class ZeroShot(VideoTextTask):
                 "classes": list(classes),
             },
             pictures={"confusion": confusion_picture(table, classes)},
+            captions={"confusion": CONFUSION},
             sheets={"per_class": per_class_sheet(table, classes)},
             scored=Scored(videos.dataset, videos.record[labelled], label, scores, classes),
         )
