@@ -61,9 +61,8 @@ def load_recipe(recipe: str) -> dict[str, Any]:
         raise ValueError(f"--config: {name}: is broken: {kind}: {error}") from error
     plain = found.to_dict() if hasattr(found, "to_dict") else found
     if not isinstance(plain, Mapping):
-        raise ValueError(
-            f"--config: {name}: its get_config() gives {type(plain).__name__}, no dict"
-        )
+        kind = type(plain).__name__
+        raise ValueError(f"--config: {name}: its get_config() gives {kind}, expected a mapping")
     return dict(plain)
 
 

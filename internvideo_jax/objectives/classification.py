@@ -28,7 +28,7 @@ class Classification:
     smoothing: float = limited(0.1, least=0, most=1)  # label smoothing
     mixup: float = limited(0.8, least=0)  # alpha; 0 = off
     cutmix: float = limited(1.0, least=0)  # alpha; 0 = off
-    switch: float = limited(0.5, least=0, most=1)  # probability of CutMix when both are on
+    switch: float = 0.5  # probability of CutMix when both are on
     # Probability of random erasing per clip; 0 = off.
     erasing: float = limited(0.0, least=0, most=1)
     erasing_mode: str = "pixel"  # ops/erasing.py: const | rand | pixel
