@@ -13,9 +13,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import simplejpeg
 
-from data_pipelines import multiview
+from data_pipelines import encoded, multiview
 from data_pipelines.assemble import Batch
 from data_pipelines.config import ViewConfig
 from data_pipelines.ingest import lists, sources
@@ -115,8 +114,7 @@ class FileViews(Iterator[Batch]):
             wanted = multiview.choose(self.config, clip.timestamps_us, clip.fps)
             out = np.empty(self._shape(), np.uint8)
             frames = {
-                int(frame): simplejpeg.decode_jpeg(clip.frames[int(frame)], "RGB")
-                for frame in np.unique(wanted)
+                int(frame): encoded.decode(clip.frames[int(frame)]) for frame in np.unique(wanted)
             }
             multiview.cut(self.config, wanted, [frames[int(n)] for n in wanted.ravel()], out)
         except (VideoError, ValueError, OSError) as error:

@@ -170,8 +170,7 @@ def run(
         return rest
 
     def guarded(rest: Sequence[str]) -> None:
-        # Libraries report every step of their work at INFO, and failures that they raise as well.
-        logging.set_verbosity(logging.WARNING if DEBUG.value else logging.FATAL)
+        quiet_libraries(debug=DEBUG.value)
         _use_large_pages()
         try:
             code = main(list(rest[1:])) if words else main()
@@ -185,6 +184,11 @@ def run(
         sys.exit(code or 0)
 
     app.run(guarded, flags_parser=parse)
+
+
+def quiet_libraries(*, debug: bool = False) -> None:
+    """Libraries report every step of their work at INFO, and failures that they raise as well."""
+    logging.set_verbosity(logging.WARNING if debug else logging.FATAL)
 
 
 def requested(
