@@ -16,6 +16,7 @@ import grain
 from absl import flags
 
 from data_pipelines.config import ReaderConfig
+from data_pipelines.exit_codes import PassingFault
 
 Item = TypeVar("Item")
 Row = TypeVar("Row")
@@ -84,7 +85,7 @@ class Ahead(Iterator[Any]):
         """The next batch.
 
         Raises:
-          RuntimeError: a worker process died.
+          PassingFault: a worker process died.
           Exception: what making the batch raised; from then on every call raises the same.
         """
         if self._error is not None:
@@ -100,7 +101,7 @@ class Ahead(Iterator[Any]):
             if code is None:
                 self._error = error
                 raise
-            self._error = RuntimeError(_obituary(int(code[1]), self._reader))
+            self._error = PassingFault(_obituary(int(code[1]), self._reader))
             raise self._error from error
 
     def close(self) -> None:

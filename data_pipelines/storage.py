@@ -22,12 +22,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from data_pipelines.exit_codes import PassingFault
+
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(://|::)")
 _Result = TypeVar("_Result")
 _PIECE = 8 * 2**20
 
 
-class StorageError(RuntimeError):
+class StorageError(PassingFault):
     """A remote operation that kept failing; names the path, the bytes, the attempts and why."""
 
 

@@ -6,6 +6,7 @@ import ast
 import contextlib
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from data_pipelines.exit_codes import ExitCode, exit_code_of, message_of
 from internvideo_jax.config import TrainConfig, as_plain, to_typed
 from internvideo_jax.registry import suggest
 
@@ -107,7 +109,7 @@ def check_known(options: Mapping[str, Any], **known: Iterable[str]) -> None:
 
 
 def run(main: Callable[..., int | None], words: bool = False) -> None:
-    """Parses flags and runs `main`; our own errors become one message and exit code 2.
+    """Parses flags and runs `main`; errors become one message and a code of `exit_codes`.
 
     Args:
       words: the command takes words beside its options; `main` gets them as a list.
@@ -132,14 +134,19 @@ def run(main: Callable[..., int | None], words: bool = False) -> None:
         _use_large_pages()
         try:
             code = main(list(rest[1:])) if words else main()
-        except (ValueError, RuntimeError, OSError) as error:
-            if DEBUG.value:
-                raise
-            code = _explain(f"{error}\n(--debug shows where)")
+        except (KeyboardInterrupt, Exception) as error:
+            code = exit_code_of(error)
+            if isinstance(error, KeyboardInterrupt):
+                print("stopped", file=sys.stderr)
+            elif DEBUG.value or code == ExitCode.BUG:
+                traceback.print_exc()
+            else:
+                _explain(f"{message_of(error)}\n(--debug shows where)")
             sys.stdout.flush()
+            sys.stderr.flush()
             # Not sys.exit: threads of a failed save or a data worker could keep the process alive.
             os._exit(code)
-        sys.exit(code or 0)
+        sys.exit(code or ExitCode.GOOD)
 
     app.run(guarded, flags_parser=parse)
 
@@ -177,4 +184,4 @@ def _flag_message(error: BaseException) -> str:
 
 def _explain(message: str) -> int:
     print(f"error: {message}", file=sys.stderr, flush=True)
-    return 2
+    return ExitCode.USAGE
