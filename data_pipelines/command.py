@@ -22,7 +22,7 @@ def run_command(work: Callable[[], int], stopped: str) -> int:
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         return work()
-    except (KeyboardInterrupt, Exception) as error:
+    except (KeyboardInterrupt, Exception) as error:  # noqa: BLE001  (a bug is shown and has its code)
         code = exit_code_of(error)
         if isinstance(error, KeyboardInterrupt):
             say(stopped)

@@ -9,6 +9,7 @@ import errno
 import os
 import re
 import signal
+import socket
 from collections.abc import Sequence
 
 
@@ -34,26 +35,30 @@ class PassingFault(RuntimeError):
     """A fault outside of the run, such as a killed worker or storage that does not answer."""
 
 
-# What the system says of machines, disks and networks, rather than of what it was asked for. Not
-# EPIPE, which is `command | head`.
-_PASSING = frozenset(
+# What the system says of networks, and of machines and disks, rather than of what it was asked for.
+NETWORK = frozenset(
     {
-        errno.EAGAIN,
-        errno.EBUSY,
         errno.ECONNABORTED,
         errno.ECONNREFUSED,
         errno.ECONNRESET,
-        errno.EDQUOT,
-        errno.EFBIG,
         errno.EHOSTUNREACH,
-        errno.EIO,
         errno.ENETDOWN,
         errno.ENETUNREACH,
+        errno.ETIMEDOUT,
+        socket.EAI_AGAIN,  # a name service that does not answer
+    }
+)
+_MACHINE = frozenset(
+    {
+        errno.EAGAIN,
+        errno.EBUSY,
+        errno.EDQUOT,
+        errno.EFBIG,
+        errno.EIO,
         errno.ENFILE,
         errno.ENOMEM,
         errno.ENOSPC,
         errno.ESTALE,
-        errno.ETIMEDOUT,
     }
 )
 # Libraries that write files from native code pass on the words only.
@@ -100,7 +105,7 @@ def _passes(error: BaseException) -> bool:
     if isinstance(error, PassingFault | TimeoutError):
         return True
     if isinstance(error, OSError) and error.errno is not None:
-        return error.errno in _PASSING
+        return error.errno in NETWORK | _MACHINE
     if any(kind.__name__ in _JAX_ERRORS for kind in type(error).__mro__):
         return _PASSING_STATUS.match(str(error)) is not None
     # Not of any exception: a KeyError may quote whatever a file holds.

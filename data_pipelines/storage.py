@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from data_pipelines.exit_codes import PassingFault
+from data_pipelines.exit_codes import NETWORK, PassingFault
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(://|::)")
 _Result = TypeVar("_Result")
@@ -68,9 +68,7 @@ _TRANSIENT_NAMES = frozenset(
         "ResponseStreamingError",
     }
 )
-_TRANSIENT_ERRNO = frozenset(
-    {errno.EIO, errno.EBUSY, errno.EAGAIN, errno.ETIMEDOUT, errno.ECONNRESET, errno.EPIPE}
-)
+_TRANSIENT_ERRNO = NETWORK | {errno.EIO, errno.EBUSY, errno.EAGAIN, errno.EPIPE}
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:
@@ -83,24 +81,29 @@ def _local(path: str | os.PathLike[str]) -> str:
     return os.fspath(path).removeprefix("file://")
 
 
-_filesystems: dict[tuple[int, str], Any] = {}
+# By process and by all that a URL says of where to connect: s3:// and gs:// the same for all
+# buckets, sftp:// and its like one for every host, port and user.
+_filesystems: dict[tuple[int, str, str], Any] = {}
 _filesystems_lock = threading.Lock()
 
 
 def _filesystem(path: str) -> tuple[Any, str]:
     """The fsspec file system of a URL and the path inside it."""
+    import fsspec
     import fsspec.core
 
     scheme = path.partition("://")[0]
     try:
         if "::" in path:
-            return fsspec.core.url_to_fs(path)
+            return _retried(f"{path}: connecting", lambda: fsspec.core.url_to_fs(path))
         # One per process: fsspec itself keeps one per thread, each with its own connections.
+        told = fsspec.get_filesystem_class(scheme)._get_kwargs_from_urls(path)
+        key = os.getpid(), scheme, repr(sorted(told.items()))
         with _filesystems_lock:
-            system = _filesystems.get((os.getpid(), scheme))
+            system = _filesystems.get(key)
             if system is None:
-                system, _ = fsspec.core.url_to_fs(path)
-                _filesystems[os.getpid(), scheme] = system
+                system, _ = _retried(f"{path}: connecting", lambda: fsspec.core.url_to_fs(path))
+                _filesystems[key] = system
         return system, system._strip_protocol(path)
     except ImportError as error:
         raise ImportError(

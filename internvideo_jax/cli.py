@@ -134,7 +134,7 @@ def run(main: Callable[..., int | None], words: bool = False) -> None:
         _use_large_pages()
         try:
             code = main(list(rest[1:])) if words else main()
-        except (KeyboardInterrupt, Exception) as error:
+        except (KeyboardInterrupt, Exception) as error:  # noqa: BLE001  (a bug has its code)
             code = exit_code_of(error)
             if isinstance(error, KeyboardInterrupt):
                 print("stopped", file=sys.stderr)

@@ -1,10 +1,11 @@
-"""The table of exit codes: which error ends with which code, and how often a launcher starts again."""
+"""The table of exit codes: which error ends with which code, what a launcher starts again."""
 
 from __future__ import annotations
 
 import errno
 import os
 import signal
+import socket
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,8 @@ ERRORS = {
     "worker": (PassingFault("a worker process was ended by SIGKILL"), ExitCode.AGAIN),
     "time-out": (TimeoutError("timed out"), ExitCode.AGAIN),
     "refused": (ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"), ExitCode.AGAIN),
+    "no name service": (socket.gaierror(socket.EAI_AGAIN, "Temporary failure"), ExitCode.AGAIN),
+    "no such host": (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), 2),
     "device": (JaxRuntimeError("INTERNAL: TPU halted"), ExitCode.AGAIN),
     "other process": (JaxRuntimeError("UNAVAILABLE: connection reset"), ExitCode.AGAIN),
     "ctrl-c": (KeyboardInterrupt(), 130),
