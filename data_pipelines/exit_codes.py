@@ -36,6 +36,7 @@ class PassingFault(RuntimeError):
 
 
 # What the system says of networks, and of machines and disks, rather than of what it was asked for.
+# Not EPIPE, which is `command | head`.
 NETWORK = frozenset(
     {
         errno.ECONNABORTED,

@@ -22,6 +22,7 @@ Item = TypeVar("Item")
 Row = TypeVar("Row")
 
 CORRUPT_POLICIES = ("raise", "substitute")
+MOST_THREADS = 1024  # and worker processes: more than the cores of any machine
 
 
 def check_reader(reader: ReaderConfig) -> None:
@@ -32,6 +33,10 @@ def check_reader(reader: ReaderConfig) -> None:
         )
     if reader.threads < 0 or reader.buffer < 1 or reader.workers < 0:
         raise ValueError(f"reader needs threads >= 0, buffer >= 1, workers >= 0; found {reader}")
+    for name in ("threads", "workers"):
+        found = getattr(reader, name)
+        if found > MOST_THREADS:
+            raise ValueError(f"reader.{name} = {found}: expected at most {MOST_THREADS}")
 
 
 def row_threads(reader: ReaderConfig) -> int:

@@ -161,11 +161,11 @@ def hosts():
 
 def test_servers_ports_and_users_of_one_scheme_are_told_apart(hosts):
     for _ in range(2):
-        for url, content in SERVERS.items():
-            assert storage.read_text(url) == content
-            assert storage.size(url) == len(content)
-            assert storage.open_ranges(url).pread(5, 0) == content[:5].encode()
-            assert list(storage.sizes(url)) == [content.removesuffix("/x")]
+        for url, text in SERVERS.items():
+            assert storage.read_text(url) == text
+            assert storage.size(url) == len(text)
+            assert storage.open_ranges(url).pread(5, 0) == text[:5].encode()
+            assert list(storage.sizes(url)) == [text.removesuffix("/x")]
     assert len(storage._filesystems) == len(SERVERS)
 
 

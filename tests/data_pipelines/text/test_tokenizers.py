@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from data_pipelines.synthetic import ACTIONS, COLOURS, COUNTS, SHAPES
 from data_pipelines.text import make_tokenizer
 from data_pipelines.text.caption import clean_caption, replace_surrogates
+from data_pipelines.text.vocabulary import LARGEST
 from tests.conftest import ROOT, environment
 
 MERGES = ["d o", "do g</w>", "c a", "ca t</w>", "t h", "th e</w>", "' s</w>", "o g", "1 2</w>"]
@@ -203,6 +204,19 @@ def test_clean_caption():
     assert replace_surrogates("a\ud83d\ude00\ud800b") == "a😀�b"
 
 
+def damaged(data: bytes) -> bytes:
+    """A gzip file whose code tables are wrong."""
+    packed = bytearray(gzip.compress(data))
+    packed[15] ^= 0xFF
+    return bytes(packed)
+
+
+def tokenizer_json(unk_token: str = "[UNK]", vocab: dict[str, int] | None = None) -> bytes:
+    ids = {token: i for i, token in enumerate(WORDS)} | (vocab or {})
+    model = {"type": "WordPiece", "unk_token": unk_token, "continuing_subword_prefix": "##"}
+    return json.dumps({"model": {**model, "max_input_chars_per_word": 9, "vocab": ids}}).encode()
+
+
 @pytest.mark.parametrize(
     ("name", "content", "error", "message"),
     [
@@ -213,6 +227,28 @@ def test_clean_caption():
         ("clip:{}", b"#version\na b\nabc\n", ValueError, "line 3: 'abc' is not a pair"),
         ("clip:{}", b"#version\n", ValueError, "no merges in it"),
         ("clip:{}", b"\x1f\x8bnothing", ValueError, "damaged gzip file"),
+        ("clip:{}", damaged(b"#version\n" + b"r i\n" * 1000), ValueError, "damaged gzip file"),
+        ("bert:{}", damaged("\n".join(WORDS).encode() * 50), ValueError, "damaged gzip file"),
+        ("bert:{}", gzip.compress(b"a\n" * 99)[:-9], ValueError, "damaged gzip file"),
+        (
+            "clip:{}",
+            gzip.compress(bytes(LARGEST + 1)),
+            ValueError,
+            "vocab: more than 64 MiB",
+        ),
+        ("bert:{}", gzip.compress(bytes(2**25)) * 3, ValueError, "more than 64 MiB of text"),
+        ("clip:{}", b"#version\nr i\nzz qq\n", ValueError, "line 3: 'zz qq' joins 'zz', which is"),
+        ("clip:{}", "#v\nr i\nr 走\n".encode(), ValueError, "joins '走', which is neither"),
+        ("bert:{}", "\n".join([*WORDS, "a"]).encode(), ValueError, "19 tokens and the id 19"),
+        ("bert:{}", tokenizer_json(unk_token="[NO]"), ValueError, "cannot be used"),
+        (
+            "bert:{}",
+            tokenizer_json(vocab={"[UNK]": 10**6}),
+            ValueError,
+            "and the id 1000000",
+        ),
+        ("bert:{}", b"[" * 10**5, ValueError, "lacks"),
+        ("bert:{}", b'{"a":' * 10**5, ValueError, "not a tokenizer.json"),
         ("bert:{}", b"\xff\xfe\x00", ValueError, "not a text file"),
         ("bert:{}", b"[PAD]\n[UNK]\n", ValueError, r"lacks \[CLS\], \[SEP\], \[MASK\]"),
         ("bert:{}", b'{"a": 1}', ValueError, "not a tokenizer.json"),
@@ -225,6 +261,11 @@ def test_bad_vocabularies(name, content, error, message, tmp_path):
         path.write_bytes(content)
     with pytest.raises(error, match=message):
         make_tokenizer(name.format(path), 8)
+
+
+def test_a_file_without_an_end_is_no_vocabulary():
+    with pytest.raises(ValueError, match="/dev/zero: more than 64 MiB"):
+        make_tokenizer("clip:/dev/zero", 8)
 
 
 def test_a_context_needs_room(merges, words):
