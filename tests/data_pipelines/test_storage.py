@@ -77,6 +77,27 @@ def test_files_are_handled_alike_everywhere(system, tmp_path, place):
         storage.size(path)
 
 
+def test_a_link_under_a_temporary_name_is_not_written_through(tmp_path):
+    """In a folder that others write to, as well as what a crash left there."""
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    for name in ("a.json", "x.tfrecord"):
+        (tmp_path / f"{name}.tmp").symlink_to(victim)
+    storage.write_atomic(tmp_path / "a.json", b"ours")
+    write_shard(tmp_path / "x.tfrecord", 2)
+    (tmp_path / "a.json.tmp").write_text("of a crash")
+    storage.write_atomic(tmp_path / "a.json", b"again")
+    assert victim.read_text() == "precious"
+    assert (tmp_path / "a.json").read_bytes() == b"again" and not list(tmp_path.glob("*.tmp"))
+    assert len(RecordSource([str(tmp_path / "x.tfrecord")])) == 2
+    old = os.umask(0o027)
+    try:
+        storage.write_atomic(tmp_path / "b", b"")
+    finally:
+        os.umask(old)
+    assert (tmp_path / "b").stat().st_mode & 0o777 == 0o640  # as any file of the user
+
+
 TRANSIENT = [
     TimeoutError("slow"),
     ConnectionResetError("reset"),

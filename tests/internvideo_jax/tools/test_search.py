@@ -211,5 +211,12 @@ def test_compiled_programs_are_remembered(tmp_path):
     CompileCache(path).put(key, {"fits": True})
     assert CompileCache(path).get(key) == {"fits": True}
     assert CompileCache(path).get("other") is None
-    path.write_text("{")
-    assert CompileCache(path).get(key) is None
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    written = path.read_text()
+    for damage in ("", "{", "[]", "7", "[" * 10**5, written.replace("true", "false"),
+                   '{"%s": {"fits": true}}' % key, '{"%s": 3}' % key, written[:-9]):  # fmt: skip
+        path.write_text(damage)
+        assert CompileCache(path).get(key) is None, damage[:80]
+    path.write_bytes(b"\xff")
+    CompileCache(path).put(key, {"fits": True})
+    assert path.read_text() == written
