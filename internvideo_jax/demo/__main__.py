@@ -183,6 +183,7 @@ def answer_page(settings: Settings, host: str, port: int) -> int:
                 threads=settings.threads,
                 progress=progress,
                 stop=stop,
+                within=settings.videos,
             )
             report(index, cache)
             answers = Answers(index, encoder)

@@ -37,10 +37,10 @@ def default_folder() -> Path:
     return Path(base) / "internvideo_jax" / "search"
 
 
-def content_digest(path: str | os.PathLike[str]) -> str:
-    """sha256 of the bytes of a file."""
+def content_digest(path: str | os.PathLike[str]) -> tuple[str, os.stat_result]:
+    """sha256 of the bytes of a file, and what the system says of it."""
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest(), os.fstat(file.fileno())
 
 
 class EmbeddingCache:
