@@ -5,7 +5,7 @@
 
 With --processes=1, the default, it only watches one process and starts it again: run it so on every
 host of a slice. `python` in the command means this interpreter. With several processes each gets
-JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID and IVJ_JOB_TOKEN.
 
 exit codes (docs/launch.md has the table for all commands):
   0        all processes ended well
@@ -24,6 +24,7 @@ import ctypes
 import os
 import random
 import re
+import secrets
 import signal
 import socket
 import subprocess
@@ -36,6 +37,7 @@ from typing import IO
 
 from data_pipelines.exit_codes import STOPPED, ExitCode, starts_again
 from internvideo_jax.checkpoint.steps import newest_step
+from internvideo_jax.parallel.peers import TOKEN
 
 POLL_SECONDS = 0.1
 # After one process died the others end by themselves, with a message; then they are killed.
@@ -112,13 +114,14 @@ def free_port() -> int:
     raise RuntimeError("found no two free ports in a row from 20000 to 32000 on this machine")
 
 
-def environment(options: argparse.Namespace, process: int, port: int) -> dict[str, str]:
-    """Environment of one process."""
+def environment(options: argparse.Namespace, process: int, port: int, token: str) -> dict[str, str]:
+    """Environment of one process; with `token` the processes of a job know each other."""
     found = dict(os.environ)
     if options.processes > 1:
         found["JAX_COORDINATOR_ADDRESS"] = f"localhost:{port}"
         found["JAX_NUM_PROCESSES"] = str(options.processes)
         found["JAX_PROCESS_ID"] = str(process)
+        found.setdefault(TOKEN, token)
     if options.devices_per_process:
         kept = [
             flag for flag in found.get("XLA_FLAGS", "").split() if not flag.startswith(DEVICE_FLAG)
@@ -138,8 +141,10 @@ class Attempt:
         port = free_port() if options.processes > 1 else 0
         self.children: list[subprocess.Popen] = []
         self._pumps: list[threading.Thread] = []
+        token = secrets.token_hex(16)
         for process in range(options.processes):
-            self._start(command, process, environment(options, process, port), options.logs)
+            env = environment(options, process, port, token)
+            self._start(command, process, env, options.logs)
 
     def _start(
         self, command: list[str], process: int, env: dict[str, str], logs: Path | None

@@ -8,7 +8,7 @@ import io
 import urllib.request
 import zlib
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 # Bytes, unpacked: more than ten times the largest vocabulary of a published video model.
 LARGEST = 64 * 2**20
@@ -49,7 +49,7 @@ def read(path: str, origin: str) -> bytes:
     return data
 
 
-def _bounded(file: BinaryIO, path: str, origin: str) -> bytes:
+def _bounded(file: Any, path: str, origin: str) -> bytes:
     data = file.read(LARGEST + 1)
     if len(data) > LARGEST:
         raise ValueError(

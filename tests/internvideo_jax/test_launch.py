@@ -37,11 +37,13 @@ def run(code: str, *options: str, arguments: tuple[str, ...] = ()) -> tuple[int,
 
 def test_processes_get_their_numbers_devices_and_a_prefix():
     show = "print(*(os.environ.get(n) for n in ('JAX_NUM_PROCESSES', 'JAX_PROCESS_ID', "
-    show += "'JAX_PLATFORMS', 'XLA_FLAGS')))"
+    show += "'JAX_PLATFORMS', 'XLA_FLAGS')), os.environ.get('IVJ_JOB_TOKEN'))"
     code, output, _ = run(show, "--processes=2", "--devices-per-process=4")
     flags = "cpu --xla_force_host_platform_device_count=4"
     assert code == 0
-    assert sorted(output.splitlines()) == [f"2 0 {flags}", f"[1] 2 1 {flags}"]
+    lines, tokens = zip(*(line.rsplit(" ", 1) for line in output.splitlines()), strict=True)
+    assert sorted(lines) == [f"2 0 {flags}", f"[1] 2 1 {flags}"]
+    assert len(set(tokens)) == 1 and len(tokens[0]) == 32
     code, output, _ = run(show)  # alone: the environment stays as it is
     assert output.split()[:2] == ["None", "None"]
 
