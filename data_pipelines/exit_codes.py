@@ -36,7 +36,7 @@ class PassingFault(RuntimeError):
 
 
 # What the system says of networks, and of machines and disks, rather than of what it was asked for.
-# Not EPIPE, which is `command | head`.
+# Not EPIPE, which is `command | head`, nor EAGAIN, by which a lock of another process shows.
 NETWORK = frozenset(
     {
         errno.ECONNABORTED,
@@ -51,7 +51,6 @@ NETWORK = frozenset(
 )
 _MACHINE = frozenset(
     {
-        errno.EAGAIN,
         errno.EBUSY,
         errno.EDQUOT,
         errno.EFBIG,

@@ -53,6 +53,7 @@ ERRORS = {
     "bug that quotes a file": (KeyError("No space left on device"), ExitCode.BUG),
     "pipe closed by head": (BrokenPipeError(errno.EPIPE, "Broken pipe"), ExitCode.USAGE),
     "full disk": (full(), ExitCode.AGAIN),
+    "locked": (caused(RuntimeError("another run works here"), BlockingIOError(11, "")), 3),
     "quota": (OSError(errno.EDQUOT, "Disk quota exceeded"), ExitCode.AGAIN),
     "failing disk": (OSError(errno.EIO, "Input/output error"), ExitCode.AGAIN),
     "lost mount": (OSError(errno.ESTALE, "Stale file handle"), ExitCode.AGAIN),

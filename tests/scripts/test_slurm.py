@@ -236,8 +236,16 @@ def test_no_option_adds_a_line_to_the_job(script: Script, tmp_path: Path, flag):
 
 def test_words_of_the_training_stay_words(script: Script, tmp_path: Path):
     """Whatever is in them, the job gives them to the training as they were."""
-    words = [*TRAIN, "--config.a=it's", "--config.b=$(touch PWNED)", "--config.c=x\ntouch PWNED",
-             "--config.d=`id`;#", "--config.e= * \\", '--config.f="', "--config.g=\n#SBATCH -x"]  # fmt: skip
+    words = [
+        *TRAIN,
+        "--config.a=it's",
+        "--config.b=$(touch PWNED)",
+        "--config.c=x\ntouch PWNED",
+        "--config.d=`id`;#",
+        "--config.e= * \\",
+        '--config.f="',
+        "--config.g=\n#SBATCH --exclusive",
+    ]
     dry = script("slurm.sh", "--dry-run", "--", *words)
     job = tmp_path / "job"
     job.write_text(dry.stdout)

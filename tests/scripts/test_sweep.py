@@ -141,7 +141,7 @@ def test_a_stopped_sweep_saves_and_goes_on(fake: Path, script: Script, tmp_path:
     time.sleep(0.2)  # its signal handler stands
     # While it runs, a second sweep keeps its hands off.
     other = sweep(script, fake, "--set=optim.lr=slow,0.2", "--set=seed=0")
-    assert other.returncode == 2 and "an earlier sweep still works in" in other.stderr
+    assert other.returncode == 3 and "an earlier sweep still works in" in other.stderr
     process.send_signal(signal.SIGTERM)
     output = process.communicate(timeout=30)[0]
     assert process.returncode == 128 + signal.SIGTERM
