@@ -57,13 +57,14 @@ class Desk:
 
     Attributes:
       answers: None until the index is there.
-      error: why there will be none.
+      error: why there will be none; `code`: with which exit code the command then ends.
     """
 
     labels: Sequence[str] = ()
     template: str = "plain"
     answers: Answers | None = None
     error: str = ""
+    code: int = 0
     done: int = 0
     total: int = 0
 

@@ -263,6 +263,32 @@ def test_bad_vocabularies(name, content, error, message, tmp_path):
         make_tokenizer(name.format(path), 8)
 
 
+def test_any_damage_of_a_vocabulary_is_our_error_or_none(merges, words, tmp_path):
+    """Bytes changed, cut, moved and doubled; the same in a tokenizer.json and in gzip files."""
+    plain = [Path(name.partition(":")[2]).read_bytes() for name in (merges, words)]
+    seeds = [("clip", plain[0]), ("clip", gzip.decompress(plain[0])), ("bert", plain[1])]
+    seeds += [("bert", gzip.compress(plain[1])), ("bert", tokenizer_json())]
+    rng, refused = np.random.default_rng(0), 0
+    for number in range(600):
+        kind, data = seeds[number % len(seeds)]
+        for _ in range(rng.integers(1, 4)):
+            at, to = sorted(rng.integers(len(data) + 1, size=2))
+            change = rng.integers(4)
+            middle = data[at:to] * 2 if change == 0 else rng.bytes(2) if change == 1 else b""
+            data = data[:at] + middle + data[at + change if change else to :]
+        path = tmp_path / "vocab"
+        path.write_bytes(data)
+        try:
+            tokenizer = make_tokenizer(f"{kind}:{path}", 8)
+        except ValueError as error:
+            refused += 1
+            assert str(path) in str(error), error
+        else:
+            ids = tokenizer(["a dog's café", "", "猫 \ud800"])
+            assert ids.shape == (3, 8) and ids.min() >= 0 and ids.max() < tokenizer.vocab_size
+    assert 100 < refused < 600
+
+
 def test_a_file_without_an_end_is_no_vocabulary():
     with pytest.raises(ValueError, match="/dev/zero: more than 64 MiB"):
         make_tokenizer("clip:/dev/zero", 8)
