@@ -287,9 +287,9 @@ def _reach(
         line.send(kind="knock", nonce=nonce)
         with contextlib.suppress(EOFError):
             answer = line.wait(time.monotonic() + min(left, HANDSHAKE_SECONDS))
-            known = answer is not None and answer["kind"] == "challenge"
-            if known and is_proof(answer["proof"], nonce, 0):
-                proof = prove(answer["nonce"], coordinator_port(coordinator), process)
+            challenged = answer if answer and answer["kind"] == "challenge" else None
+            if challenged and is_proof(challenged["proof"], nonce, 0):
+                proof = prove(challenged["nonce"], coordinator_port(coordinator), process)
                 line.send(kind="hello", process=process, processes=processes, proof=proof)
                 return line
         reason = f"what answers there is no process of this job, or has another {TOKEN}"
