@@ -18,7 +18,8 @@ from lists of clips before that.
 """
 
 _EPILOG = """\
-Exit code: 0 good, 1 a fault was found, 2 wrong use, 3 the run could not finish, 130 interrupted.
+Exit code: 0 good, 1 a fault was found, 2 wrong use, 3 the run could not finish, 75 a fault outside
+that may pass, 130 interrupted; docs/launch.md has all.
 """
 
 _SETTINGS = """\

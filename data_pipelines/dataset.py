@@ -14,7 +14,7 @@ from typing import Any, TypeVar, overload
 
 import numpy as np
 
-from data_pipelines import encoded, schema
+from data_pipelines import encoded, memory, schema
 from data_pipelines.frame_table import FrameTable
 from data_pipelines.manifest import Manifest, open_split
 from data_pipelines.records import CorruptRecordError, RecordSource
@@ -193,17 +193,20 @@ class Dataset:
             pictures = record.frames.fetch(numbers)
         else:
             pictures = [record.frames[number] for number in numbers]
-        size = record.height * record.width * 3
+        shape, size = (record.height, record.width), record.height * record.width * 3
+        if 0 < memory.installed() < len(numbers) * size:
+            raise UnreadableRecordError(
+                f"{self.address(index, record)}: {len(numbers)} frames of {record.width}x"
+                f"{record.height} pixels are more than the memory of this machine"
+            )
         rows = itertools.repeat(None) if buffer is None else buffer.rows(len(numbers), size)
         decoded: dict[int, np.ndarray] = {}
         for frame, picture, row in zip(numbers, pictures, rows, strict=False):
             try:
-                decoded[frame] = encoded.decode(picture, row)
+                decoded[frame] = encoded.decode_frame(frame, picture, shape, row)
             except ValueError as error:
-                raise UnreadableRecordError(
-                    f"{self.address(index, record)}: frame {frame} is not a readable JPEG or PNG "
-                    f"({error})"
-                ) from error
+                where = self.address(index, record)
+                raise UnreadableRecordError(f"{where}: {error}") from error
         return [decoded[int(frame)] for frame in wanted]
 
     def audio(self, index: int, record: schema.Record) -> schema.Audio | None:

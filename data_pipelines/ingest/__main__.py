@@ -54,7 +54,7 @@ examples:
 Run the same command again after an interruption: finished shards are kept.
 `python -m data_pipelines verify shards/` reads everything back.
 Exit code: 0 good, 1 more than --max-bad rejected, 2 wrong use, 3 the run could not finish,
-130 interrupted.
+75 a fault outside that may pass (run again), 130 interrupted; docs/launch.md has all.
 """
 
 

@@ -16,6 +16,7 @@ import av
 import simplejpeg
 from av.error import FFmpegError
 
+from data_pipelines import encoded
 from data_pipelines.ingest.container import Note, VideoError, check_file
 from data_pipelines.ingest.decode import MAX_RECORD_BYTES, Clip, DecodeOptions
 from data_pipelines.ingest.image import decode_image
@@ -220,6 +221,7 @@ def picture_of(data: bytes) -> Picture:
     """
     if data.startswith(_JPEG):
         try:
+            encoded.size_of(data)  # before anything is allocated for it
             # Other decoders fill what is damaged with grey and say nothing.
             simplejpeg.decode_jpeg(data, "GRAY", fastdct=True, strict=True)
         except ValueError as error:

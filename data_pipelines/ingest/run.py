@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from data_pipelines import manifest
+from data_pipelines.exit_codes import PassingFault
 from data_pipelines.ingest import beam, labels, losses, plan, presence, sources
 from data_pipelines.ingest.lock import DirectoryLock
 from data_pipelines.ingest.options import Options
@@ -31,6 +32,10 @@ _AGAIN = "Finished shards are kept: solve the problem, then run the same command
 
 class IngestError(RuntimeError):
     """Shards are missing; running the same command again writes them."""
+
+
+class InterruptedIngest(IngestError, PassingFault):
+    """The same, by a fault outside: a worker that was killed, a source that is away."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +90,7 @@ def ingest(options: Options, *, quiet: bool = False) -> Report:
         with DirectoryLock(options.out) as lock:
             return _ingest_locked(options, rows, classes, lock, tell, quiet)
     except beam.BeamError as error:
-        raise IngestError(f"{error}. {_AGAIN}") from error
+        raise InterruptedIngest(f"{error}. {_AGAIN}") from error
     except OSError as error:
         raise IngestError(
             f"cannot write {error.filename or options.out}: {error.strerror}. {_AGAIN}"
@@ -98,7 +103,7 @@ def _listing(options: Options) -> Listing:
     except (FileNotFoundError, sources.NothingListed) as error:
         if not os.path.exists(os.path.join(options.out, plan.FILE_NAME)):
             raise
-        raise IngestError(
+        raise InterruptedIngest(
             f"{error}. The run that was begun in {options.out} found files there: is the storage "
             f"mounted? {_AGAIN}"
         ) from error
@@ -116,7 +121,7 @@ def _ingest_locked(
     witnesses = presence.choose_witnesses(rows)
     away = presence.away(rows, witnesses)
     if away and not os.path.exists(os.path.join(options.out, plan.FILE_NAME)):
-        raise IngestError(f"{away}. Nothing was written; run the same command again then")
+        raise InterruptedIngest(f"{away}. Nothing was written; run the same command again then")
     the_plan, resumed = plan.prepare(options, rows, classes)
     killed = losses.load(options.out)
     tasks = [
@@ -173,7 +178,7 @@ def _write_shards(
                     tell(f"warning: going on without one shard: {failures[-1]}")
     if failures:
         more = f" (and {len(failures) - 1} more shards failed)" if len(failures) > 1 else ""
-        raise IngestError(
+        raise InterruptedIngest(
             f"{failures[0]}{more}. {len(results)} of {len(tasks)} shards are finished. {_AGAIN}"
         )
     return [results[number] for number in range(len(tasks))]

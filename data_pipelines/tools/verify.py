@@ -153,13 +153,6 @@ def _check_record(record: schema.Record, indexed_frames: int, num_classes: int) 
         raise schema.SchemaError("frame times do not increase")
     for i, frame in enumerate(record.frames):
         try:
-            picture = encoded.decode(frame)
+            encoded.decode_frame(i, frame, (record.height, record.width))
         except ValueError as error:
-            raise schema.SchemaError(
-                f"frame {i} is not a readable JPEG or PNG ({error})"
-            ) from error
-        if picture.shape != (record.height, record.width, 3):
-            raise schema.SchemaError(
-                f"frame {i} is {picture.shape[1]}x{picture.shape[0]}, the record says "
-                f"{record.width}x{record.height}"
-            )
+            raise schema.SchemaError(str(error)) from error
