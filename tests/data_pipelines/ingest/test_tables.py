@@ -129,7 +129,8 @@ def test_empty_captions_are_dropped_and_counted(table):
         (["007", "1"], ["007", "1"]),  # an identifier
         (["1e3", "-0.5"], [1000.0, -0.5]),
         (["99999999999999999999", "1"], ["99999999999999999999", "1"]),
-        (["nan", "1"], ["nan", "1"]),
+        (["nan", "1", "2.5"], [None, 1.0, 2.5]),  # a missing value, as an empty cell
+        (["NaN", "x"], ["NaN", "x"]),
     ],
 )
 def test_extra_columns_get_one_type(table, values, expected):
@@ -157,7 +158,7 @@ def test_extra_columns_get_one_type(table, values, expected):
         ("path,id\na.mp4,7\nb.mp4,8\nc.mp4,7\n", "line 2 and t.csv line 4 have the same id '7'"),
         ("path\na.mp4\na.mp4\n", "line 2 and t.csv line 3 have the same id 'a.mp4'"),
         ("path\n\udcff.mp4\n", "is not UTF-8"),
-        ('path\n"a.mp4\n' + "x" * 200_000 + '"\n', "not readable CSV"),
+        ('path\na.mp4\n"b.mp4\n' + "x" * 200_000, "line 3: is not readable CSV"),
     ],
 )
 def test_broken_csv_is_explained(table, text, complaint):
