@@ -155,7 +155,8 @@ def _layout(
     first = lines[0][1]
     separator = next((mark for mark in ",;" if _trailing(first, mark)), None)
     if separator is None and not _trailing(first, None):
-        if not options.columns and all(names_media(line) for _, line in lines):
+        paths = options.columns in ({}, {"path": "1"})
+        if paths and all(names_media(line) for _, line in lines):
             return None, ("path",)
         # Class names instead of numbers: only a comma tells where a path with blanks ends.
         separator = next((mark for mark in ",;" if mark in first), None)

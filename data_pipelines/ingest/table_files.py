@@ -23,20 +23,20 @@ Lines = Iterator[tuple[str, dict[str, Any]]]
 def header(line: str, path: str, wanted: Collection[str]) -> tuple[list[str], str]:
     """The column names of a first line, and what separates them.
 
-    Of comma, tab and semicolon the one that gives the most columns that are wanted; if none does,
-    the tab in a .tsv and otherwise the comma.
+    Of comma, tab and semicolon the one that gives the most columns that are wanted, then the most
+    names of files (a list without header); if none does, the tab in a .tsv, otherwise the comma.
     """
     usual = "\t" if path.lower().endswith(".tsv") else ","
-    names, best = [], -1
+    names, chosen, best = list[str](), usual, (-1, 0)
     for separator in dict.fromkeys((usual, *_SEPARATORS)):
         try:
             found = [name.strip() for name in next(csv.reader([line], delimiter=separator), [])]
         except csv.Error:
             continue
-        score = len(set(found).intersection(wanted))
+        score = len(set(found).intersection(wanted)), sum(map(names_media, found))
         if score > best:
             names, chosen, best = found, separator, score
-    return (names, chosen) if best >= 0 else ([], usual)
+    return names, chosen
 
 
 def read_csv(path: str, wanted: Collection[str], notes: list[str]) -> Lines:
