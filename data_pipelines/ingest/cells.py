@@ -9,7 +9,7 @@ import math
 import re
 import reprlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any, TypeVar
 
 from data_pipelines.text.caption import replace_surrogates
@@ -45,6 +45,13 @@ def shown(value: Any) -> str:
             return "a number of more than 4000 digits"
         return f"{str(value)[:20]}... ({len(str(abs(value)))} digits)"
     return _SHOWN.repr(value)
+
+
+def some(names: Iterable[str]) -> str:
+    """Names for a message: the first twenty, each cut where it is long; "nothing" of none."""
+    names = list(names)
+    texts = [name if len(name) <= 60 else f"{name[:50]}... (cut)" for name in names[:20]]
+    return ", ".join(texts) + (", ..." if len(names) > 20 else "") or "nothing"
 
 
 def read_lines(file: IO[_Text], name: str) -> Iterator[_Text]:

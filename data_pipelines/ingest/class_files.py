@@ -235,7 +235,7 @@ def _checked(path: str, names: Sequence[str]) -> tuple[str, ...]:
         raise ValueError(f"{path}: lists no classes")
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
-        raise ValueError(f"{path}: lists class {twice[0]!r} twice")
+        raise ValueError(f"{path}: lists class {cells.shown(twice[0])} twice")
     return tuple(names)
 
 

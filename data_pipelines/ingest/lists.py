@@ -5,7 +5,7 @@ blanks, and separators where it is in quotation marks):
 
 ===============================  ==================================================================
 ``path``                         test lists of UCF101; the class is the folder
-``path label``                   Kinetics, UCF101, HMDB51 (for its own: :mod:`.hmdb51`), Diving48
+``path label``                   Kinetics, UCF101, HMDB51 (for its own: :mod:`.hmdb`), Diving48
 ``folder frames label``          raw frames, Something-Something
 ``path first frames``            pre-training mixtures; a video where ``frames`` is negative
 ``path first frames label``      the same, labelled
@@ -24,7 +24,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from data_pipelines import split_names
-from data_pipelines.ingest import cells, hmdb51
+from data_pipelines.ingest import cells, hmdb
 from data_pipelines.ingest.cells import MAX_SECONDS, RowError, shown
 from data_pipelines.ingest.frames import DEFAULT_TEMPLATE, FrameFolder, check_template
 from data_pipelines.ingest.options import Options
@@ -60,8 +60,8 @@ def looks_like(line: str) -> bool:
 
 def read(path: str, options: Options) -> Listing:
     """Rows of a list; see :func:`data_pipelines.ingest.sources.read` for the errors."""
-    if hmdb51.is_list(path, options):
-        return hmdb51.read(path, options)
+    if hmdb.is_list(path, options):
+        return hmdb.read(path, options)
     base = os.path.basename(path)
     lines = _lines(path)
     if not lines:
@@ -163,8 +163,8 @@ def _layout(
         if separator is None and options.format not in ("kinetics", "rawframes"):
             raise ValueError(
                 f"{where}: expected a path and a label (and the number of frames between them for "
-                f"raw frames), separated by blanks or a comma; found {first!r}. If the file has a "
-                "header, use --format table"
+                f"raw frames), separated by blanks or a comma; found {shown(first)}. If the file "
+                "has a header, use --format table"
             )
     numbers = _trailing(first, separator)
     if options.columns:
@@ -173,7 +173,7 @@ def _layout(
         return separator, _KINETICS
     if options.format == "rawframes" and numbers < 2:
         raise ValueError(
-            f"{where}: expected 'folder frames label' for --format rawframes, found {first!r}"
+            f"{where}: expected 'folder frames label' for --format rawframes, found {shown(first)}"
         )
     columns = _BY_NUMBERS.get(max(1, numbers))
     if columns is None:

@@ -5,7 +5,7 @@ import string
 from collections.abc import Mapping
 from typing import Any
 
-from data_pipelines.ingest.cells import RowError, shown
+from data_pipelines.ingest.cells import RowError, shown, some
 
 # No file system has longer paths.
 MAX_PATH = 4096
@@ -55,7 +55,7 @@ class PathTemplate:
             if known.get(name) is None:
                 raise RowError(
                     f"{where}: has no {name!r}, which --path-template {self._text!r} needs; "
-                    f"found {', '.join(values) or 'nothing'}"
+                    f"found {some(values)}"
                 )
             if not isinstance(known[name], (str, int, float)):
                 raise RowError(

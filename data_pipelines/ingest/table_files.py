@@ -105,7 +105,7 @@ def _check_header(path: str, names: list[str], separator: str) -> None:
         )
     twice = [name for name in names if names.count(name) > 1]
     if twice:
-        raise ValueError(f"{path}: has two columns named {twice[0]!r}")
+        raise ValueError(f"{path}: has two columns named {cells.shown(twice[0])}")
 
 
 def read_jsonl(path: str) -> Lines:

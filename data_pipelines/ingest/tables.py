@@ -104,7 +104,7 @@ def _listing(path: str, lines: table_files.Lines, options: Options, notes: list[
         if rows and theirs not in reader.seen:
             raise ValueError(
                 f"{path}: no column {theirs!r} for --columns {ours}={theirs}; "
-                f"found {', '.join(sorted(reader.seen))}"
+                f"found {cells.some(sorted(reader.seen))}"
             )
     if reader.empty_captions:
         notes.append(f"dropped {reader.empty_captions} empty captions")
@@ -181,8 +181,9 @@ def _check_columns(where: str, known: Mapping[str, Any], values: Mapping[str, An
         guess = next((key for key, value in values.items() if names_media(str(value)[-9:])), None)
         near = difflib.get_close_matches("path", list(values), n=1, cutoff=0.3)
         guess = guess or (near[0] if near else "COLUMN")
+        guess = guess if len(guess) <= 60 else "COLUMN"
         raise RowError(
-            f"{where}: no column 'path'; found {', '.join(values) or 'nothing'}. "
+            f"{where}: no column 'path'; found {cells.some(values)}. "
             f"If the files are in another column, add --columns path={guess}; if their names are "
             f"made from columns, add for example --path-template '{{{guess}}}.mp4'; if the first "
             "line is no header, add --format kinetics"
