@@ -170,7 +170,9 @@ class _Walk:
 
     def _below(self, start: _Parts, seen: _Seen, links: list[_Parts]) -> Iterator[_Parts]:
         top = self._path(start)
-        for folder, folders, names in os.walk(top, onerror=self._check_reachable):
+        for folder, folders, names in os.walk(
+            top, followlinks=False, onerror=self._check_reachable
+        ):
             inner = os.path.relpath(folder, top)
             parts = start if inner == os.curdir else (*start, *inner.split(os.sep))
             names_of = seen.setdefault(_identity(folder), {})
