@@ -38,7 +38,10 @@ def test_the_split_that_is_evaluated(monkeypatch, present, chosen):
 
 def dataset(*splits: str):
     found = SimpleNamespace(
-        directory="shards", splits=dict.fromkeys(splits), fingerprint=lambda split: "f" * 64
+        directory="shards",
+        splits=dict.fromkeys(splits),
+        fingerprint=lambda split: "f" * 64,
+        picture_options=dict,
     )
     return SimpleNamespace(manifest=found, split=splits[-1], __len__=lambda: 1)
 
