@@ -217,7 +217,7 @@ def parser() -> argparse.ArgumentParser:
         help="a split and the files that make it up; may be given several times",
     )
     adopt.add_argument(
-        "--classes", metavar="FILE", help="class names, JSON or one per line, in index order"
+        "--classes", metavar="FILE", help="class names in index order, or with their numbers"
     )
     adopt.add_argument(
         "--flip-changes-label",

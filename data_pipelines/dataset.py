@@ -166,7 +166,19 @@ class Dataset:
                 f"{self.address(index, record)}: label {wrong[0]} is outside the class list of "
                 f"{len(self.classes)} names; repeat the ingest, or fix the manifest's classes"
             )
+        self._check_names(index, record)
         return record
+
+    def _check_names(self, index: int, record: schema.Record) -> None:
+        """Records of an ingest hold the names of their classes; no checksum covers the manifest."""
+        named = zip(record.labels, record.label_names, strict=False)
+        other = [(k, name) for k, name in named if self.classes and name != self.classes[k]]
+        if other and "adopted" not in self.manifest.options:
+            label, name = other[0]
+            raise UnreadableRecordError(
+                f"{self.address(index, record)}: calls class {label} {name!r}, the manifest "
+                f"{self.classes[label]!r}; copy manifest.json again from its origin"
+            )
 
     def _decode(self, index: int) -> schema.Record:
         table = self.source.table(index)

@@ -122,9 +122,22 @@ def parser() -> argparse.ArgumentParser:
         "--split", default="train", help="split of rows that name none (default: %(default)s)"
     )
     source.add_argument(
+        "--hold-out",
+        metavar="SHARE",
+        type=float,
+        help="keep about this share of the source videos from training, in a split of their own; "
+        "for sources without splits",
+    )
+    source.add_argument(
+        "--hold-out-as",
+        metavar="SPLIT",
+        default="test",
+        help="what that split is called (default: %(default)s)",
+    )
+    source.add_argument(
         "--classes",
         metavar="FILE",
-        help="fixed class list, JSON or one name per line (default: the sorted labels)",
+        help="fixed class list: names, 'id,name' or a JSON object (default: the sorted labels)",
     )
     source.add_argument(
         "--flip-changes-label",
@@ -292,6 +305,8 @@ def _options(arguments: argparse.Namespace) -> Options:
         name=arguments.name,
         root=arguments.root,
         split=arguments.split,
+        hold_out=arguments.hold_out,
+        hold_out_as=arguments.hold_out_as,
         format=arguments.format,
         columns=_columns(arguments.columns),
         path_template=arguments.path_template,

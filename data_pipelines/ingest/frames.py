@@ -20,6 +20,7 @@ from data_pipelines import encoded
 from data_pipelines.ingest.container import Note, VideoError, check_file
 from data_pipelines.ingest.decode import MAX_RECORD_BYTES, Clip, DecodeOptions
 from data_pipelines.ingest.image import decode_image
+from data_pipelines.ingest.path_template import fields
 from data_pipelines.ingest.picture import FrameEncoder
 from data_pipelines.ingest.rate import RateSampler
 
@@ -75,6 +76,7 @@ class FrameFolder:
 
 def check_template(template: str) -> None:
     """ValueError for a template that does not number files."""
+    fields("--frame-template", template, DEFAULT_TEMPLATE)
     try:
         good = template.format(1) != template.format(2)
     except (ValueError, LookupError):

@@ -12,9 +12,9 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from data_pipelines import manifest
+from data_pipelines import manifest, split_names
 from data_pipelines.exit_codes import PassingFault
-from data_pipelines.ingest import beam, labels, losses, plan, presence, sources
+from data_pipelines.ingest import beam, hold_out, labels, losses, plan, presence, sources
 from data_pipelines.ingest.lock import DirectoryLock
 from data_pipelines.ingest.options import Options
 from data_pipelines.ingest.pool import Outcome, run_tasks
@@ -82,8 +82,17 @@ def ingest(options: Options, *, quiet: bool = False) -> Report:
     """
     tell: Callable[[str], None] = (lambda message: None) if quiet else say
     listing = _listing(options)
-    rows, classes = labels.resolve(listing.rows, options.classes_file, listing.classes)
-    for note in listing.notes:
+    notes = list(listing.notes)
+    rows, classes = labels.resolve(listing.rows, options.classes_file, listing.classes, notes)
+    if options.hold_out is not None:
+        rows, note = hold_out.apply(rows, options.hold_out, options.hold_out_as)
+        notes.append(note)
+    elif classes and not any(split_names.is_held_out(row.split) for row in rows):
+        notes.append(
+            "no split is called test or val: what is measured on this set will be measured on "
+            "training clips; --hold-out 0.1 keeps a part of them back"
+        )
+    for note in notes:
         tell(f"note: {note}")
     try:
         os.makedirs(options.out, exist_ok=True)
@@ -231,7 +240,7 @@ def _finish(
         schema_version=plan.schema_version(the_plan.options),
         classes=the_plan.classes,
         flip_changes_label=options.flip_changes_label,
-        options=options.record_options(),
+        options={**options.record_options(), **options.hold_out_options()},
         splits={split: _split_info(members) for split, members in sorted(by_split.items())},
         rejected=len(rejected),
         partial=sum(line["kind"] == "partial" for line in warnings),
