@@ -96,6 +96,7 @@ def adopt(
     _check_free(directory)
     labels = _Labels(classes)
     found: dict[str, tuple[list[ShardInfo], int]] = {}
+    versions = {schema.SCHEMA_VERSION}
     for split, names in _match(directory, splits).items():
         shards, frames = [], 0
         for shard in names:
@@ -108,6 +109,7 @@ def adopt(
                 except schema.SchemaError as error:
                     raise ValueError(f"{where}: {error}") from error
                 labels.add(split, record, where)
+                versions.add(schema.version_of(record.frames[:1]))
 
             index, sha256, count = rebuild_index(path, visit)
             shards.append(
@@ -119,7 +121,7 @@ def adopt(
     result = Manifest(
         directory=directory,
         name=name,
-        schema_version=schema.SCHEMA_VERSION,
+        schema_version=max(versions),
         classes=names_of_classes,
         flip_changes_label=flip_changes_label,
         options={"adopted": dict(splits)},

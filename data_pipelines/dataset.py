@@ -6,7 +6,6 @@ without one (an index of version 1, a scanned shard) the whole record is.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 import threading
@@ -14,9 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, overload
 
 import numpy as np
-import simplejpeg
 
-from data_pipelines import schema
+from data_pipelines import encoded, schema
 from data_pipelines.frame_table import FrameTable
 from data_pipelines.manifest import Manifest, open_split
 from data_pipelines.records import CorruptRecordError, RecordSource
@@ -200,10 +198,11 @@ class Dataset:
         decoded: dict[int, np.ndarray] = {}
         for frame, picture, row in zip(numbers, pictures, rows, strict=False):
             try:
-                decoded[frame] = _decode(picture, row)
+                decoded[frame] = encoded.decode(picture, row)
             except ValueError as error:
                 raise UnreadableRecordError(
-                    f"{self.address(index, record)}: frame {frame} is not a readable JPEG ({error})"
+                    f"{self.address(index, record)}: frame {frame} is not a readable JPEG or PNG "
+                    f"({error})"
                 ) from error
         return [decoded[int(frame)] for frame in wanted]
 
@@ -217,13 +216,6 @@ class Dataset:
     def address(self, index: int, record: schema.Record | None = None) -> str:
         name = f" ({record.media_id})" if record is not None and record.media_id else ""
         return f"{_address(self.source, index)}{name}"
-
-
-def _decode(picture: bytes, row: np.ndarray | None) -> np.ndarray:
-    if row is not None:
-        with contextlib.suppress(ValueError):  # damaged, or larger than the record says
-            return simplejpeg.decode_jpeg(picture, colorspace="RGB", buffer=row)
-    return simplejpeg.decode_jpeg(picture, colorspace="RGB")
 
 
 def _address(source: RecordSource, index: int) -> str:

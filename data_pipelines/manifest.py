@@ -24,6 +24,9 @@ FILE_NAME = "manifest.json"
 # Threads that open the indexes of a split: remote storage is all waiting, a local disk is not.
 _OPENERS, _REMOTE_OPENERS = 4, 32
 
+# What an ingest did before it had the option.
+EARLIER_OPTIONS = {"pixels": "display", "storage": "jpeg"}
+
 _SHARD_FIELDS = {"name": str, "records": int, "bytes": int, "sha256": str, "index_crc": int}
 
 
@@ -89,6 +92,15 @@ class Manifest:
     def shard_paths(self, split: str) -> list[str]:
         """Paths of a split's shards, in record order."""
         return [storage.join(self.directory, shard.name) for shard in self.split(split).shards]
+
+    def picture_options(self) -> dict[str, str]:
+        """How the ingest treated the pixels: ``pixels`` and ``storage`` of its options.
+
+        Both are ``unknown`` of shards that somebody else made.
+        """
+        if "adopted" in self.options:
+            return dict.fromkeys(EARLIER_OPTIONS, "unknown")
+        return {name: str(self.options.get(name, old)) for name, old in EARLIER_OPTIONS.items()}
 
     def fingerprint(self, split: str) -> str:
         """Hex digest of what defines the records of a split and their order.
@@ -220,10 +232,10 @@ class _Fields:
 def _parse(directory: str, content: Any) -> Manifest:
     fields = _Fields(storage.join(directory, FILE_NAME), content)
     version = fields.get("schema_version", int)
-    if version > schema.SCHEMA_VERSION:
+    if version > schema.NEWEST_VERSION:
         raise ValueError(
             f"{storage.join(directory, FILE_NAME)}: schema version {version}, this program reads "
-            f"up to {schema.SCHEMA_VERSION}; update the program or ingest the videos again"
+            f"up to {schema.NEWEST_VERSION}; update the program or ingest the videos again"
         )
     classes = fields.tuple_of("classes", str)
     splits = fields.inside("splits")

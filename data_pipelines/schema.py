@@ -18,9 +18,9 @@ Keys (context unless said otherwise):
 ``video/source_height|width``  int64     size before resizing, after display rotation
 ``video/num_frames``           int64     number of steps of ``image/encoded``
 ``media/type``                 bytes     ``image`` for a picture; a video's record has no such key
-``schema/version``             int64     ``SCHEMA_VERSION`` of the writer
+``schema/version``             int64     1, or 2 with PNG frames (:func:`version_of`)
 ``extra/NAME``                 any       one value of an annotation column
-``image/encoded``              sequence  bytes: one JPEG per step
+``image/encoded``              sequence  bytes: one JPEG or PNG per step
 ``image/timestamp``            sequence  int64: microseconds in the source video
 ``WAVEFORM/...``, ``audio/``             see :mod:`data_pipelines.waveform`
 ``segment/...``, ``box/...``             see :mod:`data_pipelines.localisation`
@@ -28,19 +28,19 @@ Keys (context unless said otherwise):
 
 Unknown keys are ignored and missing ones have defaults, so content can be added beside these
 without a new ``SCHEMA_VERSION``; the version grows only when the meaning of an existing key
-changes.
+changes. Frames that are PNG are such a change: a record that has any says version 2, so that
+programs that know JPEG alone refuse it in words, and all others stay what they were.
 """
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, overload
 
 import numpy as np
-import simplejpeg
 from google.protobuf.message import DecodeError
 
-from data_pipelines import localisation, waveform
+from data_pipelines import encoded, localisation, waveform
 from data_pipelines.localisation import Box, Segment
 from data_pipelines.messages import (
     INT64,
@@ -62,6 +62,7 @@ from data_pipelines.waveform import Audio
 __all__ = [
     "DMVR_FPS",
     "MEDIA_TYPES",
+    "NEWEST_VERSION",
     "SCHEMA_VERSION",
     "Audio",
     "Box",
@@ -70,9 +71,11 @@ __all__ = [
     "Segment",
     "decode",
     "encode",
+    "version_of",
 ]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 1  # of records whose frames are all JPEG
+NEWEST_VERSION = 2  # of those with PNG among them, and the newest that is read
 
 # What a record without `video/fps` is taken to run at: the rate DMVR's own generator extracts.
 DMVR_FPS = 10.0
@@ -86,7 +89,7 @@ class Record:
 
     Attributes:
       media_id: stable id of the clip; empty when the writer stored none (plain DMVR).
-      frames: JPEG bytes in display order, at least one.
+      frames: JPEG or PNG bytes in display order, at least one.
       timestamps_us: one per frame, strictly increasing, microseconds from the start of the
         clip's source video.
       fps: rate of the stored frames.
@@ -135,7 +138,7 @@ class Record:
 
 
 class EncodedFrames(Sequence[bytes]):
-    """The JPEG bytes of a record's frames, read only when asked for.
+    """The encoded pictures of a record's frames, read only when asked for.
 
     A clip of 300 frames is 6 MB and training reads 16 frames of it. Equal to any sequence of the
     same bytes, and pickled as a tuple of them.
@@ -168,7 +171,7 @@ class EncodedFrames(Sequence[bytes]):
         return (tuple, (list(self),))
 
     def __repr__(self) -> str:
-        return f"<{len(self)} JPEG frames>"
+        return f"<{len(self)} encoded frames>"
 
 
 class _ParsedFrames(EncodedFrames):
@@ -186,6 +189,11 @@ class _ParsedFrames(EncodedFrames):
         return [self._steps[number].bytes_list.value[0] for number in numbers]
 
 
+def version_of(frames: Iterable[bytes]) -> int:
+    """The schema version of a record with these frames."""
+    return NEWEST_VERSION if any(map(encoded.is_png, frames)) else SCHEMA_VERSION
+
+
 def encode(record: Record) -> bytes:
     """Serialise a record; equal records give equal bytes.
 
@@ -196,7 +204,7 @@ def encode(record: Record) -> bytes:
     _check(record)
     message = SequenceExample()
     context = message.context.feature
-    put_ints(context, "schema/version", SCHEMA_VERSION)
+    put_ints(context, "schema/version", version_of(record.frames))
     put_texts(context, "clip/media_id", record.media_id)
     put_ints(context, "clip/label/index", *record.labels)
     put_texts(context, "clip/label/text", *record.label_names)
@@ -270,7 +278,7 @@ def _check(record: Record) -> None:
 def decode(data: bytes) -> Record:
     """Parse a record of ours, or a plain DMVR one.
 
-    What DMVR leaves out gets a default: the id is empty, the size is read from the first JPEG,
+    What DMVR leaves out gets a default: the id is empty, the size is read from the first frame,
     the rate follows from the start and end timestamps (else ``DMVR_FPS``) and frame times are
     equally spaced. ``frames`` is a lazy view: a frame is copied when it is indexed.
 
@@ -335,9 +343,9 @@ def _understand(
     timestamps_us: Sequence[int] | None = None,
 ) -> Record:
     version = _int(context, "schema/version", 0)
-    if version > SCHEMA_VERSION:
+    if version > NEWEST_VERSION:
         raise SchemaError(
-            f"record has schema version {version}, this program reads up to {SCHEMA_VERSION}; "
+            f"record has schema version {version}, this program reads up to {NEWEST_VERSION}; "
             "update the program or ingest the videos again"
         )
     media_type = "".join(texts(context, "media/type")[:1]) or "video"
@@ -350,7 +358,7 @@ def _understand(
             keys = ", ".join(sorted([*context, *lists])) or "none"
             raise SchemaError(f"record has no image/encoded frames; keys found: {keys}")
         if any(len(step.bytes_list.value) != 1 for step in steps):
-            raise SchemaError("image/encoded must hold exactly one JPEG (bytes) per step")
+            raise SchemaError("image/encoded must hold exactly one JPEG or PNG (bytes) per step")
         frames = _ParsedFrames(steps)
     stored = _int(context, "video/num_frames", len(frames))
     if stored != len(frames):
@@ -362,7 +370,7 @@ def _understand(
     height = _int(context, "video/height", 0)
     width = _int(context, "video/width", 0)
     if not (height > 0 and width > 0):
-        height, width = _jpeg_size(frames[0])
+        height, width = _picture_size(frames[0])
     return Record(
         media_id="".join(texts(context, "clip/media_id")[:1]),
         frames=frames,
@@ -404,12 +412,11 @@ def _fps(context: Any, num_frames: int, span_us: int) -> float:
     return num_frames * 1e6 / span_us if span_us > 0 else DMVR_FPS
 
 
-def _jpeg_size(frame: bytes) -> tuple[int, int]:
+def _picture_size(frame: bytes) -> tuple[int, int]:
     try:
-        height, width, _, _ = simplejpeg.decode_jpeg_header(frame)
+        return encoded.size_of(frame)
     except ValueError as error:
-        raise SchemaError(f"the first frame is not a JPEG ({error})") from error
-    return int(height), int(width)
+        raise SchemaError(f"the first frame is not a JPEG or PNG ({error})") from error
 
 
 def _timestamps(lists: Any, num_frames: int, start_us: int, fps: float) -> Sequence[int]:

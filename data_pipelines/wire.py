@@ -26,7 +26,7 @@ class Layout:
     Attributes:
       context: the ``Features`` message; (0, 0) when the record has none.
       lists: key -> ``FeatureList`` message, of all keys but the frames'.
-      frames: the JPEG bytes of every frame, in order; at least one.
+      frames: the encoded picture of every frame, in order; at least one.
     """
 
     context: Extent
@@ -85,7 +85,9 @@ def _steps(data: bytes, at: int, end: int) -> list[Extent]:
         for _ in range(2):
             at, inner = _field(data, at, stop, _FIRST)
             if inner != stop:
-                raise SchemaError("image/encoded must hold exactly one JPEG (bytes) per step")
+                raise SchemaError(
+                    "image/encoded must hold exactly one JPEG or PNG (bytes) per step"
+                )
         steps.append((at, stop - at))
         at = stop
     return steps

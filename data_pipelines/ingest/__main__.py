@@ -14,7 +14,9 @@ from data_pipelines.ingest.options import (
     FORMATS,
     MEDIA_KINDS,
     PARTIAL_POLICIES,
+    PIXEL_SHAPES,
     RUNNERS,
+    STORAGE_FORMATS,
     Options,
     default_workers,
 )
@@ -137,6 +139,20 @@ def parser() -> argparse.ArgumentParser:
         type=int,
         default=256,
         help="shrink to this; smaller videos are not enlarged, 0 keeps all (default: %(default)s)",
+    )
+    clips.add_argument(
+        "--pixels",
+        choices=PIXEL_SHAPES,
+        default="stored",
+        help="pixels that are not square: as they are in the file, which is what decord and so "
+        "published models see, or stretched as players display them (default: %(default)s)",
+    )
+    clips.add_argument(
+        "--storage",
+        choices=STORAGE_FORMATS,
+        default="jpeg",
+        help="png keeps the decoded pixels without loss, at six times the bytes "
+        "(default: %(default)s)",
     )
     clips.add_argument(
         "--quality",
@@ -286,6 +302,8 @@ def _options(arguments: argparse.Namespace) -> Options:
         shards=arguments.shards,
         shard_mb=arguments.shard_mb,
         short_side=arguments.short_side,
+        pixels=arguments.pixels,
+        storage=arguments.storage,
         quality=arguments.quality,
         fps=arguments.fps,
         max_seconds=arguments.max_seconds,

@@ -1,4 +1,4 @@
-"""One video file to the JPEG frames and times of one clip, in a single sequential pass.
+"""One video file to the encoded frames and times of one clip, in a single sequential pass.
 
 What real files do wrong decides the shape of this module:
 
@@ -52,6 +52,8 @@ class DecodeOptions:
     """What to make of a video; see :class:`data_pipelines.ingest.options.Options`."""
 
     short_side: int = 256
+    pixels: str = "stored"
+    storage: str = "jpeg"
     quality: int = 90
     fps: float | None = None
     max_seconds: float | None = None
@@ -150,10 +152,10 @@ def decode_clip(
 
 
 def _picture(path: str, options: DecodeOptions) -> Clip:
-    encoder = FrameEncoder(None, options.short_side, options.quality)
-    jpeg = encoder.encode(av.VideoFrame.from_ndarray(read_image(path), format="rgb24"))
+    encoder = FrameEncoder(None, options.short_side, options.quality, options.storage)
+    picture = encoder.encode(av.VideoFrame.from_ndarray(read_image(path), format="rgb24"))
     return Clip(
-        frames=[jpeg],
+        frames=[picture],
         timestamps_us=[0],
         fps=1.0,
         height=encoder.height,
@@ -211,9 +213,8 @@ class _Pass:
         """Decode, then judge what came out."""
         sought = seek and self._seek()
         options, tally = self._options, self._tally
-        encoder = FrameEncoder(
-            self._stream.sample_aspect_ratio, options.short_side, options.quality
-        )
+        aspect = self._stream.sample_aspect_ratio if options.pixels == "display" else None
+        encoder = FrameEncoder(aspect, options.short_side, options.quality, options.storage)
         sampler = RateSampler(options.fps, self._rate)
         frames: list[bytes] = []
         times: list[int] = []
@@ -247,7 +248,7 @@ class _Pass:
             if size > MAX_RECORD_BYTES:
                 raise VideoError(
                     "long",
-                    f"more than {MAX_RECORD_BYTES >> 20} MiB of JPEG after "
+                    f"more than {MAX_RECORD_BYTES >> 20} MiB of {options.storage.upper()} after "
                     f"{(time_us - self._low) / 1e6:.0f} s; cut it with start and end columns or "
                     "--max-seconds, or lower --fps or --short-side",
                 )

@@ -24,6 +24,7 @@ from data_pipelines.ingest.rows import Row
 # JPEG bytes per pixel of 4:2:0 video frames by quality; means over 40 varied clips.
 _QUALITIES = (10, 50, 75, 85, 90, 95, 98, 100)
 _BYTES_PER_PIXEL = (0.040, 0.085, 0.120, 0.156, 0.192, 0.273, 0.374, 0.534)
+_PNG_BYTES_PER_PIXEL = 1.4  # mean over ten clips
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,8 @@ def estimate_bytes(row: Row, options: DecodeOptions) -> float:
       VideoError: the file cannot be opened or has no video.
     """
     per_pixel = float(np.interp(options.quality, _QUALITIES, _BYTES_PER_PIXEL))
+    if options.storage == "png":
+        per_pixel = _PNG_BYTES_PER_PIXEL
     pictures = media.measure_pictures(row.path)
     if pictures is not None:
         *size, rate, seconds = pictures
@@ -72,7 +75,8 @@ def estimate_bytes(row: Row, options: DecodeOptions) -> float:
         seconds = min(seconds, row.end or seconds) - (row.start or 0.0)
         seconds = max(0.0, min(seconds, options.max_seconds or seconds))
         context = stream.codec_context
-        aspect = Fraction(stream.sample_aspect_ratio or 1)
+        display = options.pixels == "display"
+        aspect = Fraction((display and stream.sample_aspect_ratio) or 1)
         width, height = stored_size(
             max(1, context.width), max(1, context.height), aspect, options.short_side
         )

@@ -1,8 +1,8 @@
 """Clips from pictures instead of a video file: folders of frames, arrays of a data set.
 
 JPEG frames that already are what a record holds (4:2:0, even size, small enough) are stored as
-they are: encoding them again would cost time and quality. All others are decoded and go the way of
-video frames.
+they are, whatever the storage: encoding them again would cost time and quality. All others are
+decoded and go the way of video frames.
 """
 
 import os
@@ -127,7 +127,7 @@ def assemble(
     """A clip of ``count`` pictures that follow each other at ``fps``.
 
     Args:
-      load: index -> JPEG; a VideoError leaves the picture out.
+      load: index -> encoded picture; a VideoError leaves the picture out.
       encoder: what ``load`` encodes with; knows the size afterwards.
 
     Raises:
@@ -159,7 +159,7 @@ def assemble(
         if size > MAX_RECORD_BYTES:
             raise VideoError(
                 "long",
-                f"more than {MAX_RECORD_BYTES >> 20} MiB of JPEG after {len(frames)} frames; "
+                f"more than {MAX_RECORD_BYTES >> 20} MiB of pictures after {len(frames)} frames; "
                 "use --max-seconds, --fps or a smaller --short-side",
             )
         frames.append(frame)
@@ -242,20 +242,20 @@ def is_storable(data: bytes) -> bool:
 
 
 class PictureEncoder:
-    """JPEGs of one size for a record; the first picture decides.
+    """Pictures of one size for a record; the first one decides.
 
-    Attributes (after the first picture): ``height``, ``width`` of the JPEGs; ``source_height``,
+    Attributes (after the first picture): ``height``, ``width`` as stored; ``source_height``,
     ``source_width`` before shrinking.
     """
 
     def __init__(self, options: DecodeOptions):
         self._limit = options.short_side
-        self._encoder = FrameEncoder(None, options.short_side, options.quality)
+        self._encoder = FrameEncoder(None, options.short_side, options.quality, options.storage)
         self._first = b""  # when stored as it was
         self.height = self.width = self.source_height = self.source_width = 0
 
     def encode(self, picture: Picture) -> bytes:
-        """JPEG bytes of the size of the first picture; VideoError when that is impossible."""
+        """Bytes of a picture of the size of the first; VideoError when that is impossible."""
         try:
             if isinstance(picture, bytes):
                 height, width = map(int, simplejpeg.decode_jpeg_header(picture)[:2])
@@ -269,13 +269,13 @@ class PictureEncoder:
             if self._first:
                 self._encoder.encode(_decode(self._first))  # brings this one to that size
                 self._first = b""
-            jpeg = self._encoder.encode(picture)
+            data = self._encoder.encode(picture)
         except (FFmpegError, ValueError) as error:
             raise VideoError("decode", f"{type(error).__name__}: {error}") from error
         made = self._encoder
         if not self.height:
             self._set_size(made.height, made.width, made.source_height, made.source_width)
-        return jpeg
+        return data
 
     def _set_size(self, height: int, width: int, source_height: int, source_width: int) -> None:
         self.height, self.width = height, width

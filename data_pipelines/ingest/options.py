@@ -15,6 +15,8 @@ CUT_POLICIES = ("auto", "yes", "no")
 RUNNERS = ("local", "beam")
 AUDIO_FORMATS = ("off", "pcm16")
 MEDIA_KINDS = ("video", "image", "auto")
+PIXEL_SHAPES = ("stored", "display")
+STORAGE_FORMATS = ("jpeg", "png")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
@@ -49,6 +51,9 @@ class Options:
       shard_mb: intended shard size in 10^6 bytes.
       short_side: pixels of the shorter side after shrinking; smaller videos are not enlarged;
         0 keeps the size.
+      pixels: ``stored`` keeps pixels that are not square as they are, as decord does; ``display``
+        stretches them to the shape that players show.
+      storage: ``jpeg``, or ``png`` for the decoded pixels without loss.
       quality: JPEG quality, 1 to 100.
       fps: frames per second to keep at most; None keeps all.
       max_seconds: keep at most this much of each clip; None keeps all.
@@ -84,6 +89,8 @@ class Options:
     shards: int | None = None
     shard_mb: float = 256.0
     short_side: int = 256
+    pixels: str = "stored"
+    storage: str = "jpeg"
     quality: int = 90
     fps: float | None = None
     max_seconds: float | None = None
@@ -140,6 +147,8 @@ class Options:
             ("--runner", self.runner, RUNNERS),
             ("--audio", self.audio, AUDIO_FORMATS),
             ("--media", self.media, MEDIA_KINDS),
+            ("--pixels", self.pixels, PIXEL_SHAPES),
+            ("--storage", self.storage, STORAGE_FORMATS),
         ):
             _require(value in known, option, value, " or ".join(known))
         _require(
@@ -170,6 +179,8 @@ class Options:
         """The options that decide what is inside a record; the manifest repeats them."""
         return {
             "short_side": self.short_side,
+            "pixels": self.pixels,
+            "storage": self.storage,
             "quality": self.quality,
             "fps": self.fps,
             "max_seconds": self.max_seconds,

@@ -130,6 +130,11 @@ def hash_rows(rows: Sequence[Row]) -> str:
     return hashlib.sha256(b"".join(digests)).hexdigest()
 
 
+def schema_version(options: Mapping[str, Any]) -> int:
+    """Of the records that an ingest with these options writes."""
+    return schema.NEWEST_VERSION if options.get("storage") == "png" else schema.SCHEMA_VERSION
+
+
 def _by_split(rows: Sequence[Row]) -> dict[str, list[Row]]:
     splits: defaultdict[str, list[Row]] = defaultdict(list)
     for row in rows:
@@ -142,7 +147,7 @@ def _by_split(rows: Sequence[Row]) -> dict[str, list[Row]]:
 def _plan_json(plan: Plan) -> bytes:
     content = {
         "version": 1,
-        "schema_version": schema.SCHEMA_VERSION,
+        "schema_version": schema_version(plan.options),
         "options": dict(plan.options),
         "classes": list(plan.classes),
         "inputs_sha256": plan.inputs,
@@ -162,7 +167,7 @@ def _read(path: Path) -> Plan:
             rows=dict(content["rows"]),
             shards={split: int(count) for split, count in content["shards"].items()},
         )
-        newer = content["version"] > 1 or content["schema_version"] > schema.SCHEMA_VERSION
+        newer = content["version"] > 1 or content["schema_version"] > schema.NEWEST_VERSION
     except (UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path}: is not a readable plan ({type(error).__name__}: {error}); choose another "
@@ -181,20 +186,21 @@ def _check_same(
     inputs: str,
     rows: Mapping[str, int],
 ) -> None:
+    then = {**manifest.EARLIER_OPTIONS, **old.options}
     differences = [
-        f"--{key.replace('_', '-')}: {old.options.get(key)!r} then, {value!r} now"
+        f"--{key.replace('_', '-')}: {then.get(key)!r} then, {value!r} now"
         for key, value in options.items()
-        if old.options.get(key) != value
+        if then.get(key) != value
     ]
     if old.classes != classes:
         differences.append(f"classes: {_difference(old.classes, classes)}")
     if old.inputs != inputs:
-        then, now = (
+        before, now = (
             ", ".join(f"{count} in {split}" for split, count in sorted(counts.items()))
             for counts in (old.rows, rows)
         )
         same = "; same number, other content" if old.rows == rows else ""
-        differences.append(f"rows of --source: {then} then, {now} now{same}")
+        differences.append(f"rows of --source: {before} then, {now} now{same}")
     if differences:
         raise ValueError(
             f"{out} was begun with other options or inputs:\n  "

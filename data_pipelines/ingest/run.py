@@ -1,6 +1,7 @@
 """One ingest from beginning to end: list, plan, write, sum up."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import re
@@ -11,13 +12,13 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from data_pipelines import manifest, schema
-from data_pipelines.ingest import beam, labels, losses, plan, sources
+from data_pipelines import manifest
+from data_pipelines.ingest import beam, labels, losses, plan, presence, sources
 from data_pipelines.ingest.lock import DirectoryLock
 from data_pipelines.ingest.options import Options
 from data_pipelines.ingest.pool import Outcome, run_tasks
 from data_pipelines.ingest.progress import Bar, say
-from data_pipelines.ingest.rows import Row
+from data_pipelines.ingest.rows import Listing, Row
 from data_pipelines.ingest.work import ShardResult, ShardTask
 from data_pipelines.record_index import write_atomic
 
@@ -41,6 +42,7 @@ class Report:
       rows: clips the source listed.
       rejected: per stage.
       warnings: per kind.
+      missing: rejected rows whose file is not there.
       reused: shards found complete from an earlier run.
       frames_written: frames this run decoded.
       seconds: wall time of the decoding.
@@ -50,6 +52,7 @@ class Report:
     rows: int
     rejected: Counter[str]
     warnings: Counter[str]
+    missing: int
     reused: int
     frames_written: int
     seconds: float
@@ -69,10 +72,11 @@ def ingest(options: Options, *, quiet: bool = False) -> Report:
       FileNotFoundError, ValueError: the source or an option is wrong, or the directory holds
         another ingest.
       RuntimeError: another ingest is running in the directory.
-      IngestError: the disk is full, or a worker died; finished shards are kept.
+      IngestError: the disk is full, a worker died, or the source vanished; finished shards are
+        kept.
     """
     tell: Callable[[str], None] = (lambda message: None) if quiet else say
-    listing = sources.read(options)
+    listing = _listing(options)
     rows, classes = labels.resolve(listing.rows, options.classes_file, listing.classes)
     for note in listing.notes:
         tell(f"note: {note}")
@@ -88,6 +92,18 @@ def ingest(options: Options, *, quiet: bool = False) -> Report:
         ) from error
 
 
+def _listing(options: Options) -> Listing:
+    try:
+        return sources.read(options)
+    except (FileNotFoundError, sources.NothingListed) as error:
+        if not os.path.exists(os.path.join(options.out, plan.FILE_NAME)):
+            raise
+        raise IngestError(
+            f"{error}. The run that was begun in {options.out} found files there: is the storage "
+            f"mounted? {_AGAIN}"
+        ) from error
+
+
 def _ingest_locked(
     options: Options,
     rows: Sequence[Row],
@@ -97,10 +113,14 @@ def _ingest_locked(
     quiet: bool,
 ) -> Report:
     _remove_temporary(options)
+    witnesses = presence.choose_witnesses(rows)
+    away = presence.away(rows, witnesses)
+    if away and not os.path.exists(os.path.join(options.out, plan.FILE_NAME)):
+        raise IngestError(f"{away}. Nothing was written; run the same command again then")
     the_plan, resumed = plan.prepare(options, rows, classes)
     killed = losses.load(options.out)
     tasks = [
-        (split, losses.exclude(task, killed))
+        (split, dataclasses.replace(losses.exclude(task, killed), witnesses=witnesses, away=away))
         for split, task in plan.assign(the_plan, options, rows)
     ]
     if resumed:
@@ -203,7 +223,7 @@ def _finish(
     result = manifest.Manifest(
         directory=options.out,
         name=options.name,
-        schema_version=schema.SCHEMA_VERSION,
+        schema_version=plan.schema_version(the_plan.options),
         classes=the_plan.classes,
         flip_changes_label=options.flip_changes_label,
         options=options.record_options(),
@@ -218,6 +238,7 @@ def _finish(
         rows=sum(the_plan.rows.values()),
         rejected=Counter(line["stage"] for line in rejected),
         warnings=Counter(line["kind"] for line in warnings),
+        missing=sum(len(result.missing) for result in results),
         reused=sum(result.reused for result in results),
         frames_written=sum(result.frames for result in results if not result.reused),
         seconds=seconds,
@@ -259,6 +280,11 @@ def summary(report: Report) -> Iterator[str]:
         yield (
             f"rejected {report.rejected.total()} ({report.bad_share:.1%}): {stages}; "
             f"see {os.path.join(m.directory, REJECTED_FILE)}"
+        )
+    if report.missing:
+        yield (
+            f"{report.missing} of them are not there; the same command tries them again once they "
+            "are"
         )
     if report.warnings:
         kinds = ", ".join(f"{kind} {count}" for kind, count in report.warnings.most_common())

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from data_pipelines.ingest import lists, tables, tfds
 from data_pipelines.ingest.image import IMAGE_SUFFIXES
 from data_pipelines.ingest.options import Options, check_name
+from data_pipelines.ingest.presence import SourceVanished
 from data_pipelines.ingest.rows import Listing, Row, printable
 
 # fmt: off
@@ -24,6 +25,10 @@ _WANTED = {
 SPLIT_FOLDERS = frozenset(("train", "val", "valid", "validation", "test"))
 
 
+class NothingListed(ValueError):
+    """A source without a single row."""
+
+
 def read(options: Options) -> Listing:
     """List the source of an ingest.
 
@@ -31,6 +36,7 @@ def read(options: Options) -> Listing:
       FileNotFoundError: the source does not exist.
       ValueError: it lists nothing, lists something twice, or cannot be understood; the message
         names file and line.
+      SourceVanished: a folder cannot be listed to its end.
     """
     source = options.source
     if source.startswith(tfds.PREFIX) and not os.path.exists(source):
@@ -47,7 +53,7 @@ def read(options: Options) -> Listing:
     else:
         listing = _READERS[detect(options)](source, options)
     if not listing.rows:
-        raise ValueError(
+        raise NothingListed(
             f"{source}: lists no {_WANTED[options.media][0]}"
             + "".join(f"; {note}" for note in listing.notes)
             + ". Expected files ending in "
@@ -152,10 +158,16 @@ def _read_folder(root: str, default_split: str, media: str) -> Listing:
     return Listing(rows, notes)
 
 
+def _check_reachable(error: OSError) -> None:
+    """Folders that may not be read are left out; storage that goes away would shorten the list."""
+    if not isinstance(error, PermissionError):
+        raise SourceVanished(f"{error.filename}: cannot be listed: {error.strerror}") from error
+
+
 def _walk(root: str) -> Iterator[str]:
     """Files below ``root`` in a stable order; follows links, hidden names left out."""
     visited: set[tuple[int, int]] = set()
-    for folder, folders, files in os.walk(root, followlinks=True):
+    for folder, folders, files in os.walk(root, followlinks=True, onerror=_check_reachable):
         stat = os.stat(folder)
         if (stat.st_dev, stat.st_ino) in visited:
             folders.clear()  # a link back up would never end

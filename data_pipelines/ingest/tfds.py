@@ -32,6 +32,7 @@ from data_pipelines.messages import SequenceExample
 from data_pipelines.record_index import CorruptRecordError
 from data_pipelines.records import RecordSource
 
+FEATURES_FILE = "features.json"
 PREFIX = "tfds:"
 
 _COLUMNS = ("path", "label", "caption", "id")
@@ -186,7 +187,7 @@ def open_prepared(directory: str) -> Prepared:
     """Read the description of a prepared data set; ValueError if it is not understood."""
     try:
         info = _json(directory, _FILE)
-        top = _json(directory, "features.json")
+        top = _json(directory, FEATURES_FILE)
         kind = info.get("fileFormat", "tfrecord")
         splits = {
             split["name"]: _files(directory, info["name"], split, kind)

@@ -14,6 +14,7 @@ from data_pipelines.ingest.container import Note, VideoError
 from data_pipelines.ingest.decode import Clip, DecodeOptions
 from data_pipelines.ingest.media import load_clip
 from data_pipelines.ingest.pool import Progress
+from data_pipelines.ingest.presence import Presence, missing
 from data_pipelines.ingest.rows import Row
 from data_pipelines.record_index import INDEX_SUFFIX, IndexFileError, read_index, write_atomic
 from data_pipelines.records import ShardWriter
@@ -32,6 +33,7 @@ class ShardTask:
       classes: class names by index.
       options: how to decode.
       crashed: rows, by position, that are known to take a worker down, and how.
+      witnesses, away: what the run knows of the source, see :mod:`.presence`.
     """
 
     directory: str
@@ -41,6 +43,8 @@ class ShardTask:
     classes: tuple[str, ...]
     options: DecodeOptions
     crashed: Mapping[int, str] = field(default_factory=dict)
+    witnesses: tuple[str, ...] = ()
+    away: str = ""
 
     @property
     def path(self) -> str:
@@ -55,6 +59,8 @@ class ShardResult:
       rejected: one mapping per row that gave no record: path, id, split, stage, error, bytes.
       warnings: one mapping per remark on a record: path, id, split, kind, detail.
       reused: the shard was already there.
+      missing: positions of the rejected rows whose file was not there; a later run tries again
+        once it is.
     """
 
     name: str
@@ -68,6 +74,7 @@ class ShardResult:
     rejected: tuple[dict[str, Any], ...]
     warnings: tuple[dict[str, Any], ...]
     reused: bool = False
+    missing: tuple[int, ...] = ()
 
 
 def write_shard(task: ShardTask, progress: Progress) -> ShardResult:
@@ -77,6 +84,7 @@ def write_shard(task: ShardTask, progress: Progress) -> ShardResult:
 
     Raises:
       RuntimeError: the shard cannot be written, for example because the disk is full.
+      SourceVanished: the files of the source are gone.
     """
     done = finished(task)
     if done is not None:
@@ -96,7 +104,8 @@ def write_shard(task: ShardTask, progress: Progress) -> ShardResult:
 def _write(task: ShardTask, progress: Progress) -> ShardResult:
     class_index = {name: index for index, name in enumerate(task.classes)}
     label_counts = [0] * len(task.classes)
-    rejected, warnings = [], []
+    rejected, warnings, absent = [], [], []
+    presence = Presence(task.rows, task.witnesses, task.away)
     with ShardWriter(task.path) as writer:
         for position, row in enumerate(task.rows):
             progress.item(position)
@@ -105,9 +114,13 @@ def _write(task: ShardTask, progress: Progress) -> ShardResult:
                 clip = _clip(task, position, progress)
                 placed = place(row.segments, row.boxes, clip.start_us, clip.end_us, class_index)
             except VideoError as error:
+                if not row.problem and presence.check(row.path):
+                    absent.append(position)
                 size = _size(row.path)
                 rejected.append({**about, "stage": error.stage, "error": str(error), "bytes": size})
                 continue
+            if clip.notes:  # a file that went away while it was read looks damaged
+                presence.check(row.path)
             labels = tuple(class_index[label] for label in row.labels)
             writer.append(schema.encode(_record(row, labels, clip, placed)), len(clip.frames))
             for label in labels:
@@ -127,8 +140,12 @@ def _write(task: ShardTask, progress: Progress) -> ShardResult:
         label_counts=tuple(label_counts),
         rejected=tuple(rejected),
         warnings=tuple(warnings),
+        missing=tuple(absent),
     )
-    write_atomic(task.path + DONE_SUFFIX, json.dumps(dataclasses.asdict(result)).encode())
+    values = dataclasses.asdict(result)
+    if not absent:
+        del values["missing"]
+    write_atomic(task.path + DONE_SUFFIX, json.dumps(values).encode())
     return result
 
 
@@ -168,14 +185,17 @@ def _record(row: Row, labels: tuple[int, ...], clip: Clip, placed: Placed) -> sc
 def read_done(task: ShardTask) -> ShardResult:
     """What the ``.done`` file of a shard says, unchecked; raises what an unreadable file does."""
     with open(task.path + DONE_SUFFIX, encoding="utf-8") as file:
-        values = json.load(file)
-    for name in ("label_counts", "rejected", "warnings"):
+        values = {"missing": (), **json.load(file)}
+    for name in ("label_counts", "rejected", "warnings", "missing"):
         values[name] = tuple(values[name])
     return ShardResult(**values)
 
 
 def finished(task: ShardTask) -> ShardResult | None:
-    """The result of an earlier run, if shard and index are still exactly what it wrote."""
+    """The result of an earlier run, if shard and index are still exactly what it wrote.
+
+    Not so if a file that was missing then is there now.
+    """
     try:
         done = dataclasses.replace(read_done(task), reused=True)
         index = read_index(task.path)
@@ -185,9 +205,10 @@ def finished(task: ShardTask) -> ShardResult | None:
             or index.crc != done.index_crc
             or len(index.entries) != done.records
             or storage.sha256(task.path) != done.sha256
+            or any(not missing(task.rows[position].path) for position in done.missing)
         ):
             return None
-    except (FileNotFoundError, IndexFileError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, IndexFileError, ValueError, LookupError, TypeError):
         return None
     return done
 

@@ -7,9 +7,8 @@ import time
 from collections.abc import Iterator
 
 import numpy as np
-import simplejpeg
 
-from data_pipelines import sampling
+from data_pipelines import encoded, sampling
 from data_pipelines.assemble import Source
 from data_pipelines.config import DataConfig
 from data_pipelines.pipeline import TrainStream
@@ -90,10 +89,10 @@ def _bare(stream: TrainStream, seconds: float) -> tuple[dict[str, float], float,
         read += dataset.source.bytes_read - before
         size += sizes[number]
         # Frames may be read when they are decoded: decoding again, from memory, tells them apart.
-        jpegs = [record.frames[int(frame)] for frame in np.unique(wanted)]
+        pictures = [record.frames[int(frame)] for frame in np.unique(wanted)]
         again = time.thread_time()
-        for jpeg in jpegs:
-            simplejpeg.decode_jpeg(jpeg, colorspace="RGB")
+        for picture in pictures:
+            encoded.decode(picture)
         decoding = min(time.thread_time() - again, loaded - began)
         spent["read"] += loaded - began - decoding
         spent["decode"] += decoding

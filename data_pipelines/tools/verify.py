@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-import simplejpeg
 
-from data_pipelines import manifest, schema, storage
+from data_pipelines import encoded, manifest, schema, storage
 from data_pipelines.ingest.pool import Progress, run_tasks
 from data_pipelines.ingest.progress import Bar
 from data_pipelines.record_index import CorruptRecordError
@@ -154,9 +153,11 @@ def _check_record(record: schema.Record, indexed_frames: int, num_classes: int) 
         raise schema.SchemaError("frame times do not increase")
     for i, frame in enumerate(record.frames):
         try:
-            picture = simplejpeg.decode_jpeg(frame)
+            picture = encoded.decode(frame)
         except ValueError as error:
-            raise schema.SchemaError(f"frame {i} is not a readable JPEG ({error})") from error
+            raise schema.SchemaError(
+                f"frame {i} is not a readable JPEG or PNG ({error})"
+            ) from error
         if picture.shape != (record.height, record.width, 3):
             raise schema.SchemaError(
                 f"frame {i} is {picture.shape[1]}x{picture.shape[0]}, the record says "

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 
-from data_pipelines import sampling, transforms
+from data_pipelines import encoded, sampling, transforms
 from data_pipelines.ingest import sources
 from data_pipelines.ingest.decode import DecodeOptions, decode_clip
 from data_pipelines.ingest.options import Options
@@ -19,7 +19,7 @@ from data_pipelines.ingest.rows import Row
 
 CROPS = ("squash", "center")
 # Raise it when the same settings would give other pixels, so that no cached embedding is reused.
-CLIPS_VERSION = 1
+CLIPS_VERSION = 2
 _QUALITY = 95  # of the frames between decoder and model
 _LEAST_SIDE = 256  # pixels of the short side kept by the decoder
 _THUMBNAIL = 180  # pixels of a thumbnail's short side, at most
@@ -107,7 +107,7 @@ def decode(path: str, options: Sampling) -> Decoded:
     thumbnails = []
     for row, members in enumerate(numbers):
         chosen = members[sampling.uniform_center(len(members), options.frames)]
-        pictures = {int(n): _jpeg(found.frames[n]) for n in np.unique(chosen)}
+        pictures = {int(n): encoded.decode(found.frames[n]) for n in np.unique(chosen)}
         for place, number in enumerate(chosen):
             _fit(pictures[int(number)], options, pixels[row, place])
         thumbnails.append(_thumbnail(pictures[int(chosen[len(chosen) // 2])]))
@@ -124,10 +124,6 @@ def _windows(times: np.ndarray, end_us: int, window: float) -> tuple[list[np.nda
     numbers = [np.flatnonzero(of_frame == n) for n in np.unique(of_frame)]
     starts = np.unique(of_frame) * length
     return numbers, np.stack([starts, np.minimum(starts + length, max(end_us, 1))], axis=1)
-
-
-def _jpeg(data: bytes) -> np.ndarray:
-    return simplejpeg.decode_jpeg(data, "RGB")
 
 
 def _fit(frame: np.ndarray, options: Sampling, out: np.ndarray) -> None:

@@ -224,6 +224,7 @@ def describe_data(dataset: Dataset, views: ViewConfig) -> dict[str, Any]:
         "split": dataset.split,
         "records": len(dataset),
         "data_fingerprint": dataset.manifest.fingerprint(dataset.split)[:16],
+        **dataset.manifest.picture_options(),
         "frames": views.clip.frames,
         "stride": views.clip.stride,
         "size": views.clip.size,

@@ -120,7 +120,7 @@ def test_missing_empty_and_unfinished_directories_are_told_apart(tmp_path):
 @pytest.mark.parametrize(
     ("edit", "complaint"),
     [
-        (lambda c: c.update(schema_version=99), "schema version 99, this program reads up to 1"),
+        (lambda c: c.update(schema_version=99), "schema version 99, this program reads up to 2"),
         (lambda c: c.pop("classes"), "classes is None, expected list"),
         (lambda c: c["classes"].append(3), r"classes\[2\] is 3, expected str"),
         (lambda c: c.update(rejected=True), "rejected is True, expected int"),

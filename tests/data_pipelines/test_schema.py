@@ -201,9 +201,9 @@ def test_dmvr_record_without_times_runs_at_the_rate_of_its_generator():
             "must be positive",
         ),
         (
-            {"schema/version": int_feature(schema.SCHEMA_VERSION + 1)},
+            {"schema/version": int_feature(schema.NEWEST_VERSION + 1)},
             {"image/encoded": [bytes_feature(JPEG)]},
-            "schema version 2, this program reads up to 1",
+            "schema version 3, this program reads up to 2",
         ),
     ],
 )

@@ -59,7 +59,8 @@ def test_every_option_reaches_the_ingest():
     """One non-default value each; a forgotten one would still be the default."""
     text = (
         "--source s.csv --out o --name n --root r --split val --columns path=p,label=l --shards 3 "
-        "--shard-mb 7 --short-side 64 --quality 80 --fps 5 --max-seconds 2 --min-frames 4 "
+        "--shard-mb 7 --short-side 64 --pixels display --storage png --quality 80 --fps 5 "
+        "--max-seconds 2 --min-frames 4 "
         "--partial reject --classes c --flip-changes-label --workers 5 --max-bad 0.5 "
         "--stall-seconds 9 --audio pcm16 --media auto --format rawframes --path-template {x} "
         "--cut no --frame-template f{} --frame-start 0 --frame-fps 12 --runner beam "
@@ -76,6 +77,8 @@ def test_every_option_reaches_the_ingest():
         shards=3,
         shard_mb=7.0,
         short_side=64,
+        pixels="display",
+        storage="png",
         quality=80,
         fps=5.0,
         max_seconds=2.0,

@@ -167,9 +167,10 @@ def test_rate_in_the_header_is_checked_against_the_times(tmp_path):
 
 def test_size_and_anamorphic_pixels(tmp_path):
     path = make_video(tmp_path / "z.mp4", 3, height=96, width=128, pixel_aspect=Fraction(2))
-    clip = clip_of(path, short_side=48)
-    assert (clip.height, clip.width) == (48, 128)
-    assert (clip.source_height, clip.source_width) == (96, 128)
+    for pixels, width in (("display", 128), ("stored", 64)):
+        clip = clip_of(path, short_side=48, pixels=pixels)
+        assert (clip.height, clip.width) == (48, width)
+        assert (clip.source_height, clip.source_width) == (96, 128)
 
 
 def test_rotated_video_is_stored_upright(tmp_path):

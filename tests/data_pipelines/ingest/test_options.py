@@ -44,6 +44,8 @@ def test_folder_gives_its_whole_name(tmp_path):
         ({"min_frames": 0}, "--min-frames"),
         ({"partial": "maybe"}, "--partial: found maybe, expected accept or reject"),
         ({"audio": "mp3"}, "--audio: found mp3, expected off or pcm16"),
+        ({"pixels": "square"}, "--pixels: found square, expected stored or display"),
+        ({"storage": "webp"}, "--storage: found webp, expected jpeg or png"),
         ({"media": "text"}, "--media: found text, expected video or image or auto"),
         ({"workers": -1}, "--workers"),
         ({"max_bad": 2.0}, "--max-bad: found 2.0, expected a share from 0 to 1"),
@@ -59,5 +61,12 @@ def test_only_what_shapes_the_shards_must_be_repeated():
     first = options().plan_options()
     for same in ({"workers": 7}, {"max_bad": 0.5}, {"stall_seconds": 9.0}, {"out": "elsewhere"}):
         assert options(**same).plan_options() == first
-    for other in ({"quality": 80}, {"shards": 3}, {"name": "n"}, {"flip_changes_label": True}):
+    for other in (
+        {"quality": 80},
+        {"pixels": "display"},
+        {"storage": "png"},
+        {"shards": 3},
+        {"name": "n"},
+        {"flip_changes_label": True},
+    ):
         assert options(**other).plan_options() != first

@@ -1,4 +1,4 @@
-"""One frame to JPEG: orientation, square pixels, size, colour."""
+"""One frame to JPEG or PNG: orientation, square pixels, size, colour."""
 
 from fractions import Fraction
 
@@ -6,7 +6,10 @@ import av
 import numpy as np
 import pytest
 import simplejpeg
+from av.video.reformatter import VideoReformatter
 
+from data_pipelines import encoded, transforms
+from data_pipelines.ingest.jpeg_colours import to_jpeg
 from data_pipelines.ingest.picture import FrameEncoder, Orientation, orientation_of, stored_size
 
 from .clips import make_video, picture
@@ -115,6 +118,74 @@ def test_ranges_and_matrices_end_in_the_right_colours(
     assert np.abs(decoded[16, 16] - expected).max() <= 3
 
 
+def coloured_frame(pix_fmt: str, color_range: int, colorspace: int) -> av.VideoFrame:
+    """64x96 in many colours that no conversion has to clip."""
+    rng = np.random.default_rng(0)
+    frame = av.VideoFrame(96, 64, pix_fmt)
+    for number, plane in enumerate(frame.planes):
+        low, high = (80, 170) if number == 0 else (100, 156)
+        levels = rng.integers(low, high, (plane.height, plane.line_size), np.uint16)
+        kind = np.uint16 if "10" in pix_fmt else np.uint8
+        shift = 2 if "10" in pix_fmt else 0
+        plane.update((levels[:, : plane.line_size // kind().itemsize] << shift).astype(kind))
+    frame.color_range, frame.colorspace = color_range, colorspace
+    return frame
+
+
+def mean_rgb(frame: av.VideoFrame, matrix, full: bool) -> np.ndarray:
+    shift = 2 if "10" in frame.format.name else 0
+    kind = np.uint16 if shift else np.uint8
+    means = []
+    for plane in frame.planes:
+        lines = np.frombuffer(plane, kind).reshape(plane.height, -1)[:, : plane.width]
+        means.append(lines.mean() / 2**shift)
+    return rgb_of(*means, *matrix, full)
+
+
+def test_every_level_of_limited_range_is_rounded_to_the_nearest():
+    levels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    before = levels.astype(float)
+    luma, *chroma = to_jpeg((levels, levels, levels), 2, False)
+    assert np.array_equal(luma, np.clip(np.rint((before - 16) * 255 / 219), 0, 255))
+    for plane in chroma:
+        assert np.array_equal(plane, np.clip(np.rint((before - 128) * 255 / 224 + 128), 0, 255))
+
+
+@pytest.mark.parametrize("size", [0, 40], ids=["same size", "shrunk"])
+@pytest.mark.parametrize(
+    ("pix_fmt", "color_range", "colorspace", "matrix", "full"),
+    [
+        ("yuv420p", 0, 2, BT601, False),
+        ("yuv420p", 1, 1, BT709, False),
+        ("yuv420p", 2, 1, BT709, True),
+        ("yuv420p", 1, 9, BT2020, False),
+        ("yuvj420p", 2, 2, BT601, True),
+        ("yuv444p", 2, 5, BT601, True),
+        ("yuv444p", 1, 1, BT709, False),
+        ("yuv422p", 0, 2, BT601, False),
+        ("yuv420p10le", 1, 2, BT601, False),
+    ],
+)
+def test_no_colour_is_brighter_or_darker_on_the_whole(
+    pix_fmt, color_range, colorspace, matrix, full, size
+):
+    """swscale's conversion of the range alone makes +0.5 green, -0.9 blue; of BT.709 -1.7 red."""
+    frame = coloured_frame(pix_fmt, color_range, colorspace)
+    decoded = simplejpeg.decode_jpeg(FrameEncoder(None, size, 100).encode(frame))
+    bias = decoded.mean(axis=(0, 1)) - mean_rgb(frame, matrix, full)
+    # The mean of two lines of chroma is a half as often as not, and swscale rounds halves up.
+    assert np.abs(bias).max() < (0.5 if pix_fmt == "yuv422p" else 0.3)
+
+
+@pytest.mark.parametrize("pix_fmt", ["rgb24", "gbrp", "bgr0"])
+@pytest.mark.parametrize("size", [0, 40], ids=["same size", "shrunk"])
+def test_pictures_in_rgb_keep_their_mean_colour(pix_fmt, size):
+    image = np.random.default_rng(0).integers(60, 200, (64, 96, 3), np.uint8)
+    frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format=pix_fmt)
+    decoded = simplejpeg.decode_jpeg(FrameEncoder(None, size, 100).encode(frame))
+    assert np.abs(decoded.mean(axis=(0, 1)) - image.mean(axis=(0, 1))).max() < 0.3
+
+
 @pytest.mark.parametrize(("y", "expected"), [(16, 0), (235, 255), (126, 128)])
 def test_limited_range_is_stretched_to_full(y, expected):
     decoded = simplejpeg.decode_jpeg(
@@ -193,3 +264,66 @@ def test_rotated_odd_size_is_cut_before_it_is_turned():
 
 def test_frame_without_display_matrix_is_upright():
     assert orientation_of(av.VideoFrame(16, 16, "yuv420p")) == Orientation()
+
+
+@pytest.mark.parametrize("size", [(96, 64), (97, 65), (65, 97), (1, 1)])
+@pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuvj420p", "yuv444p", "yuv422p", "rgb24", "gray"])
+def test_png_holds_the_decoded_pixels(pix_fmt, size):
+    """Those of decord, which are those of swscale's default conversion (compared by hand)."""
+    image = picture(3, size[1], size[0])
+    frame = av.VideoFrame.from_ndarray(image).reformat(format=pix_fmt)
+    frame.colorspace = 1
+    encoder = FrameEncoder(None, 0, 90, "png")
+    found = encoded.decode(encoder.encode(frame))
+    assert np.array_equal(found, frame.to_ndarray(format="rgb24"))
+    assert (encoder.width, encoder.height) == size
+
+
+@pytest.mark.parametrize("storage", ["jpeg", "png"])
+@pytest.mark.parametrize(
+    ("size", "aspect"),
+    [
+        ((160, 90), None),
+        ((90, 161), None),
+        ((129, 97), None),
+        ((85, 64), Fraction(1024, 765)),
+        ((90, 72), Fraction(16, 15)),
+        ((90, 72), Fraction(64, 45)),
+    ],
+)
+def test_what_was_shrunk_to_the_size_of_the_model_is_not_resized_again(size, aspect, storage):
+    encoder = FrameEncoder(aspect, 48, 90, storage)
+    data = encoder.encode(av.VideoFrame.from_ndarray(picture(3, size[1], size[0])))
+    frame = encoded.decode(data)
+    assert min(frame.shape[:2]) == 48
+    assert transforms.resize_short_side(frame, 48) is frame
+
+
+def test_every_frame_is_resized_once(monkeypatch):
+    """Shrinking, stretching and the change of the matrix are one pass of the scaler."""
+    sizes = []
+    original = VideoReformatter.reformat
+
+    class Counting:
+        def __init__(self):
+            self._inner = VideoReformatter()
+
+        def reformat(self, frame, **settings):
+            sizes.append((settings["width"], settings["height"], settings["format"]))
+            return original(self._inner, frame, **settings)
+
+    monkeypatch.setattr("data_pipelines.ingest.picture.VideoReformatter", Counting)
+    encoder = FrameEncoder(Fraction(1024, 765), 64, 90)
+    encoder.encode(coloured_frame("yuv420p", 1, 1))
+    FrameEncoder(None, 0, 90).encode(coloured_frame("yuv420p", 1, 1))  # this one not at all
+    assert sizes == [(encoder.width, encoder.height, "yuv420p")]
+
+
+def test_png_that_is_turned_and_shrunk():
+    encoder = FrameEncoder(None, 32, 90, "png")
+    encoder._orientation = Orientation(transpose=True, mirror_x=True)
+    encoder._choose_size(96, 65, encoder._orientation)
+    frame = av.VideoFrame.from_ndarray(picture(3, 65, 96))
+    small = transforms.resize(frame.to_ndarray(), 32, 47, "area")
+    assert np.array_equal(encoded.decode(encoder.encode(frame)), np.rot90(small, -1))
+    assert (encoder.height, encoder.width) == (47, 32)

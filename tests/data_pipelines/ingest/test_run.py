@@ -283,6 +283,8 @@ def test_flip_and_options_are_in_the_manifest(tmp_path):
     assert report.manifest.flip_changes_label
     assert report.manifest.options == {
         "short_side": 256,
+        "pixels": "stored",
+        "storage": "jpeg",
         "quality": 70,
         "fps": 5.0,
         "max_seconds": None,

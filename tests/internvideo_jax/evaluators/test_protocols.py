@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 
 from data_pipelines import sampling, transforms
+from data_pipelines.config import ViewConfig
+from data_pipelines.dataset import open_dataset
 from internvideo_jax.evaluate import with_protocol
 from internvideo_jax.evaluators import metrics, protocols
-from internvideo_jax.evaluators.base import TILE, deal, tile_rows
+from internvideo_jax.evaluators.base import TILE, deal, describe_data, tile_rows
 from internvideo_jax.evaluators.classification import Classification, per_class_sheet
+from tests.data_pipelines.sets import write_set
 from tests.recipes import shipped
 
 
@@ -128,3 +131,18 @@ def test_the_sheet_begins_with_the_worst_class():
         "jump,3,0.3333,walk,0.6667",
         'walk,4,0.7500,"run, fast",0.2500',
     ]
+
+
+@pytest.mark.parametrize(
+    ("options", "pixels", "storage"),
+    [
+        ({"pixels": "stored", "storage": "png"}, "stored", "png"),
+        ({"short_side": 256}, "display", "jpeg"),  # from before there was a choice
+        ({"adopted": {"train": "*"}}, "unknown", "unknown"),
+    ],
+)
+def test_results_say_which_pixels_the_data_has(tmp_path, options, pixels, storage):
+    dataset = open_dataset(str(write_set(tmp_path / "s", 1)), "train")
+    made = dataclasses.replace(dataset.manifest, options=options)
+    found = describe_data(dataclasses.replace(dataset, manifest=made), ViewConfig())
+    assert (found["pixels"], found["storage"]) == (pixels, storage)
