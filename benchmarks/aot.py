@@ -20,7 +20,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags
+from absl import flags
+
+from internvideo_jax import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 STORED = Path(__file__).with_suffix(".json")
@@ -211,7 +213,7 @@ def line(name: str, facts: dict[str, Any]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def main(_: list[str]) -> None:
+def main() -> None:
     stored = json.loads(STORED.read_text()) if STORED.exists() else {}
     unknown = [name for name in ROWS_FLAG.value if name not in ROWS]
     if unknown:
@@ -244,4 +246,4 @@ if __name__ == "__main__":
     ROWS_FLAG = flags.DEFINE_list("rows", [], "Names of rows; default all.")
     UPDATE = flags.DEFINE_bool("update", False, "Store what was found.")
     TABLE = flags.DEFINE_bool("table", False, "Print the stored rows, compile nothing.")
-    app.run(main)
+    cli.run(main)

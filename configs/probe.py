@@ -8,6 +8,7 @@ Options after the colon (comma separated):
             that are not in this list are passed on to it: size, recipe, stage ...
   head      linear | attentive | concat, see docs/evaluation.md
   smoke     the recipe in small: three steps and its evaluation on any set, in seconds
+  small     batch, warm-up and length from the number of records, for sets of up to some thousands
 
 Clips are those of the backbone's recipe; of a student whose teachers see more frames, its own.
 Every pair of `model.learning_rates` and `model.weight_decays` is a head; `optim` holds the schedule
@@ -30,11 +31,11 @@ from internvideo_jax.config import CheckpointConfig, LogConfig, OptimConfig, Tra
 from internvideo_jax.evaluators.probe_grid import ProbeGrid
 from internvideo_jax.models.probe import ProbeConfig
 from internvideo_jax.objectives.probe import Probe
-from internvideo_jax.recipes.smoke import smoke
+from internvideo_jax.recipes.smoke import sized
 from internvideo_jax.registry import suggest
 
 HERE = Path(__file__).parent
-OWN = {"of": "videomae/pretrain", "head": "attentive", "smoke": False}
+OWN = {"of": "videomae/pretrain", "head": "attentive", "smoke": False, "small": False}
 # Heads on standardised vectors take larger steps than those with matrices of their own.
 GRIDS: dict[str, dict[str, Any]] = {
     "linear": {
@@ -61,7 +62,7 @@ def get_config(arg: str = ""):
         raise ValueError(f"unknown head {options['head']!r}: {suggest(options['head'], GRIDS)}")
     base = recipe(options["of"], ",".join(item for item in items if item not in mine))
     config = probe(base, options["head"], tiny="size=tiny" in items)
-    return config_dict(smoke(config) if options["smoke"] else config)
+    return config_dict(sized(config, options))
 
 
 def recipe(name: str, arg: str) -> TrainConfig:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from data_pipelines.command import BAD_DATA, GOOD, run_command
 from data_pipelines.ingest.options import default_workers
 from data_pipelines.ingest.progress import say
+from data_pipelines.outputs import check_file
 from data_pipelines.subset.options import add_arguments as add_subset_arguments
 
 _DESCRIPTION = """\
@@ -256,6 +257,8 @@ def _inspect(arguments: argparse.Namespace) -> int:
     )
     if min(arguments.clips, arguments.sample, arguments.segments, arguments.crops) < 1:
         raise ValueError("--clips, --sample, --segments and --crops must be at least 1")
+    for suffix in inspect.SUFFIXES:
+        check_file("--out", f"{arguments.out}{suffix}")
     for text in inspect.summary(config, arguments.sample):
         print(text)
     if arguments.views:
@@ -348,6 +351,7 @@ def _subset(arguments: argparse.Namespace) -> int:
     from data_pipelines.subset import options, run
 
     chosen = options.options(arguments)
+    check_file("--out", chosen.out)
     summary = run.build(chosen, arguments.quiet)
     for text in run.report(summary):
         print(text)

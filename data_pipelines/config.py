@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+from data_pipelines.limits import limited
+
 # Recorded in every checkpoint. Raise it when the same settings would give other pixels or another
 # order, so that a run refuses to continue on a stream that silently changed.
 STREAM_VERSION = 1
@@ -15,7 +17,8 @@ class ReaderConfig:
     """How records are read; none of it changes which examples come, or their pixels."""
 
     threads: int = 8  # decoding threads per process; they share the rows of a batch
-    buffer: int = 4  # batches decoded ahead, in this process and in every worker; bounds the memory
+    # Batches decoded ahead, in this process and in every worker; bounds the memory.
+    buffer: int = limited(4, least=1)
     workers: int = 0  # extra processes, for hosts whose threads cannot keep up; 0 = threads only
     check_crc: bool = True
     # A record that cannot be read: "raise" stops with its address, "substitute" takes the next
@@ -28,9 +31,9 @@ class ReaderConfig:
 class ClipConfig:
     """The shape of one clip and how its frames are chosen."""
 
-    frames: int = 16
-    stride: int = 4  # distance between sampled frames, in stored frames
-    size: int = 224  # height and width after the crop, pixels
+    frames: int = limited(16, least=1)
+    stride: int = limited(4, least=1)  # distance between sampled frames, in stored frames
+    size: int = limited(224, least=1)  # height and width after the crop, pixels
     sampling: str = "window"  # sampling.py, TRAIN and VIEWS: window | dense | segments | ...
 
 
@@ -74,9 +77,11 @@ class DataConfig:
     merge_classes: str = "off"  # off | offset | name
     split: str = "train"
     eval: str = ""  # default directory of the evaluators; empty: the same as `train`
-    global_batch: int = 256  # examples per step over all hosts and devices, repeats counted
+    # Examples per step over all hosts and devices, repeats counted. 0: batch, length and warm-up of
+    # a run follow from the number of records (internvideo_jax/small.py).
+    global_batch: int = 256
     # Examples made of one decoded clip, each with a crop, mask and caption of its own.
-    repeats: int = 1
+    repeats: int = limited(1, least=1)
     clip: ClipConfig = ClipConfig()
     image: ImageConfig = ImageConfig()
     crop: str = "multiscale"  # augment.py: multiscale | random_resized | random | center | squash
@@ -86,11 +91,11 @@ class DataConfig:
     text: str = "off"  # captions in the batch: off | first | random
     # text/: clip | clip:PATH | bert:PATH; empty: captions stay strings, which no device takes.
     tokenizer: str = ""
-    text_length: int = 32  # ids per caption, special tokens and padding included
+    text_length: int = limited(32, least=1)  # ids per caption, special tokens and padding included
     text_clean: bool = False  # captions without case and punctuation, as ViCLIP and stage 2 train
     # Sound of an example (sound.py); 0 = off. From a random place of the record's sound, as the
     # reference has it, or from the time of the first sampled frame.
-    audio_seconds: float = 0.0
+    audio_seconds: float = limited(0.0, least=0)
     audio_window: str = "random"  # random | frames
     # Companion with cached arrays of the records (companion.py): its directory, in that of the
     # set unless absolute; empty = off.
@@ -122,9 +127,9 @@ class ViewConfig:
     """One pass over a split in which every record is seen `segments * crops` times."""
 
     clip: ClipConfig = ClipConfig(sampling="dense")
-    segments: int = 1  # windows in time
-    crops: int = 1  # windows in space along the longer side
+    segments: int = limited(1, least=1)  # windows in time
+    crops: int = limited(1, least=1)  # windows in space along the longer side
     # transforms.py, crop_boxes: even | truncated | slowfast | corners | squash
     crop_rule: str = "even"
-    batch: int = 8  # videos per step over all hosts; each brings all its views
+    batch: int = limited(8, least=1)  # videos per step over all hosts; each brings all its views
     reader: ReaderConfig = ReaderConfig()

@@ -15,7 +15,7 @@ Nothing is filtered, ever: a dropped example would shift all later positions.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import grain
@@ -26,11 +26,11 @@ from data_pipelines import (
     features,
     identity,
     mixture,
+    multiview,
     sampling,
     schema,
     sound,
     text,
-    transforms,
 )
 from data_pipelines.assemble import (
     Batch,
@@ -41,7 +41,7 @@ from data_pipelines.assemble import (
     check_text,
     check_views,
 )
-from data_pipelines.config import STREAM_VERSION, ClipConfig, DataConfig, ViewConfig
+from data_pipelines.config import STREAM_VERSION, DataConfig, ViewConfig
 from data_pipelines.dataset import (
     Dataset,
     FrameBuffer,
@@ -91,7 +91,7 @@ class TrainStream(Iterator[Batch]):
         start_step: int = 0,
         tokenize: Tokenize | None = None,
     ):
-        check_clip(config.clip, sampling.TRAIN_RULES)
+        multiview.check_clip(config.clip, sampling.TRAIN_RULES)
         check_reader(config.reader)
         check_text(config.text)
         check_views(config)
@@ -302,36 +302,13 @@ class _ViewBatches:
 
     def _views(self, index: int, record: schema.Record, out: np.ndarray) -> None:
         """(segments * crops, T, H, W, 3) uint8, segment-major."""
-        config, clip = self.config, self.config.clip
+        times = sampling.beginning(record.timestamps_us, self.seconds)
         try:
-            wanted = sampling.view_frames(
-                clip.sampling,
-                sampling.beginning(record.timestamps_us, self.seconds),
-                record.fps,
-                clip.frames,
-                clip.stride,
-                config.segments,
-            )
+            wanted = multiview.choose(self.config, times, record.fps)
         except ValueError as error:
             raise ValueError(f"{self.dataset.address(index, record)}: {error}") from error
         frames = self.dataset.frames(index, record, wanted.ravel(), self.buffer)
-        if config.crop_rule == transforms.SQUASH:
-            whole = (0, 0, *frames[0].shape[:2])
-            for segment, row in enumerate(out):
-                pictures = frames[segment * clip.frames : (segment + 1) * clip.frames]
-                transforms.crop_resize(pictures, whole, clip.size, method="bicubic", out=row)
-            return
-        resized: dict[int, np.ndarray] = {}
-        for number, frame in zip(wanted.ravel(), frames, strict=True):
-            if int(number) not in resized:
-                resized[int(number)] = transforms.resize_short_side(frame, clip.size)
-        shape = resized[int(wanted[0, 0])].shape
-        boxes = transforms.crop_boxes(shape[0], shape[1], clip.size, config.crops, config.crop_rule)
-        for segment, numbers in enumerate(wanted):
-            pictures = [resized[int(number)] for number in numbers]
-            for crop, box in enumerate(boxes):
-                row = out[segment * len(boxes) + crop]
-                transforms.crop_resize(pictures, box, clip.size, out=row)
+        multiview.cut(self.config, wanted, frames, out)
 
 
 class ViewPass(Iterator[Batch]):
@@ -355,9 +332,7 @@ class ViewPass(Iterator[Batch]):
         processes: int = 1,
         seconds: float = 0.0,
     ):
-        check_clip(config.clip, sampling.VIEW_RULES)
-        side = config.clip.size
-        transforms.crop_boxes(side, side, side, config.crops, config.crop_rule)  # raises if unknown
+        multiview.check(config)
         if seconds < 0:
             raise ValueError(f"seconds = {seconds:g}: expected a length, or 0 for whole clips")
         check_reader(config.reader)
@@ -386,11 +361,3 @@ class ViewPass(Iterator[Batch]):
         """Stops the reading threads and worker processes."""
         self._batches.close()
         self._pool.close()
-
-
-def check_clip(clip: ClipConfig, known: Sequence[str]) -> None:
-    """ValueError for a clip that no rule of `known` chooses, or without frames or pixels."""
-    if clip.sampling not in known:
-        raise ValueError(f"unknown clip sampling {clip.sampling!r}; known: {', '.join(known)}")
-    if min(clip.frames, clip.stride, clip.size) < 1:
-        raise ValueError(f"clip frames, stride and size must be positive, found {clip}")

@@ -17,7 +17,7 @@ from data_pipelines.assemble import Examples, Source, check_views
 from data_pipelines.config import STREAM_VERSION, AugmentConfig, ClipConfig, DataConfig
 from data_pipelines.dataset import Dataset, open_dataset
 from data_pipelines.mixture import Component
-from data_pipelines.pipeline import check_clip
+from data_pipelines.multiview import check_clip
 
 
 class FixedViews:

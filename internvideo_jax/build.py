@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from jax.sharding import Mesh
 
 from data_pipelines import mixture
 from data_pipelines.text import make_tokenizer
+from internvideo_jax import small
 from internvideo_jax.config import Records, TrainConfig, total_steps, warmup_steps
 from internvideo_jax.optim.factory import Optimizer, make_optimizer
 from internvideo_jax.optim.schedules import make_schedule
@@ -54,6 +55,7 @@ def build(
     records: Records | None = None,
     classes: int = 0,
     devices: Sequence[Any] | None = None,
+    given: Collection[str] = (),
 ) -> Run:
     """Builds the pieces of a run.
 
@@ -61,6 +63,7 @@ def build(
       records, classes: of the training split; by default read from config.data.
       devices: of the mesh; by default all of this job. Those of a described topology do for
         everything but running.
+      given: fields that the command line sets; `small.fit` leaves them alone.
 
     Raises:
       ValueError: settings that contradict each other, the data or the devices.
@@ -76,46 +79,20 @@ def build(
     per_media = {"video": records} if isinstance(records, int) else records
     config = with_classes(config, classes)
     mesh = make_mesh(config.mesh, devices)
-    batch, optim = config.data.global_batch, config.optim
-    check_batch(mesh, batch, "config.data.global_batch", optim.accumulate)
-    if "image" in per_media:
-        images = config.data.batch_of("image")
-        check_batch(mesh, images, "config.data.image.global_batch", optim.accumulate)
-    clip = config.data.clip
-    for media in per_media:
-        check_clip(config, media)
-        check_pairs(config, media, mesh)
-    check_reads(config)
+    config, fitted = small.fit(config, per_media, batch_unit(config, mesh), given)
+    check(config, per_media, mesh)
     model = config.model.model()
-    config.objective.check(config.model)
-
     steps, warmup = total_steps(config, records), warmup_steps(config, records)
-    scale = batch / optim.lr_batch if optim.lr_batch else 1.0
-    base, final, start = (scale * rate for rate in (optim.lr, optim.min_lr, optim.warmup_lr))
-    schedule = make_schedule(optim.schedule, base, final, start, warmup, steps)
+    check_warmup(config, warmup, steps)
     grid = getattr(config.model, "head_grid", None)
-    optimizer = make_optimizer(optim, model.shapes(), schedule, grid)
+    optimizer = make_optimizer(config.optim, model.shapes(), _schedule(config, warmup, steps), grid)
     plan = plan_state(config, model, optimizer, mesh)
     frozen = plan_frozen(config, mesh)
     summary = "\n".join(
         [
-            parameter_table(model.shapes(), plan.shardings.params),
-            *sharding_notes(
-                model.shapes(), plan.shardings.params, config.model.sharding_rules, mesh
-            ),
-            *head_notes(config.model, mesh.shape["tensor"]),
-            *notes,
-            *(frozen_table(network) for network in frozen.values()),
-            memory_estimate(
-                plan.shapes,
-                plan.shardings,
-                batch * clip.frames * clip.size**2 * 3,
-                [(network.shapes, network.shardings) for network in frozen.values()],
-            ),
-            f"mesh {dict(mesh.shape)} of {mesh.devices.flat[0].device_kind}; "
-            f"{sum(per_media.values())} clips; "
-            f"{steps} steps of {batch} clips; learning rate {optim.lr:g} x {scale:g} = "
-            f"{optim.lr * scale:g} after {warmup} steps of warm-up",
+            *_tables(config, model, plan, frozen, mesh, notes),
+            *([fitted] if fitted else []),
+            _length_line(config, mesh, sum(per_media.values()), warmup, steps),
         ]
     )
     total = sum(per_media.values())
@@ -133,6 +110,83 @@ def build(
         summary,
         frozen,
     )
+
+
+def check(config: TrainConfig, records: Mapping[str, int], mesh: Mesh) -> None:
+    """ValueError for settings that contradict each other, the data or the devices."""
+    accumulate = config.optim.accumulate
+    check_batch(mesh, config.data.global_batch, "config.data.global_batch", accumulate)
+    if "image" in records:
+        images = config.data.batch_of("image")
+        check_batch(mesh, images, "config.data.image.global_batch", accumulate)
+    for media in records:
+        check_clip(config, media)
+        check_pairs(config, media, mesh)
+    check_reads(config)
+    config.objective.check(config.model)
+
+
+def check_warmup(config: TrainConfig, warmup: int, steps: int) -> None:
+    """ValueError for a warm-up as long as the run."""
+    if warmup >= steps:
+        optim = config.optim
+        raise ValueError(
+            f"the warm-up has {warmup} steps (config.optim.warmup_steps = {optim.warmup_steps}, "
+            f"config.optim.warmup_epochs = {optim.warmup_epochs:g}), the run {steps} (config.steps "
+            f"= {config.steps}, config.epochs = {config.epochs:g}); expected it to be shorter"
+        )
+
+
+def _rate_scale(config: TrainConfig) -> float:
+    """What the rates of the config are multiplied by."""
+    return config.data.global_batch / config.optim.lr_batch if config.optim.lr_batch else 1.0
+
+
+def _schedule(config: TrainConfig, warmup: int, steps: int) -> Any:
+    optim, scale = config.optim, _rate_scale(config)
+    base, final, start = (scale * rate for rate in (optim.lr, optim.min_lr, optim.warmup_lr))
+    return make_schedule(optim.schedule, base, final, start, warmup, steps)
+
+
+def _tables(
+    config: TrainConfig,
+    model: Any,
+    plan: StatePlan,
+    frozen: Mapping[str, FrozenPlan],
+    mesh: Mesh,
+    notes: Sequence[str],
+) -> list[str]:
+    """Parameters of all networks, what is odd about them, and the memory they take."""
+    shapes, shardings, clip = model.shapes(), plan.shardings.params, config.data.clip
+    return [
+        parameter_table(shapes, shardings),
+        *sharding_notes(shapes, shardings, config.model.sharding_rules, mesh),
+        *head_notes(config.model, mesh.shape["tensor"]),
+        *notes,
+        *(frozen_table(network) for network in frozen.values()),
+        memory_estimate(
+            plan.shapes,
+            plan.shardings,
+            config.data.global_batch * clip.frames * clip.size**2 * 3,
+            [(network.shapes, network.shardings) for network in frozen.values()],
+        ),
+    ]
+
+
+def _length_line(config: TrainConfig, mesh: Mesh, clips: int, warmup: int, steps: int) -> str:
+    lr, scale = config.optim.lr, _rate_scale(config)
+    return (
+        f"mesh {dict(mesh.shape)} of {mesh.devices.flat[0].device_kind}; {clips} clips; {steps} "
+        f"steps of {config.data.global_batch} clips; learning rate {lr:g} x {scale:g} = "
+        f"{lr * scale:g} after {warmup} steps of warm-up"
+    )
+
+
+def batch_unit(config: TrainConfig, mesh: Mesh) -> int:
+    """What a batch must be a multiple of: devices x microbatches, whole pairs where clips mix."""
+    pairs = 2 if getattr(config.objective, "pairs", False) else 1
+    devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    return config.optim.accumulate * math.lcm(devices, pairs)
 
 
 def head_notes(model: Any, tensor: int) -> list[str]:
@@ -162,7 +216,10 @@ def read_data(config: TrainConfig) -> tuple[Mapping[str, int], tuple[str, ...]]:
             "=offset (classes of different sets stay apart), or train without labels"
         )
     parts, records = [part for part, _ in opened], [len(dataset) for _, dataset in opened]
-    plan = mixture.make_plan(config.data, parts, records)
+    data = config.data
+    if not data.global_batch:  # it will follow from the records that are counted here
+        data = dataclasses.replace(data, global_batch=data.repeats)
+    plan = mixture.make_plan(data, parts, records)
     return plan.media_records(), tuple(classes or ())
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from absl import flags
 
 from data_pipelines.dataset import Dataset, open_dataset
 from data_pipelines.identity import differences
+from data_pipelines.outputs import check_folder
 from data_pipelines.storage import write_atomic
 from internvideo_jax import cli
 from internvideo_jax.checkpoint.initial import initialise
@@ -75,7 +77,10 @@ def command(
     """
     flags.adopt_module_key_flags(cli)
     checkpoint = flags.DEFINE_string(
-        "checkpoint", None, "Run directory, one of its steps, or a .safetensors / .pth file."
+        "checkpoint",
+        None,
+        "Run directory, one of its steps, or a .safetensors / .pth file. A run knows its config; a "
+        "file needs --config.",
     )
     out, part, parts = define_out(what)
     wanted = flags.DEFINE_string(
@@ -89,6 +94,8 @@ def command(
         use_compile_cache(cli.COMPILE_CACHE.value)
         if not checkpoint.value or not out.value:
             raise ValueError("--checkpoint and --out are needed, see --help")
+        check_folder("--out", out.value)
+        check_part(part.value, parts.value)
         config = cli.typed_config()
         given = fill(options(**{name: flag.value for name, flag in chosen.items()}), config)
         data = (config.data.train, config.data.eval)
@@ -124,7 +131,7 @@ def command(
         )
         return 0
 
-    cli.run(run)
+    cli.run(run, stored=True, about=sys.modules[start.__module__].__doc__ or "")
 
 
 def define_out(what: str) -> tuple[Any, Any, Any]:

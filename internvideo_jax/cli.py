@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import ast
-import contextlib
+import json
 import os
+import re
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,15 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from internvideo_jax import loading
 from internvideo_jax.config import TrainConfig, as_plain, to_typed
 from internvideo_jax.registry import suggest
 
 CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
-    "Recipe and its options: configs/x/y.py or configs/x/y.py:size=base,smoke. Every field can be "
-    "overridden: --config.optim.lr=1e-3",
+    "Recipe and its options: configs/x/y.py:size=base,smoke, a path or the name of one that comes "
+    "with the package. Every field can be overridden: --config.optim.lr=1e-3",
     lock_config=True,
 )
 COORDINATOR = flags.DEFINE_string(
@@ -37,6 +39,11 @@ COMPILE_CACHE = flags.DEFINE_string(
     "Folder for compiled programs, or off; default: JAX_COMPILATION_CACHE_DIR, else a folder in "
     "the user's cache directory.",
 )
+NO_CONFIG = (
+    "no --config given; recipes are in configs/, for example "
+    "--config=configs/videomae/pretrain.py:size=base"
+)
+HELP = frozenset(("-h", "-?", "--help", "-help", "--helpshort", "--helpfull"))
 DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 
 
@@ -50,22 +57,20 @@ def typed_config() -> TrainConfig:
     """The config of this command line; ValueError where it does not fit the schema."""
     try:
         plain = None if CONFIG.value is None else CONFIG.value.to_dict()
-    except OSError as error:  # a missing file shows only here, in several lines
-        recipes = [str(path) for path in sorted(Path("configs").rglob("*.py"))]
-        place = str(error).strip().splitlines()[-1].strip()
-        name = place.split("'")[1] if "'" in place else place
-        raise ValueError(f"--config: {place}; {suggest(name, recipes)}") from error
+    except OSError as error:  # what a run says of itself is looked at only here
+        raise ValueError(str(error.__cause__ or error)) from error
     if plain is None:
-        raise ValueError(
-            "no --config given; recipes are in configs/, for example "
-            "--config=configs/videomae/pretrain.py:size=base"
-        )
+        raise ValueError(NO_CONFIG)
+    # A length on the command line replaces the recipe's, which may be the other of the two.
+    length = {"steps", "epochs"} & overridden()
+    if len(length) == 1 and plain[next(iter(length))]:
+        plain = {**plain, **{name: 0 for name in ("steps", "epochs") if name not in length}}
     return to_typed(TrainConfig, plain)
 
 
 def overridden() -> set[str]:
     """Fields of the config that this command line sets, such as `optim.lr`."""
-    return set(config_flags.get_override_values(CONFIG))
+    return set(config_flags.get_override_values(flags.FLAGS["config"]))
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> dict[str, Any]:
@@ -98,6 +103,27 @@ def parse_arg(arg: str | None, **defaults: Any) -> dict[str, Any]:
     return options
 
 
+def read_labels(text: str) -> tuple[str, ...]:
+    """Classes from `a,b,c`, or from the lines of the file in `@file`; empty for no text.
+
+    Raises:
+      ValueError: no such file, or no class in it.
+    """
+    if not text:
+        return ()
+    if text.startswith("@"):
+        try:
+            lines = Path(text[1:]).read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"--labels={text}: cannot read the file ({error})") from error
+    else:
+        lines = text.split(",")
+    names = tuple(line.strip() for line in lines if line.strip())
+    if not names:
+        raise ValueError(f"--labels={text}: no class in it")
+    return names
+
+
 def check_known(options: Mapping[str, Any], **known: Iterable[str]) -> None:
     """ValueError with the near matches for the first option that is none of its known values."""
     for name, values in known.items():
@@ -106,17 +132,34 @@ def check_known(options: Mapping[str, Any], **known: Iterable[str]) -> None:
             raise ValueError(f"unknown {name} {found!r}: {suggest(found, values)}")
 
 
-def run(main: Callable[..., int | None], words: bool = False) -> None:
+def run(
+    main: Callable[..., int | None],
+    words: bool = False,
+    *,
+    stored: bool = False,
+    evaluators: bool = False,
+    about: str = "",
+) -> None:
     """Parses flags and runs `main`; our own errors become one message and exit code 2.
 
     Args:
       words: the command takes words beside its options; `main` gets them as a list.
+      stored: without --config, the config is that of the run given as --checkpoint.
+      evaluators: those named by --only or an override are added where the config lacks them.
+      about: what --help says first; default: the text of the module of `main`.
     """
 
     def parse(arguments: Sequence[str]) -> list[str]:
         if words:
             flags.FLAGS.set_gnu_getopt()  # options may follow words
+        arguments = requested(arguments, stored=stored, evaluators=evaluators)
+        # The library looks for overrides there, not in what it is given.
+        sys.argv[:] = arguments
         try:
+            if wanted := HELP.intersection(word.partition("=")[0] for word in arguments):
+                text = about or sys.modules[main.__module__].__doc__ or ""
+                print(help_text(text, arguments, full="--helpfull" in wanted))
+                sys.exit(0)
             rest = flags.FLAGS(list(arguments))
         except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
             sys.exit(_explain(_flag_message(error)))
@@ -127,8 +170,7 @@ def run(main: Callable[..., int | None], words: bool = False) -> None:
         return rest
 
     def guarded(rest: Sequence[str]) -> None:
-        # Libraries report every step of their work at INFO, and failures that they raise as well.
-        logging.set_verbosity(logging.WARNING if DEBUG.value else logging.FATAL)
+        quiet_libraries(debug=DEBUG.value)
         _use_large_pages()
         try:
             code = main(list(rest[1:])) if words else main()
@@ -142,6 +184,87 @@ def run(main: Callable[..., int | None], words: bool = False) -> None:
         sys.exit(code or 0)
 
     app.run(guarded, flags_parser=parse)
+
+
+def quiet_libraries(*, debug: bool = False) -> None:
+    """Libraries report every step of their work at INFO, and failures that they raise as well."""
+    logging.set_verbosity(logging.WARNING if debug else logging.FATAL)
+
+
+def requested(
+    arguments: Sequence[str], *, stored: bool = False, evaluators: bool = False
+) -> list[str]:
+    """The command line with --config as `loading.get_config` reads it; arguments as in `run`."""
+    recipe, rest, left = "", [], list(arguments)
+    while left:
+        word = left.pop(0)
+        if word == "--":
+            rest += [word, *left]
+            break
+        if word in ("--config", "-config"):
+            recipe = left.pop(0) if left else ""
+        elif word.startswith(("--config=", "-config=")):
+            recipe = word.partition("=")[2]
+        else:
+            rest.append(word)
+    checkpoint = _values("checkpoint", rest)[-1:] if stored else []
+    if not recipe and not checkpoint:
+        return rest
+    fields = [
+        word.lstrip("-").partition("=")[0].partition(".")[2].removesuffix("!")
+        for word in rest
+        if re.match(r"--?(no)?config\.", word)
+    ]
+    labels = [label for value in _values("only", rest) for label in value.split(",")]
+    labels += [field.split(".")[1] for field in fields if field.startswith("evals.")]
+    request = {
+        "recipe": recipe,
+        "checkpoint": "".join(checkpoint),
+        "evals": labels if evaluators else [],
+        "fields": fields,
+    }
+    # It must come before the overrides.
+    return [*rest[:1], f"--config={loading.__file__}:{json.dumps(request)}", *rest[1:]]
+
+
+def _values(flag: str, arguments: Sequence[str]) -> list[str]:
+    """What a flag is given, in order."""
+    found = []
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, equals, value = word.partition("=")
+        if name in (f"--{flag}", f"-{flag}"):
+            found.append(value if equals else following)
+    return [value for value in found if value]
+
+
+def help_text(about: str, arguments: Sequence[str], *, full: bool) -> str:
+    """What a command does, its flags, and with `full` the fields of the recipe in `arguments`."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    module = spec.name.removesuffix(".__main__") if spec else ""
+    name = f"python -m {module}" if module else os.path.basename(arguments[0])
+    # Those of the command itself come before those that it shares with others.
+    own = [
+        flag
+        for place, its in sorted(
+            flags.FLAGS.flags_by_module_dict().items(), key=lambda item: item[0] == __name__
+        )
+        if place.startswith(("internvideo_jax", "benchmarks", "scripts")) or place == arguments[0]
+        for flag in its
+    ]
+    lines = [f"usage: {name} [--FLAG=VALUE ...]", "", about.strip(), "", "flags:"]
+    for flag in own:
+        default = "" if flag.default in (None, "", [], False) else f" (default: {flag.default})"
+        text = textwrap.wrap(f"{flag.help}{default}", 76)
+        sign = "" if flag.boolean else "=VALUE"
+        lines += [f"  --{flag.name}{sign}", *(f"      {line}" for line in text)]
+    given = next((word for word in arguments if word.startswith("--config=")), "")
+    if full and given:
+        plain = loading.get_config(given.partition(":")[2]).to_dict()
+        lines += ["", "fields of the recipe:"]
+        lines += [f"  --config.{path}={value!r}" for path, value in loading.leaves(plain)]
+    elif not full:
+        lines += ["", "--helpfull with a --config lists its fields, each of which is a flag."]
+    return "\n".join(lines)
 
 
 def _use_large_pages() -> None:
@@ -165,13 +288,12 @@ def _flag_message(error: BaseException) -> str:
     """What went wrong while flags were read, without the wrapping of the flag library."""
     while "Traceback" in str(error) and error.__context__ is not None:
         error = error.__context__
-    if isinstance(error, KeyError | AttributeError):
-        text = str(error.args[0])
-        with contextlib.suppress(ValueError, SyntaxError):
-            text = str(ast.literal_eval(text))  # some come quoted once more
-        field, _, hint = text.partition("\n")
-        field = field.strip("'")
-        return f"unknown config field {field!r}. {hint}".strip()
+    if isinstance(error, OSError) and error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, KeyError | AttributeError):  # an entry of a sequence that is not there
+        return f"--config: {error.args[0]}"
+    if isinstance(error, flags.UnrecognizedFlagError) and error.flagname.startswith("config."):
+        return f"--{error.flagname} changes a recipe, and {NO_CONFIG}"
     return str(error)
 
 

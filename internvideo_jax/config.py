@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data_pipelines.config import DataConfig
+from data_pipelines.limits import check_value, limited, limits_of
 from internvideo_jax import registry
 
 
@@ -28,9 +29,10 @@ def component(kind: str, *, optional: bool = False) -> Any:
 class MeshConfig:
     """Logical axes of the device mesh; one of them may be -1, "all that is left"."""
 
-    data: int = -1  # copies of the model, each with its part of the batch
-    fsdp: int = 1  # the batch is split over this axis too, and so are the parameters
-    tensor: int = 1  # heads and hidden units
+    data: int = limited(-1, least=-1)  # copies of the model, each with its part of the batch
+    # The batch is split over this axis too, and so are the parameters.
+    fsdp: int = limited(1, least=-1)
+    tensor: int = limited(1, least=-1)  # heads and hidden units
     # Parameters smaller than this many elements stay whole on every device.
     shard_above: int = 2**16
     # A larger parameter that fsdp and tensor leave whole on every device is an error: bytes.
@@ -51,34 +53,34 @@ class OptimConfig:
     # optim/schedules.py: cosine (VideoMAE), slowfast (UniFormerV2: over fractional epochs),
     # floored (ViCLIP: never below min_lr, in the warm-up too), unshifted (bert_adam's).
     schedule: str = "cosine"
-    lr: float = 1.5e-4
-    min_lr: float = 1e-5
-    warmup_lr: float = 0.0  # rate of the first step, scaled like the others
+    lr: float = limited(1.5e-4, least=0)
+    min_lr: float = limited(1e-5, least=0)
+    warmup_lr: float = limited(0.0, least=0)  # rate of the first step, scaled like the others
     # Learning rates are given for this many examples per step and scaled linearly with
     # data.global_batch, which counts every repeat of a clip (as InternVideo2 does; the VideoMAE
     # recipes count videos: there it is 256 x data.repeats); 0 takes them as they are.
     lr_batch: int = 256
-    warmup_epochs: float = 0.0
+    warmup_epochs: float = limited(0.0, least=0)
     warmup_steps: int = 0  # wins over warmup_epochs when positive
-    weight_decay: float = 0.05
+    weight_decay: float = limited(0.05, least=0)
     # Regular expressions on the paths of parameters that are decayed although they are no matmul
     # weights; those are always.
     decay_also: Sequence[str] = ()
-    b1: float = 0.9
-    b2: float = 0.95
-    eps: float = 1e-8
-    layer_decay: float = 1.0  # lr factor per layer below the head; 1 = off
+    b1: float = limited(0.9, least=0, below=1)
+    b2: float = limited(0.95, least=0, below=1)
+    eps: float = limited(1e-8, least=0)
+    layer_decay: float = limited(1.0, above=0)  # lr factor per layer below the head; 1 = off
     # The stack whose depth counts for layer_decay and freeze_layers.
     layer_stack: str = "encoder/blocks"
     # Regular expressions on parameter paths that take the full rate under layer_decay.
     layer_decay_free: Sequence[str] = ()
-    clip_norm: float = 0.0  # global L2 norm of the gradient; 0 = off
+    clip_norm: float = limited(0.0, least=0)  # global L2 norm of the gradient; 0 = off
     freeze: Sequence[str] = ()  # regular expressions on parameter paths
     # The lowest layers of layer_stack that are not trained. Unlike `freeze` this saves neither time
     # nor memory: layers share one array, and the backward pass goes through all of it.
     freeze_layers: int = 0
-    accumulate: int = 1  # microbatches per step
-    ema_decay: float = 0.0  # 0 = no averaged parameters
+    accumulate: int = limited(1, least=1)  # microbatches per step
+    ema_decay: float = limited(0.0, least=0, below=1)  # 0 = no averaged parameters
     # Whether the average begins fast: decay min(ema_decay, (1 + s) / (10 + s)) after s updates. The
     # references' averages do not: ema_decay from the first update on.
     ema_ramp: bool = True
@@ -86,8 +88,8 @@ class OptimConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    every: int = 1000  # steps
-    keep: int = 3  # newest checkpoints kept
+    every: int = limited(1000, least=1)  # steps
+    keep: int = limited(3, least=1)  # newest checkpoints kept
     asynchronous: bool = True  # write in the background
     # Continue although the data are not those of the checkpoint: the stream will change.
     accept_new_data: bool = False
@@ -95,7 +97,8 @@ class CheckpointConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LogConfig:
-    every: int = 50  # steps between log lines, the only points where the host waits for a value
+    # Steps between log lines, the only points where the host waits for a value.
+    every: int = limited(50, least=1)
     report: bool = True  # write report.html at the end
     tensorboard: bool = False  # needs the `tracking` extra
 
@@ -104,10 +107,10 @@ class LogConfig:
 class WatchdogConfig:
     """When a step counts as hanging: its stacks are written down, and the run may be ended."""
 
-    factor: float = 20.0  # times the median step; 0 = off
-    seconds: float = 120.0  # but at least this long
-    pause_seconds: float = 3600.0  # limit of one evaluation or save
-    abort_seconds: float = 0.0  # end the process this long after that; 0 = never
+    factor: float = limited(20.0, least=0)  # times the median step; 0 = off
+    seconds: float = limited(120.0, least=0)  # but at least this long
+    pause_seconds: float = limited(3600.0, least=0)  # limit of one evaluation or save
+    abort_seconds: float = limited(0.0, least=0)  # end the process this long after that; 0 = never
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,9 +137,9 @@ class TrainConfig:
     evals: Mapping[str, Any] = dataclasses.field(
         default_factory=dict, metadata={"kind": "evaluator", "many": True}
     )
-    seed: int = 0  # parameters, masks and drop path; the data have data.seed
+    seed: int = limited(0)  # parameters, masks and drop path; the data have data.seed
     steps: int = 0  # length of the run; either this or epochs
-    epochs: float = 0.0
+    epochs: float = limited(0.0, least=0)
     init_from: str = ""  # run, checkpoint, exported .safetensors or torch file to start from
     # Regular expressions on paths of parameters that must all come from init_from: what a later
     # stage takes over from the one before.
@@ -167,7 +170,7 @@ def to_typed(cls: type, plain: Mapping[str, Any], path: str = "config") -> Any:
         what was found, what was expected and the nearest known name.
     """
     fields = {field.name: field for field in dataclasses.fields(cls)}
-    hints = typing.get_type_hints(cls)
+    hints, limits = typing.get_type_hints(cls), limits_of(cls)
     for name in plain:
         if name not in fields:
             raise ValueError(f"unknown field {path}.{name}: {registry.suggest(name, fields)}")
@@ -190,6 +193,7 @@ def to_typed(cls: type, plain: Mapping[str, Any], path: str = "config") -> Any:
             values[name] = None if absent else _component(kind, found, where)
         else:
             values[name] = _convert(hints[name], found, where)
+            check_value(values[name], limits.get(name), where)
     return cls(**values)
 
 
@@ -251,7 +255,15 @@ def total_steps(config: TrainConfig, records: Records) -> int:
             f"config.steps = {config.steps} and config.epochs = {config.epochs}: "
             "expected exactly one of them to be positive"
         )
-    return config.steps or round(config.epochs * steps_per_epoch(config, records))
+    if config.steps:
+        return config.steps
+    each = steps_per_epoch(config, records)
+    if (steps := round(config.epochs * each)) < 1:
+        raise ValueError(
+            f"config.epochs = {config.epochs:g} of {each} steps is no step at all; raise it, or "
+            "give the length as config.steps"
+        )
+    return steps
 
 
 def steps_per_epoch(config: TrainConfig, records: Records) -> int:

@@ -18,6 +18,7 @@ import jax
 from absl import flags
 
 from data_pipelines import manifest
+from data_pipelines.outputs import check_file, check_folder
 from internvideo_jax import cli
 from internvideo_jax.build import with_classes
 from internvideo_jax.checkpoint.initial import initialise
@@ -26,26 +27,40 @@ from internvideo_jax.config import TrainConfig, as_plain
 from internvideo_jax.evaluators.base import EvalContext, Evaluator
 from internvideo_jax.evaluators.classification import Classification
 from internvideo_jax.evaluators.protocols import PROTOCOLS
-from internvideo_jax.evaluators.run import check_evaluators, headline, run_evaluators, write_json
+from internvideo_jax.evaluators.run import (
+    PER_VIDEO,
+    check_evaluators,
+    headline,
+    run_evaluators,
+    write_json,
+)
 from internvideo_jax.parallel import multihost
 from internvideo_jax.parallel.compile_cache import use_compile_cache
 from internvideo_jax.parallel.mesh import make_mesh
 from internvideo_jax.parallel.rules import param_shardings
+from internvideo_jax.registry import EVALUATORS, suggest
 
 DECIDED = ("clip.sampling", "clip.stride", "segments", "crops", "crop_rule")  # by a protocol
 
 
-def evaluate(config: TrainConfig, checkpoint: str, out: Path) -> dict[str, Any]:
+def evaluate(
+    config: TrainConfig, checkpoint: str, out: Path, per_video: str = "off"
+) -> dict[str, Any]:
     """Runs every evaluator of the config on a checkpoint and writes `out`.
 
-    Pictures and one JSON per evaluator go to a folder beside `out`, named like it without suffix.
+    Pictures and one JSON per evaluator go to a folder beside `out`, named like it without suffix;
+    `per_video` (evaluators/run.py) puts a row for every video there.
 
     Returns:
       What was written: {"results": {label: {metrics, protocol, tables}}, ...}.
 
     Raises:
-      ValueError: no evaluator, a checkpoint that does not fill the model, data that do not fit.
+      ValueError: no evaluator, a checkpoint that does not fill the model, data that do not fit,
+        a place that cannot be written.
     """
+    folder = out.with_suffix("")
+    check_file("--out", out, (".json",))
+    check_folder("--out, for pictures,", folder)
     wanted = {label: each for label, each in config.evals.items() if each.every >= 0}
     if not wanted:
         raise ValueError("config.evals is empty: nothing to evaluate")
@@ -53,6 +68,8 @@ def evaluate(config: TrainConfig, checkpoint: str, out: Path) -> dict[str, Any]:
     config = with_classes(config, len(classes))
     model = config.model.model()
     mesh = make_mesh(config.mesh)
+    context = EvalContext(model, mesh, config.data, config.seed, classes=classes)
+    check_evaluators(wanted, context)
     shapes = model.shapes()
     params, report = initialise(
         checkpoint, shapes, config.model, rows=config.head_rows, classes=classes
@@ -68,10 +85,9 @@ def evaluate(config: TrainConfig, checkpoint: str, out: Path) -> dict[str, Any]:
         "devices": devices(),
         "head": report.head.note if report.head else "",
     }
-    context = EvalContext(model, mesh, config.data, config.seed, classes=classes)
-    check_evaluators(wanted, context)
-    folder = out.with_suffix("")
-    results = run_evaluators(wanted, context, params, folder=folder, provenance=provenance)
+    results = run_evaluators(
+        wanted, context, params, folder=folder, provenance=provenance, per_video=per_video
+    )
     content = {
         **provenance,
         "config": as_plain(config),
@@ -125,7 +141,10 @@ def _classes(config: TrainConfig, evaluator: Evaluator) -> tuple[str, ...]:
 def main() -> None:
     flags.adopt_module_key_flags(cli)
     checkpoint = flags.DEFINE_string(
-        "checkpoint", None, "Run directory, one of its steps, or a .safetensors / .pth file."
+        "checkpoint",
+        None,
+        "Run directory, one of its steps, or a .safetensors / .pth file. A run knows its config; a "
+        "file needs --config.",
     )
     out = flags.DEFINE_string("out", None, "JSON file to write.")
     protocol = flags.DEFINE_string(
@@ -134,7 +153,19 @@ def main() -> None:
         "Published test protocol for the evaluator `test`, instead of the config's: "
         f"{', '.join(PROTOCOLS)}.",
     )
-    only = flags.DEFINE_list("only", [], "Labels of the evaluators to run; default: all.")
+    only = flags.DEFINE_list(
+        "only",
+        [],
+        "Labels of the evaluators to run; default: all. The name of one that the config lacks adds "
+        "it, such as zero_shot.",
+    )
+    per_video = flags.DEFINE_enum(
+        "per_video",
+        PER_VIDEO[0],
+        PER_VIDEO,
+        "Also write a row for every video, as JSONL and CSV: its label and the five best classes, "
+        "or the scores of all.",
+    )
 
     def run() -> int:
         use_compile_cache(cli.COMPILE_CACHE.value)
@@ -142,7 +173,7 @@ def main() -> None:
             raise ValueError("--checkpoint and --out are needed, see --help")
         job = cli.COORDINATOR.value, cli.PROCESSES.value, cli.PROCESS.value
         with multihost.joined(*job, notices=False):
-            evaluate(selected(), checkpoint.value, Path(out.value))
+            evaluate(selected(), checkpoint.value, Path(out.value), per_video.value)
         return 0
 
     def selected() -> TrainConfig:
@@ -151,13 +182,14 @@ def main() -> None:
             config = with_protocol(config, protocol.value, cli.overridden())
         unknown = [label for label in only.value if label not in config.evals]
         if unknown:
-            raise ValueError(f"--only {unknown[0]!r}: known {', '.join(config.evals)}")
+            known = {*config.evals, *EVALUATORS}
+            raise ValueError(f"--only={unknown[0]}: {suggest(unknown[0], known)}")
         if only.value:
             kept = {label: config.evals[label] for label in only.value}
             config = dataclasses.replace(config, evals=kept)
         return config
 
-    cli.run(run)
+    cli.run(run, stored=True, evaluators=True)
 
 
 if __name__ == "__main__":

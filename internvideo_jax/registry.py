@@ -6,10 +6,10 @@ the names costs nothing and a broken room does not break the others.
 
 from __future__ import annotations
 
-import difflib
 import importlib
-from collections.abc import Iterable
 from typing import Any
+
+from data_pipelines.limits import suggest as suggest
 
 MODELS = {
     "videomae_pretrain": "internvideo_jax.models.videomae:PretrainConfig",
@@ -67,11 +67,3 @@ def resolve(kind: str, name: str) -> Any:
         raise ValueError(f"unknown {kind} {name!r}: {suggest(name, table)}")
     module, attribute = table[name].split(":")
     return getattr(importlib.import_module(module), attribute)
-
-
-def suggest(name: str, known: Iterable[str]) -> str:
-    """`did you mean 'x'? known: x, y, z`, for error messages."""
-    known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"{hint}known: {', '.join(known) or '(none)'}"

@@ -34,6 +34,7 @@ from absl import flags
 from data_pipelines.companion import CompanionWriter, encode
 from data_pipelines.dataset import UnreadableRecordError
 from data_pipelines.features import PREFIX, left_out
+from data_pipelines.outputs import check_folder
 from data_pipelines.views import FixedViews
 from internvideo_jax import by_shard, cli, target_cache
 from internvideo_jax.build import check_clip
@@ -326,6 +327,7 @@ def main() -> None:
                 "--out is needed: the directory for the targets, which training then takes as "
                 "config.data.features"
             )
+        check_folder("--out", out.value)
         options = Teaching(**{name: flag.value for name, flag in chosen.items()})
         teacher, provenance = prepare(cli.typed_config(), options)
         teach(teacher, Path(out.value), provenance, part=part.value, parts=parts.value)

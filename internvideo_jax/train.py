@@ -11,17 +11,20 @@ from __future__ import annotations
 import collections
 import signal
 import sys
+import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import jax
 from absl import flags
 
+from data_pipelines.outputs import check_folder
 from data_pipelines.pipeline import TrainStream
 from internvideo_jax import cli
 from internvideo_jax.build import Run, build
 from internvideo_jax.checkpoint.frozen import check_frozen, load_frozen
-from internvideo_jax.checkpoint.initial import initialise
+from internvideo_jax.checkpoint.initial import check_source, initialise
 from internvideo_jax.checkpoint.manager import Checkpoints
 from internvideo_jax.checkpoint.metadata import devices, git_revision, params_digest, versions
 from internvideo_jax.checkpoint.steps import safe_text
@@ -56,24 +59,28 @@ def say(text: str, file: Any = None) -> None:
         print(text, file=file or sys.stdout, flush=True)
 
 
-def train(config: TrainConfig, workdir: Path) -> int:
-    """Runs or continues one training run; returns the exit code (0 = finished)."""
-    run = build(config)
+def train(config: TrainConfig, workdir: Path, given: Collection[str] = ()) -> int:
+    """Runs or continues one training run; returns the exit code (0 = finished).
+
+    Args:
+      given: fields that the command line sets, which a small set does not change (small.py).
+    """
+    check_folder("--workdir", workdir)
+    run = build(config, given=given)
     config = run.config
     if config.init_whole and not config.init_from:
         raise ValueError(
             "this recipe goes on from the weights of an earlier stage: set config.init_from to its "
             "run, or config.init_whole to () to start without"
         )
-    say(run.summary)
     context = EvalContext(run.model, run.mesh, config.data, config.seed, classes=run.classes)
     check_evaluators(config.evals, context)
-
-    frozen, digests = load_frozen(run.frozen, config.seed, say)
 
     # Continue, start from other weights, or start fresh. The step number is the data position.
     checkpoints = Checkpoints(workdir, config.checkpoint)
     start = checkpoints.latest() or 0
+    if config.init_from and not start:
+        check_source(config.init_from)
     stream = TrainStream(
         config.data,
         process=jax.process_index(),
@@ -83,6 +90,9 @@ def train(config: TrainConfig, workdir: Path) -> int:
     if start:
         checkpoints.check_classes(start, run.classes)
         checkpoints.check_data(start, stream.identity)
+    say(run.summary)
+    frozen, digests = load_frozen(run.frozen, config.seed, say)
+    if start:
         stored = checkpoints.meta(start).get("frozen", {})
         if digests or stored:
             say(check_frozen(digests, stored, checkpoints.folder))
@@ -117,11 +127,16 @@ def train(config: TrainConfig, workdir: Path) -> int:
             with progress.waiting(), watchdog.doing("waiting for data"):
                 batch = next(stream)
             profiler.before(step, state)
+            first = step == start + 1
+            if first:
+                say("compiling the train step ...")
+            began = time.monotonic()
             with profiler.step(step):
                 placed = multihost.to_global(batch, sharding)
                 state, metrics = train_step(state, placed)
             in_flight.append(metrics)
-            if step == start + 1:
+            if first:
+                say(f"compiled in {time.monotonic() - began:.1f} s")
                 say(f"attention: {attention.summary(sites)}")
             if len(in_flight) > IN_FLIGHT:
                 jax.block_until_ready(in_flight.popleft())
@@ -132,7 +147,7 @@ def train(config: TrainConfig, workdir: Path) -> int:
 
             last = step == run.steps
             regular = step % config.log.every == 0 or last or step == 1
-            log = regular or step == start + 1
+            log = regular or first
             stop = multihost.stop_after(step, interrupt.requested, agree=log)
             if log:
                 values = {name: float(value) for name, value in jax.device_get(metrics).items()}
@@ -278,7 +293,7 @@ def main() -> None:
         folder = Path(workdir.value)
         job = cli.COORDINATOR.value, cli.PROCESSES.value, cli.PROCESS.value
         with multihost.joined(*job, safe=lambda: safe_text(folder)):
-            return train(cli.typed_config(), folder)
+            return train(cli.typed_config(), folder, cli.overridden())
 
     cli.run(run)
 

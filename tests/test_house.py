@@ -42,9 +42,20 @@ MAY_IMPORT = {
     },
     "state": {"types", "config", "optim", "parallel"},
     "target_cache": {"config"},
-    "build": {"types", "config", "optim", "parallel", "state", "target_cache", "telemetry"},
+    "small": {"config"},
+    "build": {
+        "types",
+        "config",
+        "optim",
+        "parallel",
+        "small",
+        "state",
+        "target_cache",
+        "telemetry",
+    },
     "step": {"types", "build", "optim", "parallel", "state"},
-    "cli": {"config", "registry"},
+    "loading": {"config", "registry", "checkpoint", "weights"},
+    "cli": {"config", "registry", "loading"},
     "tools": {
         "types",
         "config",
@@ -57,13 +68,13 @@ MAY_IMPORT = {
         "cli",
     },
 }
-ENTRY_POINTS = {"train", "evaluate", "by_shard", "extract", "score", "teach", "demo"}
+ENTRY_POINTS = {"train", "evaluate", "by_shard", "extract", "score", "teach", "demo", "predict"}
 # Third-party package -> the only rooms that may import it.
 OWNERS = {
     "flax": {"models"},
     "optax": {"optim"},
     "orbax": {"checkpoint"},
-    "ml_collections": {"cli", "configs"},
+    "ml_collections": {"cli", "configs", "loading"},
     "clu": {"telemetry"},
     "av": {"data_pipelines", "benchmarks"},
     "grain": {"data_pipelines"},

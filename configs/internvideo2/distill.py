@@ -11,6 +11,7 @@ Options after the colon (comma separated):
   monitor   follow a nearest-neighbour accuracy during training (needs labels)
   probes    end with a linear and an attentive probe on frozen features (needs labels)
   smoke     the recipe in small: three steps on any set, a teacher with random weights, in seconds
+  small     batch, warm-up and length from the number of records, for sets of up to some thousands
 
 Values are those of the released scripts: rates for 256 clips, 8 frames, one random frame of each of
 8 parts; the teacher's pooling says which patches of the whole clip are likely to stay visible, so
@@ -62,6 +63,7 @@ def get_config(arg: str = ""):
         monitor=False,
         probes=False,
         smoke=False,
+        small=False,
     )
     check_known(options, size=(*BATCHES, "tiny"), teacher=TEACHERS, targets=TARGETS)
     config = tiny(options) if options["size"] == "tiny" else released(options)

@@ -8,6 +8,7 @@ Options after the colon (comma separated):
             frames in place of 8, or 336 for pixels in place of 224; docs/recipes.md lists them
   size      tiny: 48 pixels, for the built-in world and CPUs
   smoke     the recipe in small: three steps and its evaluation on any set, in seconds
+  small     batch, warm-up and length from the number of records, for sets of up to some thousands
 
 Values are those of the released scripts. What they share: rates for 256 crops, layer-wise learning
 rates, RandAugment, random resized crops, random erasing, mixup and CutMix, label smoothing, drop
@@ -37,7 +38,7 @@ from internvideo_jax.evaluators.classification import Classification as Accuracy
 from internvideo_jax.models.internvideo2_classifier import ClassifierConfig
 from internvideo_jax.objectives.classification import Classification
 from internvideo_jax.recipes import finetuning
-from internvideo_jax.recipes.smoke import smoke
+from internvideo_jax.recipes.smoke import sized
 from internvideo_jax.registry import suggest
 
 SIZES = {"s": "small", "b": "base", "l": "large", "1b": "1b", "6b": "6b"}
@@ -192,17 +193,17 @@ RECIPES = {
 
 
 def get_config(arg: str = ""):
-    options = parse_arg(arg, recipe="", size="", smoke=False)
+    options = parse_arg(arg, recipe="", size="", smoke=False, small=False)
     name, size = options["recipe"], options["size"]
     if size not in ("", "tiny") or (size and name):
         raise ValueError(f"size={size}: only size=tiny stands alone; else recipe=SIZE_DATA")
     if size == "tiny":
-        return config_dict(tiny())
+        return config_dict(sized(tiny(), options))
     name = name or "b_k710"
     if name not in RECIPES:
         raise ValueError(f"unknown recipe {name!r}: {suggest(name, RECIPES)}")
     config = released(name)
-    return config_dict(smoke(config) if options["smoke"] else config)
+    return config_dict(sized(config, options))
 
 
 def size_of(name: str) -> str:

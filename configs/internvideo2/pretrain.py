@@ -13,6 +13,7 @@ Options after the colon (comma separated):
   monitor   follow a nearest-neighbour accuracy during training (needs labels)
   probes    end with a linear and an attentive probe on frozen features (needs labels)
   smoke     the recipe in small: three steps on any set, teachers with random weights, in seconds
+  small     batch, warm-up and length from the number of records, for sets of up to some thousands
 
 Values are those of the released scripts: rates for 256 clips, warm-up from nothing, 16 frames, one
 random frame of each of 16 parts, of which InternVL-C reads every other one, VideoMAE V2 all, and
@@ -85,6 +86,7 @@ def get_config(arg: str = ""):
         monitor=False,
         probes=False,
         smoke=False,
+        small=False,
     )
     check_known(options, size=(*RECIPES, "tiny"), targets=TARGETS, teachers=TEACHERS)
     config = tiny(options) if options["size"] == "tiny" else released(options)

@@ -9,6 +9,7 @@ Options after the colon (comma separated):
   size      tiny: 48 pixels, for the built-in world and CPUs
   kind      attentive | linear, of size=tiny
   smoke     the recipe in small: three steps and its evaluation on any set, in seconds
+  small     batch, warm-up and length from the number of records, for sets of up to some thousands
 
 Values are those of the released scripts. What they share: 16 frames, one crop per video, neither
 weight decay nor drop path, and all that fine-tuning does to clips and labels: mixup, CutMix, random
@@ -39,7 +40,7 @@ from internvideo_jax.evaluators.classification import Classification as Accuracy
 from internvideo_jax.models.internvideo2_classifier import ClassifierConfig
 from internvideo_jax.objectives.classification import Classification
 from internvideo_jax.recipes import finetuning
-from internvideo_jax.recipes.smoke import smoke
+from internvideo_jax.recipes.smoke import sized
 from internvideo_jax.registry import suggest
 
 SIZES = {"1b": "1b", "6b": "6b"}
@@ -130,19 +131,19 @@ RECIPES = {
 
 
 def get_config(arg: str = ""):
-    options = parse_arg(arg, recipe="", size="", kind="attentive", smoke=False)
+    options = parse_arg(arg, recipe="", size="", kind="attentive", smoke=False, small=False)
     name, size, kind = options["recipe"], options["size"], options["kind"]
     if size not in ("", "tiny") or (size and name):
         raise ValueError(f"size={size}: only size=tiny stands alone; else recipe=KIND/SIZE_DATA")
     if kind not in FREEZE:
         raise ValueError(f"unknown kind {kind!r}: {suggest(kind, FREEZE)}")
     if size == "tiny":
-        return config_dict(tiny(kind))
+        return config_dict(sized(tiny(kind), options))
     name = name or "attentive/1b_k710"
     if name not in RECIPES:
         raise ValueError(f"unknown recipe {name!r}: {suggest(name, RECIPES)}")
     config = released(name)
-    return config_dict(smoke(config) if options["smoke"] else config)
+    return config_dict(sized(config, options))
 
 
 def size_of(name: str) -> str:

@@ -7,6 +7,7 @@ Options after the colon (comma separated):
   recipe    SIZE_DATA, a row of RECIPES below: b | l, then the data, then 16f for 16 frames in place
             of 8, or 384 for pixels in place of 224; docs/recipes.md lists them
   smoke     the recipe in small: three steps and its evaluation on any set, in seconds
+  small     batch, warm-up and length from the number of records, for sets of up to some thousands
 
 Values are those of the released scripts. What they share: rates for 256 crops, layer-wise learning
 rates, RandAugment, random resized crops, random erasing, mixup and CutMix, label smoothing, drop
@@ -35,7 +36,7 @@ from internvideo_jax.config import TrainConfig
 from internvideo_jax.models.umt import CLASSIFIER
 from internvideo_jax.models.videomae import ClassifierConfig
 from internvideo_jax.recipes import finetuning
-from internvideo_jax.recipes.smoke import smoke
+from internvideo_jax.recipes.smoke import sized
 from internvideo_jax.registry import suggest
 
 SIZES = {"b": "base", "l": "large"}
@@ -89,12 +90,12 @@ RECIPES = {
 
 
 def get_config(arg: str = ""):
-    options = parse_arg(arg, recipe="b_k710", smoke=False)
+    options = parse_arg(arg, recipe="b_k710", smoke=False, small=False)
     name = options["recipe"]
     if name not in RECIPES:
         raise ValueError(f"unknown recipe {name!r}: {suggest(name, RECIPES)}")
     config = released(name)
-    return config_dict(smoke(config) if options["smoke"] else config)
+    return config_dict(sized(config, options))
 
 
 def size_of(name: str) -> str:

@@ -11,6 +11,7 @@ Options after the colon (comma separated):
   monitor   follow a nearest-neighbour accuracy during training (needs labels)
   probes    end with a linear and an attentive probe on frozen features (needs labels)
   smoke     the recipe in small: three steps on any set, a teacher with random weights, in seconds
+  small     batch, warm-up and length from the number of records, for sets of up to some thousands
 
 Values are those of the released scripts, for Kinetics-710: rates for 256 clips, warm-up from
 nothing, 8 frames, one random frame of each of 8 parts, no clipping. The teacher reads frames apart,
@@ -49,7 +50,9 @@ RECIPES = {"base": Recipe("base16", 0.1), "large": Recipe("large14", 0.2)}
 
 
 def get_config(arg: str = ""):
-    options = parse_arg(arg, size="base", targets="step", monitor=False, probes=False, smoke=False)
+    options = parse_arg(
+        arg, size="base", targets="step", monitor=False, probes=False, smoke=False, small=False
+    )
     check_known(options, size=(*RECIPES, "tiny"), targets=TARGETS)
     config = tiny(options) if options["size"] == "tiny" else released(options)
     return config_dict(chosen(config, options))

@@ -14,6 +14,7 @@ Options after the colon (comma separated):
             k710: from a UniFormerV2 trained on Kinetics-710, shorter and slower; Kinetics only
   frames    of a clip, where a recipe was released with more: 16, 32 or 64
   smoke     the recipe in small: three steps and its evaluation on any set, in seconds
+  small     batch, warm-up and length from the number of records, for sets of up to some thousands
 
 Values are those of the released scripts: one learning rate for all layers, as it stands for any
 batch size; RandAugment and random resized crops, no mixing, erasing or label smoothing; one frame
@@ -51,7 +52,7 @@ from internvideo_jax.config import CheckpointConfig, LogConfig, OptimConfig, Tra
 from internvideo_jax.evaluators.classification import Classification as Accuracy
 from internvideo_jax.models.uniformerv2 import SIZES, UniFormerV2Config
 from internvideo_jax.objectives.classification import Classification
-from internvideo_jax.recipes.smoke import smoke
+from internvideo_jax.recipes.smoke import sized
 from internvideo_jax.registry import suggest
 
 BACKBONE = ("^encoder/",)  # what a frozen backbone is
@@ -166,16 +167,23 @@ BACKBONES = ("full", "frozen")
 
 def get_config(arg: str = ""):
     options = parse_arg(
-        arg, size="base", backbone="full", data="kinetics", start="clip", frames=0, smoke=False
+        arg,
+        size="base",
+        backbone="full",
+        data="kinetics",
+        start="clip",
+        frames=0,
+        smoke=False,
+        small=False,
     )
     size, backbone = options["size"], options["backbone"]
     if backbone not in BACKBONES:
         raise ValueError(f"unknown backbone {backbone!r}: {suggest(backbone, BACKBONES)}")
     frozen = backbone == "frozen"
     if size == "tiny":
-        return config_dict(tiny(frozen))
+        return config_dict(sized(tiny(frozen), options))
     config = released(options, frozen)
-    return config_dict(smoke(config) if options["smoke"] else config)
+    return config_dict(sized(config, options))
 
 
 def released(options: dict[str, Any], frozen: bool) -> TrainConfig:

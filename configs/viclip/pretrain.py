@@ -13,6 +13,7 @@ Options after the colon (comma separated):
   text      frozen: the text encoder stays CLIP's, as released | trained
   tokenizer clip, or world for the built-in world (size=tiny is made for that one)
   smoke     the recipe in small: three steps on any set with captions, in seconds
+  small     batch, warm-up and length from the number of records, for sets of up to some thousands
 
 Values are those of the released configs: rates as they stand, for 32768 pairs in stage 1 and 2048
 in stage 2; a cosine that is cut off at a hundredth; one random frame of each of 8 parts; no decay
@@ -36,7 +37,7 @@ from internvideo_jax.config import CheckpointConfig, LogConfig, OptimConfig, Tra
 from internvideo_jax.evaluators.retrieval import TextVideoRetrieval
 from internvideo_jax.models.viclip import SIZES, ViCLIPConfig
 from internvideo_jax.objectives.contrastive import Contrastive
-from internvideo_jax.recipes.smoke import smoke
+from internvideo_jax.recipes.smoke import sized
 from internvideo_jax.registry import suggest
 
 TEXT = ("^text/",)  # what a frozen text encoder is
@@ -71,7 +72,9 @@ TEXTS = ("frozen", "trained")
 
 
 def get_config(arg: str = ""):
-    options = parse_arg(arg, size="base", stage=1, text="frozen", tokenizer="", smoke=False)
+    options = parse_arg(
+        arg, size="base", stage=1, text="frozen", tokenizer="", smoke=False, small=False
+    )
     size, stage, text = options["size"], options["stage"], options["text"]
     if size not in SIZES:
         raise ValueError(f"no recipe for size {size!r}: {suggest(size, SIZES)}")
@@ -83,7 +86,7 @@ def get_config(arg: str = ""):
     if config.data.tokenizer == "world":
         model = dataclasses.replace(config.model, vocab=WORLD_VOCABULARY)
         config = dataclasses.replace(config, model=model)
-    return config_dict(smoke(config) if options["smoke"] else config)
+    return config_dict(sized(config, options))
 
 
 def released(options: dict[str, Any]) -> TrainConfig:

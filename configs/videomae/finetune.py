@@ -10,6 +10,7 @@ Options after the colon (comma separated):
   size      tiny | small | base | large | huge | giant: the Kinetics-400 recipe of that size, V2's
             where there is one
   smoke     the recipe in small: three steps and its evaluation on any set, in seconds
+  small     batch, warm-up and length from the number of records, for sets of up to some thousands
 
 Values are those of the released scripts. What they share: layer-wise learning rates, RandAugment,
 random resized crops, random erasing, mixup and CutMix, label smoothing, drop path; several segments
@@ -37,7 +38,7 @@ from internvideo_jax.evaluators.classification import Classification as Accuracy
 from internvideo_jax.models.videomae import ClassifierConfig
 from internvideo_jax.objectives.classification import Classification
 from internvideo_jax.recipes.finetuning import Recipe
-from internvideo_jax.recipes.smoke import smoke
+from internvideo_jax.recipes.smoke import sized
 from internvideo_jax.registry import suggest
 
 SIZES = {"s": "small", "b": "base", "l": "large", "h": "huge", "g": "giant"}
@@ -226,19 +227,19 @@ DEFAULTS = {
 
 
 def get_config(arg: str = ""):
-    options = parse_arg(arg, recipe="", size="", smoke=False)
+    options = parse_arg(arg, recipe="", size="", smoke=False, small=False)
     name, size = options["recipe"], options["size"]
     if size == "tiny" and not name:
-        return config_dict(tiny())
+        return config_dict(sized(tiny(), options))
     if size and size not in DEFAULTS:
-        raise ValueError(f"no recipe for size {size!r}: {suggest(size, DEFAULTS)}")
+        raise ValueError(f"no recipe for size {size!r}: {suggest(size, [*DEFAULTS, 'tiny'])}")
     name = name or DEFAULTS[size or "base"]
     if name not in RECIPES:
         raise ValueError(f"unknown recipe {name!r}: {suggest(name, RECIPES)}")
     if size and size != size_of(name):
         raise ValueError(f"recipe {name} is of size {size_of(name)}, not {size}; leave out size")
     config = released(name)
-    return config_dict(smoke(config) if options["smoke"] else config)
+    return config_dict(sized(config, options))
 
 
 def size_of(name: str) -> str:

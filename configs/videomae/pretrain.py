@@ -9,6 +9,7 @@ Options after the colon (comma separated):
   monitor   follow a nearest-neighbour accuracy during training (needs labels)
   probes    end with a linear and an attentive probe on frozen features (needs labels)
   smoke     the recipe in small: three steps and its evaluation on any set, in seconds
+  small     batch, warm-up and length from the number of records, for sets of up to some thousands
 
 Values are those of the released scripts: base rates for 256 clips, tube mask 0.9, 16 frames at
 stride 4 (Something-Something: --config.data.clip.stride=2), only a multi-scale crop. The V2 scripts
@@ -28,7 +29,7 @@ from internvideo_jax.evaluators.reconstruction import Reconstruction
 from internvideo_jax.models.videomae import PretrainConfig
 from internvideo_jax.objectives.masked_pixels import MaskedPixels
 from internvideo_jax.recipes.feature_evals import on_features
-from internvideo_jax.recipes.smoke import smoke
+from internvideo_jax.recipes.smoke import sized
 from internvideo_jax.registry import suggest
 
 
@@ -69,14 +70,15 @@ RECIPES = {
 
 def get_config(arg: str = ""):
     options = parse_arg(
-        arg, size="base", recipe="videomae", monitor=False, probes=False, smoke=False
+        arg, size="base", recipe="videomae", monitor=False, probes=False, smoke=False, small=False
     )
     size, name = options["size"], options["recipe"]
     if size == "tiny":
-        return config_dict(tiny(options))
+        return config_dict(sized(tiny(options), options))
     if (name, size) not in RECIPES:
         known = [f"{n}/{s}" for n, s in RECIPES]
-        raise ValueError(f"no recipe {name}/{size}: {suggest(f'{name}/{size}', known)}")
+        hint = suggest(f"{name}/{size}", [*known, f"{name}/tiny"])
+        raise ValueError(f"no recipe {name}/{size}: {hint}")
     recipe = RECIPES[name, size]
     # MCG-NJU's ViT-H has a wider decoder than the other two.
     preset = "huge_nju" if (name, size) == ("videomae", "huge") else size
@@ -109,7 +111,7 @@ def get_config(arg: str = ""):
         evals=evals,
         epochs=recipe.epochs,
     )
-    return config_dict(smoke(config) if options["smoke"] else config)
+    return config_dict(sized(config, options))
 
 
 def tiny(options: dict[str, Any]) -> TrainConfig:

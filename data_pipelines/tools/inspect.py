@@ -18,6 +18,7 @@ from data_pipelines.mixture import components_of
 from data_pipelines.pipeline import TrainStream, ViewPass
 from data_pipelines.tools.sheet import Page, Row, contact_sheet, web_page
 
+SUFFIXES = (".png", ".html")  # of the two files of a sheet
 # Values of a batch row that are shown in full; longer ones by their shape.
 _SHOWN_VALUES = 16
 _CLASSES_SHOWN = 20
@@ -175,7 +176,7 @@ def view_page(config: DataConfig, step: int, clips: int, segments: int, crops: i
 
 def write(page: Page, path: str) -> tuple[Path, Path]:
     """Writes `path`.png and `path`.html; returns the two paths."""
-    picture, text = Path(f"{path}.png"), Path(f"{path}.html")
+    picture, text = (Path(f"{path}{suffix}") for suffix in SUFFIXES)
     picture.parent.mkdir(parents=True, exist_ok=True)
     picture.write_bytes(contact_sheet(page))
     text.write_text(web_page(page), encoding="utf-8", errors="backslashreplace")

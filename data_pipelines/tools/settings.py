@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import difflib
 import importlib.util
-import os
 import sys
 import types
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from data_pipelines import recipe_files
 from data_pipelines.config import DataConfig
+from data_pipelines.limits import check_value, limits_of, suggest
 
 _PREFIX = "--config.data."
 
@@ -35,7 +35,7 @@ def data_config(
       overrides: `--config.data.FIELD=VALUE` each.
 
     Raises:
-      FileNotFoundError, ValueError: no such recipe, or an unknown field or a value of the wrong
+      ValueError: no such recipe, or an unknown field or a value of the wrong
         type, with the nearest name.
     """
     config = DataConfig() if recipe is None else _of_recipe(recipe)
@@ -47,15 +47,16 @@ def data_config(
         for part in reversed(name.removeprefix(_PREFIX).split(".")):
             nested = {part: nested}
         config = overlay(config, nested, "config.data")
+    if not config.global_batch:  # left to the run; what is shown does not depend on it
+        config = dataclasses.replace(config, global_batch=DataConfig.global_batch)
     if directory is not None:
         config = dataclasses.replace(config, train=directory)
     return config if split is None else dataclasses.replace(config, split=split)
 
 
 def _of_recipe(recipe: str) -> DataConfig:
-    path, _, options = recipe.partition(":")
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"--config: {path}: no such file; expected FILE.py[:OPTIONS]")
+    name, _, options = recipe.partition(":")
+    path = recipe_files.find(name)
     spec = importlib.util.spec_from_file_location("recipe", path)
     if spec is None or spec.loader is None:
         raise ValueError(f"--config: {path}: is not a Python file; expected FILE.py[:OPTIONS]")
@@ -79,18 +80,17 @@ def overlay(settings: Any, changes: Mapping[str, Any], path: str) -> Any:
       ValueError: an unknown field or a value of the wrong type; names the path, what was found
         and what was expected.
     """
-    hints = typing.get_type_hints(type(settings))
+    hints, limits = typing.get_type_hints(type(settings)), limits_of(type(settings))
     values = {}
     for name, value in changes.items():
         if name not in hints:
-            near = difflib.get_close_matches(name, hints, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ValueError(f"unknown field {path}.{name}: {hint}known: {', '.join(hints)}")
+            raise ValueError(f"unknown field {path}.{name}: {suggest(name, hints)}")
         where, old = f"{path}.{name}", getattr(settings, name)
         if dataclasses.is_dataclass(old) and isinstance(value, Mapping):
             values[name] = overlay(old, value, where)
         else:
             values[name] = _convert(hints[name], value, where)
+            check_value(values[name], limits.get(name), where)
     return dataclasses.replace(settings, **values)
 
 

@@ -106,6 +106,12 @@ def load_params(path: str) -> dict[str, np.ndarray]:
     return load_source(path).params
 
 
+def check_source(path: str) -> None:
+    """ValueError unless there is a weight file or a checkpoint at `path`; nothing is loaded."""
+    if not Path(path).is_file():
+        checkpoint_step(path)
+
+
 def load_source(path: str) -> Source:
     """As `load_params`, with what is known about the model and its classes."""
     place = Path(path)

@@ -11,7 +11,6 @@ files are embedded once: the embeddings are kept by content (docs/search.md).
 from __future__ import annotations
 
 import dataclasses
-import json
 import signal
 import sys
 import threading
@@ -22,9 +21,9 @@ from typing import Any
 from absl import flags
 from tqdm import tqdm
 
+from data_pipelines.outputs import check_file
 from internvideo_jax import cli
-from internvideo_jax.checkpoint.initial import checkpoint_step
-from internvideo_jax.config import TrainConfig, to_typed
+from internvideo_jax.cli import read_labels
 from internvideo_jax.demo.answers import Answers
 from internvideo_jax.demo.cache import EmbeddingCache, default_folder
 from internvideo_jax.demo.clips import CROPS, Sampling, list_videos
@@ -55,49 +54,10 @@ class Settings:
     fps: float
 
 
-def recipe(checkpoint: str) -> TrainConfig:
-    """The config of the command line, else the one that the run was trained with.
-
-    Raises:
-      ValueError: neither is there.
-    """
-    if cli.CONFIG.value is not None:
-        return cli.typed_config()
-    if Path(checkpoint).is_file():
-        raise ValueError(
-            f"{checkpoint} is a weight file, which does not say what model it is for; give the "
-            "--config it was trained with"
-        )
-    meta = checkpoint_step(checkpoint) / "meta" / "metadata"
-    return to_typed(TrainConfig, json.loads(meta.read_text(encoding="utf-8"))["config"])
-
-
-def read_labels(text: str) -> tuple[str, ...]:
-    """Classes from `a,b,c`, or from the lines of the file in `@file`; empty for no text.
-
-    Raises:
-      ValueError: no such file, or no class in it.
-    """
-    if not text:
-        return ()
-    if text.startswith("@"):
-        try:
-            lines = Path(text[1:]).read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"--labels={text}: cannot read the file ({error})") from error
-    else:
-        lines = text.split(",")
-    names = tuple(line.strip() for line in lines if line.strip())
-    if not names:
-        raise ValueError(f"--labels={text}: no class in it")
-    return names
-
-
 def open_parts(settings: Settings) -> tuple[Encoder, Sampling, EmbeddingCache]:
     """The model, what it looks at, and where its embeddings are kept."""
-    config = recipe(settings.checkpoint)
     encoder = open_encoder(
-        config, settings.checkpoint, tokenizer=settings.tokenizer, clips=settings.batch
+        cli.typed_config(), settings.checkpoint, tokenizer=settings.tokenizer, clips=settings.batch
     )
     model = encoder.model.config
     sampling = Sampling(
@@ -254,12 +214,14 @@ def main() -> None:
             fps=fps.value,
         )
         if command == "search":
+            if sheet.value:
+                check_file("--sheet", sheet.value)
             return search(settings, queries, count.value, sheet.value)
         if queries:
             raise ValueError(f"unexpected word {queries[0]!r}; queries are typed into the page")
         return answer_page(settings, host.value, port.value)
 
-    cli.run(run, words=True)
+    cli.run(run, words=True, stored=True)
 
 
 if __name__ == "__main__":

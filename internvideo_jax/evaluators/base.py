@@ -17,6 +17,7 @@ from data_pipelines.config import DataConfig, ViewConfig
 from data_pipelines.dataset import Dataset
 from data_pipelines.identity import class_difference
 from data_pipelines.pipeline import ViewPass
+from internvideo_jax.evaluators.per_video import Scored
 from internvideo_jax.parallel.mesh import BATCH_AXES, batch_sharding
 from internvideo_jax.parallel.multihost import is_main, to_global, to_host
 from internvideo_jax.types import Params
@@ -25,6 +26,7 @@ EVAL_SPLITS = ("test", "val", "validation", "train")
 # Clips of a device's share of a step, at most: matmuls of ten thousand rows for usual clips,
 # and little padding where a split is nearly empty.
 TILE = 8
+ANIMATED = " animated"  # ends the name of an animation
 
 Batch = dict[str, np.ndarray]
 
@@ -38,7 +40,9 @@ class Result:
     tables: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # JSON values
     pictures: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)  # (H, W, 3)
     animations: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)  # (T, H, W, 3)
+    captions: Mapping[str, str] = dataclasses.field(default_factory=dict)  # of pictures, by name
     sheets: Mapping[str, str] = dataclasses.field(default_factory=dict)  # CSV, for people
+    scored: Scored | None = None  # of every video, for those who ask
 
 
 class Evaluator(Protocol):
@@ -225,6 +229,13 @@ def describe_data(dataset: Dataset, views: ViewConfig) -> dict[str, Any]:
         "records": len(dataset),
         "data_fingerprint": dataset.manifest.fingerprint(dataset.split)[:16],
         **dataset.manifest.picture_options(),
+        **describe_views(views),
+    }
+
+
+def describe_views(views: ViewConfig) -> dict[str, Any]:
+    """Which clips of a video are looked at."""
+    return {
         "frames": views.clip.frames,
         "stride": views.clip.stride,
         "size": views.clip.size,

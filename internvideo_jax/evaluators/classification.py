@@ -13,9 +13,13 @@ import jax
 import numpy as np
 
 from data_pipelines.config import ClipConfig, ViewConfig
+from data_pipelines.limits import limited
 from internvideo_jax.evaluators import metrics, protocols
 from internvideo_jax.evaluators.base import EvalContext, Input, Result, describe_data
+from internvideo_jax.evaluators.per_video import Scored
 from internvideo_jax.telemetry.pictures import confusion_picture
+
+CONFUSION = "Videos of each class (rows) by the class they are taken for (columns)."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +31,7 @@ class Classification:
     """
 
     name: str = "classification"
-    every: int = 0  # steps; 0 = only at the end, -1 = never
+    every: int = limited(0, least=-1)  # steps; 0 = only at the end, -1 = never
     data: str = ""  # default: the run's
     split: str = ""  # default: test, else val, else train
     # Whose settings views and merge are meant to be (protocols.py); empty: nobody's.
@@ -106,7 +110,9 @@ class Classification:
                 "scores_sha256": hashlib.sha256(scores.tobytes()).hexdigest(),
             },
             pictures={"confusion": confusion_picture(table, classes)},
+            captions={"confusion": CONFUSION},
             sheets={"per_class": per_class_sheet(table, classes)},
+            scored=Scored(views.dataset, videos, label, scores, classes),
         )
 
     def _metrics(

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from data_pipelines.config import ViewConfig
+from data_pipelines.limits import limited
 from internvideo_jax.evaluators.base import EvalContext, Input, describe_data
 from internvideo_jax.ops.probe_heads import HeadSpec, read
 
@@ -22,7 +23,7 @@ class FeatureTask:
     """Settings of every task that learns from frozen features of one split and scores another."""
 
     name: str = ""
-    every: int = 0  # steps; 0 = only at the end, -1 = never
+    every: int = limited(0, least=-1)  # steps; 0 = only at the end, -1 = never
     data: str = ""  # default: the run's
     train_split: str = "train"
     split: str = ""  # default: test, else val, else train

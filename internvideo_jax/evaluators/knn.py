@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 
+from data_pipelines.limits import limited
 from internvideo_jax.evaluators.base import EvalContext, Result
 from internvideo_jax.evaluators.features import MEAN, FeatureTask, extract
 
@@ -15,9 +16,9 @@ class NearestNeighbours(FeatureTask):
     """Cosine-weighted vote of the k nearest training clips (as in DINO, Caron et al. 2021)."""
 
     name: str = "knn"
-    neighbours: int = 20
-    temperature: float = 0.07
-    max_clips: int = 5000  # training clips used
+    neighbours: int = limited(20, least=1)
+    temperature: float = limited(0.07, above=0)
+    max_clips: int = limited(5000, least=1)  # training clips used
 
     def run(self, context: EvalContext) -> Result:
         train, test = self.inputs()

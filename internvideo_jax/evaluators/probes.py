@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from data_pipelines.limits import limited
 from internvideo_jax.config import OptimConfig
 from internvideo_jax.evaluators.base import EvalContext, Result
 from internvideo_jax.evaluators.features import FeatureTask, extract
@@ -36,11 +37,11 @@ class LinearProbe(FeatureTask):
     """Softmax regression on mean-pooled, standardised features."""
 
     name: str = "linear_probe"
-    max_clips: int = 50000  # training clips used
-    steps: int = 500
-    batch: int = 256
-    learning_rates: Sequence[float] = (1e-3, 3e-3, 1e-2, 3e-2)
-    weight_decays: Sequence[float] = (1e-3,)
+    max_clips: int = limited(50000, least=1)  # training clips used
+    steps: int = limited(500, least=1)
+    batch: int = limited(256, least=1)
+    learning_rates: Sequence[float] = limited((1e-3, 3e-3, 1e-2, 3e-2), least=0)
+    weight_decays: Sequence[float] = limited((1e-3,), least=0)
 
     @property
     def spec(self) -> HeadSpec:
@@ -76,7 +77,7 @@ class AttentiveProbe(LinearProbe):
     batch: int = 128
     learning_rates: Sequence[float] = (3e-4, 1e-3, 3e-3)
     weight_decays: Sequence[float] = (0.01,)
-    heads: int = 4
+    heads: int = limited(4, least=1)
     mlp: bool = False  # a MLP after the attention
 
     @property

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from data_pipelines.config import ViewConfig
+from data_pipelines.limits import limited
 from internvideo_jax import masking
-from internvideo_jax.evaluators.base import EvalContext, Input, Result, describe_data
+from internvideo_jax.evaluators.base import ANIMATED, EvalContext, Input, Result, describe_data
 from internvideo_jax.ops.pixels import patchify, to_unit, unpatchify
 from internvideo_jax.ops.reconstruction import pixel_loss, restore_pixels
 from internvideo_jax.ops.tokens import scatter, take
@@ -29,7 +30,7 @@ class Reconstruction:
     """
 
     name: str = "reconstruction"
-    every: int = 0  # steps; 0 = only at the end, -1 = never
+    every: int = limited(0, least=-1)  # steps; 0 = only at the end, -1 = never
     data: str = ""  # default: the run's
     split: str = ""  # default: test, else val, else train
     views: ViewConfig = ViewConfig()
@@ -37,7 +38,7 @@ class Reconstruction:
     ratio: float = 0.9
     normalized: bool = True
     pictures: int = 4  # videos shown
-    scale: int = 2  # enlargement of the pictures
+    scale: int = limited(2, least=1)  # enlargement of the pictures
 
     def inputs(self) -> tuple[Input, ...]:
         return (Input(self.data, self.split, self.views, labelled=False),)
@@ -77,7 +78,23 @@ class Reconstruction:
             },
             pictures=pictures,
             animations=animations,
+            captions=self._captions(len(shown)),
         )
+
+    def _captions(self, count: int) -> dict[str, str]:
+        """What the pictures of so many videos show."""
+        how = (
+            "The model predicts each tubelet with mean 0 and variance 1; the picture borrows both "
+            "from the true tubelet."
+            if self.normalized
+            else "The model predicts the pixels themselves."
+        )
+        parts = (
+            f"the clip; what the encoder sees, {self.ratio:.0%} of the tubelets hidden (grey); "
+            f"the same with the hidden ones as predicted. {how}"
+        )
+        found = {f"video{i}": f"Rows, from the top: {parts}" for i in range(count)}
+        return found | {f"video{i}{ANIMATED}": f"From the left: {parts}" for i in range(count)}
 
     def _forward(self, context: EvalContext) -> Any:
         model, config = context.model, context.model.config

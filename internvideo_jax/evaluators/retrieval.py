@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from data_pipelines.limits import limited
 from internvideo_jax.evaluators import retrieval_metrics
 from internvideo_jax.evaluators import video_text_presets as presets
 from internvideo_jax.evaluators.base import EvalContext, Result
@@ -40,10 +41,10 @@ class TextVideoRetrieval(VideoTextTask):
     captions: str = "all"
     # What cosines are multiplied by, for the dual softmax: 1 in ViCLIP; 0 = 1 / temperature of the
     # model (InternVideo1).
-    scale: float = 1.0
+    scale: float = limited(1.0, least=0)
     ties: str = "mid"  # retrieval_metrics.py, TIES: optimistic | mid | pessimistic | later | ...
     video_to_text: str = "captions"  # retrieval_metrics.py: captions | grouped
-    block: int = 4096  # texts and videos compared at a time; bounds the memory
+    block: int = limited(4096, least=1)  # texts and videos compared at a time; bounds the memory
     pictured: int = 8  # queries drawn with the videos they find
 
     @classmethod

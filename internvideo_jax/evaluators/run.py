@@ -8,13 +8,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from internvideo_jax.evaluators.base import EvalContext, Evaluator, Result
+from data_pipelines.storage import write_atomic
+from internvideo_jax.evaluators.base import ANIMATED, EvalContext, Evaluator, Result
+from internvideo_jax.evaluators.per_video import jsonl, sheet
 from internvideo_jax.parallel.multihost import is_main
 from internvideo_jax.telemetry.pictures import write_gif, write_png
 from internvideo_jax.types import Params
 
 RESULTS = "results"
 PICTURES = "pictures"
+PER_VIDEO = ("off", "top5", "scores")  # what is written of every video
 
 
 def check_evaluators(evaluators: Mapping[str, Evaluator], context: EvalContext) -> None:
@@ -44,11 +47,16 @@ def run_evaluators(
     *,
     folder: Path,
     provenance: Mapping[str, Any],
+    per_video: str = PER_VIDEO[0],
 ) -> dict[str, Result]:
     """Runs every evaluator on `params`.
 
     Writes `folder/results/LABEL.json` (metrics, protocol, provenance) and pictures and
     CSV sheets below `folder/pictures`, replacing those of an earlier run.
+
+    Args:
+      per_video: one of PER_VIDEO: what `folder/results/LABEL-videos.jsonl` and .csv say of every
+        video of those evaluators that score classes.
     """
     context.params = params
     results = {}
@@ -56,6 +64,8 @@ def run_evaluators(
         results[label] = evaluator.run(context)
         if is_main():
             write_result(folder, label, evaluator, results[label], provenance)
+            if per_video != PER_VIDEO[0]:
+                write_videos(folder, label, results[label], every=per_video == "scores")
     context.params = None
     return results
 
@@ -73,11 +83,11 @@ def write_result(
         drawings[name] = f"{PICTURES}/{label}-{name}.png"
         write_png(folder / drawings[name], picture)
     for name, clip in result.animations.items():
-        drawings[f"{name} animated"] = f"{PICTURES}/{label}-{name}.gif"
-        write_gif(folder / drawings[f"{name} animated"], clip)
-    for name, sheet in result.sheets.items():
+        drawings[f"{name}{ANIMATED}"] = f"{PICTURES}/{label}-{name}.gif"
+        write_gif(folder / drawings[f"{name}{ANIMATED}"], clip)
+    for name, table in result.sheets.items():
         (folder / PICTURES).mkdir(parents=True, exist_ok=True)
-        (folder / PICTURES / f"{label}-{name}.csv").write_text(sheet, encoding="utf-8")
+        (folder / PICTURES / f"{label}-{name}.csv").write_text(table, encoding="utf-8")
     write_json(
         folder / RESULTS / f"{label}.json",
         {
@@ -86,9 +96,21 @@ def write_result(
             "protocol": dict(result.protocol),
             "tables": dict(result.tables),
             "pictures": drawings,
+            "captions": dict(result.captions),
             **provenance,
         },
     )
+
+
+def write_videos(folder: Path, label: str, result: Result, *, every: bool) -> None:
+    """A row per video as JSONL and as CSV; nothing for tasks that do not score classes."""
+    place = folder / RESULTS / f"{label}-videos"
+    if result.scored is None:
+        print(f"{label}: gives no scores of single videos", flush=True)
+        return
+    rows = list(result.scored.rows(every=every))
+    for suffix, text in ((".jsonl", jsonl(rows)), (".csv", sheet(rows))):
+        write_atomic(str(place.with_suffix(suffix)), text.encode("utf-8", "replace"))
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 from data_pipelines import schema
 from data_pipelines.config import ClipConfig, ViewConfig
 from data_pipelines.dataset import Dataset
+from data_pipelines.limits import limited
 from data_pipelines.text import Tokenizer, make_tokenizer
 from data_pipelines.text.caption import clean_caption
 from internvideo_jax.evaluators.base import EvalContext, Input, describe_data
@@ -41,11 +42,11 @@ class VideoTextTask:
     """
 
     name: str = ""
-    every: int = 0  # steps; 0 = only at the end, -1 = never
+    every: int = limited(0, least=-1)  # steps; 0 = only at the end, -1 = never
     data: str = ""  # default: the run's
     split: str = ""  # default: test, else val, else train
     views: ViewConfig = ViewConfig(clip=ClipConfig(sampling="uniform"), crop_rule="squash")
-    seconds: float = 0.0  # only so much from the beginning of every clip; 0 = all
+    seconds: float = limited(0.0, least=0)  # only so much from the beginning of every clip; 0 = all
     tokenizer: str = ""  # clip | clip:PATH | bert:PATH; empty: the run's, else clip
     clean: bool = True  # texts without case and punctuation (ViCLIP); InternVideo1 does not
 
@@ -194,14 +195,7 @@ class Videos:
 def embed_videos(context: EvalContext, source: Input, title: str) -> Videos:
     """Raises ValueError for an embedding that has no direction; names the first such record."""
     stream = context.open(source)
-
-    def build() -> Callable[..., Any]:
-        def forward(params: Params, batch: dict[str, jax.Array]) -> jax.Array:
-            return context.model.apply(params, batch["video"], method="encode_video")
-
-        return forward
-
-    rows = list(context.outputs(stream, "encode_video", build, title))
+    rows = list(embeddings(context, stream, title))
     valid = np.concatenate([batch["valid"] for batch, _ in rows])
     record, view, label = (
         np.concatenate([batch[key] for batch, _ in rows])[valid]
@@ -224,13 +218,39 @@ def embed_videos(context: EvalContext, source: Input, title: str) -> Videos:
             f"{len(np.unique(record[bad]))} of {len(np.unique(record))} videos: the checkpoint's "
             "video encoder or the record is broken"
         )
-    videos, begin = np.unique(record, return_index=True)
-    mean = np.add.reduceat(unit(values), begin, axis=0)
+    videos, begin, mean = mean_of_views(record, values)
     if (bad := no_direction(mean)).any():
         raise ValueError(
             f"record {videos[np.argmax(bad)]}: the embeddings of its views cancel each other"
         )
     return Videos(stream.dataset, videos, label[begin], unit(mean), stream.skipped)
+
+
+def embeddings(
+    context: EvalContext, stream: Any, title: str
+) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
+    """(batch without video, (B, E) embeddings) of the clips of a pass, step by step."""
+
+    def build() -> Callable[..., Any]:
+        def forward(params: Params, batch: dict[str, jax.Array]) -> jax.Array:
+            return context.model.apply(params, batch["video"], method="encode_video")
+
+        return forward
+
+    return context.outputs(stream, "encode_video", build, title)
+
+
+def mean_of_views(
+    record: np.ndarray, values: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Numbers of the videos, their first rows, and the means (V, E) of their views of length 1.
+
+    Args:
+      record: (R,) ascending: which video a row belongs to.
+      values: (R, E), any length.
+    """
+    videos, begin = np.unique(record, return_index=True)
+    return videos, begin, np.add.reduceat(unit(values), begin, axis=0)
 
 
 def unit(values: np.ndarray) -> np.ndarray:

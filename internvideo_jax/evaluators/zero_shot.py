@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
+from data_pipelines.limits import limited
 from internvideo_jax.evaluators import metrics, templates
 from internvideo_jax.evaluators import video_text_presets as presets
 from internvideo_jax.evaluators.base import EvalContext, Input, Result
-from internvideo_jax.evaluators.classification import per_class, per_class_sheet
+from internvideo_jax.evaluators.classification import CONFUSION, per_class, per_class_sheet
+from internvideo_jax.evaluators.per_video import Scored
 from internvideo_jax.evaluators.video_text import VideoTextTask, embed_videos, logit_scale
 from internvideo_jax.telemetry.pictures import confusion_picture
 
@@ -28,7 +30,7 @@ class ZeroShot(VideoTextTask):
     texts: Sequence[str] = ()  # templates of your own instead, each with one {}
     merge: str = "cosine"  # templates.py, MERGES: cosine | embedding | probability
     # merge=probability: what cosines are multiplied by; 0 = 1 / temperature of the model.
-    scale: float = 0.0
+    scale: float = limited(0.0, least=0)
     names: str = ""  # text file with a class name per line, in the order of the labels
 
     @classmethod
@@ -117,7 +119,9 @@ class ZeroShot(VideoTextTask):
                 "classes": list(classes),
             },
             pictures={"confusion": confusion_picture(table, classes)},
+            captions={"confusion": CONFUSION},
             sheets={"per_class": per_class_sheet(table, classes)},
+            scored=Scored(videos.dataset, videos.record[labelled], label, scores, classes),
         )
 
     def _preset(self) -> presets.ZeroShotPreset | None:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from data_pipelines.limits import limited
 from internvideo_jax.models.functional import Model
 from internvideo_jax.models.layers.attention_pool import (
     POOL_SHARDING,
@@ -58,19 +59,19 @@ class EncoderConfig(VideoTowerConfig):
     """Factory: `EncoderConfig.of_size("1b")`."""
 
     name: str = "internvideo2"
-    embedding: int = 768  # channels of the pooled vector
-    pool_heads: int = 16
-    tubelet: int = 1  # frames per token
+    embedding: int = limited(768, least=1)  # channels of the pooled vector
+    pool_heads: int = limited(16, least=1)
+    tubelet: int = limited(1, least=1)  # frames per token
     patch: int = 14  # pixels per token, height and width
     qkv_bias: bool = False
     qk_norm: bool = True
-    layer_scale: float = 1e-5  # initial LayerScale; 0 = none
+    layer_scale: float = limited(1e-5, least=0)  # initial LayerScale; 0 = none
     # gelu_tanh is what the published models were trained and run with (their fused MLP); gelu, the
     # exact one, is what the same code computes without it. Files do not tell them apart.
     activation: str = "gelu_tanh"
     pos_table: str = "joint"  # joint | separable, both learned
     pos_frames: int = 8  # of the position table in a weight file of another length
-    drop_path: float = 0.0  # of the last layer; the others have less
+    drop_path: float = limited(0.0, least=0, below=1)  # of the last layer; the others have less
 
     def __post_init__(self) -> None:
         super().__post_init__()

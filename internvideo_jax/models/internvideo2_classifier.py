@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from data_pipelines.limits import limited
 from internvideo_jax.models.functional import Model
 from internvideo_jax.models.internvideo2 import EncoderConfig, InternVideo2
 from internvideo_jax.models.layers.batch_norm import BatchNorm
@@ -38,7 +39,7 @@ class ClassifierConfig(EncoderConfig):
 
     name: str = "internvideo2_classifier"
     classes: int = 0  # 0 = as many as the data set has
-    head_dropout: float = 0.0
+    head_dropout: float = limited(0.0, least=0, below=1)
     head_scale: float = 0.001  # factor on the initial head
     extra_mlp: bool = False  # a residual MLP on the pooled vector (attentive probing)
     # What the head reads: the pooled vector (proj); the class token and the mean of all patches

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from data_pipelines.limits import limited
 from internvideo_jax.models.functional import Model
 from internvideo_jax.models.internvideo2 import Encoder, EncoderConfig, Positions, attention_pool
 from internvideo_jax.models.layers.decoders import (
@@ -40,7 +41,7 @@ class StudentConfig(EncoderConfig):
     name: str = "internvideo2_student"
     # The batch has stride * frames frames, of which the student takes every stride-th: 2 where a
     # VideoMAE teacher of tubelet 2 sees them all.
-    stride: int = 1
+    stride: int = limited(1, least=1)
     clip_width: int = 3200  # of the teacher's aligned features; 0 = none are aligned
     clip_layers: Sequence[int] = ()  # aligned blocks, ascending; empty: the last six
     clip_decoder: str = "linear"  # linear | mlp, the one of the pooled vector too

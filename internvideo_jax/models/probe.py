@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from data_pipelines.limits import limited
 from internvideo_jax.config import component
 from internvideo_jax.models.functional import Model
 from internvideo_jax.ops.probe_heads import (
@@ -42,11 +43,11 @@ class ProbeConfig:
     classes: int = 0  # 0 = as many as the data set has
     head: str = "attentive"  # linear | attentive | concat; see ops/probe_heads.py
     # Every pair is one head.
-    learning_rates: Sequence[float] = (5e-3, 3e-3, 1e-3, 3e-4, 1e-4)
-    weight_decays: Sequence[float] = (0.01, 0.1, 0.4, 0.8)
+    learning_rates: Sequence[float] = limited((5e-3, 3e-3, 1e-3, 3e-4, 1e-4), least=0)
+    weight_decays: Sequence[float] = limited((0.01, 0.1, 0.4, 0.8), least=0)
     pooling: str = "mean"  # linear: mean | class | pooled
     per_frame: bool = False  # concat: the means of all frames, not one of the clip
-    heads: int = 4  # attentive: heads of its attention
+    heads: int = limited(4, least=1)  # attentive: heads of its attention
     mlp: bool = False  # attentive: a MLP after it
     # Every so many-th record of the training split teaches no head and may choose between them;
     # 0 = all records teach.

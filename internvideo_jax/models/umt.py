@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from data_pipelines.limits import limited
 from internvideo_jax.models.functional import Model
 from internvideo_jax.models.layers.decoders import (
     DECODER_SHARDING,
@@ -44,7 +45,7 @@ class UMTStudentConfig(VideoConfig):
     pos_frames: int = 8
     clip_width: int = 512  # of the teacher's aligned features: CLIP B/16 512, L/14 768
     clip_layers: Sequence[int] = ()  # aligned blocks, ascending; empty: the last six
-    drop_path: float = 0.0
+    drop_path: float = limited(0.0, least=0, below=1)
 
     # What alignment asks of a student, and this one does not have.
     class_token: ClassVar[bool] = False

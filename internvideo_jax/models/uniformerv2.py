@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from data_pipelines.limits import limited
 from internvideo_jax.models.functional import Model
 from internvideo_jax.models.layers.block import BLOCK_SHARDING, BlockConfig, layer_norm
 from internvideo_jax.models.layers.block_stack import run_layers, stacked
@@ -71,17 +72,17 @@ class UniFormerV2Config(VideoTowerConfig):
     # Frames are embedded in overlapping threes, two frames apart: half as many tokens in time.
     temporal_downsample: bool = False
     local_blocks: int = 0  # local MHRA per layer: 0, 1 (before attention), 2 (before the MLP too)
-    local_reduction: float = 1.5  # width over the width of a local block
+    local_reduction: float = limited(1.5, above=0)  # width over the width of a local block
     global_layers: Sequence[int] = ()  # layers (from 0) whose output a global block reads
-    mlp_factor: float = 4.0  # hidden over width in the global blocks
+    mlp_factor: float = limited(4.0, above=0)  # hidden over width in the global blocks
     # Form of the image transformer: clip (all published models) | vit (DINO, DeiT).
     backbone: str = "clip"
     # The head of the published models with a frozen backbone: class tokens of the frames unused.
     frozen: bool = False
-    drop_path: float = 0.0  # of the last layer; the others have less
-    global_drop_path: float = 0.0  # of the last global block
-    mlp_dropout: float = 0.5  # of the hidden units of the global blocks
-    head_dropout: float = 0.5
+    drop_path: float = limited(0.0, least=0, below=1)  # of the last layer; the others have less
+    global_drop_path: float = limited(0.0, least=0, below=1)  # of the last global block
+    mlp_dropout: float = limited(0.5, least=0, below=1)  # of the hidden units of the global blocks
+    head_dropout: float = limited(0.5, least=0, below=1)
     pixel_mean: Sequence[float] = (0.45, 0.45, 0.45)
     pixel_std: Sequence[float] = (0.225, 0.225, 0.225)
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from data_pipelines.limits import limited
 from internvideo_jax.models.functional import Model
 from internvideo_jax.models.layers.block import BLOCK_SHARDING, BlockConfig, layer_norm
 from internvideo_jax.models.layers.block_stack import run_stack, stacked_blocks
@@ -66,8 +67,9 @@ class VideoTransformerConfig(VideoTowerConfig):
     `attention` is that of the video encoder: the text encoder is causal, which only xla is.
     """
 
-    embedding: int  # channels of the common space
-    drop_path: float = 0.0  # of the last layer of the video encoder; the others have less
+    embedding: int = limited(least=1)  # channels of the common space
+    # Of the last layer of the video encoder; the others have less.
+    drop_path: float = limited(0.0, least=0, below=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -110,9 +112,10 @@ class ViCLIPConfig(VideoTransformerConfig):
 
     name: str = "viclip"
     text: TowerConfig
-    context: int = 32  # ids per caption, special tokens and padding included
-    vocab: int = VOCABULARY
-    temperature: float = 0.01  # initial value; objectives keep it from falling below 0.01
+    context: int = limited(32, least=1)  # ids per caption, special tokens and padding included
+    vocab: int = limited(VOCABULARY, least=1)
+    # Initial value; objectives keep it from falling below 0.01.
+    temperature: float = limited(0.01, above=0)
     # Also learn a bias of the logits, for the sigmoid loss: SigLIP (Zhai et al. 2023) starts it at
     # -10, since nearly all pairs of a batch are wrong. Published files have none.
     logit_bias: bool = False

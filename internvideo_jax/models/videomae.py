@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from data_pipelines.limits import limited
 from internvideo_jax.models.functional import Model
 from internvideo_jax.models.layers.block import BLOCK_SHARDING, BlockConfig, layer_norm
 from internvideo_jax.models.layers.block_stack import run_stack, stacked_blocks
@@ -66,9 +67,10 @@ class VideoConfig(VideoTowerConfig):
     """What pre-training model and classifier have in common."""
 
     frames: int = 16
-    tubelet: int = 2  # frames per token
+    tubelet: int = limited(2, least=1)  # frames per token
     qkv_bias: bool = True
-    layer_scale: float = 0.0  # initial LayerScale; 0 = none, as in every published model
+    # Initial LayerScale; 0 = none, as in every published model.
+    layer_scale: float = limited(0.0, least=0)
     cosine: bool = False  # cosine attention of VideoMAE V2
     # sincos | resized | separable | learnable; see layers/pos_embed.py.
     pos_table: str = "sincos"
@@ -277,12 +279,12 @@ class ClassifierConfig(VideoConfig):
     name: str = "videomae_classifier"
     classes: int = 0  # 0 = as many as the data set has
     pooling: str = "mean"  # mean | first_token
-    drop_path: float = 0.0
-    head_dropout: float = 0.0
+    drop_path: float = limited(0.0, least=0, below=1)
+    head_dropout: float = limited(0.0, least=0, below=1)
     head_scale: float = 0.001  # factor on the initial head
     # In training, logits of this many consecutive clips are averaged (InternVideo1's num_segment,
     # 1 in every script).
-    segments: int = 1
+    segments: int = limited(1, least=1)
 
     @classmethod
     def of_size(cls, name: str, /, **changes: Any) -> ClassifierConfig:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from data_pipelines.limits import limited
 from internvideo_jax import masking
 from internvideo_jax.config import component
 from internvideo_jax.ops.alignment import DISTANCES, alignment_loss
@@ -44,9 +45,10 @@ class Alignment:
     # False draws over the whole clip, as for a video teacher.
     per_frame: bool = True
     ratio: float = 0.8  # share of tokens hidden from the student
-    middle: float = 1.0  # weights of the three losses; 0: that one is not computed
-    final: float = 1.0
-    mae: float = 1.0
+    # Weights of the three losses; 0: that one is not computed.
+    middle: float = limited(1.0, least=0)
+    final: float = limited(1.0, least=0)
+    mae: float = limited(1.0, least=0)
     distance: str = "cosine"  # cosine | mse | smooth_l1: ops/alignment.py
     clip_teacher: Any = component("teacher", optional=True)
     mae_teacher: Any = component("teacher", optional=True)

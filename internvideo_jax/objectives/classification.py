@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from data_pipelines.limits import limited
 from internvideo_jax import masking
 from internvideo_jax.ops import erasing
 from internvideo_jax.ops.losses import smooth_labels, soft_cross_entropy
@@ -24,11 +25,12 @@ class Classification:
     """Cross entropy against soft targets."""
 
     name: str = "classification"
-    smoothing: float = 0.1  # label smoothing
-    mixup: float = 0.8  # alpha; 0 = off
-    cutmix: float = 1.0  # alpha; 0 = off
+    smoothing: float = limited(0.1, least=0, most=1)  # label smoothing
+    mixup: float = limited(0.8, least=0)  # alpha; 0 = off
+    cutmix: float = limited(1.0, least=0)  # alpha; 0 = off
     switch: float = 0.5  # probability of CutMix when both are on
-    erasing: float = 0.0  # probability of random erasing per clip; 0 = off
+    # Probability of random erasing per clip; 0 = off.
+    erasing: float = limited(0.0, least=0, most=1)
     erasing_mode: str = "pixel"  # ops/erasing.py: const | rand | pixel
     erasing_area: Sequence[float] = (0.02, 1 / 3)  # share of the frame
     erasing_ratio: Sequence[float] = (0.3, 1 / 0.3)  # height over width

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from data_pipelines.limits import limited
 from internvideo_jax import masking
 from internvideo_jax.ops import contrastive
 from internvideo_jax.parallel.mesh import BATCH_AXES
@@ -37,7 +38,7 @@ class Contrastive:
     # reference: encoder gradients divided by the number of devices, as the averaging over GPUs of
     # ViCLIP's code comes to; that of the temperature is whole in both.
     scale: str = "true"
-    min_temperature: float = 0.01
+    min_temperature: float = limited(0.01, least=0)
     bias: float = -10.0  # of the sigmoid's logits, where the model has no parameter `bias`
 
     def check(self, config: Any) -> None:

@@ -8,15 +8,15 @@ from typing import Any
 
 from data_pipelines.config import ClipConfig, ViewConfig
 from internvideo_jax.config import TrainConfig
-from internvideo_jax.recipes.smoke import smoke
+from internvideo_jax.recipes.smoke import sized
 
 FOLDER = "features"  # of cached targets, in the folder of the data set
 TARGETS = ("step", "cached")  # where targets come from
 
 
 def chosen(config: TrainConfig, options: Mapping[str, Any]) -> TrainConfig:
-    """The run with the options `smoke` and `targets` of its recipe."""
-    config = smoke(config) if options["smoke"] else config
+    """The run with the options `smoke`, `small` and `targets` of its recipe."""
+    config = sized(config, options)
     return cached_targets(config) if options["targets"] == "cached" else config
 
 

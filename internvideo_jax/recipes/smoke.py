@@ -11,12 +11,27 @@ run three steps with a checkpoint after the second.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from data_pipelines.config import ClipConfig
 from internvideo_jax.config import CheckpointConfig, LogConfig, TrainConfig
 
 CLIPS = 4  # per step and repeat
+
+
+def sized(config: TrainConfig, options: Mapping[str, Any]) -> TrainConfig:
+    """The run with the options `smoke` and `small` of its recipe.
+
+    Raises:
+      ValueError: both.
+    """
+    if options["smoke"] and options["small"]:
+        raise ValueError("smoke and small exclude each other: smoke has a batch and a length")
+    if options["small"]:
+        data = dataclasses.replace(config.data, global_batch=0)  # internvideo_jax/small.py
+        return dataclasses.replace(config, data=data)
+    return smoke(config) if options["smoke"] else config
 
 
 def smoke(config: TrainConfig) -> TrainConfig:

@@ -14,6 +14,7 @@ from typing import Any
 
 import jinja2
 
+from data_pipelines.outputs import check_file
 from internvideo_jax.telemetry.pictures import curve_svg
 from internvideo_jax.telemetry.writer import METRICS, PERF, read_rows
 
@@ -65,7 +66,8 @@ def _read_run(workdir: Path) -> dict[str, Any]:
     ]
     for result in results:
         result["images"] = [
-            (name, _inline(workdir / place)) for name, place in result["pictures"].items()
+            (name, _inline(workdir / place), result.get("captions", {}).get(name, ""))
+            for name, place in result["pictures"].items()
         ]
     return {
         "name": workdir.name,
@@ -120,13 +122,19 @@ def _running_mean(values: list[float]) -> list[float]:
 
 
 def _compare(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """All metrics of all runs in one table, and the loss curves over each other."""
-    rows = []
-    for run in runs:
+    """All metrics in one table, a column for each run, and the loss curves over each other."""
+    found: dict[tuple[str, str], dict[int, float]] = {}
+    for column, run in enumerate(runs):
         for result in run["results"]:
-            rows.append((run["name"], result["label"], result["metrics"]))
+            for name, value in result["metrics"].items():
+                found.setdefault((result["label"], name), {})[column] = value
+    rows = [
+        (label, name, [values.get(column) for column in range(len(runs))])
+        for (label, name), values in sorted(found.items(), key=lambda item: item[0][0])
+    ]
     curves = {run["name"]: run["loss"] for run in runs if len(run["loss"][0]) > 1}
-    return {"rows": rows, "loss": curve_svg("training loss", curves) if curves else ""}
+    loss = curve_svg("training loss", curves) if curves else ""
+    return {"names": [run["name"] for run in runs], "rows": rows, "loss": loss}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -139,6 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--title", default="", help="heading; default: the names of the runs")
     options = parser.parse_args(arguments)
     try:
+        check_file("--out", options.out)
         print(write_report(options.workdirs, options.out, options.title))
     except ValueError as error:
         parser.exit(2, f"error: {error}\n")

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from internvideo_jax.checkpoint.initial import checkpoint_step, checkpoint_weights
+from internvideo_jax.cli import quiet_libraries
 from internvideo_jax.config import to_typed
 from internvideo_jax.models import zoo
 from internvideo_jax.registry import resolve
@@ -29,6 +30,7 @@ FROM_FILE = ("frames", "size", "heads", "decoder_heads")  # what a file does not
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
+    quiet_libraries()
     try:
         if options.command == "average":
             average.run(options, read)

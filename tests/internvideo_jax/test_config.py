@@ -157,3 +157,69 @@ def test_config_dict_holds_every_field():
     config = config_dict(with_length(steps=3))
     assert config.data.reader.max_substitutions == 100
     assert config.checkpoint.accept_new_data is False
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("optim.accumulate", 0, r"config\.optim\.accumulate = 0: expected at least 1"),
+        ("optim.lr", float("nan"), r"config\.optim\.lr = nan: expected a finite number"),
+        ("optim.lr", float("inf"), r"config\.optim\.lr = inf: expected a finite number"),
+        ("optim.lr", -1e-3, r"config\.optim\.lr = -0\.001: expected at least 0"),
+        ("optim.b2", 1.0, r"config\.optim\.b2 = 1: expected at least 0 and less than 1"),
+        ("epochs", float("nan"), r"config\.epochs = nan"),
+        ("steps", -1, r"config\.steps = -1: expected at least 0"),
+        ("checkpoint.every", 0, r"config\.checkpoint\.every = 0: expected at least 1"),
+        ("log.every", 0, r"config\.log\.every = 0: expected at least 1"),
+        ("data.repeats", 0, r"config\.data\.repeats = 0: expected at least 1"),
+        ("data.clip.frames", 0, r"config\.data\.clip\.frames = 0: expected at least 1"),
+        ("data.augment.area", (0.5, float("nan")), r"config\.data\.augment\.area = nan"),
+        ("mesh.data", -2, r"config\.mesh\.data = -2: expected at least -1"),
+        ("model.size", 0, r"config\.model\.size = 0: expected at least 1"),
+        ("model.encoder.width", -96, r"config\.model\.encoder\.width = -96: expected at least 1"),
+        ("model.encoder.depth", 0, r"config\.model\.encoder\.depth = 0: expected at least 1"),
+        (
+            "model.dtype",
+            "float8",
+            r"config\.model\.dtype = 'float8': .*known: bfloat16, float16",
+        ),
+        ("model.dtype", "float64", r"'float64': .*\(jax computes in 32 bits at most\)"),
+        ("model.dtype", "int8", r"config\.model\.dtype = 'int8': "),
+        ("evals.knn.views.batch", 0, r"config\.evals\.knn\.views\.batch = 0: expected at least 1"),
+        ("evals.knn.every", -2, r"config\.evals\.knn\.every = -2: expected at least -1"),
+        ("evals.knn.neighbours", 0, r"config\.evals\.knn\.neighbours = 0: expected at least 1"),
+    ],
+)
+def test_values_that_no_run_can_have_are_named(path, value, message):
+    plain = change(recipe("pretrain", "size=tiny,monitor"), path, value)
+    with pytest.raises(ValueError, match=message):
+        to_typed(TrainConfig, plain)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("evals.knn.every", -1),
+        ("mesh.data", -1),
+        ("seed", -3),
+        ("optim.clip_norm", 0.0),
+        ("optim.lr", 1e30),
+        ("model.dtype", "float16"),
+        ("data.reader.threads", 0),
+    ],
+)
+def test_values_at_the_edge_are_taken(path, value):
+    to_typed(TrainConfig, change(recipe("pretrain", "size=tiny,monitor"), path, value))
+
+
+def test_a_teacher_of_another_type_is_named_by_its_path():
+    from internvideo_jax.loading import load_recipe
+
+    plain = change(load_recipe("umt/pretrain:size=tiny"), "objective.clip_teacher.dtype", "int8")
+    with pytest.raises(ValueError, match=r"config\.objective\.clip_teacher\.dtype = 'int8'"):
+        to_typed(TrainConfig, plain)
+
+
+def test_a_length_without_a_step_is_an_error():
+    with pytest.raises(ValueError, match=r"config\.epochs = 0\.1 of 3 steps is no step at all"):
+        total_steps(with_length(epochs=0.1), 100)

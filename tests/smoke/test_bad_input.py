@@ -16,7 +16,10 @@ from tests.conftest import ROOT, TINY, TINY_PRETRAIN, environment
 from tests.smoke.conftest import FINETUNE, PRETRAIN, SHORT
 
 ERRORS = {
-    "unknown field": (["--config.optim.lrr=1"], "unknown config field 'lrr'. Did you mean \"lr\""),
+    "unknown field": (
+        ["--config.optim.lrr=1"],
+        "unknown field config.optim.lrr: did you mean 'lr'?",
+    ),
     "wrong type": (["--config.optim.lr=fast"], "flag --config.optim.lr=fast: could not convert"),
     "missing data": (["--config.data.train=/nowhere"], "/nowhere: no such directory"),
     "no data": (["--config.data.train="], "no data directory given"),

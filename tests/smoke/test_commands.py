@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 
+import pytest
 from safetensors.numpy import load_file
 
 from tests.conftest import TINY, TINY_PRETRAIN
@@ -149,11 +150,77 @@ def test_report_over_several_runs(command, runs, tmp_path):
     assert "Comparison" in page and page.count("<h2>") == 3
 
 
-def test_help_explains_the_flags(command):
-    done = command("internvideo_jax.train", "--help")
+def test_a_run_s_folder_is_enough_to_evaluate_it_under_a_protocol(command, runs, tmp_path):
+    arguments = ("internvideo_jax.evaluate", f"--checkpoint={runs.folder}/finetune")
+    done = command(
+        *arguments,
+        "--protocol=videomae/kinetics",
+        "--per_video=top5",
+        f"--config.data.eval={runs.shards}",
+        f"--out={tmp_path}/r.json",
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = json.loads((tmp_path / "r.json").read_text())["results"]["test"]
+    protocol = result["protocol"]
+    assert (protocol["preset"], protocol["modified"]) == ("videomae/kinetics", {})
+    assert (protocol["segments"], protocol["crops"]) == (5, 3)
+    lines = (tmp_path / "r/results/test-videos.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert sum(row["rank"] == 1 for row in rows) / 20 == result["metrics"]["top1"]
+    assert len((tmp_path / "r/results/test-videos.csv").read_text().splitlines()) == 21
+    # The same scores without shards, from the files that they were made of.
+    done = command(
+        "internvideo_jax.predict",
+        runs.shards.parent / "videos/test",
+        "--protocol=videomae/kinetics",
+        *arguments[1:],
+        f"--out={tmp_path}/p.json,{tmp_path}/p.csv",
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((tmp_path / "p.json").read_text())
+    files = {str(row["top"]) for row in found["videos"]}
+    assert files == {str(row["top"]) for row in rows} and found["skipped"] == []
+    assert found["protocol"]["segments"] == 5 and len(found["labels"]) == 10
+    assert "20 videos, 0 skipped" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--protocol=videomae/kinetcs"], "did you mean 'videomae/kinetics'?"),
+        (
+            ["--protocol=videomae/kinetics", "--config.evals.test.views.crops=1"],
+            "--config.evals.test.views.crops both decide the views",
+        ),
+        (["--only=tets"], "--only=tets: did you mean 'test'?"),
+        (["--out=results"], "--out=results: expected the name of a file that ends in .json"),
+        (["--out=README.md/r.json"], "README.md is a file, nothing can be written below it"),
+        (["--config.evals.test.views.batch=0"], "config.evals.test.views.batch = 0: expected at"),
+        (["--only=zero_shot"], "config.evals.zero_shot: the evaluator 'zero_shot' compares videos"),
+    ],
+)
+def test_what_evaluate_refuses_before_the_first_clip(command, runs, tmp_path, arguments, message):
+    out = [] if "--out" in arguments[0] else [f"--out={tmp_path}/r.json"]
+    checkpoint = f"--checkpoint={runs.folder}/finetune"
+    done = command("internvideo_jax.evaluate", checkpoint, *out, *arguments)
+    assert done.returncode == 2 and message in done.stderr, done.stderr[-2000:]
+    assert "Traceback" not in done.stderr and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("flag", ["--help", "--helpfull", "-h"])
+def test_help_explains_the_flags(command, flag):
+    recipe = ["--config=videomae/pretrain:size=tiny"] if flag == "--helpfull" else []
+    done = command("internvideo_jax.train", flag, *recipe)
+    assert done.returncode == 0 and not done.stderr
     assert "--workdir" in done.stdout and "configs/x/y.py" in done.stdout
-    done = command("internvideo_jax.evaluate", "--help")
-    assert "--checkpoint" in done.stdout
+    assert ("--config.optim.lr=0.001" in done.stdout) == (flag == "--helpfull")
+
+
+@pytest.mark.parametrize("module", ["evaluate", "extract", "predict"])
+def test_help_of_the_other_commands(command, module):
+    done = command(f"internvideo_jax.{module}", "--help")
+    assert done.returncode == 0 and not done.stderr
+    assert f"python -m internvideo_jax.{module} " in done.stdout and "--checkpoint" in done.stdout
 
 
 def test_a_run_without_labels_or_test_split(command, tmp_path):

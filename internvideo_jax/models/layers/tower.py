@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
+from data_pipelines.limits import limited
 from internvideo_jax.models.layers.block_stack import check_remat
 from internvideo_jax.ops.attention import check_form
 from internvideo_jax.ops.pixels import (
@@ -23,15 +24,18 @@ from internvideo_jax.registry import suggest
 
 Size = TypeVar("Size")
 
+# What activations may be. Without JAX_ENABLE_X64 jax would make float64 float32, silently.
+FLOATS = ("bfloat16", "float16", "float32", *(("float64",) if jax.config.jax_enable_x64 else ()))
+
 
 @dataclasses.dataclass(frozen=True)
 class TowerConfig:
     """One stack of transformer blocks."""
 
-    width: int
-    depth: int
-    heads: int
-    hidden: int  # units of the MLP
+    width: int = limited(least=1)
+    depth: int = limited(least=1)
+    heads: int = limited(least=1)
+    hidden: int = limited(least=1)  # units of the MLP
 
     def flops(self, tokens: int) -> float:
         """Multiply-adds of a forward pass over `tokens` tokens of one example, times two."""
@@ -84,12 +88,13 @@ class VideoTowerConfig:
     """What the encoders of clips have in common; models add the form of their blocks and tables."""
 
     encoder: TowerConfig
-    frames: int = 8
-    size: int = 224  # pixels, height and width
-    patch: int = 16  # pixels per token, height and width
+    frames: int = limited(8, least=1)
+    size: int = limited(224, least=1)  # pixels, height and width
+    patch: int = limited(16, least=1)  # pixels per token, height and width
     pixel_mean: Sequence[float] = IMAGENET_MEAN
     pixel_std: Sequence[float] = IMAGENET_STD
-    dtype: str = "bfloat16"  # activations and matmuls; parameters stay float32
+    # Of activations and matmuls; parameters stay float32.
+    dtype: str = limited("bfloat16", known=FLOATS, note="jax computes in 32 bits at most")
     attention: str = "auto"  # auto | xla | flash | blocked | cudnn; see ops/attention.py
     remat: str = "none"  # none | full | attention | dots; see layers/block_stack.py
     scan: bool = True

@@ -10,10 +10,13 @@ import pytest
 from data_pipelines import sampling, transforms
 from data_pipelines.config import ViewConfig
 from data_pipelines.dataset import open_dataset
+from data_pipelines.pipeline import ViewPass
+from internvideo_jax.config import TrainConfig, to_typed
 from internvideo_jax.evaluate import with_protocol
 from internvideo_jax.evaluators import metrics, protocols
 from internvideo_jax.evaluators.base import TILE, deal, describe_data, tile_rows
 from internvideo_jax.evaluators.classification import Classification, per_class_sheet
+from internvideo_jax.loading import load_recipe
 from tests.data_pipelines.sets import write_set
 from tests.recipes import shipped
 
@@ -146,3 +149,26 @@ def test_results_say_which_pixels_the_data_has(tmp_path, options, pixels, storag
     made = dataclasses.replace(dataset.manifest, options=options)
     found = describe_data(dataclasses.replace(dataset, manifest=made), ViewConfig())
     assert (found["pixels"], found["storage"]) == (pixels, storage)
+
+
+FAMILIES = {
+    "videomae": "videomae/finetune:recipe=v2/b_k400,smoke",
+    "internvideo1": "videomae/finetune:recipe=internvideo1/h_k400,smoke",
+    "uniformerv2": "uniformerv2/finetune:size=base,smoke",
+    "umt": "umt/finetune:recipe=b_k710,smoke",
+    "internvideo2": "internvideo2/finetune:recipe=b_k710,smoke",
+}
+
+
+@pytest.mark.parametrize("name", protocols.PROTOCOLS)
+def test_every_protocol_gives_views_of_its_family(name, shards):
+    """From the recipe as the command reads it to the clips of a split."""
+    config = to_typed(TrainConfig, load_recipe(FAMILIES[name.partition("/")[0]]))
+    test = with_protocol(config, name, {"data.eval"}).evals["test"]
+    assert test.protocol == name and test._preset()["modified"] == {}
+    stream = ViewPass(str(shards), "test", dataclasses.replace(test.views, batch=1))
+    clips = next(stream)["video"]
+    stream.close()
+    protocol = protocols.find(name)
+    count = protocol.segments * protocol.crops
+    assert clips.shape == (count, config.model.frames, *[config.model.size] * 2, 3)

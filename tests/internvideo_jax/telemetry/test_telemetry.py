@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 
 import numpy as np
@@ -126,3 +127,47 @@ def test_pictures_are_files_that_open(tmp_path):
 def test_report_of_something_that_is_no_run(tmp_path):
     with pytest.raises(ValueError, match=r"no run.json here; expected the --workdir"):
         write_report([tmp_path], tmp_path / "report.html")
+
+
+def a_run(folder, loss, metrics):
+    clip = np.zeros((2, 8, 8, 3), np.uint8)
+    pictures.write_png(folder / "pictures/test-video0.png", clip[0])
+    about = {
+        "config": {
+            "model": {"name": "m"},
+            "objective": {"name": "o"},
+            "data": {"global_batch": 4},
+        },
+        "devices": {"count": 1, "kind": "cpu"},
+    }
+    (folder / "results").mkdir()
+    (folder / "run.json").write_text(json.dumps(about))
+    result = {
+        "evaluator": "reconstruction",
+        "metrics": metrics,
+        "protocol": {"split": "test"},
+        "tables": {},
+        "pictures": {"video0": "pictures/test-video0.png"},
+        "captions": {"video0": "Rows, from the top: <the clip>"},
+    }
+    (folder / "results/test.json").write_text(json.dumps(result))
+    rows = [{"step": step, "train/loss": loss / step} for step in (1, 2, 3)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def test_a_report_has_results_then_curves_then_pictures_and_runs_as_columns(tmp_path):
+    one = a_run(tmp_path / "one", 1.0, {"loss": 0.5, "clips": 20.0})
+    two = a_run(tmp_path / "two", 2.0, {"loss": 0.25, "top1": 0.75})
+    page = write_report([one, two], tmp_path / "report.html").read_text()
+    comparison, first, _ = page.split("<h2>")[1:]
+    assert "<th>one</th><th>two</th>" in comparison
+    rows = [re.findall(r"<td[^>]*>([^<]*)</td>", row) for row in comparison.split("<tr>")[2:]]
+    assert [row for row in rows if row] == [
+        ["test", "loss", "0.5", "0.25"],
+        ["test", "clips", "20", ""],
+        ["test", "top1", "", "0.75"],
+    ]
+    places = [first.index(part) for part in ("<h3>test", "<h3>Curves", "<h3>Pictures of test")]
+    assert places == sorted(places)
+    assert "video0. Rows, from the top: &lt;the clip&gt;" in first

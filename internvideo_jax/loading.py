@@ -1,0 +1,173 @@
+"""The config behind a command line: a recipe, or what a run has written down about itself.
+
+`cli` hands the flag library this file as the recipe, so that overrides work on all of them alike.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from data_pipelines import recipe_files
+from internvideo_jax.config import TrainConfig, as_plain, to_typed
+from internvideo_jax.registry import EVALUATORS, resolve, suggest
+
+
+def get_config(request: str) -> ConfigDict:
+    """The config that `cli` asks for, in JSON: `recipe`, or `checkpoint`; `evals`, `fields`."""
+    asked = json.loads(request)
+    if asked["recipe"]:
+        plain = load_recipe(asked["recipe"])
+    else:
+        try:
+            plain = stored_config(asked["checkpoint"])
+        except ValueError as error:
+            raise OSError(str(error)) from error  # the library waits until the config is read
+    if more := added(plain, asked["evals"]):
+        plain = {**plain, "evals": {**plain["evals"], **more}}
+    check_fields(plain, asked["fields"])
+    return ConfigDict(plain)
+
+
+def load_recipe(recipe: str) -> dict[str, Any]:
+    """The values of `FILE` or `FILE:OPTIONS`, checked against the schema.
+
+    Raises:
+      ValueError: no such recipe or option, or a file that is no recipe.
+    """
+    name, _, options = recipe.partition(":")
+    path = recipe_files.find(name)
+    spec = importlib.util.spec_from_file_location(f"recipe_{path.parent.stem}_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"--config: {name}: is not a Python file; expected FILE.py[:OPTIONS]")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where its dataclasses look for their annotations
+    try:
+        spec.loader.exec_module(module)
+        if not hasattr(module, "get_config"):
+            raise ValueError("has no function get_config, so it is no recipe")
+        found = module.get_config(options)
+    except ValueError:
+        raise
+    except Exception as error:
+        kind = type(error).__name__
+        raise ValueError(f"--config: {name}: is broken: {kind}: {error}") from error
+    plain = found.to_dict() if hasattr(found, "to_dict") else found
+    if not isinstance(plain, Mapping):
+        kind = type(plain).__name__
+        raise ValueError(f"--config: {name}: its get_config() gives {kind}, expected a mapping")
+    return dict(plain)
+
+
+def stored_config(checkpoint: str) -> dict[str, Any]:
+    """The values of the run that a checkpoint belongs to.
+
+    Raises:
+      ValueError: there is no checkpoint, or it does not say its config: a weight file; a run of
+        another version of the schema.
+    """
+    place = Path(checkpoint)
+    if place.is_file():
+        raise ValueError(
+            f"{checkpoint} is a weight file, which does not say what model it is for; give the "
+            f"--config it was trained with{_recipes_for(place)}"
+        )
+    # Late: what a recipe on the command line needs is no checkpoint library.
+    from internvideo_jax.checkpoint.initial import checkpoint_step
+
+    meta = checkpoint_step(place) / "meta" / "metadata"
+    try:
+        plain = json.loads(meta.read_text(encoding="utf-8"))["config"]
+        # The mesh was that of another machine, perhaps; what is computed does not depend on it.
+        return as_plain(to_typed(TrainConfig, {**plain, "mesh": {}}))
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        found = str(error) if isinstance(error, OSError | ValueError) else "it is not in there"
+        raise ValueError(
+            f"the config that {meta} has from the run cannot be used: {found}; give the recipe as "
+            "--config, with the options that the run had"
+        ) from error
+
+
+def _recipes_for(file: Path) -> str:
+    """`, such as ...`: the recipes that fit a weight file, as far as it tells."""
+    from internvideo_jax.weights import files
+    from internvideo_jax.weights.identify import identify
+
+    try:
+        weights = files.load(file)
+        known = identify(weights.kind, weights.params, weights.geometry, str(file))
+    except (ValueError, OSError, ImportError):
+        return ""
+    configs = [entry.config for entry in (*known.named, *known.alike) if entry.config]
+    for command in known.commands:
+        configs += [
+            word.removeprefix("--config=") for word in command.split() if "--config=" in word
+        ]
+    first = list(dict.fromkeys(configs))[:3]
+    return f", such as {' or '.join(f'--config={each}' for each in first)}" if first else ""
+
+
+def added(plain: Mapping[str, Any], labels: Sequence[str]) -> dict[str, Any]:
+    """Evaluators that are asked for by their names and that the config lacks, on its model's clips.
+
+    How frames are chosen is the evaluator's own rule where it compares with texts, else that of the
+    evaluators that the config has.
+    """
+    wanted = [name for name in labels if name in EVALUATORS and name not in plain.get("evals", ())]
+    if not wanted:
+        return {}
+    config = to_typed(TrainConfig, plain)
+    others = [each.views for each in config.evals.values() if hasattr(each, "views")]
+    found = {}
+    for name in wanted:
+        evaluator = resolve("evaluator", name)()
+        views = evaluator.views
+        if others and not hasattr(evaluator, "tokenizer"):
+            views = others[0]
+        clip = dataclasses.replace(views.clip, frames=config.model.frames, size=config.model.size)
+        batch = others[0].batch if others else views.batch
+        views = dataclasses.replace(views, clip=clip, batch=batch)
+        found[name] = as_plain(dataclasses.replace(evaluator, views=views))
+    return found
+
+
+def check_fields(plain: Mapping[str, Any], fields: Sequence[str]) -> None:
+    """ValueError for the first path of an override that the config does not have."""
+    for path in fields:
+        here: Any = plain
+        parts = path.split(".")
+        for depth, name in enumerate(parts):
+            where = ".".join(["config", *parts[:depth]])
+            if "[" in name:  # an entry of a sequence: the flag library's own syntax
+                break
+            if not isinstance(here, Mapping):
+                shown = "None" if here is None else "a single value"
+                raise ValueError(f"unknown field {where}.{name}: {where} is {shown}")
+            if name not in here:
+                raise ValueError(f"unknown field {where}.{name}: {_near(name, here, plain)}")
+            here = here[name]
+
+
+def leaves(plain: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(path, value) of every field that holds a value."""
+    for name, value in plain.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _near(name: str, here: Mapping[str, Any], plain: Mapping[str, Any]) -> str:
+    hint = suggest(name, here)
+    elsewhere = [path for path, _ in leaves(plain) if path.rpartition(".")[2] == name]
+    if elsewhere and "did you mean" not in hint:
+        names = " or ".join(f"config.{path}" for path in elsewhere[:2])
+        hint = f"did you mean {names}? {hint}"
+    return hint
