@@ -66,7 +66,7 @@ def environment(devices: int = 1, *, fast: bool = True) -> dict[str, str]:
 
     Args:
       fast: compile in two thirds of the time. Runs of a few steps compile longer than they compute;
-        their bits are then not those of this process.
+        their bits are then not those of a process without these flags.
     """
     kept = {k: v for k, v in os.environ.items() if k not in {"XLA_FLAGS", *QUICK}}
     flags = f"--xla_force_host_platform_device_count={devices}"
