@@ -18,7 +18,8 @@ from lists of clips before that.
 """
 
 _EPILOG = """\
-Exit code: 0 good, 1 a fault was found, 2 wrong use, 3 the run could not finish, 130 interrupted.
+Exit code: 0 good, 1 a fault was found, 2 wrong use, 3 the run could not finish, 75 a fault outside
+that may pass, 130 interrupted; docs/launch.md has all.
 """
 
 _SETTINGS = """\
@@ -216,7 +217,7 @@ def parser() -> argparse.ArgumentParser:
         help="a split and the files that make it up; may be given several times",
     )
     adopt.add_argument(
-        "--classes", metavar="FILE", help="class names, JSON or one per line, in index order"
+        "--classes", metavar="FILE", help="class names in index order, or with their numbers"
     )
     adopt.add_argument(
         "--flip-changes-label",

@@ -19,6 +19,7 @@ from data_pipelines.manifest import Manifest
 from data_pipelines.warp import INTERPOLATIONS
 
 CROPS = ("multiscale", "random_resized", "random", "center", "squash")
+MOST_SIDE = 16384  # pixels of a resized frame
 ARGUMENTS = ("factor", "factor", "factor", "turn")  # of the four parts of the jitter
 
 Change = Callable[[np.ndarray], np.ndarray]
@@ -161,6 +162,8 @@ def _check(size: int, crop: str, config: AugmentConfig) -> None:
             f"{where}.short_side = {sides}: config.data.crop=random needs the shortest and longest "
             f"short side, both at least clip.size = {size}"
         )
+    if crop == "random" and sides[1] > MOST_SIDE:
+        raise ValueError(f"{where}.short_side = {sides}: expected at most {MOST_SIDE} pixels")
     if len(config.jitter) != 4 or min(config.jitter) < 0 or config.jitter[3] > 0.5:
         raise ValueError(
             f"{where}.jitter = {config.jitter}: expected brightness, contrast, saturation (0 or "

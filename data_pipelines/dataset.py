@@ -14,7 +14,7 @@ from typing import Any, TypeVar, overload
 
 import numpy as np
 
-from data_pipelines import encoded, schema
+from data_pipelines import encoded, memory, schema
 from data_pipelines.frame_table import FrameTable
 from data_pipelines.manifest import Manifest, open_split
 from data_pipelines.records import CorruptRecordError, RecordSource
@@ -166,7 +166,19 @@ class Dataset:
                 f"{self.address(index, record)}: label {wrong[0]} is outside the class list of "
                 f"{len(self.classes)} names; repeat the ingest, or fix the manifest's classes"
             )
+        self._check_names(index, record)
         return record
+
+    def _check_names(self, index: int, record: schema.Record) -> None:
+        """Records of an ingest hold the names of their classes; no checksum covers the manifest."""
+        named = zip(record.labels, record.label_names, strict=False)
+        other = [(k, name) for k, name in named if self.classes and name != self.classes[k]]
+        if other and "adopted" not in self.manifest.options:
+            label, name = other[0]
+            raise UnreadableRecordError(
+                f"{self.address(index, record)}: calls class {label} {name!r}, the manifest "
+                f"{self.classes[label]!r}; copy manifest.json again from its origin"
+            )
 
     def _decode(self, index: int) -> schema.Record:
         table = self.source.table(index)
@@ -193,17 +205,20 @@ class Dataset:
             pictures = record.frames.fetch(numbers)
         else:
             pictures = [record.frames[number] for number in numbers]
-        size = record.height * record.width * 3
+        shape, size = (record.height, record.width), record.height * record.width * 3
+        if 0 < memory.installed() < len(numbers) * size:
+            raise UnreadableRecordError(
+                f"{self.address(index, record)}: {len(numbers)} frames of {record.width}x"
+                f"{record.height} pixels are more than the memory of this machine"
+            )
         rows = itertools.repeat(None) if buffer is None else buffer.rows(len(numbers), size)
         decoded: dict[int, np.ndarray] = {}
         for frame, picture, row in zip(numbers, pictures, rows, strict=False):
             try:
-                decoded[frame] = encoded.decode(picture, row)
+                decoded[frame] = encoded.decode_frame(frame, picture, shape, row)
             except ValueError as error:
-                raise UnreadableRecordError(
-                    f"{self.address(index, record)}: frame {frame} is not a readable JPEG or PNG "
-                    f"({error})"
-                ) from error
+                where = self.address(index, record)
+                raise UnreadableRecordError(f"{where}: {error}") from error
         return [decoded[int(frame)] for frame in wanted]
 
     def audio(self, index: int, record: schema.Record) -> schema.Audio | None:

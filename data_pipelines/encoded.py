@@ -45,6 +45,26 @@ def size_of(data: bytes) -> tuple[int, int]:
     return height, width
 
 
+def decode_frame(
+    number: int, data: bytes, size: tuple[int, int], memory: np.ndarray | None = None
+) -> np.ndarray:
+    """The pixels of a frame of a record, as `decode` gives them.
+
+    Raises:
+      ValueError: it has not the size (H, W) of its record, by its header, so that nothing is
+        allocated for it; or as `decode`. Names the frame.
+    """
+    try:
+        found = size_of(data)
+        if found == size:
+            return decode(data, memory)
+    except ValueError as error:
+        raise ValueError(f"frame {number} is not a readable JPEG or PNG ({error})") from error
+    raise ValueError(
+        f"frame {number} is {found[1]}x{found[0]}, the record says {size[1]}x{size[0]}"
+    )
+
+
 def decode(data: bytes, memory: np.ndarray | None = None) -> np.ndarray:
     """The pixels (H, W, 3) uint8 RGB of a picture.
 

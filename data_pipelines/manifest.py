@@ -20,6 +20,7 @@ from data_pipelines.record_index import INDEX_SUFFIX, Index, read_index, write_a
 from data_pipelines.records import RecordSource
 
 FILE_NAME = "manifest.json"
+CLASSES_FILE = "classes.json"  # the same class names, beside it
 
 # Threads that open the indexes of a split: remote storage is all waiting, a local disk is not.
 _OPENERS, _REMOTE_OPENERS = 4, 32
@@ -143,12 +144,43 @@ def save(manifest: Manifest) -> None:
 
 
 def load(directory: str | os.PathLike[str]) -> Manifest:
-    """Read ``manifest.json``.
+    """Read ``manifest.json``, and compare its class names with ``classes.json`` where that is.
 
     Raises:
       FileNotFoundError: the directory does not exist, or holds no manifest.
-      ValueError: the manifest is unreadable, incomplete, or of a newer schema.
+      ValueError: the manifest is unreadable, incomplete, of a newer schema, or names other classes.
     """
+    result = load_alone(directory)
+    if difference := check_classes(result):
+        raise ValueError(f"{difference}; {_REPEAT}")
+    return result
+
+
+def check_classes(manifest: Manifest) -> str:
+    """What is wrong between ``classes.json`` and the class names of the manifest; "" if nothing.
+
+    The names give a class its meaning and no checksum covers them. A data set without the file, as
+    shards of others are, is not at fault; nor is, to one who reads, a file that is unreadable.
+    """
+    if "adopted" in manifest.options:
+        return ""
+    path = storage.join(manifest.directory, CLASSES_FILE)
+    try:
+        names = json.loads(storage.read_text(path))
+    except (OSError, ValueError, RecursionError):
+        return ""
+    if names == list(manifest.classes):
+        return ""
+    place = f"{manifest.directory}: {FILE_NAME} and {CLASSES_FILE}"
+    if not isinstance(names, list) or len(names) != len(manifest.classes):
+        count = len(names) if isinstance(names, list) else "no list of"
+        return f"{place} disagree: {len(manifest.classes)} classes and {count} classes"
+    index = next(i for i, name in enumerate(names) if name != manifest.classes[i])
+    return f"{place} disagree: class {index} is {manifest.classes[index]!r} and {names[index]!r}"
+
+
+def load_alone(directory: str | os.PathLike[str]) -> Manifest:
+    """As :func:`load`, whatever ``classes.json`` says."""
     directory = os.fspath(directory)
     path = storage.join(directory, FILE_NAME)
     # Object stores have no directories, only objects whose names begin alike.
@@ -160,7 +192,7 @@ def load(directory: str | os.PathLike[str]) -> Manifest:
         content = json.loads(storage.read_text(path))
     except FileNotFoundError as error:
         raise FileNotFoundError(_explain_missing(directory)) from error
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also a number of thousands of digits
         raise ValueError(f"{path}: is not readable JSON ({error}); {_REPEAT}") from error
     return _parse(directory, content)
 

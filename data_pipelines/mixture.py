@@ -31,6 +31,10 @@ from data_pipelines.dataset import Dataset, open_dataset
 
 MEDIA = ("video", "image")
 MERGES = ("off", "offset", "name")
+# Weights are exact fractions; beyond these the digits of 1e99999999 alone would fill the memory.
+_LONGEST_WEIGHT = 40  # characters
+_MOST_DIGITS = 18  # before and behind the point, the exponent counted
+_LONGEST_PERIOD = 2**62  # places that Python can number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +105,14 @@ def _component(part: str) -> Component:
 
 
 def _weight(name: str, text: str) -> Fraction:
+    exponent = re.search(r"e([-+]?\d{1,9})", text, re.IGNORECASE)
+    digits = int(exponent[1]) if exponent else 0
+    if len(text) > _LONGEST_WEIGHT or abs(digits) > _MOST_DIGITS:
+        shown = f"{text[:_LONGEST_WEIGHT]}..." if len(text) > _LONGEST_WEIGHT else text
+        raise ValueError(
+            f"config.data.mixture: weight {shown!r} of {name} is too long a number; expected at "
+            f"most {_LONGEST_WEIGHT} characters and an exponent of at most {_MOST_DIGITS}"
+        )
     try:
         weight = Fraction(text)
     except (ValueError, ZeroDivisionError):
@@ -195,11 +207,21 @@ class Interleave:
 
     @classmethod
     def of(cls, shares: Sequence[Fraction]) -> Interleave:
-        """The shortest period with these shares, all positive."""
+        """The shortest period with these shares, all positive.
+
+        Raises:
+          ValueError: it is longer than places can be numbered.
+        """
         scale = math.lcm(*(share.denominator for share in shares))
         whole = [int(share * scale) for share in shares]
         factor = math.gcd(*whole)
-        return cls(tuple(weight // factor for weight in whole))
+        weights = tuple(weight // factor for weight in whole)
+        if sum(weights) > _LONGEST_PERIOD:
+            raise ValueError(
+                f"config.data.mixture: the shares repeat after {float(sum(weights)):.3g} examples, "
+                f"more than {_LONGEST_PERIOD}; give weights with fewer digits, such as 0.7 and 0.3"
+            )
+        return cls(weights)
 
     @property
     def period(self) -> int:

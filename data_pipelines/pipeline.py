@@ -49,6 +49,7 @@ from data_pipelines.dataset import (
     label_of,
     open_dataset,
 )
+from data_pipelines.memory import check_batches
 from data_pipelines.prefetch import RowPool, check_reader, iterate, row_threads
 
 # Steps are numbers without an end; grain wants to know one.
@@ -116,6 +117,11 @@ class TrainStream(Iterator[Batch]):
                     f"{processes} processes"
                     + (f" x {config.repeats} repeats" if config.repeats > 1 else "")
                 )
+            samples = sound.length(config.audio_seconds) if group.media == "video" else 0
+            tokens = config.text_length if tokenize is not None else 0
+            check_batches(
+                group.batch // processes, group.clip, config.reader, beside=2 * samples + 4 * tokens
+            )
         self.substitutions = 0
         self.identity = self._identity(tokenize)
         self._pool = RowPool(row_threads(config.reader))
@@ -333,9 +339,11 @@ class ViewPass(Iterator[Batch]):
         seconds: float = 0.0,
     ):
         multiview.check(config)
+        check_reader(config.reader)
+        views = config.batch // processes * config.segments * config.crops
+        check_batches(views, config.clip, config.reader, name="views.clip")
         if seconds < 0:
             raise ValueError(f"seconds = {seconds:g}: expected a length, or 0 for whole clips")
-        check_reader(config.reader)
         if config.batch % processes:
             raise ValueError(
                 f"an evaluation batch of {config.batch} videos cannot be split evenly over "

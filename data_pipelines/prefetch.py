@@ -16,11 +16,13 @@ import grain
 from absl import flags
 
 from data_pipelines.config import ReaderConfig
+from data_pipelines.exit_codes import PassingFault
 
 Item = TypeVar("Item")
 Row = TypeVar("Row")
 
 CORRUPT_POLICIES = ("raise", "substitute")
+MOST_THREADS = 1024  # and worker processes: more than the cores of any machine
 
 
 def check_reader(reader: ReaderConfig) -> None:
@@ -31,6 +33,10 @@ def check_reader(reader: ReaderConfig) -> None:
         )
     if reader.threads < 0 or reader.buffer < 1 or reader.workers < 0:
         raise ValueError(f"reader needs threads >= 0, buffer >= 1, workers >= 0; found {reader}")
+    for name in ("threads", "workers"):
+        found = getattr(reader, name)
+        if found > MOST_THREADS:
+            raise ValueError(f"reader.{name} = {found}: expected at most {MOST_THREADS}")
 
 
 def row_threads(reader: ReaderConfig) -> int:
@@ -84,7 +90,7 @@ class Ahead(Iterator[Any]):
         """The next batch.
 
         Raises:
-          RuntimeError: a worker process died.
+          PassingFault: a worker process died.
           Exception: what making the batch raised; from then on every call raises the same.
         """
         if self._error is not None:
@@ -100,7 +106,7 @@ class Ahead(Iterator[Any]):
             if code is None:
                 self._error = error
                 raise
-            self._error = RuntimeError(_obituary(int(code[1]), self._reader))
+            self._error = PassingFault(_obituary(int(code[1]), self._reader))
             raise self._error from error
 
     def close(self) -> None:

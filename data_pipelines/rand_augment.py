@@ -25,6 +25,10 @@ Frames = list[np.ndarray]
 Draw = tuple[str, float]  # operation, argument in its own unit
 
 LEVELS = 10.0  # magnitudes run from 0 to this
+# Each costs a pass over the clip; published recipes draw 2 to 4.
+MOST_OPERATIONS = 100
+# Beyond it timm draws magnitudes uniformly, which is another policy.
+MOST_STD = 100.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,11 +168,11 @@ def parse_policy(text: str) -> Policy:
         )
     values: dict[str, float] = {}
     for part in parts:
-        found = re.fullmatch(r"([a-z]+)(\d+(?:\.\d+)?)", part)
+        found = re.fullmatch(r"([a-z]{1,9})([0-9]{1,9}(?:\.[0-9]{1,9})?)", part)
         if found is None or found[1] not in FIELDS:
             raise ValueError(
-                f"part {part!r} of the RandAugment policy {text!r} is unknown; expected one of "
-                f"{', '.join(FIELDS)} followed by a number"
+                f"part {part[:40]!r} of the RandAugment policy {text[:200]!r} is unknown; expected "
+                f"one of {', '.join(FIELDS)} followed by a number of at most 9 digits"
             )
         if FIELDS[found[1]] in values:
             raise ValueError(f"the RandAugment policy {text!r} gives {found[1]!r} twice")
@@ -192,6 +196,8 @@ def _check(policy: Policy, increasing: float, text: str) -> None:
         (policy.magnitude <= LEVELS, f"m must be at most {LEVELS:g}"),
         (policy.limit <= LEVELS, f"mmax must be at most {LEVELS:g}"),
         (policy.operations >= 1, "n must be at least 1"),
+        (policy.operations <= MOST_OPERATIONS, f"n must be at most {MOST_OPERATIONS}"),
+        (policy.std <= MOST_STD, f"mstd must be at most {MOST_STD:g}"),
         (policy.probability <= 1, "p must be at most 1"),
         (increasing in (0, 1), "inc must be 0 or 1"),
         (policy.weights in (None, *range(len(WEIGHTS))), f"w must be below {len(WEIGHTS)}"),

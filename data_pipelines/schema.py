@@ -371,6 +371,10 @@ def _understand(
     width = _int(context, "video/width", 0)
     if not (height > 0 and width > 0):
         height, width = _picture_size(frames[0])
+    if height * width > encoded.MAX_PIXELS:
+        raise SchemaError(
+            f"record has frames of {width}x{height} pixels, at most {encoded.MAX_PIXELS} are read"
+        )
     return Record(
         media_id="".join(texts(context, "clip/media_id")[:1]),
         frames=frames,

@@ -48,7 +48,7 @@ class ShardWriter:
             self._file = os.fdopen(fd, "wb")
         else:
             self._tmp = self.path + ".tmp"
-            self._file = open(self._tmp, "wb")  # noqa: SIM115 - closed by close() or abort()
+            self._file = storage.create(self._tmp)
 
     @property
     def sha256(self) -> str:

@@ -10,7 +10,6 @@ Object stores replace objects as a whole, so :func:`write_atomic` is atomic ther
 """
 
 import contextlib
-import errno
 import hashlib
 import os
 import re
@@ -18,21 +17,20 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
+
+from data_pipelines.exit_codes import PassingFault
+from data_pipelines.transient import ShortReadError, passes
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(://|::)")
 _Result = TypeVar("_Result")
 _PIECE = 8 * 2**20
 
 
-class StorageError(RuntimeError):
+class StorageError(PassingFault):
     """A remote operation that kept failing; names the path, the bytes, the attempts and why."""
-
-
-class _ShortReadError(Exception):
-    """Fewer bytes than the file has came back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,25 +49,6 @@ class Retry:
 
 RETRY = Retry()
 
-# Errors of the HTTP libraries below fsspec that do not derive from OSError. They are known by name
-# because none of those libraries is a dependency.
-_TRANSIENT_NAMES = frozenset(
-    {
-        "ClientConnectionError",
-        "ClientPayloadError",
-        "ConnectionClosedError",
-        "EndpointConnectionError",
-        "HTTPClientError",
-        "IncompleteRead",
-        "IncompleteReadError",
-        "ReadTimeoutError",
-        "ResponseStreamingError",
-    }
-)
-_TRANSIENT_ERRNO = frozenset(
-    {errno.EIO, errno.EBUSY, errno.EAGAIN, errno.ETIMEDOUT, errno.ECONNRESET, errno.EPIPE}
-)
-
 
 def is_remote(path: str | os.PathLike[str]) -> bool:
     """Whether a path is read through fsspec."""
@@ -81,24 +60,29 @@ def _local(path: str | os.PathLike[str]) -> str:
     return os.fspath(path).removeprefix("file://")
 
 
-_filesystems: dict[tuple[int, str], Any] = {}
+# By process and by all that a URL says of where to connect: s3:// and gs:// the same for all
+# buckets, sftp:// and its like one for every host, port and user.
+_filesystems: dict[tuple[int, str, str], Any] = {}
 _filesystems_lock = threading.Lock()
 
 
 def _filesystem(path: str) -> tuple[Any, str]:
     """The fsspec file system of a URL and the path inside it."""
+    import fsspec
     import fsspec.core
 
     scheme = path.partition("://")[0]
     try:
         if "::" in path:
-            return fsspec.core.url_to_fs(path)
+            return _retried(f"{path}: connecting", lambda: fsspec.core.url_to_fs(path))
         # One per process: fsspec itself keeps one per thread, each with its own connections.
+        told = fsspec.get_filesystem_class(scheme)._get_kwargs_from_urls(path)
+        key = os.getpid(), scheme, repr(sorted(told.items()))
         with _filesystems_lock:
-            system = _filesystems.get((os.getpid(), scheme))
+            system = _filesystems.get(key)
             if system is None:
-                system, _ = fsspec.core.url_to_fs(path)
-                _filesystems[os.getpid(), scheme] = system
+                system, _ = _retried(f"{path}: connecting", lambda: fsspec.core.url_to_fs(path))
+                _filesystems[key] = system
         return system, system._strip_protocol(path)
     except ImportError as error:
         raise ImportError(
@@ -119,36 +103,6 @@ def _forget_after_fork() -> None:
 os.register_at_fork(after_in_child=_forget_after_fork)
 
 
-def _status(error: BaseException) -> int:
-    """The HTTP status an error of some library carries, 0 without one."""
-    response = getattr(error, "response", None)
-    found = [getattr(error, name, None) for name in ("status", "status_code", "code")]
-    found.append(getattr(response, "status_code", None))
-    if isinstance(response, dict):
-        found.append(response.get("ResponseMetadata", {}).get("HTTPStatusCode"))
-    return next((value for value in found if isinstance(value, int)), 0)
-
-
-def _passes(error: BaseException | None) -> bool:
-    """Whether trying again may help."""
-    for _ in range(8):  # a chain of causes, normally one or two long
-        if error is None:
-            return False
-        status = _status(error)
-        if status:
-            return status >= 500 or status in (408, 429)
-        if isinstance(error, (TimeoutError, ConnectionError, _ShortReadError)):
-            return True
-        if isinstance(error, (FileNotFoundError, PermissionError, NotImplementedError)):
-            return False
-        if isinstance(error, OSError) and error.errno in _TRANSIENT_ERRNO:
-            return True
-        if any(kind.__name__ in _TRANSIENT_NAMES for kind in type(error).__mro__):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
 def _retried(what: str, call: Callable[[], _Result]) -> _Result:
     """The result of a remote call, tried again as long as the failure may pass."""
     began, attempt = time.monotonic(), 0
@@ -156,7 +110,7 @@ def _retried(what: str, call: Callable[[], _Result]) -> _Result:
         try:
             return call()
         except Exception as error:  # libraries raise anything; what may not pass goes on
-            if not _passes(error):
+            if not passes(error):
                 raise
             attempt += 1
             if attempt >= RETRY.attempts:
@@ -228,9 +182,7 @@ class _LocalRanges(Ranges):
     def _once(self, size: int, offset: int) -> bytes:
         try:
             return os.pread(self._fd, size, offset)
-        except (
-            OSError
-        ) as error:  # a failing disk, a lost mount; which file, the system does not say
+        except OSError as error:  # a failing disk, a lost mount; the system names no file
             raise OSError(error.errno, error.strerror, self.path) from error
 
     def close(self) -> None:
@@ -270,7 +222,7 @@ class _RemoteRanges(Ranges):
         def once() -> bytes:
             data = self._system.cat_file(self._inner, start=offset, end=offset + expected)
             if len(data) != expected:
-                raise _ShortReadError(f"{len(data)} of {expected} bytes came back")
+                raise ShortReadError(f"{len(data)} of {expected} bytes came back")
             return bytes(data)
 
         return _retried(f"{self.path}: reading bytes {offset} to {offset + expected}", once)
@@ -287,7 +239,7 @@ class _RemoteRanges(Ranges):
                 on_error="return",
             )
         except Exception as error:  # as in _retried
-            if not _passes(error):
+            if not passes(error):
                 raise
             found = [None] * len(bounds)
         # What failed is read again one by one, with the patience of pread.
@@ -339,6 +291,13 @@ def sha256(path: str | os.PathLike[str]) -> str:
     return digest.hexdigest()
 
 
+def create(path: str) -> BinaryIO:
+    """A new local file in place of what a crash left under this name; never what a link names."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+    return open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb")
+
+
 def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
     """Replace a file so that a crash leaves either the old or the new content."""
     if is_remote(path):
@@ -348,7 +307,7 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
     path = _local(path)
     tmp = f"{path}.tmp"
     try:
-        with open(tmp, "wb") as file:
+        with create(tmp) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import textwrap
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from data_pipelines.exit_codes import ExitCode, exit_code_of, message_of
 from internvideo_jax import loading
 from internvideo_jax.config import TrainConfig, as_plain, to_typed
 from internvideo_jax.registry import suggest
@@ -140,7 +142,7 @@ def run(
     evaluators: bool = False,
     about: str = "",
 ) -> None:
-    """Parses flags and runs `main`; our own errors become one message and exit code 2.
+    """Parses flags and runs `main`; errors become one message and a code of `exit_codes`.
 
     Args:
       words: the command takes words beside its options; `main` gets them as a list.
@@ -174,14 +176,19 @@ def run(
         _use_large_pages()
         try:
             code = main(list(rest[1:])) if words else main()
-        except (ValueError, RuntimeError, OSError) as error:
-            if DEBUG.value:
-                raise
-            code = _explain(f"{error}\n(--debug shows where)")
+        except (KeyboardInterrupt, Exception) as error:  # noqa: BLE001  (a bug has its code)
+            code = exit_code_of(error)
+            if isinstance(error, KeyboardInterrupt):
+                print("stopped", file=sys.stderr)
+            elif DEBUG.value or code == ExitCode.BUG:
+                traceback.print_exc()
+            else:
+                _explain(f"{message_of(error)}\n(--debug shows where)")
             sys.stdout.flush()
+            sys.stderr.flush()
             # Not sys.exit: threads of a failed save or a data worker could keep the process alive.
             os._exit(code)
-        sys.exit(code or 0)
+        sys.exit(code or ExitCode.GOOD)
 
     app.run(guarded, flags_parser=parse)
 
@@ -299,4 +306,4 @@ def _flag_message(error: BaseException) -> str:
 
 def _explain(message: str) -> int:
     print(f"error: {message}", file=sys.stderr, flush=True)
-    return 2
+    return ExitCode.USAGE

@@ -5,14 +5,15 @@
 
 With --processes=1, the default, it only watches one process and starts it again: run it so on every
 host of a slice. `python` in the command means this interpreter. With several processes each gets
-JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID and IVJ_JOB_TOKEN.
 
-exit codes:
+exit codes (docs/launch.md has the table for all commands):
   0        all processes ended well
   130,143  stopped by ctrl-c or SIGTERM after a save; not started again
-  2        a process refused its settings or ran into an error that would come again; the same
-  other    the code of the process that died first (128 + its signal where one killed it), after
-           --restarts attempts without a newer checkpoint
+  2, 3     a process refused its input or settings, or has no hope; not started again
+  1, 70    an exception that nobody expected; started again once, where --restarts allows it
+  other    the code of the process that died first (75: a fault that may pass; 128 + its signal
+           where one killed it), after --restarts attempts without a newer checkpoint
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import ctypes
 import os
 import random
 import re
+import secrets
 import signal
 import socket
 import subprocess
@@ -33,11 +35,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
+from data_pipelines.exit_codes import STOPPED, ExitCode, starts_again
 from internvideo_jax.checkpoint.steps import newest_step
+from internvideo_jax.parallel.peers import TOKEN
 
-EXIT_SETTINGS = 2
-EXIT_PEER_LOST = 75  # of parallel/multihost.py: the process is not the one that died
-STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 POLL_SECONDS = 0.1
 # After one process died the others end by themselves, with a message; then they are killed.
 GRACE_SECONDS = 15.0
@@ -113,13 +114,14 @@ def free_port() -> int:
     raise RuntimeError("found no two free ports in a row from 20000 to 32000 on this machine")
 
 
-def environment(options: argparse.Namespace, process: int, port: int) -> dict[str, str]:
-    """Environment of one process."""
+def environment(options: argparse.Namespace, process: int, port: int, token: str) -> dict[str, str]:
+    """Environment of one process; with `token` the processes of a job know each other."""
     found = dict(os.environ)
     if options.processes > 1:
         found["JAX_COORDINATOR_ADDRESS"] = f"localhost:{port}"
         found["JAX_NUM_PROCESSES"] = str(options.processes)
         found["JAX_PROCESS_ID"] = str(process)
+        found.setdefault(TOKEN, token)
     if options.devices_per_process:
         kept = [
             flag for flag in found.get("XLA_FLAGS", "").split() if not flag.startswith(DEVICE_FLAG)
@@ -139,8 +141,10 @@ class Attempt:
         port = free_port() if options.processes > 1 else 0
         self.children: list[subprocess.Popen] = []
         self._pumps: list[threading.Thread] = []
+        token = secrets.token_hex(16)
         for process in range(options.processes):
-            self._start(command, process, environment(options, process, port), options.logs)
+            env = environment(options, process, port, token)
+            self._start(command, process, env, options.logs)
 
     def _start(
         self, command: list[str], process: int, env: dict[str, str], logs: Path | None
@@ -187,7 +191,7 @@ class Attempt:
                 del left[process]
                 code = 128 - code if code < 0 else code
                 ended.append(code)
-                if code not in (0, EXIT_PEER_LOST):
+                if code not in (ExitCode.GOOD, ExitCode.AGAIN):
                     say(f"process {process} of {len(self.children)} ended with code {code}")
                 grace = FINISH_SECONDS if code in (0, *STOPPED) else GRACE_SECONDS
                 deadline = min(deadline, time.monotonic() + grace)
@@ -219,12 +223,14 @@ def _prefixed(output: IO[bytes], process: int) -> None:
 
 
 def verdict(codes: Sequence[int]) -> int:
-    """One code for all: settings first, then who died first, then a stop, then 0."""
-    if EXIT_SETTINGS in codes:
-        return EXIT_SETTINGS
+    """One code for all: what would come again first, then who died first, then a stop, then 0.
+
+    A process that ends with AGAIN mostly did so because of another one.
+    """
     for of_interest in (
-        [code for code in codes if code not in (0, EXIT_PEER_LOST, *STOPPED)],
-        [code for code in codes if code == EXIT_PEER_LOST],
+        [code for code in codes if code in (ExitCode.USAGE, ExitCode.FAILED)],
+        [code for code in codes if code not in (ExitCode.GOOD, ExitCode.AGAIN, *STOPPED)],
+        [code for code in codes if code == ExitCode.AGAIN],
         [code for code in codes if code in STOPPED],
     ):
         if of_interest:
@@ -249,29 +255,28 @@ def launch(options: argparse.Namespace) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, forward)
 
-    failures, best = 0, newest_step(workdir) if workdir else None
+    ends: list[int] = []  # codes of the attempts since the last progress
+    best = newest_step(workdir) if workdir else None
     while True:
         attempt = Attempt(options)
         if stopped:  # it came between two attempts, or while the processes were started
             attempt.signal(stopped)
         code = verdict(attempt.wait())
         attempt = None
-        if code in (0, EXIT_SETTINGS, *STOPPED):
+        if not starts_again([code], 1):
             return code
         if stopped:
             return 128 + stopped
         newest = newest_step(workdir) if workdir else None
         if newest is not None and (best is None or newest > best):
-            failures, best = 0, newest
-        failures += 1
+            ends, best = [], newest
+        ends.append(code)
         where = "no checkpoint yet" if newest is None else f"the newest checkpoint is step {newest}"
-        if failures > options.restarts:
-            say(
-                f"ends with code {code} after {options.restarts} restarts without progress; {where}"
-            )
+        if not starts_again(ends, options.restarts):
+            say(f"ends with code {code} after {len(ends) - 1} restarts without progress; {where}")
             return code
-        pause = min(LONGEST_PAUSE, options.backoff * 2 ** (failures - 1))
-        say(f"restart {failures} of {options.restarts} in {pause:.0f} s; {where}")
+        pause = min(LONGEST_PAUSE, options.backoff * 2 ** (len(ends) - 1))
+        say(f"restart {len(ends)} of {options.restarts} in {pause:.0f} s; {where}")
         if wake.wait(pause):
             return 128 + stopped
 
@@ -281,7 +286,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return launch(parse(sys.argv[1:] if arguments is None else arguments))
     except (OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return EXIT_SETTINGS
+        return ExitCode.USAGE
 
 
 if __name__ == "__main__":

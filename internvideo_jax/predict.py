@@ -128,8 +128,8 @@ class Predictor:
         shardings = param_shardings(
             shapes, config.model.sharding_rules, mesh, config.mesh.shard_above
         )
-        self.context.params = jax.tree.map(jax.device_put, params, shardings)
-        self.digest = params_digest(self.context.params)
+        params = jax.tree.map(jax.device_put, params, shardings)
+        self.context.params, self.digest = params, params_digest(params)
 
     def files(self, places: Sequence[str]) -> Prediction:
         """Of the videos that `list_files` finds there."""
@@ -210,7 +210,7 @@ class Predictor:
         how: dict[str, Any] = {"merge": self.merge}
         if self.reads_text:
             how = {"template": self.template, "tokenizer": self._encoder.tokenizer.identity}
-        used = record.tolist()
+        used: list[int] = record.tolist()
         return Prediction(
             tuple(names[number] for number in used),
             scores,

@@ -13,12 +13,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from data_pipelines.exit_codes import ExitCode
 from internvideo_jax.config import WatchdogConfig
 
 # Steps whose median is the measure, and how many are needed before it means anything.
 REMEMBERED, NEEDED = 100, 5
-# Exit code of an aborted run, the one of a lost process: starting again helps.
-EXIT_HANGS = 75
 
 
 class Watchdog:
@@ -112,7 +111,7 @@ class Watchdog:
                     flush=True,
                 )
                 sys.stdout.flush()
-                os._exit(EXIT_HANGS)
+                os._exit(ExitCode.AGAIN)
 
     def _median(self) -> float:
         return statistics.median(self._seconds) if self._seconds else 0.0

@@ -15,7 +15,8 @@ usage: scripts/slurm.sh [OPTIONS] -- ARGUMENTS OF internvideo_jax.train
   --cpus-per-process=N  default: the cluster's
   --time=24:00:00       limit of one submission; [days-]hours:minutes:seconds
   --save-seconds=N      SIGTERM this long before the limit, so that the run saves (default 120)
-  --requeues=N          how often the job is queued again after that (default 100)
+  --requeues=N          how often the job is queued again in all (default 100)
+  --faults=N            how often in a row it is queued again after a fault that may pass (default 3)
   --restarts=N          how often a failed training is started again within a job (default 0)
   --partition=, --account=, --qos=, --constraint=
   --sbatch=OPTION       further option of sbatch, such as --sbatch=--exclusive; may be repeated
@@ -25,8 +26,9 @@ usage: scripts/slurm.sh [OPTIONS] -- ARGUMENTS OF internvideo_jax.train
   --out=FILE            the sbatch file (default NAME.sbatch)
 
 The current directory, the checkout, and --workdir lie on a file system that all nodes see. A job that
-reached its limit saves and is queued again; one that was cancelled or failed is not. Exit code 2: a
-wrong command line.
+reached its limit saves and is queued again, and so is one that ended with a fault that may pass (75, or
+a signal: docs/launch.md has the table of exit codes); one that was cancelled or that would come to the
+same end is not. Exit code 2: a wrong command line.
 END
 }
 
@@ -39,7 +41,12 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 PYTHON=${PYTHON:-python3}
 
 number() { # FLAG VALUE LEAST
-  [[ $2 =~ ^[0-9]+$ && $2 -ge $3 ]] || fail "$1=$2: expected a whole number of at least $3"
+  [[ $2 =~ ^(0|[1-9][0-9]{0,8})$ && $2 -ge $3 ]] || fail "$1=$2: expected a whole number of at least $3"
+}
+
+# Each becomes a line of the job script, or a part of one.
+one_line() { # FLAG VALUE
+  [[ $2 != *[[:cntrl:]]* ]] || fail "$1=$(printf %q "$2"): expected no line breaks or control characters"
 }
 
 # The sbatch file on standard output.
@@ -66,6 +73,8 @@ generate() {
     printf '%s\n' "# Under Slurm jax gives a process one device, unless told which ones it has." \
       "export JAX_LOCAL_DEVICE_IDS=$(seq -s, 0 $((GPUS - 1)))"
   fi
+  printf '%s\n' "# By it the processes know each other." \
+    "IVJ_JOB_TOKEN=\$(</proc/sys/kernel/random/uuid)" "export IVJ_JOB_TOKEN"
   printf '%s\n' "# The signal before the limit goes to the processes, not to this shell: here it means" \
     "# that somebody cancelled the job." "cancelled=" "trap 'cancelled=1' TERM"
   # A process that has saved must not end those that still save; a dead one is noticed by jax.
@@ -85,17 +94,24 @@ generate() {
       "$CONTAINER" "$PWD" "$mounts"
   fi
   printf '%s %s\ncode=$?\n' "$prefix" "$WORKER"
-  printf '%s\n' "# 143: saved after SIGTERM." \
-    "if [[ \$code -eq 143 && -z \$cancelled && \${SLURM_RESTART_COUNT:-0} -lt $REQUEUES ]]; then" \
+  printf '%s\n' "# 143: saved after SIGTERM. 75, 134 to 139: a fault that may pass, counted until a save." \
+    "faults=$NAME-\$SLURM_JOB_ID.faults" "again=" "case \$code in" \
+    "  143) again=1; rm -f \"\$faults\" ;;" \
+    "  75 | 13[4-9])" \
+    "    echo \"\$code\" >>\"\$faults\" && [[ \$(wc -l <\"\$faults\") -le $FAULTS ]] && again=1 ;;" \
+    "esac" \
+    "if [[ -n \$again && -z \$cancelled && \${SLURM_RESTART_COUNT:-0} -lt $REQUEUES ]]; then" \
     "  scontrol requeue \"\$SLURM_JOB_ID\"" "fi" "exit \$code"
 }
 
 main() {
-  DRY="" NAME=internvideo NODES=1 GPUS=8 PER=gpu CPUS="" TIME=24:00:00 SAVE=120 REQUEUES=100
+  DRY="" NAME=internvideo NODES=1 GPUS=8 PER=gpu CPUS="" TIME=24:00:00 SAVE=120 REQUEUES=100 FAULTS=3
   RESTARTS=0 VENV="" CONTAINER="" OUT=""
   OPTIONS=() MOUNTS=()
   local train=()
+  one_line "the current directory" "$PWD"
   while [[ $# -gt 0 ]]; do
+    [[ $1 == -- ]] || one_line "${1%%=*}" "${1#*=}"
     case $1 in
       --help | -h) usage && return ;;
       --dry-run) DRY=1 ;;
@@ -107,9 +123,16 @@ main() {
       --time=*) TIME=${1#*=} ;;
       --save-seconds=*) SAVE=${1#*=} ;;
       --requeues=*) REQUEUES=${1#*=} ;;
+      --faults=*) FAULTS=${1#*=} ;;
       --restarts=*) RESTARTS=${1#*=} ;;
-      --partition=* | --account=* | --qos=* | --constraint=*) OPTIONS+=("$1") ;;
-      --sbatch=*) OPTIONS+=("${1#*=}") ;;
+      --partition=* | --account=* | --qos=* | --constraint=*)
+        [[ $1 != *[[:space:]]* ]] || fail "$1: expected no spaces"
+        OPTIONS+=("$1")
+        ;;
+      --sbatch=*)
+        [[ $1 == --sbatch=-* ]] || fail "$1: expected an option, such as --sbatch=--exclusive"
+        OPTIONS+=("${1#*=}")
+        ;;
       --venv=*) VENV=${1#*=} ;;
       --container=*) CONTAINER=${1#*=} ;;
       --mount=*) MOUNTS+=("${1#*=}") ;;
@@ -128,6 +151,7 @@ main() {
   number --gpus-per-node "$GPUS" 0
   number --save-seconds "$SAVE" 1
   number --requeues "$REQUEUES" 0
+  number --faults "$FAULTS" 0
   [[ -z $CPUS ]] || number --cpus-per-process "$CPUS" 1
   [[ $PER == gpu || $PER == node ]] || fail "--process-per=$PER: expected gpu or node"
   [[ $TIME =~ ^([0-9]+-)?[0-9]+:[0-9]{2}:[0-9]{2}$ ]] ||
@@ -146,6 +170,7 @@ main() {
   command -v sbatch >/dev/null ||
     fail "sbatch is not installed; run this on a login node of the cluster, or use --dry-run"
   OUT=${OUT:-$NAME.sbatch}
+  [[ $OUT != -* ]] || OUT=./$OUT
   generate >"$OUT"
   sbatch "$OUT"
 }

@@ -24,6 +24,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from data_pipelines.exit_codes import exit_code_of
 from internvideo_jax.tools.experiment import Experiment, Job, worker_command
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -204,7 +205,8 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__.partition("\n\n")[0] if __doc__ else "",
-        epilog="Exit code 0: all runs finished, 1: some did not, 2: a wrong command line.",
+        epilog="Exit code 0: all runs finished, 1: some did not, 2: a wrong command line; "
+        "docs/launch.md has all.",
     )
     parser.add_argument("--config", required=True, help="recipe, as for internvideo_jax.train")
     parser.add_argument("--out", required=True, help="directory of the sweep")
@@ -247,7 +249,7 @@ def main() -> int:
         rows = table(experiment, status, options.sort, options.ascending, columns)
     except (ValueError, RuntimeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return exit_code_of(error)
     except KeyboardInterrupt as stop:
         say("stopped; start the same command again to go on")
         return 128 + stop.args[0]

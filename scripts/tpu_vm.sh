@@ -139,13 +139,20 @@ create() {
 }
 
 copy() {
-  local bundle="${TMPDIR:-/tmp}/$NAME.bundle"
+  # Not a name that somebody else on this machine could have taken.
+  local folder="${TMPDIR:-/tmp}/$NAME.XXXXXXXX" bundle
   if [[ -n $(git -C "$ROOT" status --porcelain --untracked-files=no) ]]; then
     if [[ -z $DRY ]]; then
       fail "uncommitted changes would stay here; commit them, since runs are traced by revision"
     fi
     printf 'warning: uncommitted changes; without --dry-run this is an error\n' >&2
   fi
+  if [[ -z $DRY ]]; then
+    folder=$(mktemp -d "$folder")
+    # shellcheck disable=SC2064 # the folder of now
+    trap "rm -rf $(printf %q "$folder")" EXIT
+  fi
+  bundle=$folder/$NAME.bundle
   step git -C "$ROOT" bundle create --quiet "$bundle" HEAD
   gcloud_tpu tpu-vm scp "$bundle" "$NAME:internvideo.bundle" --worker=all
   # What a run left in the checkout stays.
@@ -205,6 +212,8 @@ main() {
   LOG_WORKER=0 FOLLOW="" WORKDIR="" TO=runs YES="" SLICE_TYPE="" TOPOLOGY="" HOSTS=""
   CREATE=() TRAIN=() WHERE=() WORKER_COMMAND=""
   while [[ $# -gt 0 ]]; do
+    [[ $1 == -- || $1 != *[[:cntrl:]]* ]] ||
+      fail "$(printf %q "$1"): expected no line breaks or control characters"
     case $1 in
       --help | -h) usage && return ;;
       --dry-run) DRY=1 ;;

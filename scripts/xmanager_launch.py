@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -20,11 +21,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from data_pipelines.exit_codes import ExitCode, starts_again
 from internvideo_jax.tools.cloud import CloudSlice
 from internvideo_jax.tools.experiment import Experiment, Job, worker_command
 
 SCRIPTS = Path(__file__).resolve().parent
 MOUNT = "/mnt/shared"  # as in tpu_vm.sh
+HOPELESS = sorted(
+    int(code) for code in ExitCode if code != ExitCode.GOOD and not starts_again([code] * 2, 3)
+)
 
 
 class Executor(Protocol):
@@ -164,6 +169,12 @@ class Gke:
             ],
             "volumes": volumes,
         }
+        # What would come again; the launcher in the pod has tried again what may be tried once.
+        hopeless = {
+            "action": "FailJob",
+            "onExitCodes": {"containerName": "train", "operator": "In", "values": HOPELESS},
+        }
+        failed = {"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
         hosts = self.slice.nodes
         return {
             "apiVersion": "jobset.x-k8s.io/v1alpha2",
@@ -176,7 +187,7 @@ class Gke:
                 },
             },
             "spec": {
-                "failurePolicy": {"maxRestarts": self.restarts},
+                "failurePolicy": {"maxRestarts": self.restarts, "rules": [failed]},
                 "replicatedJobs": [
                     {
                         "name": "slice",
@@ -187,6 +198,7 @@ class Gke:
                                 "completions": hosts,
                                 "parallelism": hosts,
                                 "backoffLimit": 0,
+                                "podFailurePolicy": {"rules": [hopeless]},
                                 "template": {"spec": pod},
                             }
                         },
@@ -261,7 +273,10 @@ def run(command: Sequence[str], dry_run: bool, stdin: str | None = None) -> int:
 
 
 def yaml_text(value: Any, indent: str = "") -> str:
-    """Mappings and lists as block YAML, strings quoted as in JSON (which YAML reads)."""
+    """Mappings and lists as block YAML, strings quoted as in JSON (which YAML reads).
+
+    But for characters beyond 16 bits, of which JSON makes two escapes and YAML one.
+    """
     lines = ""
     items = value.items() if isinstance(value, Mapping) else ((None, one) for one in value)
     for key, item in items:
@@ -269,12 +284,20 @@ def yaml_text(value: Any, indent: str = "") -> str:
             f"{indent}- " if key is None else f"{indent}{json.dumps(key) if '/' in key else key}:"
         )
         if not isinstance(item, Mapping | list) or not item:
-            lines += f"{head}{'' if key is None else ' '}{json.dumps(item)}\n"
+            lines += f"{head}{'' if key is None else ' '}{_quoted(item)}\n"
         elif key is None:
             lines += head + yaml_text(item, f"{indent}  ").removeprefix(f"{indent}  ")
         else:
             lines += f"{head}\n{yaml_text(item, f'{indent}  ')}"
     return lines
+
+
+def _quoted(item: Any) -> str:
+    def one(pair: re.Match[str]) -> str:
+        character = json.loads('"' + pair[0] + '"')
+        return f"\\U{ord(character):08x}"
+
+    return re.sub(r"\\ud[89ab][0-9a-f]{2}\\ud[c-f][0-9a-f]{2}", one, json.dumps(item))
 
 
 def executor(options: argparse.Namespace) -> Executor:

@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "interrupt": set(),
     "recipes": {"config", "evaluators", "objectives"},
     "watchdog": {"config"},
-    "launch": {"checkpoint"},
+    "launch": {"checkpoint", "parallel"},
     "ops": {"types", "config", "registry"},
     "masking": {"types"},
     "parallel": {"types", "config"},

@@ -54,7 +54,7 @@ examples:
 Run the same command again after an interruption: finished shards are kept.
 `python -m data_pipelines verify shards/` reads everything back.
 Exit code: 0 good, 1 more than --max-bad rejected, 2 wrong use, 3 the run could not finish,
-130 interrupted.
+75 a fault outside that may pass (run again), 130 interrupted; docs/launch.md has all.
 """
 
 
@@ -122,9 +122,22 @@ def parser() -> argparse.ArgumentParser:
         "--split", default="train", help="split of rows that name none (default: %(default)s)"
     )
     source.add_argument(
+        "--hold-out",
+        metavar="SHARE",
+        type=float,
+        help="keep about this share of the source videos from training, in a split of their own; "
+        "for sources without splits",
+    )
+    source.add_argument(
+        "--hold-out-as",
+        metavar="SPLIT",
+        default="test",
+        help="what that split is called (default: %(default)s)",
+    )
+    source.add_argument(
         "--classes",
         metavar="FILE",
-        help="fixed class list, JSON or one name per line (default: the sorted labels)",
+        help="fixed class list: names, 'id,name' or a JSON object (default: the sorted labels)",
     )
     source.add_argument(
         "--flip-changes-label",
@@ -292,6 +305,8 @@ def _options(arguments: argparse.Namespace) -> Options:
         name=arguments.name,
         root=arguments.root,
         split=arguments.split,
+        hold_out=arguments.hold_out,
+        hold_out_as=arguments.hold_out_as,
         format=arguments.format,
         columns=_columns(arguments.columns),
         path_template=arguments.path_template,

@@ -10,18 +10,16 @@ video, like the columns ``start`` and ``end``, whatever part of it the row cuts 
 ``label``, ``labels``, ``caption`` and ``track`` may be left out.
 """
 
-import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from data_pipelines.ingest import cells
 from data_pipelines.ingest.container import VideoError
-from data_pipelines.ingest.rows import RowBox, RowSegment, printable
+from data_pipelines.ingest.rows import RowBox, RowSegment
 from data_pipelines.localisation import Box, Segment
 from data_pipelines.messages import INT64, shortest
 
-_CLOCK = re.compile(r"(?:(\d+):)?(\d{1,2}):(\d{1,2}(?:\.\d+)?)")
 # Annotated times are rounded to milliseconds or to hundredths of a second.
 _EDGE_US = 10_000
 
@@ -39,7 +37,8 @@ def read_segments(value: Any) -> tuple[RowSegment, ...]:
         start, end = (_seconds(name, item, key) for key in ("start", "end"))
         if end <= start:
             raise ValueError(f"{name} ends at {end:g} s, not after its start at {start:g} s")
-        label, caption = (_text(name, key, item.get(key)) for key in ("label", "caption"))
+        label = cells.label(name, "label", item.get("label"))
+        caption = cells.text(name, "caption", item.get("caption"))
         result.append(RowSegment(start, end, label, caption))
     return tuple(sorted(result, key=lambda s: (s.start, s.end)))
 
@@ -64,10 +63,10 @@ def read_boxes(value: Any) -> tuple[RowBox, ...]:
             raise ValueError(f"{name} has both 'label' and 'labels'; keep one of them")
         labels = item.get("labels", item.get("label"))
         values = labels if isinstance(labels, list) else [] if labels is None else [labels]
-        names = dict.fromkeys(_text(name, "label", label) for label in values)
+        names = dict.fromkeys(cells.label(name, "label", label) for label in values)
         track = -1 if item.get("track") is None else item["track"]
         if isinstance(track, bool) or not isinstance(track, int) or track not in INT64:
-            raise ValueError(f"{name}: track is {track!r}, expected an integer")
+            raise ValueError(f"{name}: track is {cells.shown(track)}, expected an integer")
         result.append(RowBox(time, y1, x1, y2, x2, tuple(n for n in names if n), track))
     return tuple(sorted(result, key=lambda b: (b.time, b.track)))
 
@@ -137,10 +136,7 @@ def place(
 
 def _objects(column: str, value: Any) -> list[dict[str, Any]]:
     if isinstance(value, str):
-        try:
-            value = json.loads(value) if value.strip() else None
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise ValueError(f"{column} is not JSON ({error})") from error
+        value = cells.parse_json(column, value) if value.strip() else None
     if value is None:
         return []
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
@@ -155,12 +151,12 @@ def _known(name: str, item: Mapping[str, Any], keys: set[str]) -> None:
 
 
 def _seconds(name: str, item: Mapping[str, Any], key: str) -> float:
-    value = item.get(key)
-    clock = _CLOCK.fullmatch(value) if isinstance(value, str) else None
-    if clock:
-        hours, minutes, seconds = clock.groups()
-        return int(hours or 0) * 3600 + int(minutes) * 60 + float(seconds)
-    return _number(name, key, value, 0, 1e9, "seconds from 0 or HH:MM:SS.mmm")
+    value = cells.seconds(name, key, item.get(key))
+    if value is None:
+        raise ValueError(
+            f"{name}: {key} is {item.get(key)!r}, expected seconds from 0 or HH:MM:SS.mmm"
+        )
+    return value
 
 
 def _share(name: str, item: Mapping[str, Any], key: str) -> float:
@@ -174,13 +170,5 @@ def _number(name: str, key: str, value: Any, low: float, high: float, expected: 
     except (TypeError, ValueError, OverflowError):
         result = math.nan
     if not low <= result <= high:
-        raise ValueError(f"{name}: {key} is {value!r}, expected {expected}")
+        raise ValueError(f"{name}: {key} is {cells.shown(value)}, expected {expected}")
     return result
-
-
-def _text(name: str, key: str, value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, bool) or not isinstance(value, (str, int)):
-        raise ValueError(f"{name}: {key} is {value!r}, expected text")
-    return printable(str(value).strip())

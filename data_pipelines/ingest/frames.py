@@ -16,9 +16,11 @@ import av
 import simplejpeg
 from av.error import FFmpegError
 
+from data_pipelines import encoded
 from data_pipelines.ingest.container import Note, VideoError, check_file
 from data_pipelines.ingest.decode import MAX_RECORD_BYTES, Clip, DecodeOptions
 from data_pipelines.ingest.image import decode_image
+from data_pipelines.ingest.path_template import fields
 from data_pipelines.ingest.picture import FrameEncoder
 from data_pipelines.ingest.rate import RateSampler
 
@@ -74,6 +76,7 @@ class FrameFolder:
 
 def check_template(template: str) -> None:
     """ValueError for a template that does not number files."""
+    fields("--frame-template", template, DEFAULT_TEMPLATE)
     try:
         good = template.format(1) != template.format(2)
     except (ValueError, LookupError):
@@ -220,6 +223,7 @@ def picture_of(data: bytes) -> Picture:
     """
     if data.startswith(_JPEG):
         try:
+            encoded.size_of(data)  # before anything is allocated for it
             # Other decoders fill what is damaged with grey and say nothing.
             simplejpeg.decode_jpeg(data, "GRAY", fastdct=True, strict=True)
         except ValueError as error:

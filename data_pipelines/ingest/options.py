@@ -39,6 +39,9 @@ class Options:
       name: prefix of the shard names; by default made from the source's name.
       root: what relative paths of a table are relative to; by default the table's folder.
       split: split of rows that name none.
+      hold_out: share of the source videos to put into a split of their own, where the source names
+        no splits; None for none.
+      hold_out_as: name of that split.
       columns: our column name -> the table's, where they differ; numbers from 1 for lists.
       path_template: names of the files, made from the columns of a table.
       cut: whether the times of a table are to be cut from its files; ``auto``: unless the
@@ -79,6 +82,8 @@ class Options:
     name: str = ""
     root: str | None = None
     split: str = "train"
+    hold_out: float | None = None
+    hold_out_as: str = "test"
     format: str = "auto"
     columns: Mapping[str, str] = field(default_factory=dict)
     path_template: str | None = None
@@ -118,6 +123,13 @@ class Options:
         )
         check_name("--name", self.name)
         check_name("--split", self.split)
+        check_name("--hold-out-as", self.hold_out_as)
+        _require(
+            self.hold_out is None or 0 < self.hold_out < 1,
+            "--hold-out",
+            self.hold_out,
+            "a share between 0 and 1",
+        )
         _require(self.shards is None or self.shards >= 1, "--shards", self.shards, "1 or more")
         _require(_positive(self.shard_mb), "--shard-mb", self.shard_mb, "more than 0")
         _require(
@@ -190,6 +202,12 @@ class Options:
             "media": self.media,
         }
 
+    def hold_out_options(self) -> dict[str, Any]:
+        """What was held out, for the manifest and the plan; nothing where nothing is."""
+        if self.hold_out is None:
+            return {}
+        return {"hold_out": self.hold_out, "hold_out_as": self.hold_out_as}
+
     def plan_options(self) -> dict[str, Any]:
         """The options a resumed run must share with the run it continues."""
         return {
@@ -201,6 +219,7 @@ class Options:
             "frame_fps": self.frame_fps,
             "flip_changes_label": self.flip_changes_label,
             **self.record_options(),
+            **self.hold_out_options(),
         }
 
 

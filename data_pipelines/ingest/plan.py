@@ -247,4 +247,5 @@ def _shard_count(rows: Sequence[Row], options: Options) -> int:
         stall_seconds=options.stall_seconds,
     ):
         mean = outcome.result or mean
-    return max(1, min(len(rows), math.ceil(mean * len(rows) / (options.shard_mb * 1e6))))
+    # The smaller one first: for the tiniest sizes the number of shards is infinite.
+    return max(1, math.ceil(min(len(rows), mean * len(rows) / (options.shard_mb * 1e6))))

@@ -72,7 +72,10 @@ class Listing:
 
 
 def printable(text: str) -> str:
-    """Text that can be stored and shown; bytes that are not UTF-8 become backslash escapes."""
+    """A file name that can be stored and shown; bytes that are not UTF-8 become escapes.
+
+    For texts that people read there is :func:`data_pipelines.ingest.cells.text`.
+    """
     try:
         raw = text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:  # half a surrogate pair, which JSON escapes can spell

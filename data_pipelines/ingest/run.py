@@ -12,8 +12,9 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from data_pipelines import manifest
-from data_pipelines.ingest import beam, labels, losses, plan, presence, sources
+from data_pipelines import manifest, split_names
+from data_pipelines.exit_codes import PassingFault
+from data_pipelines.ingest import beam, hold_out, labels, losses, plan, presence, sources
 from data_pipelines.ingest.lock import DirectoryLock
 from data_pipelines.ingest.options import Options
 from data_pipelines.ingest.pool import Outcome, run_tasks
@@ -31,6 +32,10 @@ _AGAIN = "Finished shards are kept: solve the problem, then run the same command
 
 class IngestError(RuntimeError):
     """Shards are missing; running the same command again writes them."""
+
+
+class InterruptedIngest(IngestError, PassingFault):
+    """The same, by a fault outside: a worker that was killed, a source that is away."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +82,24 @@ def ingest(options: Options, *, quiet: bool = False) -> Report:
     """
     tell: Callable[[str], None] = (lambda message: None) if quiet else say
     listing = _listing(options)
-    rows, classes = labels.resolve(listing.rows, options.classes_file, listing.classes)
-    for note in listing.notes:
+    notes = list(listing.notes)
+    rows, classes = labels.resolve(listing.rows, options.classes_file, listing.classes, notes)
+    if options.hold_out is not None:
+        rows, note = hold_out.apply(rows, options.hold_out, options.hold_out_as)
+        notes.append(note)
+    elif classes and not any(split_names.is_held_out(row.split) for row in rows):
+        notes.append(
+            "no split is called test or val: what is measured on this set will be measured on "
+            "training clips; --hold-out 0.1 keeps a part of them back"
+        )
+    for note in notes:
         tell(f"note: {note}")
     try:
         os.makedirs(options.out, exist_ok=True)
         with DirectoryLock(options.out) as lock:
             return _ingest_locked(options, rows, classes, lock, tell, quiet)
     except beam.BeamError as error:
-        raise IngestError(f"{error}. {_AGAIN}") from error
+        raise InterruptedIngest(f"{error}. {_AGAIN}") from error
     except OSError as error:
         raise IngestError(
             f"cannot write {error.filename or options.out}: {error.strerror}. {_AGAIN}"
@@ -98,7 +112,7 @@ def _listing(options: Options) -> Listing:
     except (FileNotFoundError, sources.NothingListed) as error:
         if not os.path.exists(os.path.join(options.out, plan.FILE_NAME)):
             raise
-        raise IngestError(
+        raise InterruptedIngest(
             f"{error}. The run that was begun in {options.out} found files there: is the storage "
             f"mounted? {_AGAIN}"
         ) from error
@@ -116,7 +130,7 @@ def _ingest_locked(
     witnesses = presence.choose_witnesses(rows)
     away = presence.away(rows, witnesses)
     if away and not os.path.exists(os.path.join(options.out, plan.FILE_NAME)):
-        raise IngestError(f"{away}. Nothing was written; run the same command again then")
+        raise InterruptedIngest(f"{away}. Nothing was written; run the same command again then")
     the_plan, resumed = plan.prepare(options, rows, classes)
     killed = losses.load(options.out)
     tasks = [
@@ -173,7 +187,7 @@ def _write_shards(
                     tell(f"warning: going on without one shard: {failures[-1]}")
     if failures:
         more = f" (and {len(failures) - 1} more shards failed)" if len(failures) > 1 else ""
-        raise IngestError(
+        raise InterruptedIngest(
             f"{failures[0]}{more}. {len(results)} of {len(tasks)} shards are finished. {_AGAIN}"
         )
     return [results[number] for number in range(len(tasks))]
@@ -226,7 +240,7 @@ def _finish(
         schema_version=plan.schema_version(the_plan.options),
         classes=the_plan.classes,
         flip_changes_label=options.flip_changes_label,
-        options=options.record_options(),
+        options={**options.record_options(), **options.hold_out_options()},
         splits={split: _split_info(members) for split, members in sorted(by_split.items())},
         rejected=len(rejected),
         partial=sum(line["kind"] == "partial" for line in warnings),

@@ -1,28 +1,20 @@
 """What to ingest: a folder, a table, a list, a JSON file or a TFDS data set as rows."""
 
 import os
-from collections import Counter
-from collections.abc import Iterator
 
-from data_pipelines.ingest import lists, tables, tfds
+from data_pipelines.ingest import cells, folders, lists, table_files, tables, tfds
+from data_pipelines.ingest.frames import FrameFolder
 from data_pipelines.ingest.image import IMAGE_SUFFIXES
 from data_pipelines.ingest.options import Options, check_name
-from data_pipelines.ingest.presence import SourceVanished
-from data_pipelines.ingest.rows import Listing, Row, printable
+from data_pipelines.ingest.rows import Listing, Row
+from data_pipelines.ingest.suffixes import VIDEO_SUFFIXES
 
-# fmt: off
-VIDEO_SUFFIXES = frozenset((
-    ".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg",
-    ".mts", ".ogv", ".ts", ".vob", ".webm", ".wmv",
-))
-# fmt: on
 # What --media asks for in a folder.
 _WANTED = {
     "video": ("videos", VIDEO_SUFFIXES),
     "image": ("pictures", IMAGE_SUFFIXES),
     "auto": ("videos or pictures", VIDEO_SUFFIXES | IMAGE_SUFFIXES),
 }
-SPLIT_FOLDERS = frozenset(("train", "val", "valid", "validation", "test"))
 
 
 class NothingListed(ValueError):
@@ -44,7 +36,8 @@ def read(options: Options) -> Listing:
     elif os.path.isdir(source):
         if options.columns:
             raise ValueError(f"--columns is for tables, and {source} is a folder; leave it out")
-        listing = _read_folder(source, options.split, options.media)
+        wanted, suffixes = _WANTED[options.media]
+        listing = folders.read(source, options.split, suffixes, wanted)
     elif not os.path.exists(source):
         raise FileNotFoundError(
             f"{source}: no such file or folder; --source takes a folder of videos, a .csv/.tsv or "
@@ -92,8 +85,8 @@ def detect(options: Options) -> str:
     if options.columns:
         return "kinetics" if all(map(str.isdigit, options.columns.values())) else "table"
     line = _first_line(options.source)
-    names = {name.strip().strip('"') for name in line.split(",")}
-    if names.intersection(tables.COLUMNS) or options.path_template is not None:
+    names, _ = table_files.header(line, options.source, tables.wanted(options))
+    if set(names).intersection(tables.COLUMNS) or options.path_template is not None:
         return "table"
     return "kinetics" if lists.looks_like(line) else "table"
 
@@ -101,7 +94,8 @@ def detect(options: Options) -> str:
 def _first_line(path: str) -> str:
     """The first line that is not empty, as far as it can be read."""
     with open(path, encoding="utf-8-sig", errors="replace") as file:
-        return next((line.strip() for line in file if line.strip()), "")
+        lines = cells.read_lines(file, os.path.basename(path))
+        return next((line.strip() for line in lines if line.strip()), "")
 
 
 def _check_ids(source: str, listing: Listing) -> None:
@@ -123,57 +117,39 @@ def _check_ids(source: str, listing: Listing) -> None:
             f"{len(leaks)} ids are in more than one split, for example {leaks[0]!r}: "
             "make sure that no test clip is trained on"
         )
+    elif len(set(splits.values())) > 1:
+        _note_shared_files(listing)
 
 
-def _read_folder(root: str, default_split: str, media: str) -> Listing:
-    """Class = parent folder; SPLIT/CLASS/file when all top folders are split names."""
-    wanted, suffixes = _WANTED[media]
-    files, ignored = [], Counter[str]()
-    for path in _walk(root):
-        suffix = os.path.splitext(path)[1].lower()
-        if suffix in suffixes:
-            files.append(os.path.relpath(path, root))
-        else:
-            ignored[suffix or "no suffix"] += 1
-    parts = [file.split(os.sep) for file in files]
-    has_splits = bool(parts) and all(len(p) > 1 and p[0].lower() in SPLIT_FOLDERS for p in parts)
-    rows = []
-    for file, folders in zip(files, parts, strict=True):
-        split, inner = (folders[0], folders[1:-1]) if has_splits else (default_split, folders[:-1])
-        name = printable(file.replace(os.sep, "/"))
-        rows.append(
-            Row(
-                path=os.path.join(root, file),
-                name=name,
-                id=name,
-                split=split,
-                labels=(printable(inner[-1]),) if inner else (),
-                where=name,
-            )
+def _note_shared_files(listing: Listing) -> None:
+    """One file in two splits under two names, such as a.mp4 and ./a.mp4 or a link to it."""
+    first: dict[str, Row] = {}
+    shared: list[tuple[Row, Row]] = []
+    folder_of: dict[str, str] = {}
+    for row in listing.rows:
+        other = first.setdefault(_real(row.path, folder_of), row)
+        if other.split != row.split:
+            shared.append((other, row))
+    if shared:
+        one, two = shared[0]
+        listing.notes.append(
+            f"{len(shared)} rows have a file that another split has too, for example {one.name!r} "
+            f"in {one.split} and {two.name!r} in {two.split}: make sure that no test clip is "
+            "trained on"
         )
-    notes = []
-    if ignored:
-        kinds = ", ".join(f"{count} {suffix}" for suffix, count in ignored.most_common(5))
-        notes.append(f"ignored {sum(ignored.values())} files that are not {wanted} ({kinds})")
-    return Listing(rows, notes)
 
 
-def _check_reachable(error: OSError) -> None:
-    """Folders that may not be read are left out; storage that goes away would shorten the list."""
-    if not isinstance(error, PermissionError):
-        raise SourceVanished(f"{error.filename}: cannot be listed: {error.strerror}") from error
-
-
-def _walk(root: str) -> Iterator[str]:
-    """Files below ``root`` in a stable order; follows links, hidden names left out."""
-    visited: set[tuple[int, int]] = set()
-    for folder, folders, files in os.walk(root, followlinks=True, onerror=_check_reachable):
-        stat = os.stat(folder)
-        if (stat.st_dev, stat.st_ino) in visited:
-            folders.clear()  # a link back up would never end
-            continue
-        visited.add((stat.st_dev, stat.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if not name.startswith("."):
-                yield os.path.join(folder, name)
+def _real(path: str, folder_of: dict[str, str]) -> str:
+    """The file behind a path of a row; `folder_of` keeps what each folder really is."""
+    if path.startswith(tfds.Example.SCHEME):
+        return path
+    if path.startswith(FrameFolder.SCHEME):
+        path = FrameFolder.parse(path).folder
+    folder, name = os.path.split(path)
+    try:
+        if folder not in folder_of:
+            folder_of[folder] = os.path.realpath(folder)
+        real = os.path.join(folder_of[folder], name)
+        return os.path.realpath(real) if os.path.islink(real) else real
+    except ValueError:  # no name that a file can have
+        return path

@@ -16,22 +16,19 @@ InternVid's columns are known by their own names. The training sets of the refer
 are JSON lists of ``{"video": ..., "caption": ...}``, the same table in another dress.
 """
 
-import contextlib
-import csv
 import difflib
 import itertools
-import json
-import math
 import os
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
-from data_pipelines.ingest import annotate
+from data_pipelines.ingest import annotate, cells, extras, table_files
+from data_pipelines.ingest.cells import RowError, seconds
 from data_pipelines.ingest.options import Options
 from data_pipelines.ingest.path_template import PathTemplate
 from data_pipelines.ingest.rows import Listing, Row, RowBox, RowSegment, printable
+from data_pipelines.ingest.suffixes import names_media
 
 # fmt: off
 COLUMNS = (
@@ -43,39 +40,39 @@ COLUMNS = (
 # InternVid: one clip per line, several of a video, files named by the id of the video.
 _INTERNVID_KEY = "YoutubeID"
 _INTERNVID = {"caption": "Caption", "start": "Start_timestamp", "end": "End_timestamp"}
-# What a JSON list calls the file: video sets and image sets of the reference repositories.
-_MEDIA_KEYS = ("path", "video", "image")
-
-_CLOCK = re.compile(r"(?:(\d+):)?(\d{1,2}):(\d{1,2}(?:\.\d+)?)")
-# Leading zeros mark an identifier, not a number.
-_INT = re.compile(r"-?(0|[1-9]\d{0,17})")
-_FLOAT = re.compile(r"-?(0|[1-9]\d*)(\.\d+([eE][-+]?\d+)?|[eE][-+]?\d+)")
 
 
 def read(path: str, options: Options) -> Listing:
     """Rows of a table; see :func:`data_pipelines.ingest.sources.read` for the errors."""
     suffix = os.path.splitext(path)[1].lower()
+    notes: list[str] = []
     if suffix in (".csv", ".tsv"):
-        lines = _read_csv(path, "\t" if suffix == ".tsv" else ",")
+        lines = table_files.read_csv(path, wanted(options), notes)
     elif suffix in (".jsonl", ".ndjson"):
-        lines = _read_jsonl(path)
+        lines = table_files.read_jsonl(path)
     else:
         raise ValueError(
             f"{path}: do not know how to read {suffix or 'a file without suffix'} as a table; "
             "expected .csv, .tsv, .jsonl or a folder, or name the --format"
         )
-    return _listing(path, lines, options, [])
+    return _listing(path, lines, options, notes)
 
 
 def read_json(path: str, options: Options) -> Listing:
     """Rows of a JSON list of ``{video | image, caption | captions}``; errors as in :func:`read`."""
-    lines, notes = _read_json(path, options.columns)
+    lines, notes = table_files.read_json(path, options.columns)
     return _listing(path, iter(lines), options, notes)
 
 
-def _listing(
-    path: str, lines: Iterator[tuple[str, dict[str, Any]]], options: Options, notes: list[str]
-) -> Listing:
+def wanted(options: Options) -> Collection[str]:
+    """Column names that a table may have; a template names columns of its own."""
+    names = {*COLUMNS, *options.columns.values(), _INTERNVID_KEY, *_INTERNVID.values()}
+    if options.path_template is not None:
+        names |= PathTemplate(options.path_template, options.columns).names
+    return names
+
+
+def _listing(path: str, lines: table_files.Lines, options: Options, notes: list[str]) -> Listing:
     unknown = [ours for ours in options.columns if ours not in COLUMNS]
     if unknown:
         raise ValueError(
@@ -88,42 +85,84 @@ def _listing(
     if first is not None and _INTERNVID_KEY in first[1] and "path" not in first[1]:
         columns = {**_INTERNVID, **columns}
         notes.append(f"read as InternVid's layout: {', '.join(columns.values())}")
-    template = None
-    if options.path_template is not None:
-        template = PathTemplate(options.path_template, columns)
-    cut = options.cut == "yes" or (options.cut == "auto" and not (template and template.has_times))
-    if template and options.cut == "auto" and template.has_times:
+    reader = _Reader(path, options, columns)
+    if reader.template and options.cut == "auto" and reader.template.has_times:
         notes.append("--path-template names the times, so the files are taken as already cut")
-    root = options.root if options.root is not None else os.path.dirname(path)
-    rows, empty_captions = [], 0
-    raw_extras: list[dict[str, Any]] = []
-    seen: set[str] = set()
+    rows, raw_extras, faults = [], [], []
     for where, values in lines:
-        seen.update(values)
-        known, extra = _divide(values, columns)
-        start, end = _span(where, known)
-        if template is not None:
-            known["path"] = template.fill(where, values, start, end)
-        _check_columns(where, known, values)
-        if not cut:
-            times = {columns.get(key, key): known.get(key) for key in ("start", "end")}
-            extra |= {name: time for name, time in times.items() if time not in (None, "")}
-            start = end = None
-        row, dropped = _row(where, known, root, options.split, start, end)
-        empty_captions += dropped
+        try:
+            row, extra = reader.row(where, values)
+        except RowError as error:
+            faults.append(str(error))
+            row, extra = reader.rejected(where, values, str(error)), {}
         rows.append(row)
         raw_extras.append(extra)
+    if faults and len(faults) == len(rows):
+        more = f" (none of the {len(rows)} rows can be used)" if len(rows) > 1 else ""
+        raise ValueError(faults[0] + more)
     for ours, theirs in options.columns.items():
-        if rows and theirs not in seen:
+        if rows and theirs not in reader.seen:
             raise ValueError(
                 f"{path}: no column {theirs!r} for --columns {ours}={theirs}; "
-                f"found {', '.join(sorted(seen))}"
+                f"found {cells.some(sorted(reader.seen))}"
             )
-    if empty_captions:
-        notes.append(f"dropped {empty_captions} empty captions")
-    typed = _type_extras(raw_extras)
+    if reader.empty_captions:
+        notes.append(f"dropped {reader.empty_captions} empty captions")
+    typed = extras.typed(raw_extras, notes)
     rows = [replace(row, extra=extra) for row, extra in zip(rows, typed, strict=True)]
     return Listing(rows, notes)
+
+
+class _Reader:
+    """Rows out of the values of a table.
+
+    Attributes:
+      template: of the paths, None if the table has them.
+      seen: names of all columns met.
+      empty_captions: how many were dropped.
+    """
+
+    def __init__(self, path: str, options: Options, columns: Mapping[str, str]):
+        self._options, self._columns = options, columns
+        self._root = options.root if options.root is not None else os.path.dirname(path)
+        self.template = None
+        if options.path_template is not None:
+            self.template = PathTemplate(options.path_template, columns)
+        cut_already = self.template is not None and self.template.has_times
+        self._cut = options.cut == "yes" or (options.cut == "auto" and not cut_already)
+        self.seen: set[str] = set()
+        self.empty_captions = 0
+
+    def row(self, where: str, values: Mapping[str, Any]) -> tuple[Row, dict[str, Any]]:
+        """The row and its further columns; RowError if it can be none."""
+        self.seen.update(values)
+        known, extra = _divide(values, self._columns)
+        start, end = _span(where, known)
+        if self.template is not None:
+            known["path"] = self.template.fill(where, values, start, end)
+        _check_columns(where, known, values)
+        if not self._cut:
+            times = {self._columns.get(key, key): known.get(key) for key in ("start", "end")}
+            extra |= {name: time for name, time in times.items() if time not in (None, "")}
+            start = end = None
+        split = _name(where, "split", known.get("split"))
+        row, dropped = _row(where, known, self._root, split or self._options.split, start, end)
+        self.empty_captions += dropped
+        return row, extra
+
+    def rejected(self, where: str, values: Mapping[str, Any], problem: str) -> Row:
+        """What is listed of a row that is none: the file and the split, if it tells them."""
+        known, _ = _divide(values, self._columns)
+        told = {key: known.get(key) for key in ("path", "split")}
+        path, split = (value if isinstance(value, str) else "" for value in told.values())
+        return Row(
+            path=os.path.join(self._root, path),
+            name=printable(path) or where,
+            id=where,
+            split=printable(split.strip()) or self._options.split,
+            where=where,
+            problem=problem,
+        )
 
 
 def _divide(
@@ -137,123 +176,27 @@ def _divide(
     return known, extra
 
 
-def _read_csv(path: str, delimiter: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    base = os.path.basename(path)
-    try:
-        # utf-8-sig: spreadsheets put a byte order mark first.
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, delimiter=delimiter)
-            header = [name.strip() for name in next(reader, [])]
-            if not header:
-                raise ValueError(f"{path}: is empty; expected a header line with a column 'path'")
-            twice = [name for name in header if header.count(name) > 1]
-            if twice:
-                raise ValueError(f"{path}: has two columns named {twice[0]!r}")
-            for cells in reader:
-                where = f"{base} line {reader.line_num}"
-                if not any(cells):
-                    continue
-                if len(cells) != len(header):
-                    raise ValueError(
-                        f"{where}: {len(cells)} cells, the header has {len(header)}; put cells "
-                        "that contain the separator into double quotes"
-                    )
-                yield (
-                    where,
-                    {k: v.strip() or None for k, v in zip(header, cells, strict=True)},
-                )
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: is not UTF-8 ({error}); save it as UTF-8") from error
-    except csv.Error as error:
-        raise ValueError(f"{path}: is not readable CSV ({error})") from error
-
-
-def _read_jsonl(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    base = os.path.basename(path)
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, start=1):
-                where = f"{base} line {number}"
-                if not line.strip():
-                    continue
-                try:
-                    values = json.loads(line)
-                except (json.JSONDecodeError, RecursionError) as error:
-                    raise ValueError(f"{where}: is not JSON ({error})") from error
-                if not isinstance(values, dict):
-                    raise ValueError(
-                        f"{where}: is a {type(values).__name__}, expected an object with 'path'"
-                    )
-                yield where, values
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: is not UTF-8 ({error}); save it as UTF-8") from error
-
-
-def _read_json(
-    path: str, columns: Mapping[str, str]
-) -> tuple[list[tuple[str, dict[str, Any]]], list[str]]:
-    """The entries of a list under our column names, and what is kept without being obeyed."""
-    base = os.path.basename(path)
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            entries = json.load(file)
-    except (json.JSONDecodeError, RecursionError) as error:
-        line = f" line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise ValueError(f"{base}{line}: is not JSON ({error})") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: is not UTF-8 ({error}); save it as UTF-8") from error
-    if not isinstance(entries, list):
-        raise ValueError(
-            f"{path}: is a JSON {type(entries).__name__}, expected a list of "
-            '{"video": path, "caption": text}; for one object per line name the file .jsonl'
-        )
-    result, framed, doubled = [], 0, 0
-    for number, entry in enumerate(entries, start=1):
-        where = f"{base} entry {number}"
-        if not isinstance(entry, dict):
-            raise ValueError(
-                f"{where}: is a {type(entry).__name__}, expected an object with 'video'"
-            )
-        values = dict(entry)
-        media = next((key for key in _MEDIA_KEYS if key in values), None)
-        if media and "path" not in columns:
-            values["path"] = values.pop(media)
-        elif "audio" in values and "path" not in columns:
-            raise ValueError(f"{where}: has only audio; a record needs a video or an image")
-        if values.get("captions") is not None and values.get("caption") is not None:
-            # The reference takes the list where both are given.
-            doubled += values.pop("caption") is not None
-        framed += any(key in values for key in ("video_start_frame", "video_end_frame"))
-        result.append((where, values))
-    notes = []
-    if doubled:
-        notes.append(f"{doubled} entries have 'caption' and 'captions'; took 'captions'")
-    if framed:
-        notes.append(
-            f"{framed} entries limit the video by frame numbers; these are stored, but not cut by: "
-            "give 'start' and 'end' in seconds to cut"
-        )
-    return result, notes
-
-
 def _check_columns(where: str, known: Mapping[str, Any], values: Mapping[str, Any]) -> None:
     if "path" not in known:
+        guess = next((key for key, value in values.items() if names_media(str(value)[-9:])), None)
         near = difflib.get_close_matches("path", list(values), n=1, cutoff=0.3)
-        guess = near[0] if near else next(iter(values), "COLUMN")
-        raise ValueError(
-            f"{where}: no column 'path'; found {', '.join(values) or 'nothing'}. "
+        guess = guess or (near[0] if near else "COLUMN")
+        guess = guess if len(guess) <= 60 else "COLUMN"
+        raise RowError(
+            f"{where}: no column 'path'; found {cells.some(values)}. "
             f"If the files are in another column, add --columns path={guess}; if their names are "
-            f"made from columns, add for example --path-template '{{{guess}}}.mp4'"
+            f"made from columns, add for example --path-template '{{{guess}}}.mp4'; if the first "
+            "line is no header, add --format kinetics"
         )
     for one, many in (("label", "labels"), ("caption", "captions")):
         if known.get(one) is not None and known.get(many) is not None:
-            raise ValueError(f"{where}: has both {one!r} and {many!r}; keep one of them")
+            raise RowError(f"{where}: has both {one!r} and {many!r}; keep one of them")
 
 
 def _span(where: str, values: Mapping[str, Any]) -> tuple[float | None, float | None]:
     start, end = (seconds(where, key, values.get(key)) for key in ("start", "end"))
     if end is not None and end <= (start or 0.0):
-        raise ValueError(f"{where}: end {end:g} s is not after start {start or 0:g} s")
+        raise RowError(f"{where}: end {end:g} s is not after start {start or 0:g} s")
     return start, end
 
 
@@ -261,17 +204,17 @@ def _row(
     where: str,
     values: Mapping[str, Any],
     root: str,
-    default_split: str,
+    split: str,
     start: float | None,
     end: float | None,
 ) -> tuple[Row, int]:
-    path = _raw(where, "path", values["path"])
+    path = cells.plain(where, "path", values["path"])
     if not path:
-        raise ValueError(f"{where}: the path is empty")
-    labels = _list(where, "label", values.get("label")) or _list(
-        where, "labels", values.get("labels"), "|"
+        raise RowError(f"{where}: the path is empty")
+    labels = cells.items(where, "label", values.get("label"), read=cells.label) or cells.items(
+        where, "labels", values.get("labels"), "|", cells.label
     )
-    captions = _list(where, "caption", values.get("caption")) or _list(
+    captions = cells.items(where, "caption", values.get("caption")) or cells.items(
         where, "captions", values.get("captions")
     )
     name = printable(path)
@@ -281,8 +224,8 @@ def _row(
     row = Row(
         path=os.path.join(root, path),
         name=name,
-        id=_text(where, "id", values.get("id")) or name + span,
-        split=_text(where, "split", values.get("split")) or default_split,
+        id=_name(where, "id", values.get("id")) or name + span,
+        split=split,
         labels=tuple(label for label in labels if label),
         captions=kept,
         start=start,
@@ -312,81 +255,5 @@ def _time(seconds: float | None) -> str:
     )
 
 
-def _raw(where: str, key: str, value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, bool) or not isinstance(value, (str, int)):
-        raise ValueError(f"{where}: {key} is {value!r}, expected text")
-    return str(value).strip()
-
-
-def _text(where: str, key: str, value: Any) -> str:
-    return printable(_raw(where, key, value))
-
-
-def _list(where: str, key: str, value: Any, separator: str = "") -> tuple[str, ...]:
-    """One value or several: a list, a JSON list in a cell, or cells joined by ``separator``."""
-    if isinstance(value, str) and key != "label" and value.startswith("["):
-        # A text may well begin with a bracket without being a list.
-        with contextlib.suppress(json.JSONDecodeError, RecursionError):
-            value = json.loads(value)
-    if isinstance(value, str) and separator:
-        value = value.split(separator)
-    if value is None:
-        return ()
-    values = value if isinstance(value, list) else [value]
-    return tuple(_text(where, key, item) for item in values)
-
-
-def seconds(where: str, key: str, value: Any) -> float | None:
-    """A time as tables have it; None for an empty cell, ValueError for anything else."""
-    if value is None or value == "":
-        return None
-    clock = _CLOCK.fullmatch(value) if isinstance(value, str) else None
-    if clock:
-        hours, minutes, rest = clock.groups()
-        return int(hours or 0) * 3600 + int(minutes) * 60 + float(rest)
-    try:
-        result = float(value)
-    except (TypeError, ValueError):
-        result = math.nan
-    if isinstance(value, bool) or not math.isfinite(result) or result < 0:
-        raise ValueError(f"{where}: {key} is {value!r}, expected seconds from 0 or HH:MM:SS.mmm")
-    return result
-
-
-def _type_extras(rows: list[dict[str, Any]]) -> list[dict[str, int | float | str]]:
-    """Give every extra column one type, since readers declare a type per key.
-
-    Integers where all cells are, numbers where all are, text otherwise; what is neither a number
-    nor text (JSONL only) is stored as JSON text.
-    """
-    kinds: dict[str, type] = {}
-    for row in rows:
-        for name, value in row.items():
-            kinds[name] = _wider(kinds.get(name, int), _kind(value))
-    return [{name: _convert(value, kinds[name]) for name, value in row.items()} for row in rows]
-
-
-def _wider(first: type, second: type) -> type:
-    order = (int, float, str)
-    return order[max(order.index(first), order.index(second))]
-
-
-def _kind(value: Any) -> type:
-    if isinstance(value, int):  # bool too: stored as 0 or 1
-        return int if abs(value) < 2**63 else str
-    if isinstance(value, str):
-        if _INT.fullmatch(value):
-            return int
-        if not _FLOAT.fullmatch(value):
-            return str
-        value = float(value)
-    # Records hold single precision.
-    return float if isinstance(value, float) and abs(value) < 3.4e38 else str
-
-
-def _convert(value: Any, kind: type) -> int | float | str:
-    if kind is not str:
-        return kind(value)
-    return printable(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+def _name(where: str, key: str, value: Any) -> str:
+    return printable(cells.plain(where, key, value))

@@ -27,6 +27,7 @@ from data_pipelines.ingest.container import VideoError
 from data_pipelines.ingest.decode import Clip, DecodeOptions
 from data_pipelines.ingest.frames import Picture, PictureEncoder, assemble, picture_of
 from data_pipelines.ingest.options import Options
+from data_pipelines.ingest.path_template import fields
 from data_pipelines.ingest.rows import Listing, Row, printable
 from data_pipelines.messages import SequenceExample
 from data_pipelines.record_index import CorruptRecordError
@@ -38,6 +39,8 @@ PREFIX = "tfds:"
 _COLUMNS = ("path", "label", "caption", "id")
 _CAPTIONS = ("caption", "captions", "text")
 _FILE = "dataset_info.json"
+# Pixels of one packed clip: 300 frames of 1920x1080 are 1.9e9 bytes.
+_MAX_CLIP_BYTES = 1 << 31
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 
@@ -254,10 +257,21 @@ def _pictures(example: Example) -> Sequence[bytes | np.ndarray]:
             flat = np.array(values, np.uint8)
         else:
             raw = b"".join(values)
-            flat = np.frombuffer(zlib.decompress(raw) if encoding == "zlib" else raw, np.uint8)
+            flat = np.frombuffer(_inflate(raw) if encoding == "zlib" else raw, np.uint8)
         return list(flat.reshape(-1, *_shape(spec["tensor"])[1:]))
     except (CorruptRecordError, ValueError, KeyError, OSError, zlib.error) as error:
         raise VideoError("open", f"cannot read the example: {error}") from error
+
+
+def _inflate(data: bytes) -> bytes:
+    """What zlib packed; zlib.error or ValueError for damage and for what is too large."""
+    inflater = zlib.decompressobj()
+    result = inflater.decompress(data, _MAX_CLIP_BYTES)
+    if inflater.unconsumed_tail:
+        raise ValueError(f"unpacks to more than {_MAX_CLIP_BYTES} bytes")
+    if not inflater.eof:
+        raise ValueError("its packed frames are cut short")
+    return result
 
 
 @functools.lru_cache(maxsize=8)
@@ -401,6 +415,7 @@ def _files(
     directory: str, name: str, split: Mapping[str, Any], file_format: str
 ) -> tuple[str, ...]:
     template = split.get("filepathTemplate") or "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+    fields("filepathTemplate", template, "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}")
     count = len(split["shardLengths"])
     return tuple(
         os.path.join(

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import gzip
 import importlib
-import json
 import math
 import os
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from data_pipelines.ingest.tables import seconds
+from data_pipelines.ingest.cells import MAX_LINE, parse_json, seconds, shown
 
 # What a column may be called; the first that a row has is taken. `similarity` is what scoring with
 # a model writes, the cosine of clip and caption.
@@ -30,6 +30,10 @@ _ID_LENGTH = 11  # of YouTube's ids, with which the file names of clips begin
 
 # A row as it is stored: a line of a JSONL file, or the values of a Parquet row.
 Stored = bytes | Mapping[str, Any]
+
+
+class LongLine(bytes):
+    """The beginning of a line of more than MAX_LINE bytes, which is no row."""
 
 
 @dataclass(frozen=True)
@@ -80,21 +84,45 @@ def stored(path: str, begin: int = 0) -> Iterator[tuple[Stored, int]]:
       begin: a place that was yielded before, for files that are `resumable`.
     """
     if kind(path) == "parquet":
-        file = pyarrow_parquet().ParquetFile(path)
-        for batch in file.iter_batches(batch_size=8192):
-            for row in batch.to_pylist():
-                yield row, 0
+        for row in _parquet(path):
+            yield row, 0
         return
     with _open(path) as file:
-        file.seek(begin)
         place = begin
         try:
-            for line in file:
+            file.seek(begin)
+            while line := file.readline(MAX_LINE + 1):
                 place += len(line)
+                if len(line) > MAX_LINE:
+                    line, place = LongLine(line[:100]), place + _skip(file, line)
                 if line.strip():
                     yield line, place
-        except (EOFError, gzip.BadGzipFile) as error:
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise RuntimeError(f"{path}: is not a whole gzip file ({error})") from error
+
+
+def _skip(file: BinaryIO, line: bytes) -> int:
+    """Reads to the end of a line without keeping it; returns how many bytes."""
+    length = 0
+    while line and not line.endswith(b"\n"):
+        line = file.readline(1 << 20)
+        length += len(line)
+    return length
+
+
+def _parquet(path: str) -> Iterator[Mapping[str, Any]]:
+    module = pyarrow_parquet()
+    try:
+        file = module.ParquetFile(path)
+    except OSError:
+        raise
+    except Exception as error:  # pyarrow has its own, of several bases
+        raise ValueError(f"{path}: is not a readable Parquet file ({error})") from error
+    try:
+        for batch in file.iter_batches(batch_size=8192):
+            yield from batch.to_pylist()
+    except Exception as error:
+        raise RuntimeError(f"{path}: cannot be read to its end ({error})") from error
 
 
 def _open(path: str) -> BinaryIO:
@@ -131,7 +159,7 @@ def read(row: Stored, where: str, names: Mapping[str, str]) -> Clip:
     caption, language = value("caption"), value("language")
     for column, text in (("caption", caption), ("language", language)):
         if text is not None and not isinstance(text, str):
-            raise ValueError(f"{where}: {column} is {text!r}, expected text")
+            raise ValueError(f"{where}: {column} is {shown(text)}, expected text")
     start, end = (seconds(where, column, value(column)) for column in ("start", "end"))
     if end is not None and end <= (start or 0.0):
         raise ValueError(f"{where}: end {end:g} s is not after start {start or 0:g} s")
@@ -148,10 +176,9 @@ def read(row: Stored, where: str, names: Mapping[str, str]) -> Clip:
 
 
 def _object(line: bytes, where: str) -> Mapping[str, Any]:
-    try:
-        values = json.loads(line)
-    except (ValueError, RecursionError) as error:  # not JSON, or not UTF-8
-        raise ValueError(f"{where}: is not JSON ({error})") from error
+    if isinstance(line, LongLine):
+        raise ValueError(f"{where}: is longer than {MAX_LINE >> 20} MiB")
+    values = parse_json(f"{where}:", line)
     if not isinstance(values, dict):
         raise ValueError(f"{where}: is a {type(values).__name__}, expected an object")
     return values
@@ -165,5 +192,5 @@ def _score(where: str, column: str, value: Any) -> float | None:
         with contextlib.suppress(ValueError, OverflowError):
             number = float(value)
     if not math.isfinite(number):
-        raise ValueError(f"{where}: {column} is {value!r}, expected a finite number")
+        raise ValueError(f"{where}: {column} is {shown(value)}, expected a finite number")
     return number

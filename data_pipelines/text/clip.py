@@ -177,6 +177,15 @@ def _read_merges(path: str) -> str:
             raise ValueError(f"{path}, line {number}: {line[:60]!r} is not a pair; {ORIGIN}")
     if not merges:
         raise ValueError(f"{path}: no merges in it; {ORIGIN}")
+    made = {symbol + end for symbol in _byte_symbols().values() for end in ("", "</w>")}
+    made.update(line.replace(" ", "") for line in merges)
+    for number, line in enumerate(merges, 2):
+        for part in line.split(" "):
+            if part not in made:
+                raise ValueError(
+                    f"{path}, line {number}: {line[:60]!r} joins {part[:60]!r}, which is neither a "
+                    f"character nor made by another line; {ORIGIN}"
+                )
     return "\n".join(merges)
 
 

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import gzip
-import urllib.error
+import http.client
+import io
 import urllib.request
+import zlib
 from pathlib import Path
+from typing import Any
+
+# Bytes, unpacked: more than ten times the largest vocabulary of a published video model.
+LARGEST = 64 * 2**20
 
 MISSING = "pip install 'internvideo-jax[text]'"
 
@@ -16,24 +22,39 @@ def read(path: str, origin: str) -> bytes:
     Args:
       path: what the config names.
       origin: for the message, where such a file comes from.
+
+    Raises:
+      FileNotFoundError: it cannot be read.
+      ValueError: a damaged gzip file, or more than LARGEST bytes.
     """
     if not path:
         raise ValueError(f"a path to the vocabulary is needed; {origin}")
     try:
         if path.startswith(("http://", "https://")):
             with urllib.request.urlopen(path, timeout=60) as answer:
-                data = answer.read()
+                data = _bounded(answer, path, origin)
         else:
-            data = Path(path).expanduser().read_bytes()
-    except (OSError, urllib.error.URLError) as error:
+            with Path(path).expanduser().open("rb") as file:
+                data = _bounded(file, path, origin)
+    except (OSError, http.client.HTTPException) as error:
         raise FileNotFoundError(
             f"cannot read the vocabulary {path!r}: {error}; {origin}"
         ) from error
     if data[:2] == b"\x1f\x8b":
         try:
-            data = gzip.decompress(data)
-        except (OSError, EOFError) as error:
+            with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
+                data = _bounded(file, path, origin)
+        except (OSError, EOFError, zlib.error) as error:
             raise ValueError(f"{path}: damaged gzip file ({error}); {origin}") from error
+    return data
+
+
+def _bounded(file: Any, path: str, origin: str) -> bytes:
+    data = file.read(LARGEST + 1)
+    if len(data) > LARGEST:
+        raise ValueError(
+            f"{path}: more than {LARGEST >> 20} MiB of text, which no vocabulary has; {origin}"
+        )
     return data
 
 

@@ -101,4 +101,14 @@ def _build(data: str) -> Any:
     if missing:
         raise ValueError(f"the vocabulary lacks {', '.join(missing)}")
     tokenizer.add_special_tokens(list(SPECIALS))
+    largest, size = max(tokenizer.get_vocab().values()), tokenizer.get_vocab_size()
+    if largest >= size:
+        raise ValueError(
+            f"the vocabulary has {size} tokens and the id {largest}; expected ids 0 to {size - 1}, "
+            "each token once"
+        )
+    try:
+        tokenizer.encode("\ue000", add_special_tokens=False)  # no vocabulary has it
+    except Exception as error:  # the library raises no narrower class
+        raise ValueError(f"the vocabulary cannot be used ({error})") from error
     return tokenizer

@@ -19,11 +19,15 @@ _FAULTS_SHOWN = 20
 
 @dataclass(frozen=True, slots=True)
 class VerifyTask:
-    """One shard to read; ``crashed`` as in :mod:`data_pipelines.ingest.pool`."""
+    """One shard to read; ``crashed`` as in :mod:`data_pipelines.ingest.pool`.
+
+    ``named`` says that its records hold the names of their classes, as an ingest writes them.
+    """
 
     directory: str
     shard: manifest.ShardInfo
-    num_classes: int
+    classes: tuple[str, ...]
+    named: bool
     crashed: Mapping[int, str] = field(default_factory=dict)
 
     @property
@@ -59,9 +63,10 @@ def verify(directory: str, workers: int, *, quiet: bool = False) -> tuple[list[s
     Raises:
       FileNotFoundError, ValueError: there is no readable manifest.
     """
-    found = manifest.load(directory)
+    found = manifest.load_alone(directory)
+    named = "adopted" not in found.options
     tasks = [
-        VerifyTask(found.directory, shard, len(found.classes))
+        VerifyTask(found.directory, shard, found.classes, named)
         for split in found.splits.values()
         for shard in split.shards
     ]
@@ -77,7 +82,8 @@ def verify(directory: str, workers: int, *, quiet: bool = False) -> tuple[list[s
                 )
                 checks[outcome.number] = result
                 bar.done(outcome.number, result.frames)
-    faults, number = [], 0
+    difference = manifest.check_classes(found)
+    faults, number = [difference] if difference else [], 0
     for name, split in found.splits.items():
         members = [checks[number + i] for i in range(len(split.shards))]
         number += len(members)
@@ -114,7 +120,7 @@ def check(task: VerifyTask, progress: Progress) -> ShardCheck:
         faults.append(f"{task.path}: sha256 differs from the manifest")
     source = RecordSource([task.path], indexes=[index])
     frames = 0
-    label_counts = [0] * task.num_classes
+    label_counts = [0] * len(task.classes)
     ids = []
     for i in range(len(source)):
         progress.item(i)
@@ -128,7 +134,8 @@ def check(task: VerifyTask, progress: Progress) -> ShardCheck:
             data = source[i]
             record = schema.decode(data)
             source.check_table(i, data)
-            _check_record(record, source.num_frames(i), task.num_classes)
+            _check_labels(record, task)
+            _check_record(record, source.num_frames(i))
         except CorruptRecordError as error:
             faults.append(str(error))
         except ValueError as error:
@@ -143,23 +150,27 @@ def check(task: VerifyTask, progress: Progress) -> ShardCheck:
     return ShardCheck(tuple(faults), len(source), frames, tuple(label_counts), tuple(ids))
 
 
-def _check_record(record: schema.Record, indexed_frames: int, num_classes: int) -> None:
+def _check_labels(record: schema.Record, task: VerifyTask) -> None:
+    count = len(task.classes)
+    if any(not 0 <= label < count for label in record.labels):
+        raise schema.SchemaError(f"label {record.labels} outside the {count} classes")
+    pairs = [*zip(record.labels, record.label_names, strict=False)]
+    pairs += [(s.label, s.label_name) for s in record.segments if s.label_name]
+    pairs += [pair for b in record.boxes for pair in zip(b.labels, b.label_names, strict=False)]
+    for label, name in pairs if task.named else ():
+        if not 0 <= label < count or task.classes[label] != name:
+            known = repr(task.classes[label]) if 0 <= label < count else "no such class"
+            raise schema.SchemaError(f"calls class {label} {name!r}, the manifest {known}")
+
+
+def _check_record(record: schema.Record, indexed_frames: int) -> None:
     if len(record.frames) != indexed_frames:
         raise schema.SchemaError(f"{len(record.frames)} frames, the index says {indexed_frames}")
-    if any(not 0 <= label < num_classes for label in record.labels):
-        raise schema.SchemaError(f"label {record.labels} outside the {num_classes} classes")
     times = np.asarray(record.timestamps_us)
     if np.any(times[1:] <= times[:-1]):
         raise schema.SchemaError("frame times do not increase")
     for i, frame in enumerate(record.frames):
         try:
-            picture = encoded.decode(frame)
+            encoded.decode_frame(i, frame, (record.height, record.width))
         except ValueError as error:
-            raise schema.SchemaError(
-                f"frame {i} is not a readable JPEG or PNG ({error})"
-            ) from error
-        if picture.shape != (record.height, record.width, 3):
-            raise schema.SchemaError(
-                f"frame {i} is {picture.shape[1]}x{picture.shape[0]}, the record says "
-                f"{record.width}x{record.height}"
-            )
+            raise schema.SchemaError(str(error)) from error

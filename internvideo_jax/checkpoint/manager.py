@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -83,10 +84,9 @@ class Checkpoints:
         needed = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
         free = shutil.disk_usage(self.folder).free
         if free < 1.05 * needed:
-            raise self._explain(
-                int(tree["step"]),
-                OSError(f"{free / 2**20:.0f} MiB free, {1.05 * needed / 2**20:.0f} MiB needed"),
-            )
+            text = f"{free / 2**20:.0f} MiB free, {1.05 * needed / 2**20:.0f} MiB needed"
+            error = OSError(errno.ENOSPC, text)
+            raise self._explain(int(tree["step"]), error) from error
 
     def wait(self) -> None:
         """Blocks until everything is on disk; RuntimeError when it could not be written."""

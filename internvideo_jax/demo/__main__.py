@@ -21,6 +21,7 @@ from typing import Any
 from absl import flags
 from tqdm import tqdm
 
+from data_pipelines.exit_codes import exit_code_of
 from data_pipelines.outputs import check_file
 from internvideo_jax import cli
 from internvideo_jax.cli import read_labels
@@ -143,6 +144,7 @@ def answer_page(settings: Settings, host: str, port: int) -> int:
                 threads=settings.threads,
                 progress=progress,
                 stop=stop,
+                within=settings.videos,
             )
             report(index, cache)
             answers = Answers(index, encoder)
@@ -154,13 +156,13 @@ def answer_page(settings: Settings, host: str, port: int) -> int:
         except Stopped:
             pass
         except Exception as error:  # noqa: BLE001  (the page shows what went wrong)
-            desk.error = str(error) or repr(error)
+            desk.error, desk.code = str(error) or repr(error), exit_code_of(error)
             print(f"error: {desk.error}", file=sys.stderr, flush=True)
 
     print(f"page at {server.url} (ctrl-c stops it)", flush=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     serve(server, build)
-    return 2 if desk.error else 0
+    return desk.code
 
 
 COMMANDS = ("search", "serve")

@@ -8,7 +8,6 @@ import io
 import itertools
 import os
 import tempfile
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -38,10 +37,10 @@ def default_folder() -> Path:
     return Path(base) / "internvideo_jax" / "search"
 
 
-def content_digest(path: str | os.PathLike[str]) -> str:
-    """sha256 of the bytes of a file."""
+def content_digest(path: str | os.PathLike[str]) -> tuple[str, os.stat_result]:
+    """sha256 of the bytes of a file, and what the system says of it."""
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest(), os.fstat(file.fileno())
 
 
 class EmbeddingCache:
@@ -88,7 +87,7 @@ class EmbeddingCache:
             return None
         try:
             return _unpack(path.read_bytes())
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        except Exception:  # noqa: BLE001  (what zip, zlib and numpy raise for damage is no list)
             self.damaged += 1
             return None
 
@@ -131,9 +130,11 @@ def _unpack(data: bytes) -> Entry:
     if (
         embeddings.ndim != 2
         or embeddings.dtype != np.float32
+        or not np.isfinite(embeddings).all()
         or windows.shape != (count, 2)
         or len(bounds) != count + 1
         or bounds[-1] != len(joined)
+        or (np.diff(bounds) < 0).any()
     ):
         raise ValueError("not an entry of this cache")
     pictures = [joined[a:b] for a, b in itertools.pairwise(bounds)]

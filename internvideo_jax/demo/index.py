@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import itertools
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,14 +18,28 @@ from internvideo_jax.demo.cache import EmbeddingCache, Entry, content_digest
 from internvideo_jax.demo.clips import Decoded, Sampling, decode
 from internvideo_jax.demo.encoder import Encoder
 
+Identity = tuple[int, int, int, int]
+
+
+def identity_of(info: os.stat_result) -> Identity:
+    """What tells a file from another one, or from itself after a change."""
+    return info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns
+
 
 @dataclasses.dataclass(frozen=True)
 class Video:
-    """A file of the index: its path, and its name within the folder for people to read."""
+    """A file of the index.
+
+    Attributes:
+      path: without links.
+      name: within the folder, for people to read.
+      identity: of the file whose content was indexed.
+    """
 
     path: str
     name: str
     note: str = ""
+    identity: Identity = (0, 0, 0, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +117,7 @@ def build_index(
     threads: int = 2,
     progress: Progress = lambda done, total, name: None,
     stop: threading.Event | None = None,
+    within: str | os.PathLike[str] = "",
 ) -> VideoIndex:
     """Embeds every file whose content is not in the cache; equal files are embedded once.
 
@@ -110,6 +126,7 @@ def build_index(
     Args:
       threads: files decoded at a time.
       stop: checked between files; set, it ends the work.
+      within: files that links lead to outside of this folder cannot be used; empty: they can.
 
     Raises:
       Stopped: `stop` was set. What was embedded before is in the cache.
@@ -118,13 +135,16 @@ def build_index(
     known: dict[str, Entry] = {}
     reasons: dict[str, str] = {}  # of files, and of contents
     contents: dict[str, str] = {}  # path -> digest
+    places: dict[str, tuple[str, Identity]] = {}  # path -> without links, and what was there
     wanted: dict[str, Row] = {}  # digest -> a file that has it
     for row in rows:
         if stop.is_set():
             raise Stopped
         try:
             check_file(row.path)
-            digest = contents[row.path] = content_digest(row.path)
+            place = _place(row.path, within)
+            digest, info = content_digest(place)
+            contents[row.path], places[row.path] = digest, (place, identity_of(info))
         except (VideoError, OSError) as error:
             reasons[row.path] = str(error)
             continue
@@ -145,7 +165,16 @@ def build_index(
             cache.put(digest, outcome)
         done += 1
         progress(done, len(wanted), wanted[digest].name)
-    return _assemble(rows, contents, known, reasons, fresh)
+    return _assemble(rows, contents, known, reasons, fresh, places)
+
+
+def _place(path: str, within: str | os.PathLike[str]) -> str:
+    """The path without links; VideoError where it leaves the folder."""
+    place = os.path.realpath(path)
+    folder = os.path.realpath(within) if within else os.sep
+    if os.path.commonpath([folder, place]) != folder:
+        raise VideoError("open", "is a link out of the folder, which is not followed")
+    return place
 
 
 def _embedded(
@@ -226,6 +255,7 @@ def _assemble(
     known: dict[str, Entry],
     reasons: dict[str, str],
     fresh: set[str],
+    places: dict[str, tuple[str, Identity]],
 ) -> VideoIndex:
     videos, clips, vectors, skipped = [], [], [], []
     embedded = reused = 0
@@ -245,7 +275,8 @@ def _assemble(
         for (start, end), picture in zip(entry.windows_us / 1e6, entry.thumbnails, strict=True):
             clips.append(Clip(len(videos), float(start), float(end), picture))
         vectors.append(entry.embeddings)
-        videos.append(Video(row.path, row.name, entry.note))
+        path, identity = places[row.path]
+        videos.append(Video(path, row.name, entry.note, identity))
     matrix = unit(np.concatenate(vectors)) if vectors else np.zeros((0, 0), np.float32)
     return VideoIndex(
         tuple(videos), tuple(clips), matrix, tuple(skipped), embedded=embedded, reused=reused

@@ -15,19 +15,19 @@ import sys
 import threading
 from collections.abc import Sequence
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from internvideo_jax import __version__
 from internvideo_jax.demo.answers import MOST, Answers, BadQuestion
+from internvideo_jax.demo.connections import BoundedHandler, BoundedServer
+from internvideo_jax.demo.index import Video, identity_of
 from internvideo_jax.demo.media import Unsatisfiable, byte_range, media_type
 from internvideo_jax.evaluators.templates import TEMPLATES
 
 LARGEST_REQUEST = 64 * 2**10  # bytes of a body
 MOST_LABELS = 200
-TIMEOUT = 60.0  # seconds that a connection may say nothing
 _CHUNK = 256 * 2**10
 _FOLDER = Path(__file__).parent
 _PAGES = {
@@ -57,13 +57,14 @@ class Desk:
 
     Attributes:
       answers: None until the index is there.
-      error: why there will be none.
+      error: why there will be none; `code`: with which exit code the command then ends.
     """
 
     labels: Sequence[str] = ()
     template: str = "plain"
     answers: Answers | None = None
     error: str = ""
+    code: int = 0
     done: int = 0
     total: int = 0
 
@@ -83,14 +84,12 @@ class Refused(Exception):
         self.status, self.headers = status, headers
 
 
-class SearchServer(ThreadingHTTPServer):
+class SearchServer(BoundedServer):
     """Answers at http://host:port/.
 
     Raises:
       OSError: the address is taken or not ours.
     """
-
-    daemon_threads = True
 
     def __init__(self, host: str, port: int, desk: Desk):
         self.desk = desk
@@ -126,18 +125,19 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(BoundedHandler):
     server: SearchServer  # pyright: ignore[reportIncompatibleVariableOverride]
     protocol_version = "HTTP/1.1"
     server_version = f"internvideo_jax/{__version__}"
     sys_version = ""
-    timeout = TIMEOUT
 
     def do_GET(self) -> None:
+        if self.headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in self.headers:
+            # Nobody reads a body here; it must not be taken for the next request.
+            self.close_connection = self.unread = True
         self._answer(self._get)
 
-    def do_HEAD(self) -> None:
-        self._answer(self._get)
+    do_HEAD = do_GET
 
     def do_POST(self) -> None:
         self._answer(self._post)
@@ -152,17 +152,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """What the base class refuses: broken request lines and headers, unknown methods."""
-        self.close_connection = True
+        self.close_connection = self.unread = True
         self.request_version = "HTTP/1.1"  # a line that is none counts as HTTP/0.9: no headers
         self._json(code, {"error": HTTPStatus(code).phrase})
 
     def _answer(self, work: Any) -> None:
         try:
-            self._check_host()
-            work(urlsplit(self.path).path)
+            work(self._checked_path())
         except Refused as error:
             # Nothing is known of a body that was not read, so the connection ends with it.
-            self.close_connection = True
+            self.close_connection = self.unread = True
             self._json(error.status, {"error": str(error)}, error.headers)
         except (ConnectionError, TimeoutError):
             self.close_connection = True
@@ -172,11 +171,19 @@ class _Handler(BaseHTTPRequestHandler):
             with contextlib.suppress(OSError):
                 self._json(500, {"error": "the server failed to answer; its log says why"})
 
-    def _check_host(self) -> None:
+    def _checked_path(self) -> str:
+        try:
+            path = urlsplit(self.path).path
+        except ValueError as error:
+            raise Refused(400, "the request names no address") from error
+        for name in ("Host", "Content-Length"):
+            if len(self.headers.get_all(name, ())) > 1:
+                raise Refused(400, f"the request has several headers {name}")
         names = self.server.names
         name = re.sub(r":[0-9]*$", "", self.headers.get("Host", "")).lower()
         if names is not None and name not in names:
             raise Refused(403, "this server answers to its own address only")
+        return path
 
     def _no_method(self, path: str) -> None:
         raise Refused(405, f"{self.command} is not known here", Allow="GET, HEAD, POST")
@@ -193,7 +200,7 @@ class _Handler(BaseHTTPRequestHandler):
             videos = self._ready().index.videos
             if number >= len(videos):
                 raise Refused(404, f"there is no video {number}")
-            self._file(videos[number].path)
+            self._file(videos[number])
         elif (number := _number(path, "/thumbnail/")) is not None:
             clips = self._ready().index.clips
             if number >= len(clips):
@@ -222,13 +229,13 @@ class _Handler(BaseHTTPRequestHandler):
         if not (length.isascii() and length.isdigit()):
             raise Refused(411, "send the body with a Content-Length")
         if len(length) > 9 or int(length) > LARGEST_REQUEST:
-            if len(length) <= 9:  # a client that is still sending would not see the answer
-                self.rfile.read(min(int(length), 16 * LARGEST_REQUEST))
             raise Refused(413, f"the request is larger than {LARGEST_REQUEST} bytes")
         # Forms of other sites cannot send this type without being asked about it first.
         if self.headers.get_content_type() != "application/json":
             raise Refused(415, "send Content-Type: application/json")
         data = self.rfile.read(int(length))
+        if len(data) < int(length):
+            raise Refused(400, "the body is shorter than its Content-Length")
         try:
             asked = json.loads(data)
         except (ValueError, RecursionError) as error:
@@ -301,14 +308,15 @@ class _Handler(BaseHTTPRequestHandler):
             ],
         }
 
-    def _file(self, path: str) -> None:
+    def _file(self, video: Video) -> None:
         try:
             # Not blocking: a pipe that took the file's place must not hold the thread.
-            handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        except OSError as error:
+            handle = os.open(video.path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+        except (OSError, ValueError) as error:
             raise Refused(404, "the video is no longer there") from error
         info = os.fstat(handle)
-        if not stat.S_ISREG(info.st_mode):
+        # Whatever stands there now: a link in the path may lead to any file of this machine.
+        if not stat.S_ISREG(info.st_mode) or identity_of(info) != video.identity:
             os.close(handle)
             raise Refused(404, "the video is no longer there")
         with os.fdopen(handle, "rb") as file:
@@ -323,7 +331,7 @@ class _Handler(BaseHTTPRequestHandler):
             if part:
                 headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
             headers["Content-Length"] = str(end - start)
-            self._head(206 if part else 200, media_type(path), headers)
+            self._head(206 if part else 200, media_type(video.name), headers)
             if self.command == "HEAD":
                 return
             file.seek(start)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from data_pipelines import manifest
+from data_pipelines import manifest, split_names
 from data_pipelines.config import DataConfig, ViewConfig
 from data_pipelines.dataset import Dataset
 from data_pipelines.identity import class_difference
@@ -22,7 +22,6 @@ from internvideo_jax.parallel.mesh import BATCH_AXES, batch_sharding
 from internvideo_jax.parallel.multihost import is_main, to_global, to_host
 from internvideo_jax.types import Params
 
-EVAL_SPLITS = ("test", "val", "validation", "train")
 # Clips of a device's share of a step, at most: matmuls of ten thousand rows for usual clips,
 # and little padding where a split is nearly empty.
 TILE = 8
@@ -67,7 +66,7 @@ class Input:
     """One split that an evaluator reads."""
 
     data: str  # directory; empty: the run's
-    split: str  # empty: the first of EVAL_SPLITS that is there
+    split: str  # empty: that of `default_split`
     views: ViewConfig
     labelled: bool  # whether it needs labels
     _: dataclasses.KW_ONLY
@@ -216,16 +215,27 @@ def _joined(parts: list[Batch]) -> Batch:
 
 
 def default_split(directory: str) -> str:
-    """The split to evaluate on where none is named."""
-    present = manifest.load(directory).splits
-    return next((split for split in EVAL_SPLITS if split in present), next(iter(present), ""))
+    """The split to evaluate on where none is named: test, else val, else what there is."""
+    return split_names.to_evaluate(list(manifest.load(directory).splits))
+
+
+def held_out_warning(splits: Collection[str], split: str) -> str:
+    """What to know of numbers of `split` where a data set keeps no split from training; or ""."""
+    if any(map(split_names.is_held_out, splits)):
+        return ""
+    return (
+        f"no split is called test or val: these are numbers of the training clips if the model "
+        f"learned from split {split!r}"
+    )
 
 
 def describe_data(dataset: Dataset, views: ViewConfig) -> dict[str, Any]:
     """The part of a protocol that says which clips were looked at."""
+    warning = held_out_warning(dataset.manifest.splits, dataset.split)
     return {
         "data": dataset.manifest.directory,
         "split": dataset.split,
+        **({"warning": warning} if warning else {}),
         "records": len(dataset),
         "data_fingerprint": dataset.manifest.fingerprint(dataset.split)[:16],
         **dataset.manifest.picture_options(),

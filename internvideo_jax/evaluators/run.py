@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.storage import write_atomic
-from internvideo_jax.evaluators.base import ANIMATED, EvalContext, Evaluator, Result
+from internvideo_jax.evaluators.base import (
+    ANIMATED,
+    EvalContext,
+    Evaluator,
+    Result,
+    held_out_warning,
+)
 from internvideo_jax.evaluators.per_video import jsonl, sheet
 from internvideo_jax.parallel.multihost import is_main
 from internvideo_jax.telemetry.pictures import write_gif, write_png
@@ -23,21 +29,37 @@ PER_VIDEO = ("off", "top5", "scores")  # what is written of every video
 def check_evaluators(evaluators: Mapping[str, Evaluator], context: EvalContext) -> None:
     """Opens everything that the evaluators will read, so that errors come before the first step.
 
+    Says where a set has no split kept from training, and what is measured is of training clips.
+
     Raises:
       ValueError: data that are missing or do not fit; names the evaluator.
     """
+    warnings: dict[str, list[str]] = {}
     for label, evaluator in evaluators.items():
         if evaluator.every < 0:
             continue
         try:
             for source in evaluator.inputs():
-                context.open(source).close()
+                stream = context.open(source)
+                stream.close()
+                place = stream.dataset.manifest
+                if not source.split and (
+                    text := held_out_warning(place.splits, stream.dataset.split)
+                ):
+                    warnings.setdefault(f"{place.directory}: {text}", []).append(label)
             if check := getattr(evaluator, "check", None):  # what is read beside the splits
                 check(context)
         except (ValueError, OSError, ImportError) as error:
             raise ValueError(
                 f"config.evals.{label}: {error} (to leave it out: --config.evals.{label}.every=-1)"
             ) from error
+    if is_main():
+        for text, labels in warnings.items():
+            print(
+                f"warning: evaluators {', '.join(labels)}: {text}. An ingest with --hold-out keeps "
+                "a part of the videos for them",
+                flush=True,
+            )
 
 
 def run_evaluators(
@@ -122,9 +144,10 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def headline(results: Mapping[str, Result]) -> str:
-    """`test: top1 0.912, top5 1.000 | knn: top1 0.5` for the log."""
+    """`test: top1 0.912, top5 1.000 | knn: top1 0.5` for the log; what to beware of beside it."""
     parts = []
     for label, result in results.items():
         values = ", ".join(f"{name} {value:.4g}" for name, value in result.metrics.items())
-        parts.append(f"{label}: {values}")
+        warning = result.protocol.get("warning", "")
+        parts.append(f"{label}: {values}" + (f" (warning: {warning})" if warning else ""))
     return " | ".join(parts)

@@ -16,12 +16,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
+from data_pipelines.exit_codes import ExitCode, exit_code_of
 from internvideo_jax.parallel import peers
 
 JOB_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 JOB_FLAGS = ("--coordinator", "--processes", "--process")
-# Exit code of a process that ended because another one is gone: starting again helps.
-EXIT_PEER_LOST = 75
 JOIN_SECONDS = 300.0  # IVJ_JOIN_SECONDS
 # What jax and its collectives say when the other side is gone.
 BROKEN = re.compile(
@@ -143,8 +142,8 @@ def joined(
 ) -> Iterator[None]:
     """`initialize`, and while the context lasts the end of any process ends all of them.
 
-    A process that loses another one prints what happened and exits with EXIT_PEER_LOST, or with 2
-    when the other one had an error of its own, which would come again.
+    A process that loses another one prints what happened and exits with AGAIN, or with the code of
+    the other one when that had an error that would come again.
 
     Args:
       safe: says what is on disk, for that message.
@@ -155,7 +154,8 @@ def joined(
         return
 
     def end(what: str, code: int | None) -> None:
-        advice = "" if code == 2 else "start all processes with the same command to go on"
+        ends = code in (ExitCode.USAGE, ExitCode.FAILED, ExitCode.BUG)
+        advice = "" if ends else "start all processes with the same command to go on"
         text = "; ".join(filter(None, (what, safe(), advice)))
         print(
             f"error: process {jax.process_index()} of {jax.process_count()} ends: {text}",
@@ -164,7 +164,7 @@ def joined(
         )
         sys.stdout.flush()
         # The main thread may stand in a collective that never returns.
-        os._exit(2 if code == 2 else EXIT_PEER_LOST)
+        os._exit(code if code is not None and ends else ExitCode.AGAIN)
 
     if others is not None:
         others.watch(end)
@@ -179,8 +179,7 @@ def joined(
                 others.leave(text)
             end(f"another process or its host is probably gone ({text})", None)
         if others is not None:
-            expected = isinstance(error, ValueError | RuntimeError | OSError)
-            others.leave(text, 2 if expected else None)
+            others.leave(text, exit_code_of(error))
         # On its way out jax would wait for the others, which end without its knowledge.
         atexit.register(_exit_at_once)
         raise
@@ -191,7 +190,7 @@ def joined(
 def _exit_at_once() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(1)
+    os._exit(ExitCode.BUG)
 
 
 def to_global(batch: Mapping[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:

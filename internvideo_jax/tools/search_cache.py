@@ -56,25 +56,42 @@ def key_of(config: TrainConfig, topology: str, classes: int, fast: bool) -> str:
 
 
 class CompileCache:
-    """Facts of compiled programs by key, in one JSON file; a file that cannot be read is empty."""
+    """Facts of compiled programs by key, in one JSON file.
+
+    A file that cannot be read is empty, and an entry that is not as it was written is none.
+    """
 
     def __init__(self, path: Path):
         self.path = path
         try:
-            self.known: dict[str, Any] = json.loads(path.read_text())
-        except (OSError, ValueError):
-            self.known = {}
+            found = json.loads(path.read_text())
+        except (OSError, ValueError, RecursionError):
+            found = {}
+        self.known: dict[str, Any] = found if isinstance(found, dict) else {}
 
     def get(self, key: str) -> dict[str, Any] | None:
-        return self.known.get(key)
+        match self.known.get(key):
+            case {"facts": dict(facts), "sha256": str(digest)} if digest == _digest(key, facts):
+                return facts
+        return None
 
     def put(self, key: str, facts: dict[str, Any]) -> None:
         """Writes the file anew, in one move, so that another search never reads half of it."""
-        self.known[key] = facts
+        facts = json.loads(json.dumps(facts))  # as it will be read
+        self.known[key] = {"facts": facts, "sha256": _digest(key, facts)}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(f".{os.getpid()}")
-        temporary.write_text(json.dumps(self.known))
-        temporary.replace(self.path)
+        handle, name = tempfile.mkstemp(dir=self.path.parent, suffix=".tmp")
+        try:
+            with open(handle, "w") as file:
+                json.dump(self.known, file)
+            os.replace(name, self.path)
+        except BaseException:
+            os.unlink(name)
+            raise
+
+
+def _digest(key: str, facts: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps([key, facts], sort_keys=True).encode()).hexdigest()
 
 
 def check_apart(arguments: Sequence[str]) -> dict[str, Any]:

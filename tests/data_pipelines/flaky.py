@@ -9,6 +9,7 @@ from typing import Any
 
 import fsspec
 from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.utils import infer_storage_options
 
 
 class ServerError(Exception):
@@ -75,3 +76,33 @@ def upload(directory: Path, url: str) -> None:
     system = FlakyFileSystem()
     for path in directory.iterdir():
         system.pipe_file(f"{url}/{path.name}", path.read_bytes())
+
+
+class HostFileSystem(MemoryFileSystem):
+    """As sftp, ftp, smb and hdfs of fsspec: where to connect stands in the URL, each server has
+    files of its own, and a file says who reads it from where."""
+
+    protocol = ("hosts",)
+    cachable = False  # as if every thread asked anew
+
+    def __init__(self, host: str = "", port: int = 22, username: str = "", **kwargs: Any):
+        super().__init__(**kwargs)
+        self.server = f"{username}@{host}:{port}"
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return infer_storage_options(path)["path"]
+
+    @staticmethod
+    def _get_kwargs_from_urls(path: str) -> dict[str, Any]:
+        found = infer_storage_options(path)
+        return {name: found[name] for name in ("host", "port", "username") if name in found}
+
+    def cat_file(self, path, start=None, end=None, **kwargs):
+        return f"{self.server}{path}".encode()[start:end]
+
+    def info(self, path, **kwargs):
+        return {"name": path, "size": len(self.cat_file(path)), "type": "file"}
+
+    def ls(self, path, detail=True, **kwargs):
+        return [self.info(f"{path}/{self.server}")]

@@ -286,3 +286,44 @@ def paths_in(value, prefix=()):
         yield (*prefix, key)
         if isinstance(child, (dict, list)):
             yield from paths_in(child, (*prefix, key))
+
+
+def rename_class(path: Path, old: str, new: str) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "classes.json"])
+def test_class_names_that_differ_from_classes_json_are_refused(dataset, name):
+    (dataset / "classes.json").write_text('["sit", "stand ü"]', encoding="utf-8")
+    open_split(dataset, "train")
+    rename_class(dataset / name, "sit", "rit")
+    for refused in (lambda: load(dataset), lambda: open_split(dataset, "train")):
+        with pytest.raises(ValueError, match=r"disagree: class 0 is '[rs]it' and '[rs]it'; copy"):
+            refused()
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ('["sit"]', "2 classes and 1 classes"),
+        ('{"sit": 0}', "2 classes and no list of classes"),
+        ('["sit", 3]', "class 1 is 'stand ü' and 3"),
+        ("[", None),  # says nothing of the manifest
+        ("[" + "9" * 5000, None),
+    ],
+)
+def test_other_class_files(dataset, text, complaint):
+    (dataset / "classes.json").write_text(text, encoding="utf-8")
+    if complaint is None:
+        load(dataset)
+        return
+    with pytest.raises(ValueError, match=complaint):
+        load(dataset)
+
+
+def test_a_number_of_thousands_of_digits_in_a_manifest(dataset):
+    rename_class(dataset / "manifest.json", '"rejected": ', '"rejected": ' + "9" * 5000)
+    with pytest.raises(ValueError, match=r"manifest\.json: is not readable JSON"):
+        load(dataset)

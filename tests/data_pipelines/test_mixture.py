@@ -75,6 +75,15 @@ def test_a_mixture_is_one_line_of_text():
         ("a=x:-1", "weight '-1' of a"),
         ("a=x:1/0", "weight '1/0' of a"),
         ("a=x;weight=half", "weight 'half' of a"),
+        ("a=x:1e99999999", "weight '1e99999999' of a is too long a number; expected at most 40"),
+        ("a=x:1e-99999999", "too long a number"),
+        ("a=x:1e1999999", "too long a number"),
+        ("a=x;weight=1E99999999", "too long a number"),
+        ("a=x:1e19", "an exponent of at most 18"),
+        (f"a=x:{'9' * 41}", f"weight '{'9' * 40}...' of a is too long a number"),
+        (f"a=x:1/{'9' * 5000}", "too long a number"),
+        (f"a=x:1e{'9' * 5000}", "too long a number"),
+        (f"a=x:0.{'0' * 10**6}1", "too long a number"),
         ("a=x;medium=image", "unknown option 'medium=image' of a; .*did you mean 'media'"),
         ("a=x;media=sound", "unknown media type 'sound' of a; known: video, image"),
     ],
@@ -82,6 +91,23 @@ def test_a_mixture_is_one_line_of_text():
 def test_what_is_not_a_mixture(text, message):
     with pytest.raises(ValueError, match=message):
         parse(text)
+
+
+def test_weights_of_many_digits_are_exact():
+    assert parse("a=x:1e18,b=y:0.000000000000000001")[1].weight == Fraction(1, 10**18)
+    assert parse("a=x:0.12345678901234567890123456789")[0].weight == Fraction(
+        12345678901234567890123456789, 10**29
+    )
+
+
+def test_shares_that_repeat_after_too_many_examples_are_refused():
+    long = [Fraction(1, 2**61 - 1), Fraction(1, 2**62 - 57)]
+    with pytest.raises(ValueError, match=r"the shares repeat after 6.9\de\+18 examples, more than"):
+        Interleave.of(long)
+    order = Interleave.of([Fraction(1), Fraction(2**62 - 2)])  # nearly as long as can be
+    assert sum(order.count(part, 10**18) for part in range(2)) == 10**18
+    part, number = order.place(10**18)
+    assert part == 1 and order.count(1, 10**18) == number
 
 
 # ---------------------------------------------------------------------------------- arithmetic

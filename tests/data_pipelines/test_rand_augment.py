@@ -202,6 +202,16 @@ def test_policy_strings():
         ("rand-p1.5", "p must be at most 1"),
         ("rand-w1", "w must be below 1"),
         ("rand-w0-n14", "n must be at most 13"),
+        ("rand-m9-n99999999", "n must be at most 100"),
+        ("rand-m9-n101", "n must be at most 100"),
+        (f"rand-n{'9' * 400}", "part 'n9+' .* a number of at most 9 digits"),
+        (f"rand-m{'9' * 10**6}", "part 'm9{39}' .* a number of at most 9 digits"),
+        (f"rand-mstd1.{'0' * 400}", "a number of at most 9 digits"),
+        ("rand-mstd101", "mstd must be at most 100"),
+        ("rand-mmax999999999", "mmax must be at most 10"),
+        ("rand-w999999999", "w must be below 1"),
+        ("rand-n\u0663", "part 'n\u0663'"),
+        ("rand-" + "m" * 10**6, "part 'm{40}'"),
     ],
 )
 def test_wrong_policies(text, message):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -13,7 +14,7 @@ from data_pipelines.manifest import load, open_split
 from data_pipelines.record_index import build_index, read_index
 from data_pipelines.records import RecordSource, ShardWriter
 
-from .flaky import ServerError, fails, fine, flaky, short, upload
+from .flaky import HostFileSystem, ServerError, fails, fine, flaky, short, upload
 from .shards import content, write_shard
 from .test_manifest import dataset  # noqa: F401 - a fixture
 
@@ -74,6 +75,27 @@ def test_files_are_handled_alike_everywhere(system, tmp_path, place):
         storage.read_bytes(path)
     with pytest.raises(FileNotFoundError):
         storage.size(path)
+
+
+def test_a_link_under_a_temporary_name_is_not_written_through(tmp_path):
+    """In a folder that others write to, as well as what a crash left there."""
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    for name in ("a.json", "x.tfrecord"):
+        (tmp_path / f"{name}.tmp").symlink_to(victim)
+    storage.write_atomic(tmp_path / "a.json", b"ours")
+    write_shard(tmp_path / "x.tfrecord", 2)
+    (tmp_path / "a.json.tmp").write_text("of a crash")
+    storage.write_atomic(tmp_path / "a.json", b"again")
+    assert victim.read_text() == "precious"
+    assert (tmp_path / "a.json").read_bytes() == b"again" and not list(tmp_path.glob("*.tmp"))
+    assert len(RecordSource([str(tmp_path / "x.tfrecord")])) == 2
+    old = os.umask(0o027)
+    try:
+        storage.write_atomic(tmp_path / "b", b"")
+    finally:
+        os.umask(old)
+    assert (tmp_path / "b").stat().st_mode & 0o777 == 0o640  # as any file of the user
 
 
 TRANSIENT = [
@@ -137,6 +159,76 @@ def test_one_failed_range_of_several_is_read_again_alone(system):
     spans = [(2, 0), (2, 4), (2, 8)]
     assert storage.open_ranges(f"{URL}/a").pread_many(spans) == [b"01", b"45", b"89"]
     assert [start for _, start, _ in system.reads] == [0, 4, 8, 4, 8]
+
+
+SERVERS = {
+    "hosts://alpha/x": "@alpha:22/x",
+    "hosts://beta/x": "@beta:22/x",
+    "hosts://beta:2222/x": "@beta:2222/x",
+    "hosts://anna@beta/x": "anna@beta:22/x",
+    "hosts://otto@beta/x": "otto@beta:22/x",
+}
+
+
+@pytest.fixture
+def hosts():
+    import fsspec
+
+    fsspec.register_implementation("hosts", HostFileSystem, clobber=True)
+    storage._filesystems.clear()
+    yield
+    storage._filesystems.clear()
+
+
+def test_servers_ports_and_users_of_one_scheme_are_told_apart(hosts):
+    for _ in range(2):
+        for url, text in SERVERS.items():
+            assert storage.read_text(url) == text
+            assert storage.size(url) == len(text)
+            assert storage.open_ranges(url).pread(5, 0) == text[:5].encode()
+            assert list(storage.sizes(url)) == [text.removesuffix("/x")]
+    assert len(storage._filesystems) == len(SERVERS)
+
+
+def test_what_names_no_server_shares_its_connections(hosts, system):
+    storage.write_atomic(f"{URL}/a", b"1")
+    storage.write_atomic("flaky://other/a", b"2")
+    assert storage.read_bytes(f"{URL}/a") + storage.read_bytes("flaky://other/a") == b"12"
+    assert len(storage._filesystems) == 1
+    storage.read_bytes("hosts://alpha/a/b")
+    storage.read_bytes("hosts://alpha/c")
+    assert len(storage._filesystems) == 2
+
+
+def test_threads_share_the_connection_to_a_server_and_a_fork_makes_its_own(hosts):
+    def system_of(url: str):
+        return storage._filesystem(url)[0]
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(system_of, list(SERVERS) * 8))
+    assert len({id(one) for one in found}) == len(SERVERS)
+    child = os.fork()
+    if not child:
+        own = storage._filesystem("hosts://beta/x")[0]
+        os._exit(not (own.server == "@beta:22" and all(own is not one for one in found)))
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_a_server_that_cannot_be_reached_is_tried_as_often_as_a_read(
+    hosts, monkeypatch, no_waiting
+):
+    def unreachable(self, *args, **kwargs):
+        raise OSError(errno.ENETUNREACH, "Network is unreachable")
+
+    monkeypatch.setattr(HostFileSystem, "__init__", unreachable)
+    with pytest.raises(storage.StorageError, match="hosts://gone/x: connecting: gave up after 4"):
+        storage.read_bytes("hosts://gone/x")
+    assert len(no_waiting) == 3
+
+
+def test_a_url_that_is_none_is_a_clear_error():
+    with pytest.raises(ValueError, match=r"ftp://\[::1/x: no file system for ftp://"):
+        storage.read_bytes("ftp://[::1/x")
 
 
 def test_a_scheme_nobody_knows_is_a_clear_error():

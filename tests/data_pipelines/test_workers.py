@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from data_pipelines.config import ClipConfig, DataConfig, ReaderConfig, ViewConfig
+from data_pipelines.exit_codes import ExitCode, exit_code_of
 from data_pipelines.pipeline import TrainStream, ViewPass
 from tests.data_pipelines.sets import write_set
 
@@ -66,8 +67,9 @@ def test_a_worker_that_dies_ends_the_stream_with_its_cause(small, kind, name, ad
     os.kill(int(children(os.getpid())[0]), signal.Signals[name])
     began = time.monotonic()
     cause = rf"worker process .* ended by {name} \(config.data.reader.workers = 2\); {advice}"
-    with pytest.raises(RuntimeError, match=cause):
+    with pytest.raises(RuntimeError, match=cause) as caught:
         list(itertools.islice(stream, 23))
+    assert exit_code_of(caught.value) == ExitCode.AGAIN
     with pytest.raises(RuntimeError, match=cause):  # not the batches of the other worker
         next(stream)
     stream.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import threading
@@ -12,7 +13,7 @@ import pytest
 
 from data_pipelines.ingest.container import VideoError
 from internvideo_jax.demo import index as index_module
-from internvideo_jax.demo.cache import EmbeddingCache, content_digest
+from internvideo_jax.demo.cache import EmbeddingCache, Entry, content_digest
 from internvideo_jax.demo.clips import Sampling, decode, list_videos
 from internvideo_jax.demo.encoder import Encoder
 from internvideo_jax.demo.index import Stopped, build_index
@@ -148,6 +149,28 @@ def test_what_decides_an_embedding_decides_the_entry(videos, tmp_path, encoder, 
             file.write(b"\0" * 8)
     index, _ = index_of(folder, encoder, cache, **options)
     assert index.embedded == (1 if change == "content" else 4)
+
+
+def test_any_damage_of_an_entry_counts_as_no_entry(tmp_path):
+    """Cuts and changed bytes anywhere, and headers that ask for more memory than there is."""
+    cache = EmbeddingCache(tmp_path, "w", "s")
+    entry = Entry(np.ones((2, 3), np.float32), np.zeros((2, 2), np.int64), (b"one", b"two"))
+    cache.put("content", entry)
+    path = cache.path("content")
+    whole, rng = path.read_bytes(), np.random.default_rng(0)
+    for number in range(300):
+        data = bytearray(whole)
+        for place in rng.integers(len(data), size=rng.integers(1, 4)):
+            data[place] = rng.integers(256)
+        path.write_bytes(data[: rng.integers(len(data))] if number % 3 == 0 else data)
+        found = cache.get("content")  # what is equal in a zip file's unused fields may stay
+        assert found is None or (found.embeddings == 1).all()
+        assert found is None or found.thumbnails == (b"one", b"two")
+    path.write_bytes(whole.replace(b"(2, 3), }   ", b"(2, 3999999)"))
+    assert cache.get("content") is None and cache.damaged > 250
+    for rows in (np.full((2, 3), np.nan, np.float32), np.ones((2, 3))):
+        cache.put("content", dataclasses.replace(entry, embeddings=rows))
+        assert cache.get("content") is None
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "other"])

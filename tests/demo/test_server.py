@@ -15,10 +15,12 @@ from typing import Any
 import pytest
 
 from internvideo_jax.demo.answers import Answers
-from internvideo_jax.demo.index import VideoIndex
+from internvideo_jax.demo.cache import EmbeddingCache
+from internvideo_jax.demo.clips import Sampling, list_videos
+from internvideo_jax.demo.index import VideoIndex, build_index, identity_of
 from internvideo_jax.demo.media import Unsatisfiable, byte_range
 from internvideo_jax.demo.server import LARGEST_REQUEST, Desk, SearchServer
-from tests.demo.colours import colour_encoder, index_of
+from tests.demo.colours import colour_encoder, index_of, paint
 
 
 class Client:
@@ -247,11 +249,82 @@ def test_a_file_that_went_away_is_404(tmp_path, answers):
     index: VideoIndex = answers.index
     os.mkfifo(tmp_path / "pipe.mp4")
     gone = [tmp_path / "gone.mp4", tmp_path, tmp_path / "pipe.mp4"]
-    videos = tuple(dataclasses.replace(index.videos[0], path=str(path)) for path in gone)
-    other = Answers(dataclasses.replace(index, videos=videos), answers.encoder)
+    videos = []
+    for path in gone:
+        identity = identity_of(path.stat()) if path.exists() else (0, 0, 0, 0)
+        videos.append(dataclasses.replace(index.videos[0], path=str(path), identity=identity))
+    other = Answers(dataclasses.replace(index, videos=tuple(videos)), answers.encoder)
     with started(Desk(answers=other)) as client:
         for number in range(3):
             assert client.get(f"/media/{number}")[0] == 404
+
+
+@pytest.mark.parametrize(
+    "change", ["link", "link in the folder", "folder", "other file", "written to", "same name"]
+)
+def test_a_file_that_became_another_one_is_not_served(tmp_path, answers, change):
+    """What stands under a path of the index now may be any file of this machine."""
+    folder, secret = tmp_path / "videos" / "deep", tmp_path / "secret"
+    folder.mkdir(parents=True)
+    paint(folder / "a.mp4", "red")
+    paint(folder / "b.mp4", "blue")
+    secret.mkdir()
+    (secret / "a.mp4").write_bytes(b"secret")
+    index, _ = index_of(tmp_path / "videos", answers.encoder)
+    assert [video.name for video in index.videos] == ["deep/a.mp4", "deep/b.mp4"]
+    with started(Desk(answers=Answers(index, answers.encoder))) as client:
+        assert client.get("/media/0")[2] == (folder / "a.mp4").read_bytes()
+        if change == "folder":
+            folder.rename(tmp_path / "moved")
+            folder.symlink_to(secret)
+        elif change == "written to":
+            with open(folder / "a.mp4", "ab") as file:
+                file.write(b"more")
+        else:
+            content = (folder / "a.mp4").read_bytes()
+            (folder / "a.mp4").rename(folder / "old.mp4")
+            if change == "link":
+                (folder / "a.mp4").symlink_to(secret / "a.mp4")
+            elif change == "link in the folder":
+                (folder / "a.mp4").symlink_to("old.mp4")
+            elif change == "other file":
+                (folder / "a.mp4").write_bytes(b"secret")
+            else:
+                (folder / "a.mp4").write_bytes(content)
+        status, _, body = client.get("/media/0")
+        assert status == 404 and b"no longer there" in body
+        if change != "folder":
+            assert client.get("/media/1")[0] == 200
+
+
+def test_links_out_of_the_folder_are_declared_and_not_followed(tmp_path, answers):
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for place in (tmp_path / "other.mp4", tmp_path / "away" / "b.mp4", folder / "real.mp4"):
+        paint(place, "red")
+    (folder / "out.mp4").symlink_to(tmp_path / "other.mp4")
+    (folder / "up.mp4").symlink_to("../other.mp4")
+    (folder / "deep").symlink_to(tmp_path / "away")
+    (folder / "inside.mp4").symlink_to("real.mp4")
+    (tmp_path / "alias").symlink_to(folder)
+    for root in (folder, tmp_path / "alias"):
+        index = build_index(
+            list_videos(root),
+            answers.encoder,
+            Sampling(4, 16),
+            EmbeddingCache(None, "", ""),
+            within=root,
+        )
+        assert [video.name for video in index.videos] == ["inside.mp4", "real.mp4"]
+        assert sorted(file.name for file in index.skipped) == ["deep/b.mp4", "out.mp4", "up.mp4"]
+        assert {file.reason for file in index.skipped} == {
+            "is a link out of the folder, which is not followed"
+        }
+        with started(Desk(answers=Answers(index, answers.encoder))) as client:
+            for number in range(2):
+                status, headers, body = client.get(f"/media/{number}")
+                assert status == 200 and body == (folder / "real.mp4").read_bytes()
+                assert headers["Content-Type"] == "video/mp4"
 
 
 def test_before_the_index_is_there(waiting, desk):
@@ -282,6 +355,15 @@ def test_a_bug_is_a_500_without_its_traceback(waiting, desk, capsys):
         (b"GET /" + b"a" * 70000 + b" HTTP/1.1\r\n\r\n", b"414"),
         (b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 200 + b"\r\n", b"431"),
         (b"GET / HTTP/1.1\r\n\r\n", b"403"),
+        (b"GET http://[::1 HTTP/1.1\r\n\r\n", b"400"),
+        (b"GET http://[::1/ HTTP/1.1\r\nHost: localhost\r\n\r\n", b"400"),
+        (b"POST http://[::1 HTTP/1.1\r\nHost: localhost\r\n\r\n", b"400"),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\n\r\n", b"400"),
+        (
+            b"POST /api/search HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n"
+            b"Content-Length: 40\r\n\r\n{}",
+            b"400",
+        ),
         (b"POST /api/search HTTP/1.1\r\nHost: localhost\r\n\r\n", b"411"),
         (
             b"POST /api/search HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -299,7 +381,7 @@ def test_a_bug_is_a_500_without_its_traceback(waiting, desk, capsys):
         ),
     ],
 )
-def test_broken_requests_end_the_connection(client, request_, code):
+def test_broken_requests_end_the_connection(client, request_, code, capsys):
     with socket.create_connection(("127.0.0.1", client.port), timeout=20) as connection:
         connection.sendall(request_)
         answer = b""
@@ -308,6 +390,7 @@ def test_broken_requests_end_the_connection(client, request_, code):
     assert answer.split(b" ")[1] == code
     json.loads(answer.split(b"\r\n\r\n", 1)[1])
     assert client.get("/api/status")[0] == 200
+    assert not capsys.readouterr().err
 
 
 def test_a_client_that_leaves_does_not_matter(client, capsys):

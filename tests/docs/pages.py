@@ -67,11 +67,19 @@ def commands(block: str) -> list[tuple[int, str]]:
                 continue
             at = number
         if line.endswith("\\"):
-            pending += line.removesuffix("\\")
+            pending += line.removesuffix("\\").rstrip() + " "
             continue
-        whole = re.sub(r"\s+# .*$", "", pending + line)
-        found.append((at, re.sub(r"\s+", " ", whole) if "'" not in whole else whole))
+        found.append((at, _without_remark(pending + line)))
         pending = ""
     if pending:
         raise ValueError(f"a block ends with a backslash: {pending}")
     return found
+
+
+def _without_remark(command: str) -> str:
+    """The command up to a # that no quotation marks enclose."""
+    for match in re.finditer(r"\s+#\s", command):
+        before = command[: match.start()]
+        if before.count("'") % 2 == 0 and before.count('"') % 2 == 0:
+            return before
+    return command

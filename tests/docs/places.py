@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -12,7 +11,7 @@ import cv2
 from tests.conftest import Run
 from tests.data_pipelines.ingest.clips import make_video, picture
 from tests.data_pipelines.ingest.sound import beep, make_sound
-from tests.docs.pages import ROOT, FENCE
+from tests.docs.pages import FENCE, ROOT
 
 INTERNVID = {
     "YoutubeID": "abc",
@@ -54,12 +53,13 @@ def actions(folder: Path, world: Path) -> None:
     (folder / "actions9/labels.csv").write_text("\n".join(table) + "\n")
 
 
-def clips_and_classes(folder: Path, world: Path) -> None:
-    """`clips/` without labels, and `classes.txt`."""
+def clips_and_classes(folder: Path, world: Path) -> Path:
+    """`clips/` without labels, and `classes.txt`; the former."""
     (folder / "clips").mkdir()
     for video in sorted(world.rglob("*.mp4"))[:4]:
         shutil.copy(video, folder / "clips")
     (folder / "classes.txt").write_text("moves left\nmoves right\n")
+    return folder / "clips"
 
 
 def sources_of_the_data_guide(folder: Path) -> None:
@@ -105,6 +105,3 @@ def trained(command: Run, folder: Path, recipe: str, name: str, shards: Path, *m
         *more,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-
-
-Place = Callable[[Path, Path], None]

@@ -159,7 +159,7 @@ def test_settings_that_do_not_fit_end_all_processes_at_once_without_a_restart(sh
 def test_an_error_in_one_process_ends_the_other_with_its_text(shards, tmp_path):
     arguments = training(shards, tmp_path, *LENGTH, faults="error:3")
     began = time.monotonic()
-    output = finished(launched(arguments, 2), expected=1)
+    output = finished(launched(arguments, 2), expected=70)
     assert "TypeError: an error that nobody expected" in output
     assert "process 1 ended with an error: an error that nobody expected" in output
     assert "did not end by themselves" not in output and time.monotonic() - began < LIMIT

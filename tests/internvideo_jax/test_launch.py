@@ -37,11 +37,13 @@ def run(code: str, *options: str, arguments: tuple[str, ...] = ()) -> tuple[int,
 
 def test_processes_get_their_numbers_devices_and_a_prefix():
     show = "print(*(os.environ.get(n) for n in ('JAX_NUM_PROCESSES', 'JAX_PROCESS_ID', "
-    show += "'JAX_PLATFORMS', 'XLA_FLAGS')))"
+    show += "'JAX_PLATFORMS', 'XLA_FLAGS')), os.environ.get('IVJ_JOB_TOKEN'))"
     code, output, _ = run(show, "--processes=2", "--devices-per-process=4")
     flags = "cpu --xla_force_host_platform_device_count=4"
     assert code == 0
-    assert sorted(output.splitlines()) == [f"2 0 {flags}", f"[1] 2 1 {flags}"]
+    lines, tokens = zip(*(line.rsplit(" ", 1) for line in output.splitlines()), strict=True)
+    assert sorted(lines) == [f"2 0 {flags}", f"[1] 2 1 {flags}"]
+    assert len(set(tokens)) == 1 and len(tokens[0]) == 32
     code, output, _ = run(show)  # alone: the environment stays as it is
     assert output.split()[:2] == ["None", "None"]
 
@@ -84,6 +86,34 @@ def test_settings_are_not_tried_again_and_win_over_what_they_caused():
     assert code == 2 and "restart" not in errors
 
 
+@pytest.mark.parametrize(
+    ("code", "attempts"),
+    [(0, 1), (2, 1), (3, 1), (130, 1), (143, 1), (1, 2), (70, 2), (75, 4), (7, 4), (134, 4)],
+)
+def test_every_code_of_the_table_is_obeyed(tmp_path, monkeypatch, code, attempts):
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # the handlers of pytest stay
+    monkeypatch.setattr(launch, "POLL_SECONDS", 0.01)
+    job = tmp_path / "job.sh"
+    job.write_text(f"printf x >> {tmp_path}/attempts; exit {code}")
+    options = launch.parse(["--restarts=3", "--backoff=0.01", "--", "sh", str(job)])
+    assert launch.launch(options) == code
+    assert (tmp_path / "attempts").read_text() == "x" * attempts
+
+
+def test_a_bug_after_a_fault_that_passed_is_tried_once_more(tmp_path, monkeypatch):
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    job = tmp_path / "job.sh"
+    job.write_text(
+        f"cd {tmp_path}; printf x >> n; case $(cat n) in x) mkdir -p checkpoints/1; exit 75;; esac;"
+        " exit 70"
+    )
+    options = launch.parse(
+        ["--restarts=5", "--backoff=0.01", "--", "sh", str(job), f"--workdir={tmp_path}"]
+    )
+    assert launch.launch(options) == 70
+    assert (tmp_path / "n").read_text() == "xxx"
+
+
 def test_the_one_that_died_gives_the_code():
     assert launch.verdict([0, 0]) == 0
     assert launch.verdict([75, 137, 75]) == 137
@@ -91,6 +121,8 @@ def test_the_one_that_died_gives_the_code():
     assert launch.verdict([143, 143]) == 143
     assert launch.verdict([143, 137]) == 137
     assert launch.verdict([75, 2]) == 2
+    assert launch.verdict([75, 3, 137]) == 3
+    assert launch.verdict([75, 70]) == 70
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -43,7 +43,7 @@ def script_environment(folder: Path) -> dict[str, str]:
     bin_folder.mkdir(exist_ok=True)
     # Only these programs: an installed gcloud or sbatch must not be found.
     for program in ("bash", "env", "git", "dirname", "seq", "sleep", "mkdir", "tail", "cat", "rm",
-                    "setsid", "nohup", "cp"):  # fmt: skip
+                    "setsid", "nohup", "cp", "wc", "mktemp"):  # fmt: skip
         link = bin_folder / program
         for place in ("/usr/bin", "/bin"):
             found = Path(place) / program

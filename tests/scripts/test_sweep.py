@@ -56,7 +56,7 @@ def fake(tmp_path: Path) -> Path:
 
 
 def sweep(script: Script, fake: Path, *arguments: str):
-    return script("sweep.py", "--config=c.py", "--out=out", *arguments, PYTHONPATH=str(fake))
+    return script("sweep.py", "--config=c.py", "--out=out", *arguments, PYTHONPATH=f"{fake}:{ROOT}")
 
 
 def test_dry_run_prints_every_run(script: Script, tmp_path: Path):
@@ -125,7 +125,7 @@ def test_a_failed_run_stops_no_other(script: Script, fake: Path, tmp_path: Path)
 
 def test_a_stopped_sweep_saves_and_goes_on(fake: Path, script: Script, tmp_path: Path):
     arguments = ["--config=c.py", "--out=out", "--set=optim.lr=slow,0.2", "--set=seed=0"]
-    environment = {**script_environment(tmp_path), "PYTHONPATH": str(fake)}
+    environment = {**script_environment(tmp_path), "PYTHONPATH": f"{fake}:{ROOT}"}
     process = subprocess.Popen(
         [sys.executable, str(SCRIPTS / "sweep.py"), *arguments],
         cwd=tmp_path,
@@ -141,7 +141,7 @@ def test_a_stopped_sweep_saves_and_goes_on(fake: Path, script: Script, tmp_path:
     time.sleep(0.2)  # its signal handler stands
     # While it runs, a second sweep keeps its hands off.
     other = sweep(script, fake, "--set=optim.lr=slow,0.2", "--set=seed=0")
-    assert other.returncode == 2 and "an earlier sweep still works in" in other.stderr
+    assert other.returncode == 3 and "an earlier sweep still works in" in other.stderr
     process.send_signal(signal.SIGTERM)
     output = process.communicate(timeout=30)[0]
     assert process.returncode == 128 + signal.SIGTERM

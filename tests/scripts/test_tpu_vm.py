@@ -42,7 +42,7 @@ def test_launch_on_a_queued_slice(script: Script, tmp_path: Path):
     where = ["--zone=us-west4-a", "--project=my-project"]
     tpus = ["gcloud", "compute", "tpus"]
     ssh = [*tpus, "tpu-vm", "ssh", "big", "--worker=all"]
-    bundle = f"{tmp_path}/big.bundle"
+    bundle = f"{tmp_path}/big.XXXXXXXX/big.bundle"
     worker = shlex.join(
         [
             *("../venv/bin/python", "-m", "internvideo_jax.launch", "--restarts=3", "--"),

@@ -89,7 +89,12 @@ def test_jobset_of_a_slice(script: Script, tmp_path: Path, slice, hosts, chips, 
     assert second["metadata"]["annotations"] == {
         "alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"
     }
-    assert second["spec"]["failurePolicy"] == {"maxRestarts": 3}
+    # What the launcher would not start again, nothing else does.
+    rule = {"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+    assert second["spec"]["failurePolicy"] == {"maxRestarts": 3, "rules": [rule]}
+    (ends,) = second["spec"]["replicatedJobs"][0]["template"]["spec"]["podFailurePolicy"]["rules"]
+    codes = {"containerName": "train", "operator": "In", "values": [1, 2, 3, 70]}
+    assert ends == {"action": "FailJob", "onExitCodes": codes}
     (group,) = second["spec"]["replicatedJobs"]
     job = group["template"]["spec"]
     assert group["replicas"] == 1 and job["completions"] == job["parallelism"] == hosts

@@ -64,7 +64,7 @@ def test_every_option_reaches_the_ingest():
         "--partial reject --classes c --flip-changes-label --workers 5 --max-bad 0.5 "
         "--stall-seconds 9 --audio pcm16 --media auto --format rawframes --path-template {x} "
         "--cut no --frame-template f{} --frame-start 0 --frame-fps 12 --runner beam "
-        "--beam-options=--a=1 -- --runner F"
+        "--hold-out 0.2 --hold-out-as dev --beam-options=--a=1 -- --runner F"
     )
     options = cli._options(cli.parse(text.split()))
     assert options == Options(
@@ -73,6 +73,8 @@ def test_every_option_reaches_the_ingest():
         name="n",
         root="r",
         split="val",
+        hold_out=0.2,
+        hold_out_as="dev",
         columns={"path": "p", "label": "l"},
         shards=3,
         shard_mb=7.0,

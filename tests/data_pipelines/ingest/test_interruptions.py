@@ -161,7 +161,7 @@ def test_stopping_is_tidy_and_tells_how_to_go_on(videos, undisturbed, tmp_path, 
     else:
         process.terminate()
     _, err = process.communicate(timeout=30)
-    assert process.returncode == 130
+    assert process.returncode == 128 + signal.Signals[name]
     assert "run the same command again to continue" in err and "Traceback" not in err
     assert not list(out.glob("*.tmp"))
     wait_for(lambda: all(gone(worker) for worker in workers))
@@ -194,7 +194,7 @@ def test_killed_worker_is_reported_with_its_shard(videos, undisturbed, tmp_path)
     process = start(videos, out)
     os.kill(worker_in_mid_shard(process, out, shard_size(undisturbed)), signal.SIGKILL)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 3
+    assert process.returncode == 75
     assert re.search(r"k-train-0000\d-of-00006\.tfrecord: the worker process was killed", err)
     assert re.search(r", at \d+\.mp4", err)
     assert "kernel ran out of memory" in err and "5 of 6 shards are finished" in err
@@ -224,7 +224,7 @@ def test_full_disk_is_one_message_and_the_next_run_finishes(videos, undisturbed,
 
     process = start(videos, out, preexec_fn=limit)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 3
+    assert process.returncode == 75
     assert err.count("error:") == 1 and "Traceback" not in err and "more shards" not in err
     assert re.search(r"cannot write .*tfrecord: File too large.*run the same command again", err)
     assert not list(out.glob("*.tmp"))

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_pipelines.ingest import sources
+from data_pipelines.ingest import labels, sources
 from data_pipelines.ingest.frames import FrameFolder
 from data_pipelines.ingest.options import Options
 
@@ -176,3 +176,113 @@ def test_fuzz(tmp_path, cells):
     except ValueError:
         return
     assert json.dumps([row.id for row in listing.rows])
+
+
+@pytest.mark.parametrize(
+    ("line", "path", "label"),
+    [
+        ('"a, b.mp4",1', "a, b.mp4", "1"),
+        ('"a, b.mp4";"1"', "a, b.mp4", "1"),
+        ('"a ""b"".mp4", "1"', 'a "b".mp4', "1"),
+        ('"a b.mp4" 1', "a b.mp4", "1"),
+        ('a "b" c.mp4,1', 'a "b" c.mp4', "1"),
+        ('a "b" c.mp4 1', 'a "b" c.mp4', "1"),
+        ('a, "b".mp4,1', 'a, "b".mp4', "1"),
+        ('"a.mp4 1', '"a.mp4', "1"),
+        ("a;b.mp4 1", "a;b.mp4", "1"),
+    ],
+)
+def test_paths_in_quotation_marks(listed, line, path, label):
+    [row] = read(listed(f"{line}\n")).rows
+    assert (row.name, row.labels) == (path, (label,))
+
+
+def test_quoted_class_names(listed):
+    [row] = read(listed('"a, b.mp4","run, fast"\n'), format="kinetics").rows
+    assert (row.name, row.labels) == ("a, b.mp4", ("run, fast",))
+
+
+@pytest.mark.parametrize("first", ["1", "1.0"])
+def test_labels_may_be_written_as_floats(listed, first):
+    rows = read(listed(f"a.mp4 {first}\nb.mp4 2.0\nc.mp4 -1.0\nd.mp4 nan\ne.mp4 3\n")).rows
+    _, classes = labels.resolve(rows, None)
+    assert classes == ("0", "1", "2", "3")
+    found = [row.labels for row in labels.resolve(rows, None)[0]]
+    assert found == [("1",), ("2",), (), (), ("3",)]
+
+
+def test_a_negative_label_of_a_folder_of_frames_is_none(listed):
+    """Taken for the frames of a mixture, 24 and 30 would be the numbers of the first picture."""
+    rows = read(listed("x/1 24 7\nx/2 30 -1\n"), frame_fps=12).rows
+    assert [folder(row) for row in rows] == [(1, 24), (1, 30)]
+    assert [row.labels for row in rows] == [("7",), ()]
+
+
+def test_bad_times_cost_their_row(listed):
+    text = "a 9 1 2 3\nb 9 5 4 3\nc 9 nan 4 3\nd 9 1 " + "9" * 400 + " 3\ne 9 1 2 0\n"
+    rows = read(listed(text)).rows
+    assert [bool(row.problem) for row in rows] == [False, True, True, True, False]
+    assert rows[1].id == "train.csv line 2" and rows[1].name == "b"
+
+
+@pytest.mark.parametrize("count", ["9" * 400, "99999999999"])
+def test_absurd_counts_of_frames_cost_their_row(listed, count):
+    rows = read(listed(f"a 24 1\nb {count} 2\n"), frame_fps=12).rows
+    assert [bool(row.problem) for row in rows] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("trainlist01.txt", "train"),
+        ("testlist02.txt", "test"),
+        ("training.csv", "train"),
+        ("my_testing_list.txt", "test"),
+        ("vallist.txt", "val"),
+        ("contest.txt", "train"),
+    ],
+)
+def test_split_words_within_file_names(listed, name, split):
+    assert read(listed("a.mp4 0\n", name)).rows[0].split == split
+
+
+def test_paths_only(listed):
+    """UCF101's test lists."""
+    text = "Run/v_Run_g01_c01.avi\nSit down/v_g01_c01.avi\n"
+    listing = read(listed(text, "testlist01.txt"))
+    assert [(row.name, row.labels, row.split) for row in listing.rows] == [
+        ("Run/v_Run_g01_c01.avi", ("Run",), "test"),
+        ("Sit down/v_g01_c01.avi", ("Sit down",), "test"),
+    ]
+    assert "the class of a video is its folder" in listing.notes[1]
+    rows = read(listed(text, "testlist01.txt"), columns={"path": "1"}).rows
+    assert [row.labels for row in rows] == [(), ()]
+    rows = read(listed("a.mp4\nRun/b.mp4\n", "a.csv")).rows
+    assert [(row.name, row.labels) for row in rows] == [("a.mp4", ()), ("Run/b.mp4", ())]
+
+
+def test_hmdb51(listed, tmp_path):
+    """Read as `path label`, what a video is for would be its class."""
+    listed("a b.avi 1 \nc.avi 2 \nd.avi 0 \n", "sit_test_split1.txt")
+    listed("a.avi 1\n", "sit_test_split2.txt")
+    (tmp_path / "brush_hair").mkdir()
+    path = listed("a b.avi 2 \n", "brush_hair_test_split1.txt")
+    listing = read(path)
+    assert [(row.id, row.split, row.labels) for row in listing.rows] == [
+        ("brush_hair/a b.avi", "test", ("brush_hair",)),
+        ("sit/a b.avi", "train", ("sit",)),
+        ("sit/c.avi", "test", ("sit",)),
+    ]
+    assert listing.rows[0].path == str(tmp_path / "brush_hair" / "a b.avi")
+    assert listing.rows[1].path == str(tmp_path / "a b.avi")
+    assert "2 files *_test_split1.txt" in listing.notes[0] and "1 videos" in listing.notes[0]
+    assert {row.labels for row in read(path, format="kinetics").rows} == {("2",)}
+    listed("a.avi 3\n", "run_test_split1.txt")
+    with pytest.raises(ValueError, match=r"run_test_split1\.txt line 1: expected 'NAME\.avi N'"):
+        read(path)
+
+
+def test_a_frame_template_is_refused_by_its_size(listed):
+    for template in ("{:>999999999}", "{0.__class__}{0}", "{:{0}}", "x" * 5000 + "{}"):
+        with pytest.raises(ValueError, match="--frame-template"):
+            read(listed("a 24 1\n"), frame_fps=1, frame_template=template)

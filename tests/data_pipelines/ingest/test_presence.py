@@ -91,7 +91,7 @@ def test_source_vanishes_and_comes_back(source, monkeypatch, capsys, gone, numbe
     assert ingest(source, out="calm") == 0
     with monkeypatch.context() as patch:
         when(patch, number, gone(source))
-        assert ingest(source) == 3
+        assert ingest(source) == 75
     said = capsys.readouterr().err
     assert said.count("error:") == 1 and "the source vanished" in said
     assert f"{number // 4} of 3 shards are finished" in said and "same command again" in said
@@ -115,7 +115,7 @@ def test_source_vanishes_under_worker_processes(source, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(presence, "choose_witnesses", then_vanish)
-        assert ingest(source, workers=2) == 3
+        assert ingest(source, workers=2) == 75
     assert not list((source.parent / "out").glob("*.done"))
     bring_back(source)
     assert ingest(source, workers=2) == 0
@@ -144,7 +144,7 @@ def test_source_vanishes_on_a_machine_of_beam(source, tmp_path, monkeypatch):
 def test_source_that_was_never_there(source, capsys, max_bad):
     """Nothing is begun: not even the number of shards could be estimated."""
     unmounted(source)()
-    assert ingest(source, "--max-bad", max_bad) == 3
+    assert ingest(source, "--max-bad", max_bad) == 75
     said = capsys.readouterr().err
     assert "none of the 12 files that the source lists is there" in said and "--root" in said
     assert not list((source.parent / "out").glob("*.json"))
@@ -158,8 +158,8 @@ def test_folder_that_is_empty_when_the_run_goes_on(source, monkeypatch, capsys, 
     arguments = ["--source", str(folder), "--out", str(source.parent / "out"), "--workers", "0"]
     with monkeypatch.context() as patch:
         when(patch, 5, gone(source))
-        assert main([*arguments, "--shards", "3", "--quiet"]) == 3
-    assert main([*arguments, "--shards", "3", "--quiet"]) == 3
+        assert main([*arguments, "--shards", "3", "--quiet"]) == 75
+    assert main([*arguments, "--shards", "3", "--quiet"]) == 75
     assert "found files there: is the storage mounted?" in capsys.readouterr().err
     bring_back(source)
     assert main([*arguments, "--shards", "3", "--quiet"]) == 0
@@ -211,7 +211,7 @@ def test_finished_shards_need_no_source(source):
     unmounted(source)()
     assert ingest(source) == 0
     next((source.parent / "out").glob("*.done")).unlink()  # this one has to be written again
-    assert ingest(source) == 3
+    assert ingest(source) == 75
 
 
 def test_file_that_goes_away_while_it_is_read_is_no_damaged_file(source, monkeypatch):
@@ -230,7 +230,7 @@ def test_file_that_goes_away_while_it_is_read_is_no_damaged_file(source, monkeyp
     make_video(half, 40)
     os.truncate(half, half.stat().st_size // 2)
     monkeypatch.setattr(work, "load_clip", load)
-    assert ingest(source) == 3
+    assert ingest(source) == 75
 
 
 def test_frame_folders_that_vanish(tmp_path, monkeypatch):
@@ -243,7 +243,7 @@ def test_frame_folders_that_vanish(tmp_path, monkeypatch):
     extra = ("--frame-fps", "12", "--frame-template", "{}.jpg")
     with monkeypatch.context() as patch:
         when(patch, 4, unmounted(source))
-        assert ingest(source, *extra) == 3
+        assert ingest(source, *extra) == 75
     bring_back(source)
     (tmp_path / "v" / "c3").rename(tmp_path / "c3")
     assert ingest(source, *extra, "--max-bad", "0.5") == 0
@@ -302,5 +302,5 @@ def test_folder_that_cannot_be_listed_to_its_end_shortens_no_list(source, monkey
     monkeypatch.setattr(sources.os, "walk", walk)
     out = source.parent / "out"
     folder = str(source.parent / "v")
-    assert main(["--source", folder, "--out", str(out), "--workers", "0"]) == 3
+    assert main(["--source", folder, "--out", str(out), "--workers", "0"]) == 75
     assert not out.exists()

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_pipelines.ingest import sources
+from data_pipelines.ingest import cells, sources
 from data_pipelines.ingest.options import Options
 
 
@@ -129,7 +129,8 @@ def test_empty_captions_are_dropped_and_counted(table):
         (["007", "1"], ["007", "1"]),  # an identifier
         (["1e3", "-0.5"], [1000.0, -0.5]),
         (["99999999999999999999", "1"], ["99999999999999999999", "1"]),
-        (["nan", "1"], ["nan", "1"]),
+        (["nan", "1", "2.5"], [None, 1.0, 2.5]),  # a missing value, as an empty cell
+        (["NaN", "x"], ["NaN", "x"]),
     ],
 )
 def test_extra_columns_get_one_type(table, values, expected):
@@ -157,7 +158,7 @@ def test_extra_columns_get_one_type(table, values, expected):
         ("path,id\na.mp4,7\nb.mp4,8\nc.mp4,7\n", "line 2 and t.csv line 4 have the same id '7'"),
         ("path\na.mp4\na.mp4\n", "line 2 and t.csv line 3 have the same id 'a.mp4'"),
         ("path\n\udcff.mp4\n", "is not UTF-8"),
-        ('path\n"a.mp4\n' + "x" * 200_000 + '"\n', "not readable CSV"),
+        ('path\na.mp4\n"b.mp4\n' + "x" * 200_000, "line 3: is not readable CSV"),
     ],
 )
 def test_broken_csv_is_explained(table, text, complaint):
@@ -226,3 +227,248 @@ def test_fuzz_csv(tmp_path, data):
     path.write_bytes(b"path,start,x\n" + data)
     with contextlib.suppress(ValueError):
         read(path)
+
+
+def test_a_bad_row_is_rejected_and_the_others_are_kept(table):
+    path = table(
+        [
+            {"path": "a.mp4", "start": 0, "end": 0.3, "label": 1},
+            {"path": "a.mp4", "start": 3, "end": 3, "label": 1},
+            {"path": "a.mp4", "start": 5, "end": 2, "split": "val"},
+            {"path": "b.mp4", "caption": math.nan},
+            {"path": "c.mp4", "end": math.nan},
+            {"path": "d.mp4", "start": 10**400},
+            {"path": "e.mp4", "label": 2.5},
+            {"path": "f.mp4", "label": True},
+            {"path": ["g"], "label": 1},
+            {"file": "h.mp4"},
+            {"path": "i.mp4", "label": math.nan, "caption": None},
+            {"path": "j.mp4", "label": 2.0, "captions": ["x", None]},
+        ]
+    )
+    rows = read(path).rows
+    bad = [row for row in rows if row.problem]
+    assert [row.where for row in bad] == [f"t.jsonl line {n}" for n in range(2, 11)]
+    assert all(row.problem.startswith(row.where) and not row.labels for row in bad)
+    assert [row.name for row in bad[:3]] == ["a.mp4", "a.mp4", "b.mp4"] and bad[1].split == "val"
+    assert bad[7].name == "t.jsonl line 9"  # tells no file
+    assert "start is 10000000000000000000... (401 digits), expected seconds" in bad[4].problem
+    good = [row for row in rows if not row.problem]
+    assert [(row.name, row.labels) for row in good] == [
+        ("a.mp4", ("1",)),
+        ("i.mp4", ()),
+        ("j.mp4", ("2",)),
+    ]
+
+
+def test_a_bad_csv_row_is_rejected(table):
+    path = table("path,start,end\na.mp4,0,1\na.mp4,2,1\na.mp4,soon,\n,0,1\na.mp4,nan,\n")
+    assert [bool(row.problem) for row in read(path).rows] == [False, True, True, True, True]
+
+
+def test_a_table_without_a_good_row_is_refused(table):
+    with pytest.raises(ValueError, match=r"line 2: end 1 s .*\(none of the 2 rows can be used\)"):
+        read(table("path,start,end\na.mp4,2,1\nb.mp4,3,1\n"))
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ('path,caption\n1.mp4,fine\n2.mp4,"he said hello\n3.mp4,lost\n4.mp4,lost too\n', 3),
+        ('path,caption\n1.mp4,"he said\n2.mp4,"fine"\n', 2),
+        ('path,caption\n\n1.mp4,"a"b"\n', 3),
+        ('path\tcaption\n1.mp4\t"he said\n2.mp4\tlost\n', 2),
+    ],
+)
+def test_a_quotation_mark_that_is_not_closed_is_refused_with_its_line(table, text, line):
+    name = "t.tsv" if "\t" in text else "t.csv"
+    with pytest.raises(ValueError, match=rf"{name} line {line}: is not readable CSV.*doubled"):
+        read(table(text, name))
+
+
+def test_rows_over_several_lines_are_said(table):
+    listing = read(table('path,caption\n1.mp4,"a\nb"\n2.mp4,c\n'))
+    assert [row.captions for row in listing.rows] == [("a\nb",), ("c",)]
+    assert listing.rows[1].where == "t.csv line 4"
+    assert "1 rows of t.csv have line breaks inside quotation marks" in listing.notes[0]
+    assert "lines 2 to 3" in listing.notes[0]
+
+
+def test_a_cell_may_be_long(table):
+    boxes = [{"time": 0, "y1": 0, "x1": 0, "y2": 1, "x2": 1, "label": "stand"}] * 4000
+    cell = json.dumps(boxes).replace('"', '""')
+    [row] = read(table(f'path,boxes,caption\na.mp4,"{cell}",{"x" * 200_000}\n')).rows
+    assert len(row.boxes) == 4000 and len(row.captions[0]) == 200_000
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.tsv", "t.jsonl"])
+def test_a_line_of_gigabytes_is_refused(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(cells, "MAX_LINE", 1000)
+    path = tmp_path / name
+    head = '{"path": "' if name == "t.jsonl" else "path\n"
+    with path.open("w") as file:
+        file.write(head + "a" * 10_000)
+    with pytest.raises(
+        ValueError, match=rf"{name} line \d: is longer than 0 MiB; expected one clip"
+    ):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    ("header", "separator", "name"),
+    [
+        ("path;label", ";", "t.csv"),
+        ("path\tlabel", "\t", "t.csv"),
+        ("path,label", ",", "t.tsv"),
+        ("path|label", None, "t.csv"),
+    ],
+)
+def test_other_separators_are_read_and_said(table, header, separator, name):
+    if separator is None:
+        with pytest.raises(ValueError, match=r"no column 'path'; found path\|label"):
+            read(table(f"{header}\na.mp4|run\n", name))
+        return
+    listing = read(table(f"{header}\na, b.mp4{separator}run\n".replace(", ", "_"), name))
+    assert (listing.rows[0].name, listing.rows[0].labels) == ("a_b.mp4", ("run",))
+    assert "its columns are separated by" in listing.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("run/0.mp4,run\nsit/1.mp4,sit\n", "train.csv"),
+        ("run/0.MKV;run\nsit/1.mp4;sit\n", "train.csv"),
+        ("run/0.webm\trun\n", "train.tsv"),
+        ("run,run/0.mp4\n", "train.csv"),
+    ],
+)
+@pytest.mark.parametrize("columns", [{}, {"path": "run/0.mp4"}])
+def test_the_hint_for_a_list_without_header_loses_nothing(table, text, name, columns):
+    with pytest.raises(ValueError, match="so the file has no header.*--format kinetics"):
+        read(table(text, name), columns=columns)
+    if not text.startswith("run,"):
+        rows = read(table(text, name), format="kinetics").rows
+        assert [row.labels for row in rows] == [("run",), ("sit",)][: len(rows)]
+
+
+def test_the_hint_for_another_column_names_the_one_with_files(table):
+    with pytest.raises(ValueError, match=r"--columns path=clip,|--columns path=clip;"):
+        read(table("class,clip\nrun,a.mp4\n"))
+
+
+@pytest.mark.parametrize(
+    ("cell", "expected"),
+    [
+        ("['a man runs', 'someone runs']", ("a man runs", "someone runs")),
+        ("[\"a man's dog\", 'x, y']", ("a man's dog", "x, y")),
+        ("['a man runs'\n 'someone runs']", ("a man runs", "someone runs")),  # numpy
+        ("('a', 'b')", ("a", "b")),
+        ("['it\\'s', None, nan, 'tab\\there']", ("it's", "tab\there")),
+        ("['one']", ("one",)),
+        ("[music] plays", ("[music] plays",)),
+        ("[music]", ("[music]",)),
+        ("(a man runs)", ("(a man runs)",)),
+        ("[]", ()),
+    ],
+)
+def test_captions_as_python_prints_them(table, cell, expected):
+    quoted = cell.replace('"', '""')
+    [row] = read(table(f'path,captions\na.mp4,"{quoted}"\n')).rows
+    assert row.captions == expected
+
+
+@pytest.mark.parametrize("cell", ["['a' + 'b']", "['a', b']", "['a']['b']"])
+def test_a_list_that_cannot_be_read_costs_its_row(table, cell):
+    _, row = read(table([{"path": "a"}, {"path": "b", "captions": cell}])).rows
+    assert "a list neither of JSON nor of Python" in row.problem
+
+
+@pytest.mark.parametrize(
+    ("cell", "expected"),
+    [
+        ("['run', 'jump']", ("run", "jump")),
+        ("[1 2 -1]", ("1", "2", "-1")),
+        ("[1.0, 2.0]", ("1", "2")),
+        ("1|2.0|-1", ("1", "2.0", "-1")),  # labels.resolve knows what they mean
+    ],
+)
+def test_lists_of_labels(table, cell, expected):
+    [row] = read(table(f'path,labels\na.mp4,"{cell}"\n')).rows
+    assert row.labels == expected
+
+
+def test_half_a_surrogate_pair_becomes_the_replacement_character(table):
+    captions = ["a dog \ud83d", "\ud83d\ude00"]
+    [row] = read(table([{"path": "a\udcff.mp4", "captions": captions, "x": "\udc00"}])).rows
+    assert row.captions == ("a dog \ufffd", "\U0001f600") and row.extra == {"x": "\ufffd"}
+    assert row.name == "a\\xff.mp4" and row.path.endswith("a\udcff.mp4")  # a file of that name
+
+
+def test_values_that_are_not_finite_are_left_out_of_numbers(table):
+    listing = read(
+        table(
+            [
+                {"path": "a", "score": 0.5, "count": 1, "none": math.nan},
+                {"path": "b", "score": math.nan, "count": "nan"},
+                {"path": "c", "score": math.inf, "count": 2},
+            ]
+        )
+    )
+    assert [dict(row.extra) for row in listing.rows] == [
+        {"score": 0.5, "count": 1},
+        {},
+        {"count": 2},
+    ]
+    assert "column 'score': left out 2 values that are not finite" in listing.notes
+
+
+def test_a_column_that_becomes_text_for_one_cell_is_said(table):
+    lines = [{"path": str(i), "score": i / 4} for i in range(20)]
+    lines.append({"path": "x", "score": "n/a"})
+    listing = read(table(lines))
+    assert listing.rows[0].extra == {"score": "0.0"}
+    assert "is stored as text, since 'n/a' is no number, while 20 others are" in listing.notes[0]
+
+
+def test_numbers_of_thousands_of_digits(table):
+    for value in ("9" * 5000, "-" + "9" * 5000):
+        with pytest.raises(ValueError, match=r"line 1: is not JSON \(a number of thousands"):
+            read(table(f'{{"path": "a", "x": {value}}}\n', "t.jsonl"))
+        with pytest.raises(ValueError, match=r"t\.json: is not JSON \(a number of thousands"):
+            read(table(f'[{{"path": "a", "x": {value}}}]', "t.json"))
+    [row] = read(table([{"path": "a", "x": 10**400, "y": -(10**400)}])).rows
+    assert row.extra["x"] == str(10**400)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [10**400, "9" * 400 + ":00:00", "1" * 5000 + ":00:00", 1e300, "1e300", "-1", [1], "9" * 400],
+)
+def test_times_that_are_none(value):
+    with pytest.raises(ValueError, match=r"^a line 3: start is .{1,100}, expected seconds from 0"):
+        cells.seconds("a line 3", "start", value)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{path:>999999999}.mp4",
+        "{path:09999999d}",
+        "{start:.999999f}",
+        "{path:{start}}",
+        "{path.__class__}",
+        "{path[0]}",
+        "{path:>9999}" * 300,
+        "{}",
+    ],
+)
+def test_path_templates_that_are_none(table, template):
+    with pytest.raises(ValueError, match="--path-template"):
+        read(table([{"path": "a", "start": 1}]), path_template=template)
+
+
+@pytest.mark.parametrize("value", ["x" * 5000, ["a"], {"a": 1}, None])
+def test_a_value_that_makes_no_path_costs_its_row(table, value):
+    path = table([{"name": "a"}, {"name": value}])
+    good, bad = read(path, path_template="{name}-{name}.mp4").rows
+    assert good.name == "a-a.mp4" and bad.problem.startswith("t.jsonl line 2: ")

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from data_pipelines.__main__ import main
-from data_pipelines.subset import run, selection, writing
+from data_pipelines.subset import rows, run, selection, writing
 from data_pipelines.subset.options import Options
 from data_pipelines.subset.sampling import diverse
 
@@ -311,3 +311,59 @@ def test_an_empty_list_gives_an_empty_one(tmp_path):
     summary = run.build(Options((source,), str(tmp_path / "o.jsonl"), top_share=0.3))
     assert (summary["rows"], summary["kept"], summary["videos"]) == (0, 0, 0)
     assert (tmp_path / "o.jsonl").read_bytes() == b""
+
+
+@pytest.mark.parametrize("place", [15, 100, -9, -1])
+def test_a_damaged_gzip_file_is_one_message(source, tmp_path, capfd, place):
+    data = bytearray(gzip.compress((tmp_path / "all.jsonl").read_bytes()))
+    data[place] ^= 0xFF
+    packed = tmp_path / "all.jsonl.gz"
+    packed.write_bytes(bytes(data))
+    code = command("--source", str(packed), "--out", str(tmp_path / "c.jsonl"), "--min-words", "5")
+    err = capfd.readouterr().err
+    assert code == 3 and "all.jsonl.gz: is not a whole gzip file" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["all.jsonl", "all.jsonl.gz"])
+def test_a_line_that_unpacks_to_gigabytes_is_malformed(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(rows, "MAX_LINE", 4096)
+    good = [json.dumps(clip(i)).encode() + b"\n" for i in range(3)]
+    long = b'{"YoutubeID": "x", "Caption": "' + b"a" * (3 << 20) + b'"}\n'
+    blank = b" " * 10_000 + b"\n"
+    data = good[0] + long + good[1] + blank + good[2].rstrip()
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    for out in ("o.jsonl", "p.jsonl"):
+        options = Options((str(path),), str(tmp_path / out), sample=3 if out[0] == "p" else None)
+        summary = run.build(options)
+        assert summary["rows"] == 4 and summary["left_out"]["malformed"] == 1
+        assert "row 2: is longer than 0 MiB" in summary["malformed_examples"][0]
+        assert (tmp_path / out).read_bytes() == b"".join(good)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"Start_timestamp": 10**400},
+        {"End_timestamp": "9" * 400 + ":00:00"},
+        {"UMT_Score": 10**400},
+        {"Aesthetic_Score": "9" * 5000},
+        {"Caption": ["x" * 100_000]},
+    ],
+)
+def test_absurd_values_are_malformed_and_named_shortly(tmp_path, change):
+    source = write_list(tmp_path / "a.jsonl", [clip(0), clip(1, **change)])
+    summary = run.build(Options((source,), str(tmp_path / "o.jsonl")))
+    assert summary["kept"] == 1 and summary["left_out"]["malformed"] == 1
+    assert len(summary["malformed_examples"][0]) < 200
+
+
+def test_a_number_of_thousands_of_digits_is_malformed(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(
+        json.dumps(clip(0)) + '\n{"YoutubeID": "x", "Start_timestamp": ' + "9" * 5000 + "}\n"
+    )
+    summary = run.build(Options((str(path),), str(tmp_path / "o.jsonl")))
+    assert (
+        "row 2: is not JSON (a number of thousands of digits)" in summary["malformed_examples"][0]
+    )

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from data_pipelines.synthetic import ACTIONS, COLOURS, COUNTS, SHAPES
 from data_pipelines.text import make_tokenizer
 from data_pipelines.text.caption import clean_caption, replace_surrogates
+from data_pipelines.text.vocabulary import LARGEST
 from tests.conftest import ROOT, environment
 
 MERGES = ["d o", "do g</w>", "c a", "ca t</w>", "t h", "th e</w>", "' s</w>", "o g", "1 2</w>"]
@@ -203,6 +204,19 @@ def test_clean_caption():
     assert replace_surrogates("a\ud83d\ude00\ud800b") == "a😀�b"
 
 
+def damaged(data: bytes) -> bytes:
+    """A gzip file whose code tables are wrong."""
+    packed = bytearray(gzip.compress(data))
+    packed[15] ^= 0xFF
+    return bytes(packed)
+
+
+def tokenizer_json(unk_token: str = "[UNK]", vocab: dict[str, int] | None = None) -> bytes:
+    ids = {token: i for i, token in enumerate(WORDS)} | (vocab or {})
+    model = {"type": "WordPiece", "unk_token": unk_token, "continuing_subword_prefix": "##"}
+    return json.dumps({"model": {**model, "max_input_chars_per_word": 9, "vocab": ids}}).encode()
+
+
 @pytest.mark.parametrize(
     ("name", "content", "error", "message"),
     [
@@ -213,6 +227,28 @@ def test_clean_caption():
         ("clip:{}", b"#version\na b\nabc\n", ValueError, "line 3: 'abc' is not a pair"),
         ("clip:{}", b"#version\n", ValueError, "no merges in it"),
         ("clip:{}", b"\x1f\x8bnothing", ValueError, "damaged gzip file"),
+        ("clip:{}", damaged(b"#version\n" + b"r i\n" * 1000), ValueError, "damaged gzip file"),
+        ("bert:{}", damaged("\n".join(WORDS).encode() * 50), ValueError, "damaged gzip file"),
+        ("bert:{}", gzip.compress(b"a\n" * 99)[:-9], ValueError, "damaged gzip file"),
+        (
+            "clip:{}",
+            gzip.compress(bytes(LARGEST + 1)),
+            ValueError,
+            "vocab: more than 64 MiB",
+        ),
+        ("bert:{}", gzip.compress(bytes(2**25)) * 3, ValueError, "more than 64 MiB of text"),
+        ("clip:{}", b"#version\nr i\nzz qq\n", ValueError, "line 3: 'zz qq' joins 'zz', which is"),
+        ("clip:{}", "#v\nr i\nr 走\n".encode(), ValueError, "joins '走', which is neither"),
+        ("bert:{}", "\n".join([*WORDS, "a"]).encode(), ValueError, "19 tokens and the id 19"),
+        ("bert:{}", tokenizer_json(unk_token="[NO]"), ValueError, "cannot be used"),
+        (
+            "bert:{}",
+            tokenizer_json(vocab={"[UNK]": 10**6}),
+            ValueError,
+            "and the id 1000000",
+        ),
+        ("bert:{}", b"[" * 10**5, ValueError, "lacks"),
+        ("bert:{}", b'{"a":' * 10**5, ValueError, "not a tokenizer.json"),
         ("bert:{}", b"\xff\xfe\x00", ValueError, "not a text file"),
         ("bert:{}", b"[PAD]\n[UNK]\n", ValueError, r"lacks \[CLS\], \[SEP\], \[MASK\]"),
         ("bert:{}", b'{"a": 1}', ValueError, "not a tokenizer.json"),
@@ -225,6 +261,37 @@ def test_bad_vocabularies(name, content, error, message, tmp_path):
         path.write_bytes(content)
     with pytest.raises(error, match=message):
         make_tokenizer(name.format(path), 8)
+
+
+def test_any_damage_of_a_vocabulary_is_our_error_or_none(merges, words, tmp_path):
+    """Bytes changed, cut, moved and doubled; the same in a tokenizer.json and in gzip files."""
+    plain = [Path(name.partition(":")[2]).read_bytes() for name in (merges, words)]
+    seeds = [("clip", plain[0]), ("clip", gzip.decompress(plain[0])), ("bert", plain[1])]
+    seeds += [("bert", gzip.compress(plain[1])), ("bert", tokenizer_json())]
+    rng, refused = np.random.default_rng(0), 0
+    for number in range(600):
+        kind, data = seeds[number % len(seeds)]
+        for _ in range(rng.integers(1, 4)):
+            at, to = sorted(rng.integers(len(data) + 1, size=2))
+            change = rng.integers(4)
+            middle = data[at:to] * 2 if change == 0 else rng.bytes(2) if change == 1 else b""
+            data = data[:at] + middle + data[at + change if change else to :]
+        path = tmp_path / "vocab"
+        path.write_bytes(data)
+        try:
+            tokenizer = make_tokenizer(f"{kind}:{path}", 8)
+        except ValueError as error:
+            refused += 1
+            assert str(path) in str(error), error
+        else:
+            ids = tokenizer(["a dog's café", "", "猫 \ud800"])
+            assert ids.shape == (3, 8) and ids.min() >= 0 and ids.max() < tokenizer.vocab_size
+    assert 100 < refused < 600
+
+
+def test_a_file_without_an_end_is_no_vocabulary():
+    with pytest.raises(ValueError, match="/dev/zero: more than 64 MiB"):
+        make_tokenizer("clip:/dev/zero", 8)
 
 
 def test_a_context_needs_room(merges, words):

@@ -9,8 +9,10 @@ import pytest
 import simplejpeg
 
 from data_pipelines import manifest, schema, storage
+from data_pipelines.dataset import Dataset, UnreadableRecordError, open_dataset
 from data_pipelines.ingest.options import Options
 from data_pipelines.ingest.run import ingest
+from data_pipelines.localisation import Box, Segment
 from data_pipelines.records import ShardWriter, build_index, read_index, write_index
 from data_pipelines.reindex import reindex
 from data_pipelines.tools.verify import verify
@@ -125,6 +127,45 @@ def test_wrong_totals(dataset):
     content["splits"]["train"]["frames"] = 29
     (dataset / "manifest.json").write_text(json.dumps(content))
     assert faults(dataset) == ["split train: 30 frames, the manifest says 29"]
+
+
+@pytest.mark.parametrize("with_list", [True, False])
+def test_a_flipped_bit_in_a_class_name(dataset, with_list):
+    """No checksum covers the manifest; the records and classes.json have the name too."""
+    text = (dataset / "manifest.json").read_text()
+    (dataset / "manifest.json").write_text(text.replace('"run"', '"ruo"'))
+    if not with_list:
+        (dataset / "classes.json").unlink()
+    found = faults(dataset)
+    assert ("disagree: class 0 is 'ruo' and 'run'" in found[0]) == with_list
+    assert len(found) == 3 + with_list  # every record of that class
+    assert "calls class 0 'run', the manifest 'ruo'" in found[-1] and "record" in found[-1]
+    if with_list:
+        with pytest.raises(ValueError, match="manifest.json and classes.json disagree"):
+            open_dataset(str(dataset), "train")
+        return
+    opened = open_dataset(str(dataset), "train")
+    named = [opened.source.locate(i) for i in range(len(opened)) if not readable(opened, i)]
+    assert len(named) == 3
+
+
+def readable(opened: Dataset, number: int) -> bool:
+    try:
+        opened.load(number)
+    except UnreadableRecordError as error:
+        assert "calls class 0 'run', the manifest 'ruo'" in str(error)
+        return False
+    return True
+
+
+@pytest.mark.parametrize("part", ["segments", "boxes"])
+def test_class_names_of_segments_and_boxes(dataset, part):
+    values = {
+        "segments": (Segment(0, 100_000, 1, "stand"),),
+        "boxes": (Box(0, 0.0, 0.0, 1.0, 1.0, (1,), ("stand",)),),
+    }
+    rewrite(dataset, **{part: values[part]})
+    assert any("calls class 1 'stand', the manifest 'sit'" in fault for fault in faults(dataset))
 
 
 def test_a_ruined_shard_is_not_listed_record_by_record(dataset, monkeypatch):

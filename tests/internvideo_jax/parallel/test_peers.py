@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from data_pipelines.exit_codes import ExitCode, exit_code_of
 from internvideo_jax import launch
 from internvideo_jax.parallel import multihost, peers
 
@@ -103,6 +106,136 @@ def test_missing_processes_are_named_to_all(address):
     for answer in gather(address, [(4, 0), (4, 2)], timeout=1.0):
         assert "after 1 s 2 of 4 processes had joined" in str(answer)
         assert "missing: 1, 3." in str(answer)
+
+
+STRANGERS = {
+    "nothing": b"",
+    "HTTP": b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+    "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+    "a number": b"7\n",
+    "a list": b'[{"kind": "hello"}]\n',
+    "hello of old": b'{"kind": "hello", "process": 1, "processes": 2}\n',
+    "hello unasked": b'{"kind": "hello", "process": 1, "processes": 2, "proof": "x"}\n',
+    "another size": b'{"kind": "hello", "process": 1, "processes": 9, "proof": ""}\n',
+    "no number": b'{"kind": "hello", "process": "1", "processes": [], "proof": null}\n',
+    "no kind": b'{"process": 1}\n',
+    "a kind that is a list": b'{"kind": ["hello"]}\n',
+    "refused": b'{"kind": "refused", "what": "go away", "code": 2}\n',
+    "lost": b'{"kind": "lost", "what": "x", "code": 2}\n',
+    "knocks twice": b'{"kind": "knock", "nonce": "a"}\n{"kind": "knock", "nonce": "b"}\n',
+    "knocks and guesses": b'{"kind": "knock", "nonce": ""}\n'
+    b'{"kind": "hello", "process": 1, "processes": 3, "proof": "\\ud800"}\n',
+    "knocks and copies": b'{"kind": "knock", "nonce": "\\ud800"}\n'
+    b'{"kind": "hello", "process": true, "processes": 3, "proof": ""}\n',
+    "digits": b'{"kind": "hello", "process": ' + b"9" * 5000 + b"}\n",
+    "deep": b"[" * 60000 + b"\n",
+    "a line without an end": b"a" * 10**6,
+    "zeros": bytes(5000),
+    "not UTF-8": b"\xff\xfe\n",
+}
+
+
+@pytest.mark.parametrize("token", ["", "secret"])
+def test_strangers_neither_end_nor_delay_a_meeting(address, monkeypatch, capsys, token):
+    monkeypatch.setenv(peers.TOKEN, token)
+    host, port = "localhost", int(address.rpartition(":")[2]) + 1
+    with ThreadPoolExecutor(2) as pool, contextlib.ExitStack() as stack:
+        zero = pool.submit(peers.meet, address, 2, 0, 60.0)
+        began = time.monotonic()
+        for number, data in enumerate(STRANGERS.values()):
+            while True:
+                try:
+                    stranger = socket.create_connection((host, port), timeout=20)
+                    break
+                except ConnectionRefusedError:  # not up yet
+                    time.sleep(0.01)
+            stack.enter_context(stranger)
+            with contextlib.suppress(ConnectionError):
+                stranger.sendall(data)
+            if number % 2:
+                stranger.close()
+        one = pool.submit(peers.meet, address, 2, 1, 60.0)
+        found = zero.result(), one.result()
+        assert time.monotonic() - began < peers.HANDSHAKE_SECONDS
+    heard = [Heard(each) for each in found]
+    found[1].leave("no such clip", 2)
+    assert heard[0].event.wait(2.0) and heard[0].code == 2
+    shown = capsys.readouterr().err
+    assert shown.count("warning: ignored a connection from ") == 1 and "Traceback" not in shown
+
+
+def test_a_silent_stranger_is_dropped(address, monkeypatch):
+    monkeypatch.setattr(peers, "HANDSHAKE_SECONDS", 0.3)
+    with ThreadPoolExecutor(1) as pool:
+        zero = pool.submit(peers.meet, address, 2, 0, 30.0)
+        time.sleep(0.3)
+        with socket.create_connection(("localhost", int(address[10:]) + 1), timeout=20) as one:
+            assert one.recv(100) == b""
+        assert gather(address, [(2, 1)])[0].process == 1 and zero.result().processes == 2
+
+
+def test_another_token_is_another_job(address, monkeypatch, capsys):
+    real = peers.prove
+    monkeypatch.setattr(
+        peers,
+        "prove",
+        lambda nonce, *facts: real(nonce, *facts, threading.current_thread().name[-1]),
+    )
+    answers = gather(address, [(2, 0), (2, 1)], timeout=1.5)
+    assert "after 2 s 1 of 2 processes had joined" in answers[0]
+    assert "is no process of this job, or has another IVJ_JOB_TOKEN" in answers[1]
+    assert "another IVJ_JOB_TOKEN" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"SSH-2.0-x\r\n",
+        b'{"kind": "go"}\n',
+        b'{"kind": "refused", "what": "go", "code": 2}\n',
+        b'{"kind": "challenge", "nonce": "a", "proof": "b"}\n',
+    ],
+)
+def test_what_answers_in_place_of_process_0_is_not_believed(address, answer):
+    """Another program at the port; it makes room, and process 0 comes."""
+    port = int(address.rpartition(":")[2]) + 1
+    server = socket.create_server(("127.0.0.1", port))
+    with ThreadPoolExecutor(2) as pool:
+        one = pool.submit(peers.meet, address, 2, 1, 30.0)
+        with server:
+            for _ in range(2):
+                connection, _ = server.accept()
+                connection.sendall(answer)
+                connection.close()
+        assert not one.done()
+        zero = pool.submit(peers.meet, address, 2, 0, 30.0)
+        assert one.result().process == 1 and zero.result().process == 0
+
+
+def test_no_message_on_a_line_of_the_job_is_told_and_ignored(address, capsys):
+    zero, one = gather(address, [(2, 0), (2, 1)])
+    heard = Heard(zero)
+    one._lines[0].connection.sendall(b'nonsense\n{"kind": "lost"}\n{"kind": "beat"}\n[]\n')
+    one._lines[0].connection.sendall(b"x" * 30000)
+    assert not heard.event.wait(1.2)
+    one.leave("an error", 3)
+    assert heard.event.wait(2.0) and heard.code == 3
+    assert "warning: process 1 sent what is no message" in capsys.readouterr().err
+
+
+def test_ends_of_a_meeting_have_their_codes(address):
+    def code(job, timeout=0.5) -> int:
+        with pytest.raises(RuntimeError) as caught:
+            peers.meet(address, *job, timeout)
+        return exit_code_of(caught.value)
+
+    assert code((2, 1)) == code((2, 0)) == ExitCode.AGAIN  # nobody there, somebody missing
+    with socket.create_server(("", int(address.rpartition(":")[2]))):
+        assert code((2, 0)) == ExitCode.AGAIN
+    with ThreadPoolExecutor(2) as pool:
+        codes = list(pool.map(lambda job: code(job, 20.0), [(3, 0), (2, 1)]))
+    assert codes == [ExitCode.FAILED] * 2
 
 
 def test_a_coordinator_that_does_not_answer_and_a_port_that_is_taken(address):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 
 import jax
@@ -211,5 +212,12 @@ def test_compiled_programs_are_remembered(tmp_path):
     CompileCache(path).put(key, {"fits": True})
     assert CompileCache(path).get(key) == {"fits": True}
     assert CompileCache(path).get("other") is None
-    path.write_text("{")
-    assert CompileCache(path).get(key) is None
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    written = path.read_text()
+    other = (json.dumps({key: {"fits": True}}), json.dumps({key: 3}), "", "{", "[]", "7")
+    for damage in (*other, "[" * 10**5, written.replace("true", "false"), written[:-9]):
+        path.write_text(damage)
+        assert CompileCache(path).get(key) is None, damage[:80]
+    path.write_bytes(b"\xff")
+    CompileCache(path).put(key, {"fits": True})
+    assert path.read_text() == written
