@@ -27,7 +27,7 @@ $(READY): pyproject.toml
 	touch $(READY)
 
 test: $(READY)  ## Run the tests (about 17 minutes on two cores).
-	$(BIN)/python -m pytest -m "not slow and $(HERE)" -n 2
+	$(BIN)/python -m pytest -m "not slow and $(HERE)" -n 2 --dist worksteal
 
 $(BEAM_READY): pyproject.toml
 	$(PYTHON) -m venv $(BEAM)
@@ -54,7 +54,7 @@ test-browser: $(BROWSER_READY)  ## Run the tests of the search page in Chromium.
 	$(BROWSER)/bin/python -m pytest tests/demo/test_browser.py
 
 test-slow: $(READY)  ## Run the tests that take longer.
-	$(BIN)/python -m pytest -m "slow and $(HERE)" -n 2
+	$(BIN)/python -m pytest -m "slow and $(HERE)" -n 2 --dist worksteal
 
 demo: $(READY)  ## From rendered videos to a pre-trained, fine-tuned, evaluated model.
 	$(BIN)/python scripts/demo.py --out $(DEMO_DIR)

@@ -22,6 +22,7 @@ import sys
 import tempfile
 import threading
 import traceback
+import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -62,7 +63,8 @@ class Interpreter:
     ) -> subprocess.CompletedProcess[str]:
         """What `subprocess.run([python, "-m", module, *arguments])` gives, output as text.
 
-        A `module` that ends in .py is a file, as in `python FILE`.
+        A `module` that ends in .py is a file, as in `python FILE`; one that is -c takes the code as
+        the first of the arguments.
         """
         with contextlib.ExitStack() as stack:
             out, err = (stack.enter_context(tempfile.NamedTemporaryFile()) for _ in range(2))
@@ -133,15 +135,18 @@ def _become(request: dict[str, Any]) -> None:
     os.environ.update(request["environment"])
     os.chdir(request["cwd"])
     _reread_settings_of_jax()
-    module = request["module"]
-    is_file = module.endswith(".py")
-    sys.argv = [module, *request["arguments"]]
-    sys.orig_argv[:] = [sys.executable, *([] if is_file else ["-m"]), *sys.argv]
+    module, arguments = request["module"], request["arguments"]
+    is_file, is_code = module.endswith(".py"), module == "-c"
+    sys.argv = [module, *arguments[is_code:]]
+    sys.orig_argv[:] = [sys.executable, *([] if is_file or is_code else ["-m"]), module, *arguments]
     sys.path[0] = os.path.dirname(os.path.realpath(module)) if is_file else request["cwd"]
     code: Any = 0
     try:
         if is_file:
             runpy.run_path(module, run_name="__main__")
+        elif is_code:
+            sys.modules["__main__"] = types.ModuleType("__main__")
+            exec(compile(arguments[0], "<string>", "exec"), vars(sys.modules["__main__"]))
         else:
             runpy.run_module(module, run_name="__main__", alter_sys=True)
     except SystemExit as end:
