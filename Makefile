@@ -13,6 +13,8 @@ AOT_READY := $(AOT)/ready
 BROWSER := $(VENV)-browser
 BROWSER_READY := $(BROWSER)/ready
 DEMO_DIR ?= demo_out
+# What needs an environment of its own has a target of its own.
+HERE := not aot and not beam and not browser and not torch
 
 .PHONY: help test test-slow test-beam test-aot test-browser demo lint format clean
 
@@ -25,7 +27,7 @@ $(READY): pyproject.toml
 	touch $(READY)
 
 test: $(READY)  ## Run the tests (about 17 minutes on two cores).
-	$(BIN)/python -m pytest -m "not slow" -n 2
+	$(BIN)/python -m pytest -m "not slow and $(HERE)" -n 2 --dist worksteal
 
 $(BEAM_READY): pyproject.toml
 	$(PYTHON) -m venv $(BEAM)
@@ -41,7 +43,7 @@ $(AOT_READY): pyproject.toml
 	touch $(AOT_READY)
 
 test-aot: $(AOT_READY)  ## Compile train steps for TPU slices and check what they need.
-	$(AOT)/bin/python -m pytest -m slow tests/internvideo_jax/tools/test_aot.py
+	$(AOT)/bin/python -m pytest -m aot tests/internvideo_jax/tools tests/internvideo_jax/parallel
 
 $(BROWSER_READY): pyproject.toml
 	$(PYTHON) -m venv $(BROWSER)
@@ -52,7 +54,7 @@ test-browser: $(BROWSER_READY)  ## Run the tests of the search page in Chromium.
 	$(BROWSER)/bin/python -m pytest tests/demo/test_browser.py
 
 test-slow: $(READY)  ## Run the tests that take longer.
-	$(BIN)/python -m pytest -m slow -n 2
+	$(BIN)/python -m pytest -m "slow and $(HERE)" -n 2 --dist worksteal
 
 demo: $(READY)  ## From rendered videos to a pre-trained, fine-tuned, evaluated model.
 	$(BIN)/python scripts/demo.py --out $(DEMO_DIR)

@@ -7,12 +7,13 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.interpreter import Interpreter
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = (
@@ -43,6 +44,20 @@ if CACHE not in os.environ:
     os.environ[CACHE] = tempfile.mkdtemp(prefix="ivj-tests-")
     atexit.register(shutil.rmtree, os.environ[CACHE], ignore_errors=True)
 
+# The same for this process: most tests compile longer than they compute. Read when jax is imported.
+QUICK = {
+    # A folder for each worker: jax does not write its files at once.
+    "JAX_COMPILATION_CACHE_DIR": os.path.join(
+        os.environ[CACHE], os.environ.get("PYTEST_XDIST_WORKER", "main")
+    ),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
+}
+# What a command gives itself by starting again (cli.py), which costs its imports twice; workers of
+# pytest-xdist start with it.
+LARGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+os.environ.update(QUICK | LARGE_PAGES)
+
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -51,38 +66,68 @@ def environment(devices: int = 1, *, fast: bool = True) -> dict[str, str]:
 
     Args:
       fast: compile in two thirds of the time. Runs of a few steps compile longer than they compute;
-        their bits are then not those of this process.
+        their bits are then not those of a process without these flags.
     """
-    kept = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}
+    kept = {k: v for k, v in os.environ.items() if k not in {"XLA_FLAGS", *QUICK}}
     flags = f"--xla_force_host_platform_device_count={devices}"
     if fast:
         flags += " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    # A folder for each worker: jax does not write its files at once.
-    cache = Path(os.environ[CACHE]) / os.environ.get("PYTEST_XDIST_WORKER", "main")
     return {
         **kept,
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_COMPILATION_CACHE_DIR": QUICK["JAX_COMPILATION_CACHE_DIR"],
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": flags,
         "PYTHONPATH": str(ROOT),
+        **LARGE_PAGES,
     }
 
 
 @pytest.fixture(scope="session")
-def command() -> Run:
+def interpreter() -> Iterator[Interpreter]:
+    """What runs commands without importing the libraries anew for each."""
+    started = Interpreter(ROOT, environment())
+    yield started
+    started.close()
+
+
+@pytest.fixture(scope="session")
+def command(interpreter) -> Run:
     """Runs `python -m MODULE ARGUMENTS` and returns the finished process."""
 
-    def run(module: str, *arguments: str, devices: int = 1, timeout: float = 300):
-        return subprocess.run(
-            [sys.executable, "-m", module, *map(str, arguments)],
-            cwd=ROOT,
-            env=environment(devices),
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-        )
+    def run(
+        module: str,
+        *arguments: str,
+        devices: int = 1,
+        timeout: float = 300,
+        cwd: Path | None = None,
+    ):
+        words = [str(argument) for argument in arguments]
+        return interpreter.run(module, words, environment(devices), timeout, cwd)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def program(interpreter) -> Run:
+    """Runs `python -c CODE ARGUMENTS` and returns the finished process."""
+
+    def run(code: str, *arguments: object, devices: int = 1, timeout: float = 300):
+        words = [code, *map(str, arguments)]
+        return interpreter.run("-c", words, environment(devices), timeout)
+
+    return run
+
+
+@pytest.fixture
+def compiled_as_by_users() -> Iterator[None]:
+    """For tests that compare bits with another process, or with stored numbers."""
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

@@ -141,6 +141,7 @@ extract(tool, Path(sys.argv[2]), settings(tool))
 """
 
 
+@pytest.mark.usefixtures("compiled_as_by_users")
 def test_killed_and_continued_gives_the_same_bytes(data, tmp_path):
     tool, out = make(data), tmp_path / "killed"
     extract(tool, tmp_path / "whole", settings(tool))

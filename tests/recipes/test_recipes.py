@@ -9,9 +9,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import jax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from data_pipelines import manifest
 from internvideo_jax.config import as_plain
@@ -107,28 +105,8 @@ def run_in_small() -> list[str]:
     return chosen
 
 
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
-    """Programs that were compiled once are kept: a resumed run compiles what the first one did."""
-    settings = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": 0,
-        "jax_enable_compilation_cache": True,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", run_in_small())
-@pytest.mark.usefixtures("compiled")
 def test_three_steps_evaluation_and_resume(name, shards, tmp_path):
     config = shipped.config(name, "smoke")
     assert manifest.load(str(shards)).splits["train"].records > config.data.global_batch

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, environment
 from tests.sharding.evaluating import MODELS, save_random
 from tests.sharding.test_processes import together
 
@@ -39,38 +36,35 @@ def name(request) -> str:
 
 
 def arguments(name: str, files: tuple[Path, Path], out: Path) -> list[str]:
-    return [sys.executable, "-m", "tests.sharding.evaluating", name, *map(str, (*files, out))]
+    return ["tests.sharding.evaluating", name, *map(str, (*files, out))]
 
 
 def result(out: Path) -> dict:
     return json.loads((out / "result.json").read_text())["results"]["test"]
 
 
-def alone(name: str, files: tuple[Path, Path], out: Path, devices: int) -> dict:
-    done = subprocess.run(
-        arguments(name, files, out),
-        cwd=ROOT,
-        env=environment(devices),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return result(out)
+@pytest.fixture(scope="module")
+def alone(command, name, files):
+    def run(out: Path, devices: int) -> dict:
+        done = command(*arguments(name, files, out), devices=devices)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return result(out)
+
+    return run
 
 
 @pytest.fixture(scope="module")
-def one(name, files, tmp_path_factory) -> dict:
-    return alone(name, files, tmp_path_factory.mktemp("one"), 1)
+def one(alone, tmp_path_factory) -> dict:
+    return alone(tmp_path_factory.mktemp("one"), 1)
 
 
-def test_eight_devices_give_the_same_numbers(name, one, files, tmp_path):
+def test_eight_devices_give_the_same_numbers(alone, one, tmp_path):
     assert one["metrics"]["videos"] == VIDEOS
     assert one["protocol"]["segments"] * one["protocol"]["crops"] == 6
     predicted = [sum(row) for row in zip(*one["tables"]["confusion"], strict=True)]
     assert sum(count > 0 for count in predicted) > 1  # not one class for all
     # Metrics, tables, and the digest of all scores to the last bit.
-    assert alone(name, files, tmp_path, 8) == one
+    assert alone(tmp_path, 8) == one
 
 
 @pytest.mark.slow

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
-
-from tests.conftest import ROOT, environment
 
 PRELUDE = """
 import jax, numpy as np
@@ -95,18 +90,8 @@ compare(model, objective, "slowfast", meshes, microbatch_reference=True)
 
 @pytest.mark.slow  # seven and six train steps to compile
 @pytest.mark.parametrize("model", ["videomae", "uniformerv2"])
-def test_every_mesh_gives_the_losses_of_one_device(model):
+def test_every_mesh_gives_the_losses_of_one_device(program, model):
     code = {"videomae": VIDEOMAE, "uniformerv2": UNIFORMER}[model]
-    variables = environment(8)
-    # Compiling is nearly all of the time.
-    variables["XLA_FLAGS"] += " --xla_llvm_disable_expensive_passes=true"
-    done = subprocess.run(
-        [sys.executable, "-c", PRELUDE + code],
-        cwd=ROOT,
-        env=variables,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    done = program(PRELUDE + code, devices=8, timeout=600)
     print(done.stdout)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
-
-from tests.conftest import ROOT, environment
 
 CODE = """
 import jax, numpy as np
@@ -64,13 +59,6 @@ for head in ("concat", "attentive"):
 
 
 @pytest.mark.slow
-def test_meshes_give_the_same_heads():
-    done = subprocess.run(
-        [sys.executable, "-c", CODE],
-        cwd=ROOT,
-        env=environment(8),
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+def test_meshes_give_the_same_heads(program):
+    done = program(CODE, devices=8, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]

@@ -17,8 +17,6 @@ from tests.conftest import ROOT, TINY_PRETRAIN, environment
 
 def arguments(shards: Path, workdir: Path, steps: int) -> list[str]:
     return [
-        sys.executable,
-        "-m",
         "internvideo_jax.train",
         "--config=configs/videomae/pretrain.py:size=tiny",
         *TINY_PRETRAIN,
@@ -33,14 +31,14 @@ def arguments(shards: Path, workdir: Path, steps: int) -> list[str]:
     ]
 
 
-def together(command: list[str], processes: int) -> None:
-    """Runs the command as a job of several processes on this machine."""
+def together(arguments: list[str], processes: int) -> None:
+    """Runs `python -m ARGUMENTS` as a job of several processes on this machine."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     jobs = [
         subprocess.Popen(
-            command,
+            [sys.executable, "-m", *arguments],
             cwd=ROOT,
             env={
                 **environment(),
@@ -67,11 +65,10 @@ def losses(workdir: Path) -> np.ndarray:
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_losses_of_one(shards, tmp_path):
+def test_two_processes_give_the_losses_of_one(command, shards, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
-    subprocess.run(
-        arguments(shards, one, 12), cwd=ROOT, env=environment(), check=True, capture_output=True
-    )
+    done = command(*arguments(shards, one, 12))
+    assert done.returncode == 0, done.stderr
     together(arguments(shards, two, 12), 2)
     assert len(losses(two)) == 12
     np.testing.assert_allclose(losses(two), losses(one), atol=1e-5, rtol=0)
@@ -81,9 +78,7 @@ def test_two_processes_give_the_losses_of_one(shards, tmp_path):
 
     # One process takes over at step 6, where two of them left a checkpoint.
     shutil.rmtree(two / "checkpoints/12")
-    done = subprocess.run(
-        arguments(shards, two, 12), cwd=ROOT, env=environment(), capture_output=True, text=True
-    )
+    done = command(*arguments(shards, two, 12))
     assert done.returncode == 0, done.stderr
     assert "continuing at step 6" in done.stdout
     np.testing.assert_allclose(losses(two), losses(one), atol=1e-5, rtol=0)

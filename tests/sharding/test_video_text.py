@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.conftest import ROOT, environment
 from tests.sharding.test_processes import together
 
 SCRIPT = """
@@ -38,14 +35,8 @@ for mesh, count in ((MeshConfig(), 1), (MeshConfig(4, 2, 1), 8)):
 """
 
 
-def test_eight_devices_give_the_results_of_one(shards):
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(shards)],
-        cwd=ROOT,
-        env=environment(8),
-        capture_output=True,
-        text=True,
-    )
+def test_eight_devices_give_the_results_of_one(program, shards):
+    done = program(SCRIPT, shards, devices=8)
     assert done.returncode == 0, done.stderr[-3000:]
     one, eight = (json.loads(line) for line in done.stdout.splitlines())
     assert eight["metrics"] == one["metrics"]
@@ -57,24 +48,20 @@ def test_eight_devices_give_the_results_of_one(shards):
     assert spread > 1e-2  # texts have embeddings of their own
 
 
-def command(module: str, shards: Path, *more: str) -> list[str]:
+def arguments(module: str, shards: Path, *more: str) -> list[str]:
     config = "--config=tests/sharding/video_text_config.py"
-    return [sys.executable, "-m", module, config, f"--config.data.train={shards}", *more]
+    return [module, config, f"--config.data.train={shards}", *more]
 
 
 @pytest.mark.slow
-def test_two_processes_in_training_find_what_one_finds_offline(shards, tmp_path):
+def test_two_processes_in_training_find_what_one_finds_offline(command, shards, tmp_path):
     two, out = tmp_path / "two", tmp_path / "one.json"
-    together(command("internvideo_jax.train", shards, f"--workdir={two}"), 2)
+    together(arguments("internvideo_jax.train", shards, f"--workdir={two}"), 2)
     rows = [json.loads(line) for line in (two / "metrics.jsonl").read_text().splitlines()]
     seen = [row["step"] for row in rows if "eval/retrieval/dsl/t2v_r1" in row]
     assert seen == [2, 4]
-    done = subprocess.run(
-        command("internvideo_jax.evaluate", shards, f"--checkpoint={two}", f"--out={out}"),
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
+    done = command(
+        *arguments("internvideo_jax.evaluate", shards, f"--checkpoint={two}", f"--out={out}")
     )
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     offline = json.loads(out.read_text())["results"]

@@ -262,11 +262,10 @@ def test_losses_that_are_not_finite_are_skipped_counted_and_end_the_run(command,
     assert "config.max_nonfinite allows 5; the last ones lie in steps" in done.stderr
 
 
-def test_a_full_disk_loses_no_checkpoint(command, shards, tmp_path):
+def test_a_full_disk_loses_no_checkpoint(command, program, shards, tmp_path):
     """A limit on the file size stands in for the full disk: writes fail half-way."""
     workdir = tmp_path / "run"
     arguments = [
-        "-m",
         "internvideo_jax.train",
         PRETRAIN,
         *TINY_PRETRAIN,
@@ -279,24 +278,17 @@ def test_a_full_disk_loses_no_checkpoint(command, shards, tmp_path):
         "--config.evals.knn.every=-1",
         "--config.evals.reconstruction.every=-1",
     ]
-    done = command(*arguments[1:], "--config.steps=4")
+    done = command(*arguments, "--config.steps=4")
     assert done.returncode == 0, done.stderr[-2000:]
     code = (
         "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (60000, 60000));"
         "sys.argv = sys.argv[1:]; runpy.run_module('internvideo_jax.train', run_name='__main__')"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, "train", *arguments[2:], "--config.steps=12"],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = program(code, "train", *arguments[1:], "--config.steps=12")
     assert done.returncode == 75, done.stderr[-3000:]
     assert "could not save the checkpoint" in done.stderr
     assert f"step 4 in {workdir}/checkpoints is complete" in done.stderr
-    done = command(*arguments[1:], "--config.steps=12")
+    done = command(*arguments, "--config.steps=12")
     assert done.returncode == 0, done.stderr[-2000:]
     assert "continuing at step 4" in done.stdout
 

@@ -52,9 +52,15 @@ def stacked_blocks(
 
 def stacked(build: Callable[[nnx.Rngs], Module], depth: int, rngs: nnx.Rngs) -> Module:
     """`depth` modules that `build` makes, as one whose arrays have a leading layer axis."""
-    keys = jax.random.split(rngs.params(), depth)
-    graph, _ = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(params=jax.random.key(0)))))
-    return nnx.merge(graph, jax.vmap(lambda key: nnx.split(build(nnx.Rngs(params=key)))[1])(keys))
+    graphs = []
+
+    def arrays(key: jax.Array) -> nnx.State:
+        graph, state = nnx.split(build(nnx.Rngs(params=key)))
+        graphs.append(graph)
+        return state
+
+    state = jax.vmap(arrays)(jax.random.split(rngs.params(), depth))
+    return nnx.merge(graphs[0], state)
 
 
 def layer(blocks: Module, index: int) -> Module:

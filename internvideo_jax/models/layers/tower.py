@@ -25,7 +25,12 @@ from internvideo_jax.registry import suggest
 Size = TypeVar("Size")
 
 # What activations may be. Without JAX_ENABLE_X64 jax would make float64 float32, silently.
-FLOATS = ("bfloat16", "float16", "float32", *(("float64",) if jax.config.jax_enable_x64 else ()))
+FLOATS = (
+    "bfloat16",
+    "float16",
+    "float32",
+    *(("float64",) if jax.config.read("jax_enable_x64") else ()),
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,11 @@ from data_pipelines.ingest.run import IngestError, ingest
 from .clips import make_video, truncate
 
 HAS_BEAM = importlib.util.find_spec("apache_beam") is not None
-needs_beam = pytest.mark.skipif(not HAS_BEAM, reason="needs apache-beam (extra [beam])")
+
+
+def needs_beam(test):
+    absent = pytest.mark.skipif(not HAS_BEAM, reason="needs apache-beam (extra [beam])")
+    return pytest.mark.beam(absent(test))
 
 
 @pytest.fixture(scope="module")

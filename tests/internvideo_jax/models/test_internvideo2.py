@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +25,6 @@ from internvideo_jax.ops.activations import gelu_tanh
 from internvideo_jax.ops.attention import attend
 from internvideo_jax.parallel.rules import idle_rules, param_shardings, whole_parameters
 from internvideo_jax.types import flatten_paths, unflatten_paths
-from tests.conftest import ROOT, environment
 
 KEY = jax.random.key(0)
 SETTINGS = {
@@ -311,7 +308,7 @@ def test_rules_leave_nothing_large_whole(size, table):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh", ["(2, 1, 1)", "(1, 2, 1)", "(1, 1, 2)"])
-def test_values_do_not_depend_on_the_mesh(mesh):
+def test_values_do_not_depend_on_the_mesh(program, mesh):
     code = f"""
 import jax, jax.numpy as jnp, numpy as np
 from internvideo_jax.config import MeshConfig
@@ -327,7 +324,5 @@ with jax.set_mesh(mesh):
     sharded = jax.jit(model.apply)(placed, VIDEO, VISIBLE)
 jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), plain, sharded)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=environment(2), capture_output=True, text=True
-    )
+    done = program(code, devices=2)
     assert done.returncode == 0, done.stderr[-3000:]

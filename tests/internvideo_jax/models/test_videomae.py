@@ -108,8 +108,13 @@ def test_hidden_tokens_do_not_leak_into_the_prediction():
     assert np.abs(seen - model.apply(params, changed, visible, hidden)).max() > 1e-4
 
 
+def shallow(config):
+    """Two layers of the widths of `config`: as many values as a distribution needs."""
+    return dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, depth=2))
+
+
 def test_initial_values_follow_the_reference():
-    config = PretrainConfig.of_size("base", decoder_depth=1, frames=2, size=16)
+    config = shallow(PretrainConfig.of_size("base", decoder_depth=1, frames=2, size=16))
     params = flatten_paths(jax.jit(config.model().init)(KEY))
     qkv = np.asarray(params["encoder/blocks/attn/qkv/kernel"])
     limit = np.sqrt(6 / (768 + 3 * 768))
@@ -120,7 +125,7 @@ def test_initial_values_follow_the_reference():
     assert np.abs(bridge).max() == pytest.approx(768**-0.5, rel=0.01)
     assert np.abs(np.asarray(params["mask_token"])).max() <= 0.02
     assert (np.asarray(params["encoder/blocks/attn/qkv/q_bias"]) == 0).all()
-    head = ClassifierConfig.of_size("small", classes=10, frames=2, size=16)
+    head = shallow(ClassifierConfig.of_size("small", classes=10, frames=2, size=16))
     params = flatten_paths(jax.jit(head.model().init)(KEY))
     assert np.asarray(params["head/kernel"]).std() == pytest.approx(0.02 * 0.001, rel=0.1)
     assert np.asarray(params["encoder/blocks/mlp/fc1/kernel"]).std() == pytest.approx(

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +27,6 @@ from internvideo_jax.step import draw_key, init_state, make_train_step
 from internvideo_jax.tools.aot import argument_bytes, batch_shapes, count_flops, frozen_bytes
 from internvideo_jax.train import train
 from internvideo_jax.types import Mean, flatten_paths
-from tests.conftest import ROOT, environment
 from tests.internvideo_jax.objectives.aligned import (
     CLIP,
     MAE,
@@ -319,18 +316,8 @@ for mesh, split, accumulate in (((2, 2, 2), "all", 2), ((1, 4, 2), "fsdp", 1)):
 
 
 @pytest.mark.slow  # three train steps to compile
-def test_every_mesh_gives_the_losses_of_one_device():
-    variables = environment(8)
-    # Compiling is nearly all of the time.
-    variables["XLA_FLAGS"] += " --xla_llvm_disable_expensive_passes=true"
-    done = subprocess.run(
-        [sys.executable, "-c", MESHES],
-        cwd=ROOT,
-        env=variables,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+def test_every_mesh_gives_the_losses_of_one_device(program):
+    done = program(MESHES, devices=8)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +19,6 @@ from internvideo_jax.objectives.contrastive import Contrastive, clamped
 from internvideo_jax.parallel.microbatch import cached_value_and_gradient, value_and_gradient
 from internvideo_jax.step import make_train_step, state_from
 from internvideo_jax.types import flatten_paths
-from tests.conftest import ROOT, environment
 
 ROWS, WIDTH = 8, 6
 
@@ -186,7 +183,7 @@ def test_a_similarity_that_is_not_a_number_skips_the_step():
         np.testing.assert_array_equal(value, before[path], err_msg=path)
 
 
-def test_reference_scale_divides_the_gradients_of_the_encoders_only():
+def test_reference_scale_divides_the_gradients_of_the_encoders_only(program):
     code = """
 import jax, jax.numpy as jnp, numpy as np
 from internvideo_jax.config import MeshConfig
@@ -206,14 +203,7 @@ assert value == same and params["temperature"] == whole["temperature"] != 0
 for name in own:
     np.testing.assert_allclose(4 * reference[name], own[name], rtol=1e-6)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        env=environment(8),
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    done = program(code, devices=8, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
 
 

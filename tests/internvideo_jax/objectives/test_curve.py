@@ -10,6 +10,8 @@ import pytest
 
 from tests.internvideo_jax.objectives import curves
 
+pytestmark = pytest.mark.usefixtures("compiled_as_by_users")
+
 
 @pytest.fixture(scope="module")
 def stored() -> dict[str, np.ndarray]:

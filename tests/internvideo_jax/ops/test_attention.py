@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +16,6 @@ from internvideo_jax.ops.attention import Choice, Site, attend, choose
 from internvideo_jax.ops.blocked_attention import blocked_attention
 from internvideo_jax.ops.flash_attention import MOST_KEYS, flash_attention, query_block
 from internvideo_jax.tools import flops
-from tests.conftest import ROOT, environment
 
 ENCODER = Site(160, 160, 12, 64, "bfloat16", batch=8)
 DECODER = Site(1568, 1568, 6, 64, "bfloat16", batch=8)
@@ -139,15 +136,8 @@ else:
 """
 
 
-def test_the_kernel_runs_on_the_part_of_each_device():
-    done = subprocess.run(
-        [sys.executable, "-c", SPLIT],
-        cwd=ROOT,
-        env=environment(4),
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+def test_the_kernel_runs_on_the_part_of_each_device(program):
+    done = program(SPLIT, devices=4, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
 
 

@@ -61,26 +61,16 @@ def check(kind, form, mesh, temperature, masked, tile, rows=64):
 """
 
 
-def quickly(devices: int) -> dict[str, str]:
-    """Environment of a process; nearly all of its time is compiling."""
-    variables = environment(devices)
-    variables["XLA_FLAGS"] += " --xla_llvm_disable_expensive_passes=true"
-    return variables
+@pytest.fixture
+def run(program):
+    def run(code: str, devices: int) -> None:
+        done = program(PLAIN + code, devices=devices, timeout=240)
+        assert done.returncode == 0, done.stderr[-3000:]
+
+    return run
 
 
-def run(code: str, devices: int) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", PLAIN + code],
-        cwd=ROOT,
-        env=quickly(devices),
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
-def test_loss_and_gradients_on_eight_devices():
+def test_loss_and_gradients_on_eight_devices(run):
     run(
         """
 mesh = make_mesh(MeshConfig(2, 2, 2))
@@ -93,7 +83,7 @@ check("softmax", "ring", mesh, 0.05, masked=True, tile=64)
 
 @pytest.mark.slow  # a loss and its formula to compile four times
 @pytest.mark.parametrize("form", ["global", "ring"])
-def test_loss_and_gradients_on_one_two_and_eight_devices(form):
+def test_loss_and_gradients_on_one_two_and_eight_devices(run, form):
     run(
         f"""
 form = {form!r}
@@ -110,7 +100,7 @@ for name in one:
     )
 
 
-def test_no_device_of_the_ring_holds_the_similarities_with_a_whole_block():
+def test_no_device_of_the_ring_holds_the_similarities_with_a_whole_block(run):
     """The largest array in the traced program, of one device where shard_map has split it."""
     run(
         """
@@ -179,7 +169,7 @@ print("agreed", jax.process_count(), jax.device_count())
             [sys.executable, "-c", PLAIN + code],
             cwd=ROOT,
             env={
-                **quickly(2),
+                **environment(2),
                 "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
                 "JAX_NUM_PROCESSES": "2",
                 "JAX_PROCESS_ID": str(number),
@@ -269,7 +259,7 @@ def test_what_does_not_fit_is_named():
         contrastive_loss(x, x[:, :2], jnp.float32(1))
 
 
-def test_a_batch_that_the_devices_cannot_share_is_named():
+def test_a_batch_that_the_devices_cannot_share_is_named(run):
     run(
         """
 with jax.set_mesh(make_mesh(MeshConfig())):

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from internvideo_jax.parallel import compile_cache
-from tests.conftest import ROOT, environment
+from tests.conftest import environment
 
 PROGRAM = """
 import sys, jax, jax.numpy as jnp
@@ -24,22 +22,21 @@ print(sum(name.endswith("cache_hits") for name in hits), folder)
 """
 
 
-def run(asked: str, **variables: str) -> tuple[str, int, str, str]:
+@pytest.fixture
+def run(interpreter):
     kept = {k: v for k, v in environment().items() if "COMPILATION_CACHE" not in k}
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, asked],
-        cwd=ROOT,
-        env={**kept, **variables},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    value, rest = done.stdout.strip().splitlines()
-    hits, _, folder = rest.partition(" ")
-    return value, int(hits), folder, done.stderr
+
+    def run(asked: str, **variables: str) -> tuple[str, int, str, str]:
+        done = interpreter.run("-c", [PROGRAM, asked], {**kept, **variables}, timeout=60)
+        assert done.returncode == 0, done.stderr
+        value, rest = done.stdout.strip().splitlines()
+        hits, _, folder = rest.partition(" ")
+        return value, int(hits), folder, done.stderr
+
+    return run
 
 
-def test_a_second_process_compiles_nothing_and_damage_is_survived(tmp_path):
+def test_a_second_process_compiles_nothing_and_damage_is_survived(run, tmp_path):
     folder = tmp_path / "cache"
     first, hits, used, _ = run(str(folder))
     assert hits == 0 and used == str(folder)
@@ -51,7 +48,7 @@ def test_a_second_process_compiles_nothing_and_damage_is_survived(tmp_path):
     assert value == first and "Error reading persistent compilation cache" in errors
 
 
-def test_off_and_the_default_folder(tmp_path):
+def test_off_and_the_default_folder(run, tmp_path):
     home = {"XDG_CACHE_HOME": str(tmp_path)}
     assert run("off", **home)[2] == "" and not list(tmp_path.iterdir())
     assert run("", **home)[2].startswith(str(tmp_path / "internvideo_jax/compiled"))

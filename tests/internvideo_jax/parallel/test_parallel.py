@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-import subprocess
-import sys
 
 import pytest
-
-from tests.conftest import ROOT, environment
 
 PRELUDE = """
 import dataclasses, jax, jax.numpy as jnp, numpy as np, pytest
@@ -26,19 +22,16 @@ SHAPES = MODEL.model().shapes()
 """
 
 
-def on_eight_devices(code: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", PRELUDE + code],
-        cwd=ROOT,
-        env=environment(8),
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+@pytest.fixture
+def on_eight_devices(program):
+    def run(code: str) -> None:
+        done = program(PRELUDE + code, devices=8, timeout=240)
+        assert done.returncode == 0, done.stderr[-3000:]
+
+    return run
 
 
-def test_mesh_shapes_and_errors():
+def test_mesh_shapes_and_errors(on_eight_devices):
     on_eight_devices("""
 assert dict(make_mesh(MeshConfig()).shape) == {"data": 8, "fsdp": 1, "tensor": 1}
 assert dict(make_mesh(MeshConfig(-1, 2, 2)).shape) == {"data": 2, "fsdp": 2, "tensor": 2}
@@ -58,7 +51,7 @@ with pytest.raises(ValueError, match="2 microbatches; the nearest sizes are 8 an
 """)
 
 
-def test_parameters_and_moments_are_sharded_by_rule():
+def test_parameters_and_moments_are_sharded_by_rule(on_eight_devices):
     on_eight_devices("""
 mesh = make_mesh(MeshConfig(-1, 2, 2))
 specs = flatten_paths(param_shardings(SHAPES, MODEL.sharding_rules, mesh, 1000))
@@ -80,7 +73,7 @@ with pytest.raises(ValueError, match="belongs to no parameter"):
 """)
 
 
-def test_an_axis_that_does_not_divide_is_named():
+def test_an_axis_that_does_not_divide_is_named(on_eight_devices):
     on_eight_devices("""
 odd = dataclasses.replace(MODEL.encoder, width=90, heads=3)
 shapes = dataclasses.replace(MODEL, encoder=odd).model().shapes()
@@ -91,7 +84,7 @@ with pytest.raises(ValueError, match="does not fit 'encoder/patch_embed/kernel'"
 """)
 
 
-def test_microbatches_give_the_mean_over_the_whole_batch():
+def test_microbatches_give_the_mean_over_the_whole_batch(on_eight_devices):
     on_eight_devices("""
 mesh = make_mesh(MeshConfig(-1, 2, 1))
 x = jnp.arange(32.0).reshape(16, 2) / 10
@@ -114,7 +107,7 @@ np.testing.assert_allclose(plain[2]["mean_x"], x.mean(), rtol=1e-5)
 """)
 
 
-def test_constrain_is_a_no_op_without_a_mesh_and_pins_with_one():
+def test_constrain_is_a_no_op_without_a_mesh_and_pins_with_one(on_eight_devices):
     on_eight_devices("""
 x = jnp.ones((8, 4))
 assert constrain(x, "batch") is x
@@ -134,7 +127,7 @@ assert y.sharding.spec == P(("data", "fsdp"), "tensor")
         pytest.param("(1, 1, 8)", marks=pytest.mark.slow),
     ],
 )
-def test_model_values_do_not_depend_on_the_mesh(mesh):
+def test_model_values_do_not_depend_on_the_mesh(on_eight_devices, mesh):
     on_eight_devices(f"""
 from internvideo_jax import masking
 config = dataclasses.replace(MODEL, dtype="float32",
@@ -154,7 +147,7 @@ np.testing.assert_allclose(plain, sharded, atol=1e-5)
 """)
 
 
-def test_rules_that_contradict_each_other_or_match_nothing_are_named():
+def test_rules_that_contradict_each_other_or_match_nothing_are_named(on_eight_devices):
     on_eight_devices("""
 from internvideo_jax.parallel.rules import idle_rules, sharding_notes
 mesh = make_mesh(MeshConfig(-1, 2, 2))
@@ -172,7 +165,7 @@ assert sharding_notes(SHAPES, placed, misspelt, mesh) == [
 """)
 
 
-def test_a_large_parameter_left_whole_is_an_error_that_proposes_a_mesh():
+def test_a_large_parameter_left_whole_is_an_error_that_proposes_a_mesh(on_eight_devices):
     on_eight_devices("""
 from internvideo_jax.parallel.rules import check_whole, ragged_shards, whole_parameters
 shapes = {"table": jax.ShapeDtypeStruct((1026, 1025), np.float32),
@@ -197,7 +190,7 @@ assert ragged_shards(odd, param_shardings(odd, spec, mesh, 1000)) == {"kernel": 
 """)
 
 
-def test_slices_are_joined_along_data():
+def test_slices_are_joined_along_data(on_eight_devices):
     on_eight_devices("""
 import types
 from internvideo_jax.parallel.mesh import join_slices, slices_of
@@ -222,8 +215,9 @@ assert jax.jit(jnp.sum)(x) == 28
 """)
 
 
+@pytest.mark.aot
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the TPU compiler")
-def test_two_described_slices_make_one_mesh():
+def test_two_described_slices_make_one_mesh(on_eight_devices):
     on_eight_devices("""
 import os
 os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",

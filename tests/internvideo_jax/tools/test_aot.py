@@ -17,7 +17,7 @@ from internvideo_jax.tools.hardware import GIB
 from tests.conftest import TINY_PRETRAIN
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.aot,
     pytest.mark.skipif(
         importlib.util.find_spec("libtpu") is None,
         reason="needs the TPU compiler, which `make test-aot` installs",

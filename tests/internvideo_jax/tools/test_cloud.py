@@ -59,17 +59,17 @@ def test_what_is_not_rented(name, message):
         CloudSlice(name)
 
 
-def test_the_command_prints_assignments_or_an_error():
-    command = [sys.executable, "-m", "internvideo_jax.tools.cloud"]
-    done = subprocess.run([*command, "v6e:2x4"], capture_output=True, text=True)
+def test_the_command_prints_assignments_or_an_error(command):
+    module = "internvideo_jax.tools.cloud"
+    done = command(module, "v6e:2x4")
     facts = dict(line.split("=") for line in done.stdout.splitlines())
     assert facts == CloudSlice("v6e:2x4").facts()
     assert facts["HOSTS"] == "1" and facts["CHIPS_PER_HOST"] == "8"
-    bad = subprocess.run([*command, "v6e:3x3"], capture_output=True, text=True)
+    bad = command(module, "v6e:3x3")
     assert (bad.returncode, bad.stdout) == (2, "") and bad.stderr.startswith("error: --slice=v6e")
 
 
-@pytest.mark.slow
+@pytest.mark.aot
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
 @pytest.mark.parametrize("name", ["v4:2x2x4", "v5e:4x4", "v5p:2x2x4", "v6e:4x8"])
 def test_the_compiler_sees_as_many_hosts(name):

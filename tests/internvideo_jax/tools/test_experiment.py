@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import subprocess
-import sys
 
 import pytest
 from ml_collections import ConfigDict, config_flags
@@ -57,12 +55,11 @@ def test_worker_command():
         worker_command(train, restarts=-1)
 
 
-def test_the_command_line_quotes():
-    command = [sys.executable, "-m", "internvideo_jax.tools.experiment"]
+def test_the_command_line_quotes(command):
+    module = "internvideo_jax.tools.experiment"
     words = ["--config=c", "--workdir=it's $HOME", "--config.x=--"]
-    done = subprocess.run(
-        [*command, "--restarts=1", "--", *words], capture_output=True, text=True, check=True
-    )
+    done = command(module, "--restarts=1", "--", *words)
+    assert done.returncode == 0, done.stderr
     assert shlex.split(done.stdout) == worker_command(words, restarts=1)
     for bad, message in (
         (["--restart=1", "--", *words], "unexpected '--restart=1'"),
@@ -70,5 +67,5 @@ def test_the_command_line_quotes():
         (words, "unexpected"),
         ([], "no -- before the arguments"),
     ):
-        done = subprocess.run([*command, *bad], capture_output=True, text=True)
+        done = command(module, *bad)
         assert done.returncode == 2 and message in done.stderr, bad

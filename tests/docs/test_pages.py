@@ -1,0 +1,120 @@
+"""Every command and program of README and docs does what it says.
+
+What is only looked at is listed when the session ends.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.docs import places
+from tests.docs.pages import PAGES, Step, commands, steps
+from tests.docs.running import Reader, Undocumented, in_small
+
+SERVER = "internvideo_jax.demo\0serve\0--checkpoint=runs/viclip\0--videos=clips/"
+REPLACE = {
+    "evaluation.md": {"CONFIG": "configs/viclip/pretrain.py:size=tiny", "FILE": "runs/viclip"},
+    "models.md": {"FILE": "runs/finetune"},
+    "launch.md": {
+        "...": "--config=configs/videomae/pretrain.py:size=tiny "
+        "--config.data.train=shards/ --workdir=runs/watched"
+    },
+    "search.md": {"SERVER": SERVER},
+    "recipes.md": {"shards/ssv2": "shards"},
+    "training.md": {"shards/k400": "shards"},
+    "weights.md": {"$((L - n))": "1"},
+}
+
+
+@pytest.fixture(scope="session")
+def runs(command, shards, tmp_path_factory) -> Path:
+    """`runs/pretrain`, `finetune`, `viclip`: what most pages go on from."""
+    folder = tmp_path_factory.mktemp("documented")
+    places.trained(command, folder, "videomae/pretrain.py:size=base", "pretrain", shards)
+    start = f"--config.init_from={folder}/runs/pretrain"
+    places.trained(command, folder, "videomae/finetune.py:size=base", "finetune", shards, start)
+    places.trained(command, folder, "viclip/pretrain.py:size=tiny", "viclip", shards)
+    return folder / "runs"
+
+
+@pytest.fixture
+def reader(request, command, shards, tmp_path, record_property) -> Iterator[Reader]:
+    """Somebody in the folder that the page of this test takes for granted."""
+    page = request.param
+    world = shards.parent / "videos"
+    if page == "README.md":
+        places.thirteen_videos(tmp_path, world)
+        clips = places.clips_and_classes(tmp_path, world)
+        clips.rename(tmp_path / "more_videos")
+    elif page == "data.md":
+        places.sources_of_the_data_guide(tmp_path)
+    elif page == "actions.md":
+        places.actions(tmp_path, world)
+    else:
+        places.clips_and_classes(tmp_path, world)
+        shutil.copytree(request.getfixturevalue("runs"), tmp_path / "runs")
+        if page == "recipes.md":
+            shutil.rmtree(tmp_path / "runs/viclip")  # this page trains its own
+        (tmp_path / "shards").symlink_to(shards)
+    found = Reader(tmp_path, command, REPLACE.get(page, {}))
+    yield found
+    for line in found.dry:
+        record_property("dry run", line)
+
+
+WITH_STEPS = [path for path in PAGES if steps(path)]
+
+
+@pytest.mark.parametrize(
+    ("reader", "path"), [(path.name, path) for path in WITH_STEPS], indirect=["reader"],
+    ids=[path.stem for path in WITH_STEPS],
+)  # fmt: skip
+def test_a_page_does_what_it_says(reader, path):
+    for step in steps(path):
+        reader.do(step)
+
+
+def test_the_pages_show_as_much_as_they_did():
+    """A fence that is no longer recognised would take its commands out of these tests."""
+    found = [step for path in PAGES for step in steps(path)]
+    assert sum(step.language == "bash" for step in found) >= 85
+    assert sum(step.language == "python" for step in found) >= 5
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("python -m internvideo_jax.train --config=configs/videomae/pretrain.py:size=base,smok "
+         "--config.data.train=shards/ --workdir=runs/x", "did you mean"),
+        ("python -m internvideo_jax.weights inspcet runs/x", "ended with 2"),
+        ("python benchmarks/train_step.py --bach=2", "has no option --bach"),
+        ("python benchmarks/aot.py --config=configs/videomae/pretrain.py:size=bas", "no "),
+        ("scripts/slurm.sh --name=mae -- --workdir=runs/mae", "is shown with --dry-run"),
+        ("pip install 'internvideo-jax[tpus]'", "no extra tpus"),
+        ("make tset", "no target tset"),
+        ("rm -rf shards", "no test runs such a command"),
+    ],
+)  # fmt: skip
+def test_a_wrong_command_on_a_page_is_found(command, tmp_path, text, reason):
+    with pytest.raises((Undocumented, ValueError), match=reason):
+        Reader(tmp_path, command).do(Step("page.md", 1, "bash", text))
+
+
+def test_commands_of_a_block():
+    block = "# a remark\nmake test   # why\n\npython -m a \\\n    --b='c # d'\n"
+    assert commands(block) == [(1, "make test"), (3, "python -m a --b='c # d'")]
+    assert Step("page.md", 1, "bash", "A=1 B_C=2 python -m a").words == ["python", "-m", "a"]
+
+
+def test_in_small():
+    words = ["--config=configs/a.py:size=base", "--config.steps=1500", "--config.mesh.fsdp=8"]
+    found, devices = in_small("internvideo_jax.train", words)
+    assert devices == 8
+    assert found == [
+        "--config=configs/a.py:size=base,smoke", *words[1:],
+        "--config.steps=3", "--config.data.global_batch=8",
+    ]  # fmt: skip
