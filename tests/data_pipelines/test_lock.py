@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from data_pipelines.ingest import lock
-from data_pipelines.ingest.lock import DirectoryLock
+from data_pipelines import lock
+from data_pipelines.lock import DirectoryLock
 
 
 def test_second_holder_is_refused_with_the_first_named(tmp_path):
@@ -31,7 +31,7 @@ def test_lock_is_released_by_an_exception(tmp_path):
 
 
 def holder(directory, code: str) -> subprocess.Popen:
-    script = "from data_pipelines.ingest.lock import DirectoryLock\nimport os, subprocess, time\n"
+    script = "from data_pipelines.lock import DirectoryLock\nimport os, subprocess, time\n"
     script += f"with DirectoryLock({str(directory)!r}) as lock:\n" + textwrap.indent(code, "    ")
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
     process.stdout.readline()
