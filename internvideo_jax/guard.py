@@ -95,7 +95,7 @@ class Guard:
         """Takes a checkpoint without a sound step out of the way; says from which one to go on."""
         saved, counted = self._saved
         if step - saved > count - counted:  # some step from it was sound
-            return self._checkpoints.sound_text()
+            return _sentence(self._checkpoints.sound_text())
         if saved > self._start:
             aside = self._checkpoints.set_aside(saved)
             return (
@@ -104,8 +104,12 @@ class Guard:
             )
         text = self._checkpoints.sound_text(without=saved)
         if not saved:
-            return text
+            return _sentence(text)
         return (
             f"No step was sound since step {saved}, where this start began; the same command goes "
             f"on from there. If no other setting helps, remove or move that step: then {text}"
         )
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:]

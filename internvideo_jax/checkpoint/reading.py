@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import logging
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -81,7 +82,8 @@ class Step:
           PassingFault: the storage or another process failed; RuntimeError: memory did.
         """
         try:
-            yield
+            with _hushed():
+                yield
         except MemoryError:
             raise
         except Exception as error:  # orbax and tensorstore raise anything, plain Exception too
@@ -92,7 +94,7 @@ class Step:
             if PASSING.search(text) or (jax.process_count() > 1 and multihost.BROKEN.search(text)):
                 raise PassingFault(f"{where} could not be read ({text[:200]})") from error
             found = [what for pattern, what in CAUSES if pattern.search(text)]
-            what = f"its arrays cannot be read: {(*found, 'a file is cut or changed')[0]}"
+            what = f"its arrays cannot be read: {(*found, 'a file is missing, cut or changed')[0]}"
             raise damaged(self.path, what, self.named) from error
 
     def check(self, tree: Any) -> None:
@@ -225,6 +227,27 @@ def _arrays(step: Path, paths: Sequence[str]) -> dict[str, np.ndarray]:
     return flatten_paths(restored)
 
 
+@contextlib.contextmanager
+def _hushed() -> Iterator[None]:
+    """Keeps what the libraries print about a failed read to themselves.
+
+    The first array that cannot be read ends the restore. The reads of the others end later, in an
+    event loop that is closed, and each prints a traceback. So after a failure it stays quiet.
+    """
+    hook, logger = sys.unraisablehook, logging.getLogger("asyncio")
+    level = logger.level
+
+    def without_closed_loops(found: Any) -> None:
+        if str(found.exc_value) != "Event loop is closed":
+            hook(found)
+
+    sys.unraisablehook = without_closed_loops
+    logger.setLevel(logging.CRITICAL)
+    yield
+    sys.unraisablehook = hook
+    logger.setLevel(level)
+
+
 def damaged(step: Path, what: str, named: bool = False) -> DamagedStep:
     """`step 6 in runs/x/checkpoints is damaged (...); step 3 is complete: remove or move ...`."""
     here = shown(step)
@@ -251,7 +274,8 @@ def _is_complete(step: Path) -> bool:
         # Reading is collective, and not every process need have come here.
         if size <= SMALL and jax.process_count() == 1:
             wanted = [path for path in _paths(step, meta) if path.startswith(PARAMETERS)]
-            _compare(meta, _arrays(step, wanted))
+            with _hushed():
+                _compare(meta, _arrays(step, wanted))
     except Exception:  # noqa: BLE001  (whatever it is, this step is no better)
         return False
     return True
