@@ -87,7 +87,7 @@ class Guard:
                 f"steps one more. {self._what_is_sound(step, count)}"
             )
         if not self.owes:
-            self._warn(f"warning: step {step} is not saved, the next one that is not skipped will")
+            self._warn(f"warning: step {step} is not saved, the next sound one will be")
         self.owes = True
         return False
 

@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -28,6 +30,7 @@ from internvideo_jax.types import flatten_paths
 # Spreads places over all words: odd, 2^32 by the golden ratio.
 _SPREAD = 0x9E3779B1
 _CHUNK = 1 << 15  # elements that are mixed at once on the host: what its caches hold
+_THREADS = min(4, os.cpu_count() or 1)
 # Bits of the largest values: of any array the largest finite one, of parameters and averages 2^63,
 # the squares of more than which are not finite.
 _FINITE = {"float32": 0x7F7FFFFF, "bfloat16": 0x7F7F, "float16": 0x7BFF}
@@ -61,7 +64,8 @@ def examine(tree: Any) -> Examined:
     limits = tuple(_limit(path, leaf) for path, leaf in flat.items())
     leaves = list(flat.values())
     if all(_on_host(leaf) for leaf in leaves):
-        sums = np.stack([_host_sums(leaf, top) for leaf, top in zip(leaves, limits, strict=True)])
+        with ThreadPoolExecutor(_THREADS) as pool:  # numpy computes outside the interpreter's lock
+            sums = np.stack(list(pool.map(_host_sums, leaves, limits)))
         if jax.process_count() > 1 and any(isinstance(leaf, jax.Array) for leaf in leaves):
             sums = multihost_utils.process_allgather(sums).sum(axis=0, dtype=np.uint32)
     else:

@@ -65,8 +65,10 @@ class Checkpoints:
         )
 
     def latest(self) -> int | None:
-        """Number of the newest complete step."""
-        return self._manager.latest_step()
+        """Number of the newest complete step, also where something else has taken its place."""
+        found = self._manager.latest_step()  # does not see what is no folder
+        newest = [step for step in complete_steps(self.folder) if step > (found or 0)]
+        return newest[-1] if newest else found
 
     def save(self, step: int, state: TrainState, meta: dict[str, Any]) -> None:
         """Starts saving; returns as soon as the arrays are copied off the devices.
