@@ -13,7 +13,7 @@ from data_pipelines import mixture
 from data_pipelines.text import make_tokenizer
 from internvideo_jax import small
 from internvideo_jax.config import Records, TrainConfig, total_steps, warmup_steps
-from internvideo_jax.optim.factory import Optimizer, check_numbers, make_optimizer
+from internvideo_jax.optim.factory import Optimizer, make_optimizer
 from internvideo_jax.optim.schedules import make_schedule
 from internvideo_jax.parallel.mesh import check_batch, make_mesh
 from internvideo_jax.parallel.rules import sharding_notes
@@ -68,7 +68,6 @@ def build(
     Raises:
       ValueError: settings that contradict each other, the data or the devices.
     """
-    check_numbers(config.optim)
     names: tuple[str, ...] = ()
     notes: list[str] = []
     if records is None:

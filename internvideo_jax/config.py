@@ -59,9 +59,9 @@ class OptimConfig:
     # Learning rates are given for this many examples per step and scaled linearly with
     # data.global_batch, which counts every repeat of a clip (as InternVideo2 does; the VideoMAE
     # recipes count videos: there it is 256 x data.repeats); 0 takes them as they are.
-    lr_batch: int = 256
+    lr_batch: int = limited(256, least=0)
     warmup_epochs: float = limited(0.0, least=0)
-    warmup_steps: int = 0  # wins over warmup_epochs when positive
+    warmup_steps: int = limited(0, least=0)  # wins over warmup_epochs when positive
     weight_decay: float = limited(0.05, least=0)
     # Regular expressions on the paths of parameters that are decayed although they are no matmul
     # weights; those are always.

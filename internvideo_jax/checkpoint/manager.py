@@ -48,8 +48,6 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: str | Path, config: CheckpointConfig):
-        if config.keep < 1:
-            raise ValueError(f"config.checkpoint.keep = {config.keep}: expected 1 or more")
         self.folder = Path(workdir).absolute() / FOLDER
         self._keep = config.keep
         self._accept_new_data = config.accept_new_data
