@@ -90,8 +90,8 @@ def stored_config(checkpoint: str) -> dict[str, Any]:
     except (KeyError, TypeError, ValueError) as error:
         found = str(error) if isinstance(error, ValueError) else "it is not in there"
         raise ValueError(
-            f"the config that {step.path / META} has from the run cannot be used: {found}; give the "
-            "recipe as --config, with the options that the run had"
+            f"the config that {step.path / META} has from the run cannot be used: {found}; give "
+            "the recipe as --config, with the options that the run had"
         ) from error
 
 
