@@ -165,7 +165,7 @@ def _pieces(bits: np.ndarray, axes: list[_Axis]) -> Iterator[tuple[np.ndarray, n
         return
     first = sum(start * stride for start, _, stride in axes) * _SPREAD % 2**32
     ramps = [_ramp(stride)[:count] for _, count, stride in axes]
-    yield bits, functools.reduce(np.add.outer, ramps, np.uint32(first))
+    yield bits, np.asarray(functools.reduce(np.add.outer, ramps, np.uint32(first)))
 
 
 @functools.lru_cache(maxsize=64)

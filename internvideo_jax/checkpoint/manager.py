@@ -259,4 +259,7 @@ def _first(paths: Sequence[str]) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+    text = str(error).strip() or type(error).__name__
+    if isinstance(error, OSError) and error.filename is None and error.strerror:
+        text = error.strerror  # without the number
+    return text.splitlines()[0][:300]

@@ -267,6 +267,7 @@ def attack(readers: Readers, tries: int, seed: int, tell: Callable[[str], None])
     """Counts of outcomes; every silent or foreign one is told."""
     counts: collections.Counter[str] = collections.Counter()
     rng = random.Random(seed + 1)
+    readers.restore()
     for number, (path, how) in enumerate(plan(readers.step, tries, seed)):
         readers.restore()
         with contextlib.suppress(ValueError):  # an empty file has no bit to flip
