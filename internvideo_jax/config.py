@@ -59,9 +59,9 @@ class OptimConfig:
     # Learning rates are given for this many examples per step and scaled linearly with
     # data.global_batch, which counts every repeat of a clip (as InternVideo2 does; the VideoMAE
     # recipes count videos: there it is 256 x data.repeats); 0 takes them as they are.
-    lr_batch: int = 256
+    lr_batch: int = limited(256, least=0)
     warmup_epochs: float = limited(0.0, least=0)
-    warmup_steps: int = 0  # wins over warmup_epochs when positive
+    warmup_steps: int = limited(0, least=0)  # wins over warmup_epochs when positive
     weight_decay: float = limited(0.05, least=0)
     # Regular expressions on the paths of parameters that are decayed although they are no matmul
     # weights; those are always.
@@ -89,7 +89,8 @@ class OptimConfig:
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
     every: int = limited(1000, least=1)  # steps
-    keep: int = limited(3, least=1)  # newest checkpoints kept
+    # Newest checkpoints kept; two at least, as only the one before the newest is proven.
+    keep: int = limited(3, least=1)
     asynchronous: bool = True  # write in the background
     # Continue although the data are not those of the checkpoint: the stream will change.
     accept_new_data: bool = False
@@ -148,7 +149,7 @@ class TrainConfig:
     # names | first | fresh | a list file, see checkpoint/classes.py. Empty: all rows if the classes
     # are the same, a fresh head if their number is another.
     head_rows: str = ""
-    max_nonfinite: int = 10  # skipped steps after which the run stops
+    max_nonfinite: int = 10  # skipped steps of one start after which the run stops
 
 
 def as_plain(value: Any) -> Any:

@@ -80,18 +80,18 @@ def stored_config(checkpoint: str) -> dict[str, Any]:
             f"--config it was trained with{_recipes_for(place)}"
         )
     # Late: what a recipe on the command line needs is no checkpoint library.
-    from internvideo_jax.checkpoint.initial import checkpoint_step
+    from internvideo_jax.checkpoint.reading import META, step_of
 
-    meta = checkpoint_step(place) / "meta" / "metadata"
+    step = step_of(place)
     try:
-        plain = json.loads(meta.read_text(encoding="utf-8"))["config"]
+        plain = step.meta["config"]
         # The mesh was that of another machine, perhaps; what is computed does not depend on it.
         return as_plain(to_typed(TrainConfig, {**plain, "mesh": {}}))
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        found = str(error) if isinstance(error, OSError | ValueError) else "it is not in there"
+    except (KeyError, TypeError, ValueError) as error:
+        found = str(error) if isinstance(error, ValueError) else "it is not in there"
         raise ValueError(
-            f"the config that {meta} has from the run cannot be used: {found}; give the recipe as "
-            "--config, with the options that the run had"
+            f"the config that {step.path / META} has from the run cannot be used: {found}; give "
+            "the recipe as --config, with the options that the run had"
         ) from error
 
 

@@ -9,6 +9,7 @@ Starting the same command again continues where the newest checkpoint stands, to
 from __future__ import annotations
 
 import collections
+import contextlib
 import signal
 import sys
 import time
@@ -19,10 +20,12 @@ from typing import Any
 import jax
 from absl import flags
 
+from data_pipelines.lock import DirectoryLock
 from data_pipelines.outputs import check_folder
 from data_pipelines.pipeline import TrainStream
 from internvideo_jax import cli
 from internvideo_jax.build import Run, build
+from internvideo_jax.checkpoint import settings
 from internvideo_jax.checkpoint.frozen import check_frozen, load_frozen
 from internvideo_jax.checkpoint.initial import check_source, initialise
 from internvideo_jax.checkpoint.manager import Checkpoints
@@ -36,6 +39,7 @@ from internvideo_jax.evaluators.run import (
     run_evaluators,
     write_json,
 )
+from internvideo_jax.guard import Guard
 from internvideo_jax.interrupt import Interrupt
 from internvideo_jax.ops import attention
 from internvideo_jax.parallel import multihost
@@ -51,6 +55,11 @@ from internvideo_jax.watchdog import Watchdog
 
 # Steps that may be in flight. Without a bound the host would run ahead and pile up batches.
 IN_FLIGHT = 2
+LOCK = "train.lock"
+IN_USE = (
+    "{directory} is in use by process {process} on {host} since {since}; wait for it, stop it, or "
+    "give another --workdir"
+)
 
 
 def say(text: str, file: Any = None) -> None:
@@ -64,9 +73,25 @@ def train(config: TrainConfig, workdir: Path, given: Collection[str] = ()) -> in
 
     Args:
       given: fields that the command line sets, which a small set does not change (small.py).
+
+    Raises:
+      ValueError: another process trains in this workdir.
     """
     check_folder("--workdir", workdir)
     run = build(config, given=given)
+    # The main process holds it for the whole job. The others write nothing before they have met it
+    # in the constructor of the checkpoints.
+    with contextlib.ExitStack() as stack:
+        if multihost.is_main():
+            try:
+                stack.enter_context(DirectoryLock(str(workdir), LOCK, IN_USE))
+            except RuntimeError as error:
+                raise ValueError(str(error)) from None
+        return train_locked(run, workdir)
+
+
+def train_locked(run: Run, workdir: Path) -> int:
+    """`train`, once nobody else writes in the workdir."""
     config = run.config
     if config.init_whole and not config.init_from:
         raise ValueError(
@@ -96,9 +121,14 @@ def train(config: TrainConfig, workdir: Path, given: Collection[str] = ()) -> in
         stored = checkpoints.meta(start).get("frozen", {})
         if digests or stored:
             say(check_frozen(digests, stored, checkpoints.folder))
+        changed = checkpoints.check_settings(start, run.plan.shapes, config)
+        earlier = settings.history(checkpoints.meta(start), start, changed)
         state = checkpoints.restore(start, run.plan.shapes, run.plan.shardings)
         say(f"continuing at step {start} from {checkpoints.folder}")
+        if changed:
+            say(f"differs from the checkpoint: {settings.text(changed)}")
     else:
+        earlier = []
         state = initial_state(run)
 
     provenance = {
@@ -109,6 +139,7 @@ def train(config: TrainConfig, workdir: Path, given: Collection[str] = ()) -> in
         "data": stream.identity,
         "classes": run.classes,
         "frozen": digests,
+        "history": earlier,
     }
     if multihost.is_main():
         write_json(workdir / "run.json", provenance)
@@ -118,7 +149,13 @@ def train(config: TrainConfig, workdir: Path, given: Collection[str] = ()) -> in
     train_step = make_train_step(run, frozen)
     sharding = batch_sharding(run.mesh)
     in_flight: collections.deque[Any] = collections.deque()
-    watch = FiniteWatch(config.max_nonfinite, start, int(state.nonfinite))
+    guard = Guard(
+        checkpoints,
+        config.max_nonfinite,
+        start,
+        int(state.nonfinite),
+        lambda text: say(text, sys.stderr),
+    )
 
     watchdog = Watchdog(config.watchdog, workdir, jax.process_index())
     asked = Interrupt(shared=multihost.takes_notices())
@@ -135,6 +172,7 @@ def train(config: TrainConfig, workdir: Path, given: Collection[str] = ()) -> in
                 placed = multihost.to_global(batch, sharding)
                 state, metrics = train_step(state, placed)
             in_flight.append(metrics)
+            guard.stepped(metrics)
             if first:
                 say(f"compiled in {time.monotonic() - began:.1f} s")
                 say(f"attention: {attention.summary(sites)}")
@@ -151,7 +189,7 @@ def train(config: TrainConfig, workdir: Path, given: Collection[str] = ()) -> in
             stop = multihost.stop_after(step, interrupt.requested, agree=log)
             if log:
                 values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-                watch.check(step, values["train/nonfinite"])
+                guard.check(step)
                 perf = progress.lap(step)
                 say(progress.line(step, values, perf))
                 # The extra line after a restart is not written: no uninterrupted run has it.
@@ -171,16 +209,20 @@ def train(config: TrainConfig, workdir: Path, given: Collection[str] = ()) -> in
                     evaluate(run, state, due, context, writer, workdir, step)
 
             # Saving comes after logging and evaluating, so a restart never misses their rows.
-            if step % config.checkpoint.every == 0 or last or stop:
+            saved = False
+            if step % config.checkpoint.every == 0 or last or stop or guard.owes:
                 with progress.paused(), watchdog.doing("saving", pause=True):
-                    checkpoints.save(step, state, provenance)
+                    saved = guard.save(step, state, provenance, last=last)
             if stop and not last:
                 profiler.finish(step, state)
                 with watchdog.doing("saving", pause=True):
                     checkpoints.wait()
+                what = f"saved step {step} in {checkpoints.folder}"
+                if not saved:
+                    what = f"step {step} was skipped and not saved, {safe_text(workdir)}"
                 say(
-                    f"{interrupt.name or 'another process was stopped'}: saved step {step} in "
-                    f"{checkpoints.folder}; start the same command again to go on"
+                    f"{interrupt.name or 'another process was stopped'}: {what}; start the same "
+                    "command again to go on"
                 )
                 return interrupt.exit_code or 128 + signal.SIGTERM
             watchdog.stepped(step)
@@ -235,31 +277,6 @@ def evaluate(
             for name, value in result.metrics.items()
         },
     )
-
-
-class FiniteWatch:
-    """Reports steps that the guard skipped, and stops the run when there are too many."""
-
-    def __init__(self, limit: int, step: int, count: int):
-        self.limit, self.step, self.count = limit, step, count
-
-    def check(self, step: int, counted: float) -> None:
-        """At a log point; `counted` is the state's counter. RuntimeError beyond the limit."""
-        count, since = int(counted), self.step + 1
-        if count > self.count:
-            say(
-                f"warning: {count - self.count} of steps {since} to {step} had a loss or gradient "
-                f"that is not finite and changed nothing ({count} so far, {self.limit} allowed)",
-                sys.stderr,
-            )
-        if count > self.limit:
-            raise RuntimeError(
-                f"{count} steps had a loss or gradient that is not finite, config.max_nonfinite "
-                f"allows {self.limit}; the last ones lie in steps {since} to {step}. Lower "
-                "config.optim.lr, set config.optim.clip_norm, or look at those batches. The newest "
-                "checkpoint is intact"
-            )
-        self.step, self.count = step, count
 
 
 def finish(

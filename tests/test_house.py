@@ -40,6 +40,7 @@ MAY_IMPORT = {
         "optim",
         "telemetry",
     },
+    "guard": {"types", "checkpoint"},
     "state": {"types", "config", "optim", "parallel"},
     "target_cache": {"config"},
     "small": {"config"},

@@ -15,12 +15,12 @@ from typing import Any
 from data_pipelines import manifest, split_names
 from data_pipelines.exit_codes import PassingFault
 from data_pipelines.ingest import beam, hold_out, labels, losses, plan, presence, sources
-from data_pipelines.ingest.lock import DirectoryLock
 from data_pipelines.ingest.options import Options
 from data_pipelines.ingest.pool import Outcome, run_tasks
 from data_pipelines.ingest.progress import Bar, say
 from data_pipelines.ingest.rows import Listing, Row
 from data_pipelines.ingest.work import ShardResult, ShardTask
+from data_pipelines.lock import DirectoryLock
 from data_pipelines.record_index import write_atomic
 
 CLASSES_FILE = "classes.json"

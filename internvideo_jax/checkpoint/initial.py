@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,11 +10,10 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from internvideo_jax.checkpoint.classes import HEAD, HeadRows, head_rows, some
 from internvideo_jax.checkpoint.fit import Grid, differing_fields, settings_of, source_grid
-from internvideo_jax.checkpoint.manager import FOLDER
+from internvideo_jax.checkpoint.reading import step_of
 from internvideo_jax.ops.resize import resize_table
 from internvideo_jax.parallel.multihost import to_host
 from internvideo_jax.types import Params, flatten_paths, unflatten_paths
@@ -109,7 +107,7 @@ def load_params(path: str) -> dict[str, np.ndarray]:
 def check_source(path: str) -> None:
     """ValueError unless there is a weight file or a checkpoint at `path`; nothing is loaded."""
     if not Path(path).is_file():
-        checkpoint_step(path)
+        step_of(path)
 
 
 def load_source(path: str) -> Source:
@@ -118,65 +116,21 @@ def load_source(path: str) -> Source:
     if place.is_file():
         weights = files.load(place)
         return Source(dict(weights.params), weights.geometry)
-    step = checkpoint_step(place)
-    meta = _meta(step)
+    step = step_of(place)
     return Source(
-        flatten_paths(read_checkpoint(step)),
-        meta.get("config", {}).get("model", {}),
-        tuple(meta.get("classes", ())),
+        step.parameters(),
+        step.meta.get("config", {}).get("model", {}),
+        tuple(step.meta.get("classes", ())),
     )
-
-
-def _meta(step: Path) -> dict[str, Any]:
-    return json.loads((step / "meta" / "metadata").read_text())
-
-
-def checkpoint_step(path: str | Path) -> Path:
-    """The step directory meant by `path`: itself, or the newest step of a run."""
-    place = Path(path).absolute()
-    if (place / "state").is_dir():
-        return place
-    folder = place if place.name == FOLDER else place / FOLDER
-    steps = (
-        [int(step.name) for step in folder.iterdir() if step.name.isdigit()]
-        if folder.is_dir()
-        else []
-    )
-    if not steps:
-        raise ValueError(
-            f"{place}: no checkpoint here; expected a run directory with {FOLDER}/, one of its "
-            "steps, or a .safetensors / .pth file"
-        )
-    return folder / str(max(steps))
-
-
-def read_checkpoint(step: Path, averaged: bool = True) -> Params:
-    """Parameters of a step as numpy arrays, the averaged ones when wanted and present."""
-    reader = ocp.PyTreeCheckpointer()
-    tree: Any = reader.metadata(step / "state").item_metadata
-    tree = tree.tree
-    name = "ema" if averaged and tree.get("ema") is not None else "params"
-    wanted = {name: unflatten_paths(dict.fromkeys(flatten_paths(tree[name]), 0))}
-    restored = reader.restore(
-        step / "state",
-        args=ocp.args.PyTreeRestore(
-            item=wanted,  # pyright: ignore[reportCallIssue]
-            restore_args=unflatten_paths(  # pyright: ignore[reportCallIssue]
-                dict.fromkeys(flatten_paths(wanted), ocp.RestoreArgs(restore_type=np.ndarray))
-            ),
-            partial_restore=True,  # pyright: ignore[reportCallIssue]
-        ),
-    )
-    return restored[name]
 
 
 def checkpoint_weights(path: str | Path) -> files.Weights:
     """Parameters of a run or checkpoint with what the weight tools need to know about them."""
-    step = checkpoint_step(path)
-    model = _meta(step)["config"]["model"]
+    step = step_of(path)
+    model = step.meta["config"]["model"]
     return files.Weights(
         kind=model["name"],
-        params=flatten_paths(read_checkpoint(step)),
+        params=step.parameters(),
         geometry={name: model[name] for name in ("tubelet", "patch") if name in model},
     )
 

@@ -12,13 +12,18 @@ import jax
 import orbax.checkpoint as ocp
 
 from data_pipelines.identity import class_difference, differences, digest
+from internvideo_jax.checkpoint.digests import examine
 from internvideo_jax.checkpoint.metadata import describe_tree, first_difference
-from internvideo_jax.checkpoint.steps import FOLDER, complete_steps
-from internvideo_jax.config import CheckpointConfig
+from internvideo_jax.checkpoint.reading import Step, sealed
+from internvideo_jax.checkpoint.settings import Changes, changes, check
+from internvideo_jax.checkpoint.steps import FOLDER, complete_steps, shown
+from internvideo_jax.config import CheckpointConfig, TrainConfig
+from internvideo_jax.parallel import multihost
 from internvideo_jax.types import TrainState
 
 # Version of the layout: items `state` (step, params, opt_state, ema, nonfinite) and `meta`.
 LAYOUT = 1
+UNSOUND = ".unsound"  # after the number of a step whose update broke the parameters
 
 
 def as_tree(state: TrainState) -> dict[str, Any]:
@@ -37,16 +42,20 @@ class Checkpoints:
 
     A step is complete or does not exist: what a killed process left behind is ignored by name and
     removed on the next start.
+
+    The newest step is not known to be sound before a step has been made from it, so at least two
+    are kept: with config.keep = 1 the one before it stays until the next save.
     """
 
     def __init__(self, workdir: str | Path, config: CheckpointConfig):
         self.folder = Path(workdir).absolute() / FOLDER
+        self._keep = config.keep
         self._accept_new_data = config.accept_new_data
         self._manager = ocp.CheckpointManager(
             self.folder,
             item_names=("state", "meta"),
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=config.keep,
+                max_to_keep=max(config.keep, 2),
                 create=True,
                 cleanup_tmp_directories=True,
                 enable_async_checkpointing=config.asynchronous,
@@ -54,20 +63,33 @@ class Checkpoints:
         )
 
     def latest(self) -> int | None:
-        """Number of the newest complete step."""
-        return self._manager.latest_step()
+        """Number of the newest complete step, also where something else has taken its place."""
+        found = self._manager.latest_step()  # does not see what is no folder
+        newest = [step for step in complete_steps(self.folder) if step > (found or 0)]
+        return newest[-1] if newest else found
 
     def save(self, step: int, state: TrainState, meta: dict[str, Any]) -> None:
         """Starts saving; returns as soon as the arrays are copied off the devices.
 
+        Call it only after a step that was sound: the saved step before is taken for sound then.
+
         Raises:
-          RuntimeError: this or the previous save failed; says which step is still safe.
+          RuntimeError: this or the previous save failed, or the state holds values that cannot be
+            right and is not saved; says which step is still safe.
         """
         if self._manager.latest_step() == step:
             return
         tree = as_tree(state)
-        self._check_space(tree)
+        examined = examine(tree)
+        if examined.wrong:
+            raise RuntimeError(
+                f"the update of step {step} made values that are not finite, or whose squares are "
+                f"not, in {_first(examined.wrong)}; it was not saved. Lower config.optim.lr or set "
+                f"config.optim.clip_norm; {self.sound_text()}"
+            )
+        self._make_room(tree)
         meta = {**meta, "layout": LAYOUT, "step": step, "tree": describe_tree(tree)}
+        meta = sealed(meta, examined.digests)
         try:
             self._manager.save(
                 step,
@@ -79,8 +101,15 @@ class Checkpoints:
         except (OSError, ValueError, RuntimeError) as error:
             raise self._explain(step, error) from error
 
-    def _check_space(self, tree: Any) -> None:
-        """RuntimeError when the disk cannot hold another checkpoint; nothing is written then."""
+    def _make_room(self, tree: Any) -> None:
+        """RuntimeError when the disk cannot hold another checkpoint; nothing is written then.
+
+        With config.keep = 1 the newest step, now known to be sound, is left alone before that.
+        """
+        if self._keep == 1:
+            self.wait()
+            for old in self._manager.all_steps()[:-1]:
+                self._manager.delete(old)
         needed = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
         free = shutil.disk_usage(self.folder).free
         if free < 1.05 * needed:
@@ -105,12 +134,11 @@ class Checkpoints:
         )
 
     def meta(self, step: int) -> dict[str, Any]:
-        """Provenance stored with a step."""
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(meta=ocp.args.JsonRestore()),  # pyright: ignore[reportCallIssue]
-        )
-        return dict(restored["meta"])
+        """Provenance stored with a step; DamagedStep where it is not as it was saved."""
+        return self._at(step).meta
+
+    def _at(self, step: int) -> Step:
+        return Step.at(self.folder / str(step))
 
     def check_data(self, step: int, identity: dict[str, Any]) -> None:
         """ValueError unless the checkpoint's data stream is the one described by `identity`."""
@@ -146,19 +174,12 @@ class Checkpoints:
             f"--config.init_from={where} and --config.head_rows=names"
         )
 
-    def restore(self, step: int, shapes: TrainState, shardings: TrainState) -> TrainState:
-        """The state of `step`, placed as `shardings` say, whatever mesh it was saved from.
-
-        Raises:
-          ValueError: the checkpoint holds another model, optimizer or layout.
-        """
-        meta = self.meta(step)
-        where = f"{self.folder}/{step}"
+    def _check_fit(self, step: int, expected: Any) -> None:
+        meta, where = self.meta(step), f"{self.folder}/{step}"
         if meta.get("layout") != LAYOUT:
             raise ValueError(
                 f"{where} has checkpoint layout {meta.get('layout')}, this program reads {LAYOUT}"
             )
-        expected = as_tree(shapes)
         difference = first_difference(meta["tree"], describe_tree(expected))
         if difference:
             raise ValueError(
@@ -166,22 +187,79 @@ class Checkpoints:
                 "Use the config of that run, another --workdir, or start from its parameters with "
                 f"--config.init_from={where}"
             )
+
+    def check_settings(self, step: int, shapes: TrainState, config: TrainConfig) -> Changes:
+        """What differs from the config that the checkpoint was made with.
+
+        Raises:
+          ValueError: something does that may not.
+        """
+        self._check_fit(step, as_tree(shapes))
+        found = changes(self.meta(step).get("config", {}), config)
+        check(found, self.folder / str(step))
+        return found
+
+    def restore(self, step: int, shapes: TrainState, shardings: TrainState) -> TrainState:
+        """The state of `step`, placed as `shardings` say, whatever mesh it was saved from.
+
+        Raises:
+          ValueError: the checkpoint holds another model, optimizer or layout; DamagedStep: its
+            files or arrays are not those that were saved.
+        """
+        found = self._at(step)
+        expected = as_tree(shapes)
+        self._check_fit(step, expected)
         target = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             expected,
             as_tree(shardings),
         )
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(target),  # pyright: ignore[reportCallIssue]
-            ),
+        with found.reading():
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(target),  # pyright: ignore[reportCallIssue]
+                ),
+            )
+            state = TrainState(**restored["state"])
+        found.check(as_tree(state))
+        return state
+
+    def set_aside(self, step: int) -> str:
+        """Takes a step out of the run, under a name that no start looks for; returns that name."""
+        self.wait()
+        here = self.folder / str(step)
+        aside = here.with_suffix(UNSOUND)
+        if multihost.is_main():
+            shutil.rmtree(aside, ignore_errors=True)
+            here.rename(aside)
+        return shown(aside)
+
+    def sound_text(self, without: int = 0) -> str:
+        """`the last sound step is step 3 in runs/x/checkpoints`, and what the same command does.
+
+        Args:
+          without: a step that does not count.
+        """
+        self.wait()
+        steps = [step for step in complete_steps(self.folder) if step != without]
+        if not steps:
+            return f"there is no sound step in {shown(self.folder)}, the same command starts anew"
+        return (
+            f"the last sound step is step {steps[-1]} in {shown(self.folder)}, the same command "
+            "goes on from it"
         )
-        return TrainState(**restored["state"])
 
     def close(self) -> None:
         self._manager.close()
 
 
+def _first(paths: Sequence[str]) -> str:
+    return paths[0] + (f" and {len(paths) - 1} more arrays" if len(paths) > 1 else "")
+
+
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+    text = str(error).strip() or type(error).__name__
+    if isinstance(error, OSError) and error.filename is None and error.strerror:
+        text = error.strerror  # without the number
+    return text.splitlines()[0][:300]

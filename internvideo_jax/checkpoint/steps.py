@@ -17,6 +17,12 @@ def complete_steps(folder: Path) -> list[int]:
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
 
 
+def shown(path: Path) -> str:
+    """A path as one would type it: from the working directory where it lies below."""
+    path = path.absolute()
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
 def newest_step(workdir: str | Path) -> int | None:
     """The step from which a run would continue."""
     return next(iter(reversed(complete_steps(Path(workdir) / FOLDER))), None)

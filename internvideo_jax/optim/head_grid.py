@@ -27,6 +27,12 @@ def check_grid(grid: HeadGrid, config: OptimConfig, paths: Collection[str]) -> N
             f"{len(grid.rates)} learning rates and {len(grid.decays)} weight decays of heads: "
             "expected one of each per head, and one head at least"
         )
+    for field, values in (("learning_rates", grid.rates), ("weight_decays", grid.decays)):
+        for value in values:
+            if not 0 <= value < np.inf:
+                raise ValueError(
+                    f"config.model.{field}: {value} is among them, expected finite numbers from 0"
+                )
     for field, neutral in (("weight_decay", 0.0), ("layer_decay", 1.0)):
         found = getattr(config, field)
         if found != neutral:

@@ -11,13 +11,13 @@ python -m internvideo_jax.weights average RUN_OR_FILE RUN_OR_FILE --out ours.saf
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from internvideo_jax.checkpoint.initial import checkpoint_step, checkpoint_weights
+from internvideo_jax.checkpoint.initial import checkpoint_weights
+from internvideo_jax.checkpoint.reading import step_of
 from internvideo_jax.cli import quiet_libraries
 from internvideo_jax.config import to_typed
 from internvideo_jax.models import zoo
@@ -152,8 +152,7 @@ def export_huggingface(options: argparse.Namespace, weights: files.Weights) -> N
 
 def run_config(run: Path) -> Any:
     """The model config that a run or checkpoint was made with."""
-    content = json.loads((checkpoint_step(run) / "meta" / "metadata").read_text())
-    model = content["config"]["model"]
+    model = step_of(run).meta["config"]["model"]
     return to_typed(resolve("model", model["name"]), model, "config.model")
 
 

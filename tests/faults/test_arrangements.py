@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+import subprocess
+from pathlib import Path
 
 import pytest
 
+from tests.conftest import ROOT, environment
 from tests.faults.jobs import finished, launched
 
 
@@ -26,3 +29,22 @@ def test_a_state_moves_between_processes_and_meshes_bit_for_bit(tmp_path):
         restored, split = state("restore", tmp_path, processes, devices, axes)
         assert restored == saved, (processes, devices, axes)
         assert (split > 10) == (axes != "1,1,1")
+    damage(tmp_path / "checkpoints/1")
+    arguments = ["-m", "tests.faults.state", "restore", str(tmp_path), "2,2,1"]
+    done = subprocess.run(
+        launched(arguments, 2, 2), cwd=ROOT, env=environment(), capture_output=True, text=True
+    )
+    assert done.returncode != 0
+    told = done.stdout + done.stderr
+    assert "step 1 in " in told and " is damaged (" in told, told[-3000:]
+
+
+def damage(step: Path) -> None:
+    """Zeroes the middle of every large file."""
+    for file in (step / "state").rglob("d/*"):
+        content = bytearray(file.read_bytes())
+        if len(content) > 10000:
+            content[len(content) // 3 : len(content) // 2] = bytes(
+                len(content) // 2 - len(content) // 3
+            )
+        file.write_bytes(content)

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from data_pipelines.config import ClipConfig, DataConfig
 from internvideo_jax.build import check_cached, check_reads
 from internvideo_jax.checkpoint.frozen import check_frozen, load_frozen
-from internvideo_jax.checkpoint.initial import checkpoint_step
+from internvideo_jax.checkpoint.reading import step_of
 from internvideo_jax.config import CheckpointConfig, LogConfig, OptimConfig, TrainConfig
 from internvideo_jax.objectives.alignment import VISIBLE, Alignment
 from internvideo_jax.ops.alignment import alignment_loss
@@ -353,11 +353,10 @@ def test_a_run_goes_on_to_the_bit_with_the_same_teacher_only(trained):
     folder, config = trained
     ended = record(folder / "second")
     assert ended["frozen"]["clip_teacher"] not in (ended["params_digest"], "")
-    newest = checkpoint_step(folder / "second")
-    paths = json.loads((newest / "meta" / "metadata").read_text())
-    assert paths["frozen"] == ended["frozen"]
-    assert not any("teacher" in path for path in paths["tree"])
-    shutil.rmtree(newest)
+    newest = step_of(folder / "second")
+    assert newest.meta["frozen"] == ended["frozen"]
+    assert not any("teacher" in path for path in newest.meta["tree"])
+    shutil.rmtree(newest.path)
     other = dataclasses.replace(config.objective, clip_teacher=CLIP)
     with pytest.raises(ValueError, match="found random, seed 0, the checkpoint has"):
         train(dataclasses.replace(config, objective=other), folder / "second")

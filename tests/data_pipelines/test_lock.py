@@ -1,5 +1,6 @@
 """One ingest per directory."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -9,8 +10,8 @@ import time
 
 import pytest
 
-from data_pipelines.ingest import lock
-from data_pipelines.ingest.lock import DirectoryLock
+from data_pipelines import lock
+from data_pipelines.lock import DirectoryLock
 
 
 def test_second_holder_is_refused_with_the_first_named(tmp_path):
@@ -31,7 +32,7 @@ def test_lock_is_released_by_an_exception(tmp_path):
 
 
 def holder(directory, code: str) -> subprocess.Popen:
-    script = "from data_pipelines.ingest.lock import DirectoryLock\nimport os, subprocess, time\n"
+    script = "from data_pipelines.lock import DirectoryLock\nimport os, subprocess, time\n"
     script += f"with DirectoryLock({str(directory)!r}) as lock:\n" + textwrap.indent(code, "    ")
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
     process.stdout.readline()
@@ -67,3 +68,22 @@ def test_patience_ends(tmp_path, monkeypatch):
     holder(tmp_path, ORPHAN.replace("SECONDS", "3")).wait()
     with pytest.raises(RuntimeError, match="another ingest"):
         DirectoryLock(str(tmp_path)).__enter__()
+
+
+def test_a_file_system_without_locks_gives_a_warning(tmp_path, monkeypatch, capsys):
+    def unsupported(*_):
+        raise OSError(errno.EOPNOTSUPP, "not supported")
+
+    monkeypatch.setattr(lock.fcntl, "flock", unsupported)
+    with DirectoryLock(str(tmp_path / "new")):
+        assert "ingest.lock cannot be locked on this file system" in capsys.readouterr().err
+
+
+def test_a_directory_says_who_holds_it_and_since_when(tmp_path):
+    words = "{directory} {process} {host} {since}"
+    with DirectoryLock(str(tmp_path), "x.lock", words):
+        with pytest.raises(RuntimeError, match=rf"{os.getpid()} \S+ \d{{4}}-\d\d-\d\dT"):
+            DirectoryLock(str(tmp_path), "x.lock", words).__enter__()
+        (tmp_path / "x.lock").write_text(f"elsewhere {os.getpid()}\n")  # of an earlier version
+        with pytest.raises(RuntimeError, match=rf"{os.getpid()} elsewhere an unknown time"):
+            DirectoryLock(str(tmp_path), "x.lock", words).__enter__()
