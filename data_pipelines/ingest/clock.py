@@ -130,8 +130,12 @@ class FrameClock:
         self.least_us: int | None = None
         self.stored_us = 0
 
-    def time(self, stamp_us: int | None) -> int:
+    def time(self, stamp_us: int | None, spoilt: bool = False) -> int:
         """The time of the next frame, whose stamp this is.
+
+        Args:
+          stamp_us: microseconds on the clock of the file, None if there is none.
+          spoilt: the frame is damaged, and its stamp may be.
 
         Raises:
           TimesBroken: the stamp cannot be one.
@@ -139,9 +143,12 @@ class FrameClock:
         timeline = self._timeline
         if timeline is None:
             if stamp_us is None:
+                if spoilt:
+                    return self.last_us or 0
                 raise TimesBroken
             time_us = self._from_origin(stamp_us, math.inf)
-            if self.last_us is not None and not 0 < time_us - self.last_us <= self._longest_us:
+            step = time_us - self.last_us if self.last_us is not None else 1
+            if not spoilt and not 0 < step <= self._longest_us:
                 raise TimesBroken
         elif timeline.rate is None:
             time_us = self._from_origin(timeline.times[self._shown], _LATE_US)
@@ -177,29 +184,35 @@ def longest_step(spliced: bool, nominal_us: int) -> int:
 
 
 def repair(
-    stamps: Sequence[int | None], keys: Sequence[bool], spliced: bool, nominal_us: int
+    stamps: Sequence[int | None],
+    keys: Sequence[bool],
+    spoilt: Sequence[bool],
+    spliced: bool,
+    nominal_us: int,
 ) -> Timeline | None:
     """Increasing times for frames with these stamps.
 
     Args:
       stamps: microseconds in the order the frames are shown; None where there is none.
       keys: which of them are key frames.
+      spoilt: which are damaged; their stamps do not count.
       spliced: as in :func:`longest_step`.
       nominal_us: the announced time from frame to frame.
 
     Returns:
       The times, or None where too few stamps make sense to rely on any.
     """
+    stamps = [None if bad else stamp for stamp, bad in zip(stamps, spoilt, strict=True)]
     known = [i for i, stamp in enumerate(stamps) if stamp is not None]
     values = [stamp for stamp in stamps if stamp is not None]
-    if _LEAST * len(values) < len(stamps) or not values:
+    if _LEAST * len(values) < len(stamps) - sum(spoilt) or not values:
         return None
     steps = sorted(b - a for a, b in itertools.pairwise(values) if b > a)
     usual = steps[len(steps) // 2] if steps else nominal_us
     rules = _Rules.of(steps, usual, spliced, keys)
     path = _cheapest(values, known, rules)
     # What is too little to rely on may still be right in another order.
-    found = _fill(stamps, path, rules) if 2 * len(path) >= len(values) else None
+    found = _fill(stamps, path, sum(spoilt), rules) if 2 * len(path) >= len(values) else None
     ordered = _in_order(stamps, values, usual)
     if ordered is not None and (found is None or _odd(ordered, usual) <= _odd(found.times, usual)):
         return Timeline(ordered, 0, (), reordered=True)
@@ -270,7 +283,9 @@ def _cheapest(values: Sequence[int], places: Sequence[int], rules: _Rules) -> li
     return path[::-1]
 
 
-def _fill(stamps: Sequence[int | None], path: Sequence[int], rules: _Rules) -> Timeline:
+def _fill(
+    stamps: Sequence[int | None], path: Sequence[int], spoilt: int, rules: _Rules
+) -> Timeline:
     """Times from the trusted stamps: those between are spread evenly, those outside go on."""
     usual = rules.usual
     trusted = [(i, stamp) for i in path if (stamp := stamps[i]) is not None]
@@ -287,7 +302,7 @@ def _fill(stamps: Sequence[int | None], path: Sequence[int], rules: _Rules) -> T
         times.extend(low + (high - low) * n // (k - i) for n in range(1, k - i))
         times.append(high)
     times.extend(times[-1] + n * usual for n in range(1, len(stamps) - len(times) + 1))
-    return Timeline(times, len(stamps) - len(trusted), tuple(jumps))
+    return Timeline(times, len(stamps) - len(trusted) - spoilt, tuple(jumps))
 
 
 def _in_order(stamps: Sequence[int | None], values: Sequence[int], usual: int) -> list[int] | None:

@@ -59,6 +59,66 @@ class Tally:
         return "; ".join(found)
 
 
+class Losses:
+    """Counts the frames of a cut that are lost, where the good ones around show how many and when.
+
+    Args:
+      tally: what to count in.
+      low_us, high_us: the cut, in microseconds of the clip.
+    """
+
+    def __init__(self, tally: Tally, low_us: int, high_us: int | None):
+        self._tally, self._low_us, self._high_us = tally, low_us, high_us
+        # Since the last good frame: packets lost, frames said to be missing, frames damaged.
+        self._lost = self._guessed = self._spoilt = 0
+        self._wide: tuple[int, int, int] | None = None  # the last wide step, and the usual one
+
+    def add(self, lost: int, guessed: int) -> None:
+        """Packets that could not be decoded, and frames that must have been in a gap."""
+        self._lost += lost
+        self._guessed += guessed
+
+    def spoil(self, time_us: int) -> None:
+        """A damaged frame came out."""
+        self._spoilt += 1
+        self._tally.damaged += self._is_inside(time_us)
+
+    def settle(self, before_us: int | None, time_us: int | None, usual_us: int) -> None:
+        """A good frame came out.
+
+        Args:
+          before_us: time of the good frame before, None if this is the first.
+          time_us: time of this one, None at the end.
+          usual_us: the step before.
+        """
+        lost, guessed, spoilt = self._lost, self._guessed, self._spoilt
+        self._lost = self._guessed = self._spoilt = 0
+        tally, step = self._tally, float(max(1, usual_us))
+        if before_us is not None and time_us is not None:
+            wide = time_us - before_us > 2 * usual_us
+            if wide:
+                self._wide = before_us, time_us, usual_us
+            elif guessed and not lost and self._wide is not None:
+                before_us, time_us, usual_us = self._wide  # in a steady stream it shows afterwards
+            # Where a clock was set anew no time has passed.
+            room = round((time_us - before_us) / max(1, usual_us)) - 1 - spoilt - lost
+            guessed = max(0, min(guessed, room))
+            step = (time_us - before_us) / (lost + guessed + 1)
+        if not lost and not guessed:
+            return
+        # Before the first frame nothing has a time, and all of it is the beginning of the clip.
+        first = before_us if before_us is not None else self._low_us
+        inside = sum(self._is_inside(first + step * n) for n in range(1, lost + guessed + 1))
+        missing = min(guessed, inside)
+        tally.missing += missing
+        tally.damaged += inside - missing
+        if missing and tally.gap is None:
+            tally.gap = (before_us or 0, time_us if time_us is not None else tally.end_us)
+
+    def _is_inside(self, time_us: float) -> bool:
+        return time_us >= self._low_us and (self._high_us is None or time_us < self._high_us)
+
+
 def shortfall(
     path: str,
     container: InputContainer,

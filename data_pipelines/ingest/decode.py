@@ -31,7 +31,7 @@ from data_pipelines.ingest.clock import (
     microseconds,
     repair,
 )
-from data_pipelines.ingest.complete import Tally, shortfall
+from data_pipelines.ingest.complete import Losses, Tally, shortfall
 from data_pipelines.ingest.container import (
     FALLBACK_RATE,
     SEEKABLE,
@@ -132,8 +132,8 @@ def decode_clip(
     seek, timeline = low >= _SEEK_FROM_US, None
     while True:
         try:
-            with open_video(path) as container, counted_errors():
-                whole = _Pass(path, container, options, low, high, timeline)
+            with counted_errors() as errors, open_video(path) as container:
+                whole = _Pass(path, container, errors, options, low, high, timeline)
                 clip, origin = whole.run(seek, tick), whole.origin
             if options.audio == "off":
                 return clip
@@ -151,18 +151,20 @@ def decode_clip(
 
 def _survey(path: str, tick: Callable[[], None]) -> Timeline:
     """The times of all frames of a file whose stamps cannot all be right."""
-    with open_video(path) as container, counted_errors():
+    with counted_errors() as errors, open_video(path) as container:
         stream = video_stream(container)
-        reader = FrameReader(container, stream)
+        reader = FrameReader(container, stream, errors)
         unit = stream.time_base or Fraction(1, 1_000_000)
         stamps: list[int | None] = []
         keys: list[bool] = []
+        spoilt: list[bool] = []
         for frame in reader.frames(tick):
             stamp = reader.stamp(frame)
             stamps.append(None if stamp is None else microseconds(stamp, unit))
             keys.append(frame.key_frame)
+            spoilt.append(reader.spoilt(frame))
         rate = frame_rate(stream)
-        found = repair(stamps, keys, is_spliced(container), round(1_000_000 / rate))
+        found = repair(stamps, keys, spoilt, is_spliced(container), round(1_000_000 / rate))
     if rate > _FASTEST and rate * unit == 1:
         rate = FALLBACK_RATE  # guessed from stamps that are all alike: the ticks of the clock
     return found or Timeline.counted(len(stamps), rate)
@@ -206,6 +208,7 @@ class _Pass:
         self,
         path: str,
         container: InputContainer,
+        errors: Callable[[], int],
         options: DecodeOptions,
         low: int,
         high: int | None,
@@ -214,7 +217,7 @@ class _Pass:
         self._path = path
         self._container = container
         self._stream = video_stream(container)
-        self._reader = FrameReader(container, self._stream)
+        self._reader = FrameReader(container, self._stream, errors)
         self._options = options
         self._low = low
         self._high = high
@@ -225,6 +228,8 @@ class _Pass:
         self._clock = FrameClock(timeline, origin_us(container), longest_us, self._nominal_us)
         self._unit: Fraction | None = None  # of a frame's times, in seconds
         self._tally = Tally()
+        end_us = None if high is None else high - _EDGE_US
+        self._losses = Losses(self._tally, low - _EDGE_US, end_us)
 
     @property
     def origin(self) -> int:
@@ -313,13 +318,16 @@ class _Pass:
         """The good frames of the cut with their times; counts everything else."""
         tally, reader = self._tally, self._reader
         for frame in self._frames(tick):
-            time_us = self._time(frame)
-            self._miss(frame, time_us)
-            self._clock.go_on(time_us)
-            if reader.spoilt(frame):
+            stamp_us = self._stamp(frame)
+            spoilt = reader.spoilt(frame)
+            self._losses.add(*reader.lost_before(frame))
+            time_us = self._clock.time(stamp_us, spoilt)
+            if spoilt:
                 tally.corrupt += 1
-                tally.damaged += self._is_inside(time_us)
+                self._losses.spoil(time_us)
                 continue
+            self._losses.settle(self._clock.last_us, time_us, self._clock.step_us)
+            self._clock.go_on(time_us)
             if sought and tally.good == 0 and not (frame.key_frame and time_us <= self._low):
                 raise _SeekMissed
             tally.good += 1
@@ -331,44 +339,18 @@ class _Pass:
                 continue
             tally.inside += 1
             yield time_us, frame
-        self._miss(None, None)
+        self._losses.add(*reader.lost_before(None))
+        self._losses.settle(self._clock.last_us, None, self._clock.step_us)
         self._hold_last()
 
-    def _is_inside(self, time_us: float) -> bool:
-        return time_us >= self._low - _EDGE_US and (
-            self._high is None or time_us < self._high - _EDGE_US
-        )
-
-    def _miss(self, frame: av.VideoFrame | None, time_us: int | None) -> None:
-        """Count the frames lost since the one before this."""
-        counted, guessed = self._reader.lost_before(frame)
-        if not counted and not guessed:
-            return
-        tally, before = self._tally, self._clock.last_us
-        if before is not None and time_us is not None:
-            # Where a clock was set anew no time has passed.
-            guessed = min(guessed, round((time_us - before) / max(1, self._clock.step_us)) - 1)
-            guessed = max(0, guessed)
-            step = (time_us - before) / (counted + guessed + 1)
-        else:
-            step = self._nominal_us
-        # Before the first frame nothing has a time, and all of it is the beginning of the clip.
-        first = before if before is not None else self._low - step
-        inside = [self._is_inside(first + step * n) for n in range(1, counted + guessed + 1)]
-        missing = min(guessed, sum(inside))
-        tally.missing += missing
-        tally.damaged += sum(inside) - missing
-        if missing and tally.gap is None:
-            tally.gap = (before or 0, time_us or 0)
-
-    def _time(self, frame: av.VideoFrame) -> int:
-        """Microseconds from the start of the video; raises TimesBroken."""
+    def _stamp(self, frame: av.VideoFrame) -> int | None:
+        """When a frame is shown by its stamp, in microseconds; to be asked once per frame."""
         if self._unit is None:
             self._unit = frame.time_base or self._stream.time_base
         stamp, unit = self._reader.stamp(frame), self._unit
         if self._clock.origin_us is None and unit and self._reader.begins is not None:
             self._clock.origin_us = microseconds(self._reader.begins, unit)
-        return self._clock.time(microseconds(stamp, unit) if unit and stamp is not None else None)
+        return microseconds(stamp, unit) if unit and stamp is not None else None
 
     def _duration(self, frame: av.VideoFrame) -> int:
         """How long a frame is shown: the last of a screen recording may stay for seconds."""

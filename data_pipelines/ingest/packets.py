@@ -20,9 +20,12 @@ from av.video.stream import VideoStream
 
 # Steps between packets of which the middle one is the usual step.
 _RECENT = 15
-# In usual steps: what is a gap where the demuxer met damage, and where it says nothing.
+# In usual steps: what is a gap where the demuxer met damage, and in a steady stream without that.
 _GAP = 1.5
-_SILENT_GAP = 3
+_SILENT_GAP = 2.5
+# Steps after a sign of damage in which a gap is put down to it: transport streams mark the packet
+# before the gap, other demuxers are some packets ahead.
+_FOLLOWING = 5
 # Codecs whose pictures follow each other at the rate of the sequence header.
 _FIXED_RATE = ("mpeg1video", "mpeg2video")
 # An AVI's index names the header of a chunk, packets begin behind it.
@@ -30,16 +33,20 @@ _CHUNK_HEADER = 8
 
 
 @contextlib.contextmanager
-def counted_errors() -> Iterator[None]:
+def counted_errors() -> Iterator[Callable[[], int]]:
     """Let libav's error messages be counted; they are printed nowhere.
 
     Demuxers search on behind damage without an error; only their log tells.
+
+    Yields:
+      A function that tells how many there were.
     """
     level = logging.get_level()
     if level is None:
         logging.set_level(logging.PANIC)
+    start = logging.get_last_error()[0]
     try:
-        yield
+        yield lambda: logging.get_last_error()[0] - start
     finally:
         logging.set_level(level)
 
@@ -77,6 +84,10 @@ class _Loss(NamedTuple):
 class FrameReader:
     """Reads one stream once.
 
+    Args:
+      container, stream: what to read.
+      errors: from :func:`counted_errors`, begun before the container was opened.
+
     Attributes:
       error: why reading ended before the end of the file; before the first frame also why nothing
         could be decoded.
@@ -86,15 +97,16 @@ class FrameReader:
         times of showing; known with the first frame.
     """
 
-    def __init__(self, container: InputContainer, stream: VideoStream):
-        self._container, self._stream = container, stream
+    def __init__(self, container: InputContainer, stream: VideoStream, errors: Callable[[], int]):
+        self._container, self._stream, self._errors = container, stream, errors
         self.error = ""
         self.packets = 0
         self.discarded = 0
         self.begins: int | None = None
         stream.codec_context.copy_opaque = True
         self._predicted = not stream.codec_context.codec.intra_only
-        self._fixed_rate = stream.codec_context.name in _FIXED_RATE
+        # To learn what there is in a file its beginning, or all of a short one, is read ahead.
+        self._doubtful = errors() > 0 or stream.codec_context.name in _FIXED_RATE
         # Whose first picture is a key frame is a matter of the packets, or of the index where the
         # packet is too damaged to tell.
         first = next(iter(stream.index_entries), None)
@@ -121,7 +133,7 @@ class FrameReader:
         """Decoded frames up to the end of the file, whatever is damaged in between."""
         packets = self._container.demux(self._stream)
         while True:
-            errors = logging.get_last_error()[0]
+            errors = self._errors()
             try:
                 packet = next(packets, None)
             except FFmpegError as error:
@@ -133,8 +145,8 @@ class FrameReader:
                 return
             tick()
             if packet.size:
-                if packet.is_corrupt or logging.get_last_error()[0] > errors:
-                    self._suspect = 2  # of a transport stream the packet before the gap is marked
+                if packet.is_corrupt or self._errors() > errors:
+                    self._suspect = _FOLLOWING
                 self._register(packet)
             elif packet.pts is not None or packet.dts is not None:
                 continue  # nothing in it; to a decoder it would mean the end
@@ -274,7 +286,7 @@ class FrameReader:
                 self._losses.append(_Loss(number, lost, guessed=True))
         if step <= 0:
             return
-        if self._suspect or self._fixed_rate:
+        if self._suspect or self._doubtful:
             usual = self._usual()
             lost = round(step / usual) - 1 if usual else 0
             if lost > 0 and self._suspect and step > _GAP * usual:
