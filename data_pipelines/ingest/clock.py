@@ -36,8 +36,12 @@ _LONG_STEPS = 10
 _RESTART = 4.5
 _UNUSUAL = 0.2
 _UNUSUAL_STEADY = 0.6
+# Stamps on both sides that show what step is usual there.
+_AROUND = 5
 # Frames for every stamp there is: transport streams may hold one for several pictures.
 _LEAST = 8
+# Stamps in another place for every one the dearer way would give up.
+_MOVED = 3
 # Wrong stamps in a row that are looked past, and places by which decoding order differs.
 _WINDOW = 16
 
@@ -209,12 +213,18 @@ def repair(
         return None
     steps = sorted(b - a for a, b in itertools.pairwise(values) if b > a)
     usual = steps[len(steps) // 2] if steps else nominal_us
-    rules = _Rules.of(steps, usual, spliced, keys)
+    rules = _Rules.of(values, steps, usual, spliced, keys)
     path = _cheapest(values, known, rules)
     # What is too little to rely on may still be right in another order.
     found = _fill(stamps, path, sum(spoilt), rules) if 2 * len(path) >= len(values) else None
     ordered = _in_order(stamps, values, usual)
-    if ordered is not None and (found is None or _odd(ordered, usual) <= _odd(found.times, usual)):
+    if ordered is None:
+        return found
+    moved = sum(a != b for a, b in zip(ordered, stamps, strict=True))
+    if found is None or (
+        # A stamp far from its place would move all those between.
+        moved <= _MOVED * found.wrong and _odd(ordered, usual) <= _odd(found.times, usual)
+    ):
         return Timeline(ordered, 0, (), reordered=True)
     return found
 
@@ -224,7 +234,8 @@ class _Rules:
     """What counts as a step of one clock.
 
     Attributes:
-      usual: the step in the middle.
+      usual: the step in the middle of all.
+      local: that of those around, for every stamp.
       unusual: cost of another one.
       longest: step to any frame.
       to_key: step to a key frame, or past one.
@@ -232,30 +243,43 @@ class _Rules:
     """
 
     usual: int
+    local: list[int]
     unusual: float
     longest: int
     to_key: int
     last_key: list[int]
 
     @classmethod
-    def of(cls, steps: Sequence[int], usual: int, spliced: bool, keys: Sequence[bool]) -> "_Rules":
+    def of(
+        cls,
+        values: Sequence[int],
+        steps: Sequence[int],
+        usual: int,
+        spliced: bool,
+        keys: Sequence[bool],
+    ) -> "_Rules":
         steady = sum(0.5 * usual <= step <= 1.6 * usual for step in steps) >= 0.9 * len(steps)
         long, short = (_SPLICE_US, SECOND_US) if spliced and steady else (_PAUSE_US, _PAUSE_US)
         least = _LONG_STEPS * usual
         last_key = list(itertools.accumulate((i if key else -1 for i, key in enumerate(keys)), max))
         unusual = _UNUSUAL_STEADY if steady else _UNUSUAL
-        return cls(usual, unusual, max(long, least), max(short, least), last_key)
+        local = []
+        for i in range(len(values)):
+            around = values[max(0, i - _AROUND) : i + _AROUND]
+            near = sorted(b - a for a, b in itertools.pairwise(around) if b > a)
+            local.append(near[len(near) // 2] if near else usual)
+        return cls(usual, local, unusual, max(long, least), max(short, least), last_key)
 
     def same_clock(self, step: int, i: int, k: int) -> bool:
         """Whether a step from frame i to frame k may be one."""
         limit = self.to_key if self.last_key[k] > i else self.longest
         return 0 < step <= limit + self.usual * (k - i - 1)
 
-    def cost(self, step: int, i: int, k: int) -> float:
+    def cost(self, step: int, i: int, k: int, usual: int) -> float:
         """Of trusting frame k next after frame i, but for those between."""
         if not self.same_clock(step, i, k):
             return _RESTART
-        return self.unusual * min(1.0, abs(math.log2(step / (self.usual * (k - i)))))
+        return self.unusual * min(1.0, abs(math.log2(step / (usual * (k - i)))))
 
 
 def _cheapest(values: Sequence[int], places: Sequence[int], rules: _Rules) -> list[int]:
@@ -271,7 +295,7 @@ def _cheapest(values: Sequence[int], places: Sequence[int], rules: _Rules) -> li
     for i, value in enumerate(values):
         cost[i] = i if i <= _WINDOW else math.inf
         for j in range(max(0, i - _WINDOW - 1), i):
-            step = rules.cost(value - values[j], places[j], places[i])
+            step = rules.cost(value - values[j], places[j], places[i], rules.local[i])
             if cost[j] + i - j - 1 + step < cost[i]:
                 cost[i], back[i] = cost[j] + i - j - 1 + step, j
     tail = range(max(0, len(values) - _WINDOW - 1), len(values))
@@ -301,7 +325,8 @@ def _fill(
         low, high = times[i], after + shift
         times.extend(low + (high - low) * n // (k - i) for n in range(1, k - i))
         times.append(high)
-    times.extend(times[-1] + n * usual for n in range(1, len(stamps) - len(times) + 1))
+    last = times[-1]
+    times.extend(last + n * usual for n in range(1, len(stamps) - len(times) + 1))
     return Timeline(times, len(stamps) - len(trusted) - spoilt, tuple(jumps))
 
 

@@ -26,7 +26,8 @@ class RateSampler:
     """
 
     def __init__(self, fps: float | None, rate: Fraction):
-        self.fps = float(rate) if fps is None or rate <= fps else float(fps)
+        self._slow = fps is None or rate <= fps
+        self.fps = float(rate) if fps is None or self._slow else float(fps)
         self._step = None if fps is None else Fraction(1_000_000) / Fraction(fps)
         self._usual = Fraction(1_000_000) / rate
         self._first = self._last = 0
@@ -64,7 +65,7 @@ class RateSampler:
             return False
         # A source of about the wanted rate slowly runs past the ticks; where its times jitter, none
         # is to be lost at the moment it does.
-        steady = self._next > 0 and 2 * (time_us - self._last) < 3 * step
+        steady = self._slow and self._next > 0 and 2 * (time_us - self._last) < 3 * step
         self._next = max(self._next + 1, ticks) if steady else ticks + 1
         self._last = time_us
         return True
