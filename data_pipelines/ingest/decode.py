@@ -355,6 +355,8 @@ class _Pass:
     def _duration(self, frame: av.VideoFrame) -> int:
         """How long a frame is shown: the last of a screen recording may stay for seconds."""
         duration = self._reader.duration(frame)
+        if self._timeline is not None and self._timeline.jumps:
+            return self._clock.step_us  # the rate of the header counts the time jumped over
         if self._timeline is not None or not duration or self._unit is None:
             return self._nominal_us
         return max(self._nominal_us, microseconds(duration, self._unit))

@@ -96,6 +96,19 @@ def stamp(packet: av.Packet, seconds: float) -> None:
     packet.pts = packet.dts = round(seconds / packet.time_base)
 
 
+def restamp(path: Path, number: int, seconds: float) -> Path:
+    """Move the time of one packet of a Matroska file, which no muxer would write."""
+    with av.open(os.fspath(path)) as file:
+        packets = [bytes(packet) for packet in file.demux(video=0) if packet.size]
+    data = bytearray(path.read_bytes())
+    at = data.index(packets[number]) - 3  # a block: track, time in its cluster, flags, content
+    assert data[at - 1] == 0x81
+    time = int.from_bytes(data[at : at + 2], "big", signed=True) + round(1000 * seconds)
+    data[at : at + 2] = time.to_bytes(2, "big", signed=True)
+    path.write_bytes(data)
+    return path
+
+
 def spoil(path: Path, *numbers: int) -> Path:
     """Overwrite packets of the video with noise; their lengths and places stay."""
     with av.open(os.fspath(path)) as file:

@@ -1,5 +1,6 @@
 """What is left of damaged videos, and whole ones that look damaged."""
 
+import itertools
 from pathlib import Path
 
 import av
@@ -36,7 +37,7 @@ INTRA = [
 ]
 
 
-@pytest.mark.parametrize("at", [(0,), (20,), (49,), (3, 4, 30)])
+@pytest.mark.parametrize("at", [(0,), (49,), (3, 4, 20)])
 @pytest.mark.parametrize(("name", "codec", "pix_fmt"), INTRA)
 def test_a_bad_packet_of_a_codec_without_prediction_costs_itself(
     tmp_path, name, codec, pix_fmt, at
@@ -63,7 +64,8 @@ def test_a_bad_packet_of_a_codec_without_prediction_costs_itself(
 )
 @pytest.mark.parametrize("at", [0, 20, 47])
 def test_a_bad_packet_of_a_predicting_codec(tmp_path, name, codec, at):
-    path = make_video(tmp_path / name, 48, fps=25, codec=codec, gop=KEY)
+    options = {"cpu-used": "8"} if codec.startswith("libvpx") else {}
+    path = make_video(tmp_path / name, 48, fps=25, codec=codec, gop=KEY, options=options)
     whole = clip_of(path)
     clip = clip_of(spoil(path, at))
     behind = min(48, at - at % KEY + KEY)
@@ -103,7 +105,7 @@ def test_frames_held_back_when_a_file_ends_early_are_kept():
 
 
 @needs_x264
-@pytest.mark.parametrize("share", [0.4, 0.6, 0.9])
+@pytest.mark.parametrize("share", [0.4, 0.6, 0.85])
 @pytest.mark.parametrize("name", ["a.mp4", "a.mov", "a.mkv"])
 def test_every_whole_frame_of_a_cut_file_is_kept(tmp_path, name, share):
     options = {"movflags": "faststart"} if name != "a.mkv" else {}
@@ -141,13 +143,15 @@ def test_a_gap_that_the_demuxer_skips_over_is_told():
         pytest.param("a.ogv", "libvpx", 800, marks=needs("libvpx")),
     ],
 )
-@pytest.mark.parametrize("place", [0.35, 0.6])
-def test_other_gaps_are_told(tmp_path, name, codec, size, place):
+def test_other_gaps_are_told(tmp_path, name, codec, size):
     pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
-    path = make_video(tmp_path / name, 100, fps=25, codec=codec, pix_fmt=pix_fmt, gop=KEY)
+    options = {"deadline": "realtime", "cpu-used": "8"} if codec == "libvpx" else {}
+    path = make_video(
+        tmp_path / name, 100, fps=25, codec=codec, pix_fmt=pix_fmt, gop=KEY, options=options
+    )
     assert len(clip_of(path, partial="reject").frames) == 100
     data = bytearray(path.read_bytes())
-    at = int(len(data) * place)
+    at = int(len(data) * 0.45)
     data[at : at + size] = np.random.default_rng(0).bytes(size)
     path.write_bytes(data)
     clip = clip_of(path)
@@ -214,9 +218,8 @@ def test_an_edited_file_that_is_cut_is_still_partial(tmp_path):
     edited(path, [(0, 30)], 5)
     with av.open(str(path)) as file:
         places = [packet.pos for packet in file.demux(video=0) if packet.size]
-    truncate(path, 1)
     data = bytearray(path.read_bytes())
-    for low, high in zip(places[10:25], places[11:26], strict=True):
+    for low, high in itertools.pairwise(places[10:26]):
         data[low:high] = bytes(high - low)
     path.write_bytes(data)
     clip = clip_of(path)
@@ -230,6 +233,7 @@ def with_sound(path: Path, video: str, sound: str, seconds: float = 4.0) -> Path
         pictures.width, pictures.height = 64, 48
         pictures.pix_fmt = "yuv420p"
         tones = file.add_stream(sound, rate=48_000, layout="mono")
+        tones.bit_rate = 64_000
         kind = tones.codec_context.format.name
         packets = []
         for i in range(20):
@@ -237,7 +241,7 @@ def with_sound(path: Path, video: str, sound: str, seconds: float = 4.0) -> Path
         packets += pictures.encode()
         size = tones.codec_context.frame_size or 1024
         for at in range(0, round(seconds * 48_000), size):
-            silence = np.zeros((1, size), np.float32 if kind.startswith("flt") else np.int16)
+            silence = np.zeros((1, size), {"flt": "f4", "s16": "i2", "s32": "i4"}[kind[:3]])
             frame = av.AudioFrame.from_ndarray(silence, format=kind, layout="mono")
             frame.sample_rate, frame.pts = 48_000, at
             packets += tones.encode(frame)
@@ -272,7 +276,7 @@ def test_a_cut_file_with_sound_is_still_partial(tmp_path):
         path = with_sound(tmp_path / name, video, sound, 2.0)
         path.write_bytes(path.read_bytes().replace(b"DURATION", b"XURATION"))
         assert clip_of(path, partial="reject").notes == ()
-        truncate(path, 0.5)
+        truncate(path, 0.75)
         assert "partial" in details(clip_of(path)), name
 
 
