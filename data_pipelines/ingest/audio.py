@@ -5,7 +5,7 @@ pass that stops at the last frame would miss the sound of the last moments, and 
 with the sound must not touch the frames.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import av
 import numpy as np
@@ -14,13 +14,21 @@ from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.error import FFmpegError
 
-from data_pipelines.ingest.container import SEEKABLE, Note, VideoError, open_video
+from data_pipelines.ingest.clock import Jump
+from data_pipelines.ingest.container import (
+    SEEKABLE,
+    Note,
+    VideoError,
+    open_video,
+)
 from data_pipelines.waveform import Audio
 
 SAMPLE_RATE = 16_000
 
 # Times of packets are rounded, in Matroska to milliseconds; only a larger jump is a gap.
 _GAP_US = 60_000
+# Sound and pictures of a recording do not end at the same moment.
+_SPLICE_US = 500_000
 # Decoders need some packets before their output is right.
 _LEAD_US = 500_000
 _SEEK_FROM_US = 2_000_000
@@ -48,6 +56,7 @@ def read_audio(
     end_us: int,
     origin_us: int,
     max_bytes: int,
+    jumps: Sequence[Jump] = (),
     tick: Callable[[], None] = lambda: None,
 ) -> tuple[Audio, tuple[Note, ...]]:
     """Decode, mix down and resample the sound of a time window.
@@ -60,6 +69,7 @@ def read_audio(
       start_us, end_us: window in microseconds on the clock of the clip.
       origin_us: time 0 of that clock on the clock of the file's streams.
       max_bytes: refuse more sound than this.
+      jumps: where the clock of the file was set anew, by its video.
       tick: called for every packet, so that the caller sees progress and can stop.
 
     Returns:
@@ -85,7 +95,7 @@ def read_audio(
                     raise AudioError("silent", "has no audio stream")
                 if stream.codec_context is None:
                     raise AudioError("audio", "there is no decoder for the audio stream")
-                reading = _Reading(container, stream, start_us, end_us, origin_us)
+                reading = _Reading(container, stream, start_us, end_us, origin_us, jumps)
                 reading.run(seek, tick)
                 return reading.result(total)
         except _SeekMissed:
@@ -108,8 +118,11 @@ class _Reading:
         start_us: int,
         end_us: int,
         origin_us: int,
+        jumps: Sequence[Jump],
     ):
         self._container, self._stream = container, stream
+        self._jumps, self._shift = list(jumps), 0
+        self._raw_us = 0.0  # where the sound before ended, on the clock of the file
         self._start_us, self._end_us, self._origin_us = start_us, end_us, origin_us
         # Runs of gapless sound: (time of the first sample, chunks at 16 kHz).
         self._runs: list[tuple[float, list[np.ndarray]]] = []
@@ -129,7 +142,10 @@ class _Reading:
                 continue
             time_us = self._next_us
             if frame.pts is not None and frame.time_base is not None:
-                time_us = float(frame.pts * frame.time_base * 1_000_000) - self._origin_us
+                raw_us = float(frame.pts * frame.time_base * 1_000_000)
+                self._follow(raw_us)
+                self._raw_us = raw_us + frame.samples * 1e6 / frame.sample_rate
+                time_us = raw_us + self._shift - self._origin_us
             if sought and first and time_us > self._start_us:
                 raise _SeekMissed
             first = False
@@ -149,19 +165,29 @@ class _Reading:
             raise _SeekMissed from error
         return True
 
+    def _follow(self, raw_us: float) -> None:
+        """Go on where the clock of the file was set anew, as the video does."""
+        step = raw_us - self._raw_us
+        for number, jump in enumerate(self._jumps):
+            if abs(step - (jump.after - jump.before)) <= _SPLICE_US and abs(step) > _GAP_US:
+                self._shift = jump.shift
+                del self._jumps[: number + 1]
+                return
+
     def _frames(self, tick: Callable[[], None]) -> Iterator[av.AudioFrame]:
         packets = self._container.demux(self._stream)
-        while True:
+        packet = None
+        while not self._error:
             try:
                 packet = next(packets, None)
+                if packet is None:
+                    return
             except FFmpegError as error:
                 self._error = error.strerror or str(error)
-                return
-            if packet is None:
-                return
+                packet = None  # what the decoder holds back is intact
             tick()
             try:
-                decoded = packet.decode()
+                decoded = self._stream.decode(packet)
             except FFmpegError:
                 # A broken packet costs its own milliseconds; the gap becomes silence.
                 self._damaged += 1

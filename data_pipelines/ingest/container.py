@@ -1,8 +1,10 @@
 """Opening a video file and reading what its header claims."""
 
+import contextlib
 import os
 import re
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -14,7 +16,8 @@ from av.video.stream import VideoStream
 # Containers in which seeking lands where it should.
 SEEKABLE = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
 
-_FALLBACK_RATE = Fraction(25)
+_MP4 = "mov,mp4,"
+FALLBACK_RATE = Fraction(25)
 
 
 class VideoError(ValueError):
@@ -35,10 +38,10 @@ class Note:
     """Something about an accepted clip worth recording.
 
     Attributes:
-      kind: ``partial`` (the file is damaged and ended early), ``corrupt`` (frames left out),
-        ``timestamps`` (times counted, not read), ``streams`` (there was a choice), ``silent``
-        (sound is wanted, there is none), ``audio`` (the sound is damaged) or ``annotation`` (a
-        segment was cut to the clip).
+      kind: ``partial`` (a part of a damaged file), ``corrupt`` (frames left out or missing),
+        ``timestamps`` (times counted or repaired, not read), ``streams`` (there was a choice),
+        ``silent`` (sound is wanted, there is none), ``audio`` (the sound is damaged) or
+        ``annotation`` (a segment was cut to the clip).
     """
 
     kind: str
@@ -68,11 +71,13 @@ def open_video(path: str) -> InputContainer:
     check_file(path)
     try:
         return av.open(
-            path,
+            # A bare name is read as a URL where it has a colon.
+            f"file:{path}",
             mode="r",
             metadata_errors="replace",
-            # A text file may be a playlist; nothing it names may reach for the network.
-            options={"protocol_whitelist": "file"},
+            # A text file may be a playlist; nothing it names may reach for the network. A picture
+            # whose name has a %d or a * is that picture, not a series of others.
+            options={"protocol_whitelist": "file", "pattern_type": "none"},
         )
     except FFmpegError as error:
         raise VideoError("open", f"not a readable video file: {error.strerror}") from error
@@ -110,17 +115,69 @@ def frame_rate(stream: VideoStream) -> Fraction:
     for rate in (stream.average_rate, stream.guessed_rate, stream.base_rate):
         if rate is not None and Fraction(1, 1000) < rate <= 1000:
             return Fraction(rate)
-    return _FALLBACK_RATE
+    return FALLBACK_RATE
+
+
+def is_spliced(container: InputContainer) -> bool:
+    """Whether the clock of this container may be set anew anywhere."""
+    return container.format.name in ("mpegts", "mpeg")
 
 
 def announced_us(container: InputContainer, stream: VideoStream, origin_us: int) -> int | None:
-    """Where the header says the video stream ends, in microseconds from ``origin_us``."""
+    """Where the header says the video stream ends, in microseconds from ``origin_us``.
+
+    Some containers tell only where the last of their streams ends; see :func:`tells_own_end`.
+    """
     if stream.duration and stream.time_base:
-        length = stream.duration + (stream.start_time or 0)
+        # The duration of an AVI that was cut is guessed, its count of frames is as written.
+        ticks = max(stream.duration, stream.frames if container.format.name == "avi" else 0)
+        length = ticks + (stream.start_time or 0)
         return round(length * stream.time_base * 1_000_000) - origin_us
-    # Matroska: the tag is about this stream, the container's duration may be that of the audio.
+    tag = _tagged_us(stream)
+    return tag - origin_us if tag is not None else container.duration or None
+
+
+def tells_own_end(container: InputContainer, stream: VideoStream) -> bool:
+    """Whether what is announced is about this stream, not about the longest of the file."""
+    name = container.format.name
+    return name == "avi" or name.startswith(_MP4) or _tagged_us(stream) is not None
+
+
+def _tagged_us(stream: VideoStream) -> int | None:
+    """Matroska: the tag is about this stream, the container's duration may be of the audio."""
     tag = re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
-    if tag:
-        hours, minutes, seconds = tag.groups()
-        return round((int(hours) * 3600 + int(minutes) * 60 + float(seconds)) * 1e6) - origin_us
-    return container.duration or None
+    if not tag:
+        return None
+    hours, minutes, seconds = tag.groups()
+    return round((int(hours) * 3600 + int(minutes) * 60 + float(seconds)) * 1e6)
+
+
+def outlasts(path: str, index: int, until_us: int, tick: Callable[[], None]) -> bool:
+    """Whether another stream of a file than the one with this index goes on up to a time.
+
+    Args:
+      path: of the file.
+      index: of the stream that ended.
+      until_us: microseconds on the clock of the file's streams.
+      tick: called for every packet.
+    """
+    with open_video(path) as container, contextlib.suppress(FFmpegError):
+        for packet in container.demux():
+            tick()
+            stamp, unit = packet.pts if packet.pts is not None else packet.dts, packet.time_base
+            if packet.stream_index == index or stamp is None or not unit:
+                continue
+            if (stamp + (packet.duration or 0)) * unit * 1_000_000 >= until_us:
+                return True
+    return False
+
+
+def shown_frames(container: InputContainer, stream: VideoStream) -> int:
+    """How many frames the header announces to be shown; 0 where it does not count them.
+
+    An edit list of an MP4 hides frames which its header counts, the index does not.
+    """
+    if stream.frames and container.format.name.startswith(_MP4):
+        return sum(not entry.is_discard and entry.size > 0 for entry in stream.index_entries)
+    # An AVI counts frames that only repeat the one before.
+    return 0 if container.format.name == "avi" else stream.frames

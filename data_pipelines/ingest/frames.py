@@ -73,6 +73,37 @@ class FrameFolder:
         """Path of the frame with this index from 0."""
         return os.path.join(self.folder, self.template.format(self.first + index))
 
+    def first_file(self) -> str:
+        """Path of the first frame that is there.
+
+        Raises:
+          VideoError: stage ``open``, there is none.
+        """
+        if not os.path.isdir(self.folder):
+            raise VideoError("open", "cannot open the folder of frames: no such folder")
+        found = (path for path in map(self.file, range(self.count)) if os.path.exists(path))
+        path = next(found, None)
+        if path is None:
+            found = next(iter(sorted(os.listdir(self.folder))), "nothing")
+            raise VideoError(
+                "open",
+                f"has no {os.path.basename(self.file(0))}; --frame-template and --frame-start tell "
+                f"how frames are named (found {found}, none of the {self.count} expected)",
+            )
+        return path
+
+    def misnumbered(self) -> str:
+        """Advice where the frames that are there begin one sooner or later than was said."""
+        for start, beside, end in (
+            (self.first - 1, -1, self.count - 1),
+            (self.first + 1, self.count, 0),
+        ):
+            if start < 0 or os.path.exists(self.file(end)) or not os.path.exists(self.file(beside)):
+                continue
+            name = os.path.basename(self.file(beside))
+            return f"there is a {name}: are they numbered from {start} (--frame-start {start})?"
+        return ""
+
 
 def check_template(template: str) -> None:
     """ValueError for a template that does not number files."""
@@ -96,14 +127,8 @@ def load_folder(
     tick: Callable[[], None] = lambda: None,
 ) -> Clip:
     """The clip of a folder of frames; as :func:`data_pipelines.ingest.decode.decode_clip`."""
-    if not os.path.isdir(source.folder):
-        raise VideoError("open", "cannot open the folder of frames: no such folder")
-    if source.count and not os.path.exists(source.file(0)):
-        raise VideoError(
-            "open",
-            f"has no {os.path.basename(source.file(0))}; --frame-template and --frame-start tell "
-            "how frames are named",
-        )
+    if source.count:
+        source.first_file()
     encoder = PictureEncoder(options)
     return assemble(
         source.count,
@@ -114,6 +139,7 @@ def load_folder(
         start,
         end,
         tick,
+        source.misnumbered(),
     )
 
 
@@ -126,12 +152,14 @@ def assemble(
     start: float | None,
     end: float | None,
     tick: Callable[[], None],
+    advice: str = "",
 ) -> Clip:
     """A clip of ``count`` pictures that follow each other at ``fps``.
 
     Args:
       load: index -> encoded picture; a VideoError leaves the picture out.
       encoder: what ``load`` encodes with; knows the size afterwards.
+      advice: what to say if pictures are missing.
 
     Raises:
       VideoError: no clip could be made.
@@ -148,10 +176,9 @@ def assemble(
     times: list[int] = []
     lost: list[str] = []
     size = 0
-    for index in range(count):
-        time_us = round(index * 1e6 / fps)
-        if not low <= time_us < high or not sampler.takes(time_us):
-            continue
+    all_times = ((round(index * 1e6 / fps), index) for index in range(count))
+    inside = (item for item in all_times if low <= item[0] < high)
+    for time_us, index in sampler.sample(inside):
         tick()
         try:
             frame = load(index)
@@ -167,6 +194,8 @@ def assemble(
             )
         frames.append(frame)
         times.append(time_us)
+    if lost and advice:
+        lost[0] += f"; {advice}"
     _accept(frames, lost, low, high, options)
     notes = []
     if lost:

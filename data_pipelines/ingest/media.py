@@ -39,7 +39,7 @@ def measure_pictures(path: str) -> tuple[int, int, float, float] | None:
         folder = FrameFolder.parse(path)
         # Side 0: nothing is to be done to the picture but to be measured.
         encoder = PictureEncoder(DecodeOptions(short_side=0))
-        encoder.encode(read_picture(folder.file(0)))
+        encoder.encode(read_picture(folder.first_file()))
         return encoder.width, encoder.height, folder.fps, folder.count / folder.fps
     if path.startswith(tfds.Example.SCHEME):
         example = tfds.Example.parse(path)

