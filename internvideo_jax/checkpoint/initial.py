@@ -19,7 +19,7 @@ from internvideo_jax.checkpoint.manager import FOLDER
 from internvideo_jax.ops.resize import resize_table
 from internvideo_jax.parallel.multihost import to_host
 from internvideo_jax.types import Params, flatten_paths, unflatten_paths
-from internvideo_jax.weights import files
+from internvideo_jax.weights import files, finite, folders
 
 TABLES = ("pos_embed",)  # leaves that may be resized to another token grid
 
@@ -115,7 +115,7 @@ def check_source(path: str) -> None:
 def load_source(path: str) -> Source:
     """As `load_params`, with what is known about the model and its classes."""
     place = Path(path)
-    if place.is_file():
+    if is_weights(place):
         weights = files.load(place)
         return Source(dict(weights.params), weights.geometry)
     step = checkpoint_step(place)
@@ -125,6 +125,14 @@ def load_source(path: str) -> Source:
         meta.get("config", {}).get("model", {}),
         tuple(meta.get("classes", ())),
     )
+
+
+def is_weights(place: Path) -> bool:
+    """Whether this is a weight file or a folder of them, and no run or checkpoint."""
+    if place.is_dir():
+        run = (place / FOLDER).is_dir() or (place / "state").is_dir()
+        return not run and folders.has_weights(place)
+    return place.is_file()
 
 
 def _meta(step: Path) -> dict[str, Any]:
@@ -145,7 +153,7 @@ def checkpoint_step(path: str | Path) -> Path:
     if not steps:
         raise ValueError(
             f"{place}: no checkpoint here; expected a run directory with {FOLDER}/, one of its "
-            "steps, or a .safetensors / .pth file"
+            "steps, a .safetensors / .pth file, or a folder with model.safetensors"
         )
     return folder / str(max(steps))
 
@@ -267,6 +275,11 @@ def initialise(
         raise ValueError(
             f"{path} shares no parameter with this model; it has {', '.join(list(source)[:3])}, "
             f"the model has {', '.join(list(target)[:3])}"
+        )
+    if bad := finite.describe({name: values[name] for name in (*loaded, *resized)}, len(values)):
+        raise ValueError(
+            f"{path}: {bad}. Take an earlier checkpoint, or the file of another precision; "
+            "`python -m internvideo_jax.weights inspect` names what a file holds"
         )
     matched = {*loaded, *resized}
     report = LoadReport(
