@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
     bad = files.not_finite(weights)
     if options.command == "inspect":
         if bad:
-            print(f"not finite: {bad}")
+            print(bad)
         return NOT_FINITE if bad else 0
     refuse_not_finite(options.source, bad)
     if options.command == "import":

@@ -21,7 +21,7 @@ def broken(value: Any) -> int:
 
 
 def describe(tensors: Mapping[str, Any], of: int) -> str:
-    """`1 of 32 tensors hold values that are NaN or infinite: x (3 of 64)`; empty if none do.
+    """`1 of 32 tensors are not finite (NaN or infinite values): x (3 of 64)`; empty if all are.
 
     Args:
       of: how many tensors there are.
@@ -32,6 +32,6 @@ def describe(tensors: Mapping[str, Any], of: int) -> str:
     shown = [f"{name} ({n:,} of {np.size(tensors[name]):,})" for name, n in counts.items()]
     more = f" and {len(shown) - SHOWN} more" if len(shown) > SHOWN else ""
     return (
-        f"{len(counts)} of {of} tensors hold values that are NaN or infinite: "
+        f"{len(counts)} of {of} tensors are not finite (NaN or infinite values): "
         f"{', '.join(shown[:SHOWN])}{more}"
     )

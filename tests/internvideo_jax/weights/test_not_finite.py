@@ -47,7 +47,7 @@ def test_every_command_names_them(how, count, tmp_path, capsys):
     save_file({**tensors, QKV: spoiled(tensors[QKV], how)}, path)
     assert main(["inspect", str(path)]) == 1
     found = re.search(
-        r"not finite: 1 of 19 tensors hold values that are NaN or infinite: (\S+) \((\d+) of 48\)",
+        r"\n1 of 19 tensors are not finite \(NaN or infinite values\): (\S+) \((\d+) of 48\)",
         capsys.readouterr().out,
     )
     assert found and found[1] == QKV and int(found[2]) == (count or int(found[2]))
