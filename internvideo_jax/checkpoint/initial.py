@@ -115,7 +115,7 @@ def check_source(path: str) -> None:
 def load_source(path: str) -> Source:
     """As `load_params`, with what is known about the model and its classes."""
     place = Path(path)
-    if is_weights(place):
+    if folders.is_weights(place):
         weights = files.load(place)
         return Source(dict(weights.params), weights.geometry)
     step = checkpoint_step(place)
@@ -125,14 +125,6 @@ def load_source(path: str) -> Source:
         meta.get("config", {}).get("model", {}),
         tuple(meta.get("classes", ())),
     )
-
-
-def is_weights(place: Path) -> bool:
-    """Whether this is a weight file or a folder of them, and no run or checkpoint."""
-    if place.is_dir():
-        run = (place / FOLDER).is_dir() or (place / "state").is_dir()
-        return not run and folders.has_weights(place)
-    return place.is_file()
 
 
 def _meta(step: Path) -> dict[str, Any]:
@@ -153,7 +145,7 @@ def checkpoint_step(path: str | Path) -> Path:
     if not steps:
         raise ValueError(
             f"{place}: no checkpoint here; expected a run directory with {FOLDER}/, one of its "
-            "steps, a .safetensors / .pth file, or a folder with model.safetensors"
+            "steps, or a .safetensors / .pth file"
         )
     return folder / str(max(steps))
 
@@ -189,6 +181,7 @@ def checkpoint_weights(path: str | Path) -> files.Weights:
     )
 
 
+@np.errstate(over="ignore")  # of casts: what becomes infinite is refused
 def initialise(
     path: str,
     fresh: Params,

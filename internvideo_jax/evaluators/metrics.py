@@ -46,10 +46,10 @@ def merge_views(
 
 def check_ranked(scores: np.ndarray) -> None:
     """ValueError for scores that are NaN, which have no order."""
-    bad = np.isnan(scores.reshape(len(scores), -1)).any(axis=1)
+    bad = np.asarray(np.isnan(scores.reshape(len(scores), -1)).any(axis=1))
     if bad.any():
         raise ValueError(
-            f"{bad.sum()} of {len(bad)} rows of scores are NaN, first row {int(np.argmax(bad))}; "
+            f"{bad.sum()} of {len(scores)} rows of scores are NaN, first row {int(np.argmax(bad))}; "
             "they cannot be ranked"
         )
 

@@ -20,12 +20,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from internvideo_jax.checkpoint.initial import checkpoint_step, checkpoint_weights, is_weights
+from internvideo_jax.checkpoint.initial import checkpoint_step, checkpoint_weights
 from internvideo_jax.cli import quiet_libraries
 from internvideo_jax.config import to_typed
 from internvideo_jax.models import zoo
 from internvideo_jax.registry import resolve
 from internvideo_jax.weights import average, files, huggingface, wrappers
+from internvideo_jax.weights.folders import is_weights
 from internvideo_jax.weights.identify import guess_config, identify
 
 FROM_FILE = ("frames", "size", "heads", "decoder_heads")  # what a file does not tell

@@ -20,12 +20,20 @@ NAMES = (
     "pytorch_model.bin",
     "pytorch_model.bin" + INDEX,
 )
+RUNS = ("checkpoints", "state")  # folders in a run and in a checkpoint
 Read = Callable[[Path], Tensors]
 
 
-def has_weights(folder: Path) -> bool:
-    """Whether a folder holds weights under the names of Hugging Face."""
-    return any((folder / name).is_file() for name in NAMES)
+def is_weights(path: Path) -> bool:
+    """Whether this is a weight file or a folder of Hugging Face, and no run or checkpoint.
+
+    Weights that were exported into the folder of a run do not stand for the run.
+    """
+    if not path.is_dir():
+        return path.is_file()
+    if any((path / name).is_dir() for name in RUNS):
+        return False
+    return any((path / name).is_file() for name in NAMES)
 
 
 def weight_file(path: Path) -> Path:

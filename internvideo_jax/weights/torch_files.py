@@ -54,10 +54,10 @@ def read(path: Path, key: str) -> tuple[Tensors, str, list[str]]:
     _check_file(path)
     try:
         import torch  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
+    except (ImportError, OSError) as error:  # OSError: a library of its own is missing
         raise ValueError(
             f"{path}: reading torch files needs torch (pip install 'internvideo-jax[torch]'), or "
-            "convert the file to safetensors elsewhere"
+            f"convert the file to safetensors elsewhere ({error})"
         ) from error
     content = _unpickled(torch, path)
 
@@ -84,8 +84,12 @@ def _to_numpy(torch: Any, path: Path, name: str, value: Any) -> np.ndarray:
     except Exception as error:  # torch raises no narrower class
         raise ValueError(
             f"{path}: {name} is a tensor of {value.dtype} ({value.layout}, {value.device}), which "
-            "has no values that can be read; save a dense floating-point tensor"
+            f"cannot be read; save a dense floating-point tensor ({_line(error)})"
         ) from error
+
+
+def _line(error: Exception) -> str:
+    return str(error).partition("\n")[0][:200] or type(error).__name__
 
 
 def _check_file(path: Path) -> None:
@@ -193,6 +197,7 @@ def _names_of_parts(pickled: bytes) -> dict[str, list[str]]:
     names: dict[str, list[str]] = {}
     memo: dict[int, str] = {}
     text = key = number = ""  # the last text, the last that may name a tensor, the last number
+    argument: Any
     for code, argument, _ in pickletools.genops(pickled):
         name = code.name
         if name in ("BINUNICODE", "BINGET", "LONG_BINGET"):
@@ -255,8 +260,8 @@ def _explained(path: Path, error: Exception) -> str:
     """What torch's error means. Its own text advises to unpickle everything, so it is not shown."""
     text = str(error)
     inner = re.search(r"WeightsUnpickler error: (.{1,200})", text)
-    reason = inner[1] if inner else text.partition("\n")[0][:200]
-    if not reason or re.search("weights.only", reason, re.IGNORECASE):
+    reason = inner[1] if inner else _line(error)
+    if re.search("weights.only", reason, re.IGNORECASE):
         reason = type(error).__name__
     if not zipfile.is_zipfile(path):
         return f"the file is cut off: download it again (or damaged: {reason})"

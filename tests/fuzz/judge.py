@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dis
+from pathlib import Path
 from types import TracebackType
 
-from tests.conftest import ROOT
+import data_pipelines
+import internvideo_jax
 
-PACKAGES = tuple(str(ROOT / name) for name in ("internvideo_jax", "data_pipelines"))
+OURS = (internvideo_jax, data_pipelines)
+PACKAGES = tuple(str(Path(package.__file__ or "").parent) for package in OURS)
 BUILT_IN = (ValueError, RuntimeError, OSError, ImportError)
 
 
@@ -23,7 +26,7 @@ def is_ours(error: BaseException) -> bool:
     if at is None or not _raised_here(at):
         return False
     return isinstance(error, BUILT_IN) and (
-        type(error).__module__.partition(".")[0] in ("internvideo_jax", "data_pipelines")
+        type(error).__module__.partition(".")[0] in [package.__name__ for package in OURS]
         or (
             type(error).__module__ == "builtins"
             and not isinstance(error, UnicodeError | RecursionError | NotImplementedError)

@@ -44,14 +44,13 @@ def seeds() -> dict[str, list[bytes]]:
     header = json.loads(ours[8 : 8 + int.from_bytes(ours[:8], "little")])
     known = header["__metadata__"]
     unchecked = header | {"__metadata__": {k: v for k, v in known.items() if k != "crc32"}}
-    named = header | {"__metadata__": {"format": "pt"}}  # as another tool would write it
     names = list(small_weights())
     index = {"metadata": {"total_size": 1}, "weight_map": dict.fromkeys(names, "a.safetensors")}
     return {
         "torch": [archive, *legacy_file()],
         "pickle": [pickled],
         "safetensors": [save(small_weights(), {"format": "pt"}), ours],
-        "header": [json.dumps(each).encode() for each in (header, unchecked, named)],
+        "header": [json.dumps(each).encode() for each in (header, unchecked)],
         "shards": [json.dumps(index, indent=1).encode()],
     }
 

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from internvideo_jax.checkpoint.initial import is_weights, load_source
+from internvideo_jax.checkpoint.initial import load_source
 from internvideo_jax.weights import files, huggingface, torch_files
 from internvideo_jax.weights.__main__ import main
+from internvideo_jax.weights.folders import is_weights
 from tests.internvideo_jax.weights.made import small_weights
 from tests.internvideo_jax.weights.test_huggingface import classifier, weights
 
