@@ -49,8 +49,8 @@ def check_ranked(scores: np.ndarray) -> None:
     bad = np.asarray(np.isnan(scores.reshape(len(scores), -1)).any(axis=1))
     if bad.any():
         raise ValueError(
-            f"{bad.sum()} of {len(scores)} rows of scores are NaN, first row {int(np.argmax(bad))}; "
-            "they cannot be ranked"
+            f"{bad.sum()} of {len(scores)} rows of scores are NaN, first row "
+            f"{int(np.argmax(bad))}; they cannot be ranked"
         )
 
 

@@ -124,7 +124,9 @@ def _ours(path: Path, tensors: Tensors, metadata: Mapping[str, str]) -> Weights:
         geometry = json.loads(metadata.get("geometry", ""))
     except (ValueError, RecursionError):
         geometry = None
-    if not isinstance(geometry, dict) or not all(_is_size(size) for size in geometry.values()):
+    if not isinstance(geometry, dict) or not all(
+        _is_setting(name, value) for name, value in geometry.items()
+    ):
         raise ValueError(
             f"{path}: its header has the geometry {metadata.get('geometry', '')[:60]!r}; expected "
             'JSON such as {"tubelet": 2, "patch": 16}'
@@ -132,8 +134,11 @@ def _ours(path: Path, tensors: Tensors, metadata: Mapping[str, str]) -> Weights:
     return Weights(kind, tensors, geometry)
 
 
-def _is_size(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= 1024
+def _is_setting(name: str, value: Any) -> bool:
+    """Whether a value of the geometry can be one: sizes are whole numbers, others are plain."""
+    if name not in ("tubelet", "patch", "frames", "size"):
+        return isinstance(value, str | int | float)
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= 1 << 16
 
 
 def not_finite(weights: Weights) -> str:

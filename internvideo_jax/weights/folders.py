@@ -33,7 +33,7 @@ def is_weights(path: Path) -> bool:
         return path.is_file()
     if any((path / name).is_dir() for name in RUNS):
         return False
-    return any((path / name).is_file() for name in NAMES)
+    return any((path / name).is_file() for name in (*NAMES, "config.json"))
 
 
 def weight_file(path: Path) -> Path:

@@ -126,6 +126,7 @@ def with_header(**changes: str) -> bytes:
         ({"geometry": '{"patch": "16"}'}, "its header has the geometry"),
         ({"geometry": '{"patch": 0}'}, "its header has the geometry"),
         ({"geometry": '{"patch": true}'}, "its header has the geometry"),
+        ({"geometry": '{"patch": 4, "pos_table": ["sincos"]}'}, "its header has the geometry"),
         ({"geometry": '{"patch": 1e999}'}, "its header has the geometry"),
         ({"geometry": f'{{"patch": {"9" * 5000}}}'}, "its header has the geometry"),
         ({"geometry": "[" * 100_000}, "its header has the geometry"),

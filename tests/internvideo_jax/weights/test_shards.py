@@ -79,6 +79,9 @@ def test_a_folder_without_weights_names_what_it_has(tmp_path):
     with pytest.raises(ValueError, match=r"It has other.safetensors: name that file"):
         files.load(tmp_path)
     assert not is_weights(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"It has other.safetensors: name that file"):
+        load_source(str(tmp_path))
 
 
 def changed(folder: Path, **entries: object) -> None:
@@ -184,6 +187,7 @@ def test_folders_with_pytorch_model_bin(sharded, tmp_path):
 
 @pytest.mark.torch
 def test_a_damaged_part_of_a_torch_model_is_named(tmp_path):
+    pytest.importorskip("torch", reason="reading .bin needs torch")
     write(tmp_path, lambda tensors, path: torch_files.write(path, tensors), "pytorch_model", "bin")
     path = tmp_path / "pytorch_model-00002-of-00003.bin"
     data = bytearray(path.read_bytes())
