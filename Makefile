@@ -12,11 +12,16 @@ AOT_READY := $(AOT)/ready
 # What drives a browser is not needed for anything else.
 BROWSER := $(VENV)-browser
 BROWSER_READY := $(BROWSER)/ready
+# torch and transformers, which nothing else needs. 2.13 is the newest that was tried; of its wheels
+# those without CUDA are smaller: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+TORCH_VENV := $(VENV)-torch
+TORCH_READY := $(TORCH_VENV)/ready
+TORCH ?= torch>=2.4,<2.14
 DEMO_DIR ?= demo_out
 # What needs an environment of its own has a target of its own.
 HERE := not aot and not beam and not browser and not torch
 
-.PHONY: help test test-slow test-beam test-aot test-browser demo lint format clean
+.PHONY: help test test-slow test-beam test-torch test-aot test-browser demo lint format clean
 
 help:  ## Show the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -36,6 +41,15 @@ $(BEAM_READY): pyproject.toml
 
 test-beam: $(BEAM_READY)  ## Run the tests of the ingest on Apache Beam.
 	$(BEAM)/bin/python -m pytest tests/data_pipelines/ingest/test_beam.py
+
+$(TORCH_READY): pyproject.toml
+	$(PYTHON) -m venv $(TORCH_VENV)
+	$(TORCH_VENV)/bin/python -m pip install --quiet --editable '.[torch]' '$(TORCH)' 'transformers>=5,<6' pytest
+	touch $(TORCH_READY)
+
+test-torch: $(TORCH_READY)  ## Run the tests that read what torch writes or compare with transformers.
+	$(TORCH_VENV)/bin/python -c 'import torch, transformers'
+	$(TORCH_VENV)/bin/python -m pytest -m torch tests/internvideo_jax/weights tests/fuzz
 
 $(AOT_READY): pyproject.toml
 	$(PYTHON) -m venv $(AOT)
@@ -69,4 +83,4 @@ format: $(READY)  ## Format the code.
 	$(BIN)/ruff check --fix .
 
 clean:  ## Remove the environment and the demo.
-	rm -rf $(VENV) $(BEAM) $(AOT) $(BROWSER) $(DEMO_DIR)
+	rm -rf $(VENV) $(BEAM) $(TORCH_VENV) $(AOT) $(BROWSER) $(DEMO_DIR)

@@ -236,5 +236,19 @@ def load(config: TrainConfig, checkpoint: str, mesh: Any) -> tuple[Any, Params]:
     return model, jax.tree.map(jax.device_put, params, shardings)
 
 
+def first_not_finite(rows: np.ndarray) -> int:
+    """The first row of (R, ...) with a value that is NaN or infinite; -1 if there is none."""
+    bad = np.flatnonzero(~np.isfinite(rows).reshape(len(rows), -1).all(axis=1))
+    return int(bad[0]) if len(bad) else -1
+
+
+def not_finite(address: str, what: str) -> ValueError:
+    """What stops a command before such values of a video are stored."""
+    return ValueError(
+        f"{address}: the {what} of this video are not finite: the checkpoint or the record is "
+        "broken, or the values do not fit into the type they are stored in"
+    )
+
+
 def say(text: str) -> None:
     print(text, flush=True)

@@ -129,6 +129,10 @@ class Extractor:
                 for ahead in itertools.islice(left, AHEAD - len(waiting)):
                     waiting.append(pool.submit(self._video, records, loaded, ahead))
                 found = self._run(waiting.popleft().result())
+                if (bad := by_shard.first_not_finite(found[: len(batch)])) >= 0:
+                    record = batch[bad][0]
+                    address = self.dataset.address(records[record], loaded[record][0])
+                    raise by_shard.not_finite(address, NAME)
                 for (record, _), value in zip(batch, found, strict=False):
                     values[record].append(value)
         width = self._width()

@@ -144,6 +144,11 @@ class Teacher:
                     waiting.append([pool.submit(self._clip, *row) for row in ahead])
                 clips = [future.result() for future in waiting.popleft()]
                 made = self._run(batch, clips)
+                readable = [place for place, clip in enumerate(clips) if clip is not None]
+                for name, array in made.items():
+                    if (bad := by_shard.first_not_finite(array[readable])) >= 0:
+                        record = batch[readable[bad]][0]
+                        raise by_shard.not_finite(self.views.dataset.address(record), name)
                 for place, clip in enumerate(clips):
                     # Copies, so that a record under way does not hold its whole batch.
                     each = {name: array[place].copy() for name, array in made.items()}

@@ -84,7 +84,7 @@ OWNERS = {
 }
 NEVER = {"tensorflow", "tensorflow_datasets"}
 # torch: only where .pth files are read, and as a peer of benchmarks; only when asked for.
-TORCH_READER = ROOT / "internvideo_jax/weights/files.py"
+TORCH_READER = ROOT / "internvideo_jax/weights/torch_files.py"
 
 
 def imports(path: Path) -> Iterator[str]:

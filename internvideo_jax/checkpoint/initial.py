@@ -17,7 +17,7 @@ from internvideo_jax.checkpoint.reading import step_of
 from internvideo_jax.ops.resize import resize_table
 from internvideo_jax.parallel.multihost import to_host
 from internvideo_jax.types import Params, flatten_paths, unflatten_paths
-from internvideo_jax.weights import files
+from internvideo_jax.weights import files, finite, folders
 
 TABLES = ("pos_embed",)  # leaves that may be resized to another token grid
 
@@ -113,7 +113,7 @@ def check_source(path: str) -> None:
 def load_source(path: str) -> Source:
     """As `load_params`, with what is known about the model and its classes."""
     place = Path(path)
-    if place.is_file():
+    if folders.is_weights(place):
         weights = files.load(place)
         return Source(dict(weights.params), weights.geometry)
     step = step_of(place)
@@ -135,6 +135,7 @@ def checkpoint_weights(path: str | Path) -> files.Weights:
     )
 
 
+@np.errstate(over="ignore")  # of casts: what becomes infinite is refused
 def initialise(
     path: str,
     fresh: Params,
@@ -221,6 +222,11 @@ def initialise(
         raise ValueError(
             f"{path} shares no parameter with this model; it has {', '.join(list(source)[:3])}, "
             f"the model has {', '.join(list(target)[:3])}"
+        )
+    if bad := finite.describe({name: values[name] for name in (*loaded, *resized)}, len(values)):
+        raise ValueError(
+            f"{path}: {bad}. Take an earlier checkpoint, or the file of another precision; "
+            "`python -m internvideo_jax.weights inspect` names what a file holds"
         )
     matched = {*loaded, *resized}
     report = LoadReport(

@@ -177,6 +177,24 @@ class EvalContext:
         return math.prod(self.mesh.shape[axis] for axis in BATCH_AXES)
 
 
+def check_finite(values: np.ndarray, batch: Batch, used: np.ndarray, what: str) -> None:
+    """ValueError where a row of (R, ...) is NaN or infinite.
+
+    Hosts have the rows of all of them (`outputs`), so all stop alike and none waits for another.
+
+    Args:
+      used: (R,) bool, rows that the numbers are made of.
+    """
+    bad = np.flatnonzero(used & ~np.isfinite(values).reshape(len(values), -1).all(axis=1))
+    if len(bad):
+        record, view = min(zip(batch["index"][bad], batch["view"][bad], strict=True))
+        raise ValueError(
+            f"the {what} of record {record} (view {view}) are not finite, as are those of "
+            f"{len(bad)} of {np.count_nonzero(used)} clips of this step: the weights or the record "
+            "are broken"
+        )
+
+
 def tile_rows(views: int) -> int:
     """Clips that a device computes at a time: whole videos, or an even share of one's views.
 

@@ -15,7 +15,13 @@ import numpy as np
 from data_pipelines.config import ClipConfig, ViewConfig
 from data_pipelines.limits import limited
 from internvideo_jax.evaluators import metrics, protocols
-from internvideo_jax.evaluators.base import EvalContext, Input, Result, describe_data
+from internvideo_jax.evaluators.base import (
+    EvalContext,
+    Input,
+    Result,
+    check_finite,
+    describe_data,
+)
 from internvideo_jax.evaluators.per_video import Scored
 from internvideo_jax.telemetry.pictures import confusion_picture
 
@@ -75,9 +81,11 @@ class Classification:
                 f"the model has {context.model.config.classes} classes, the data set "
                 f"{views.dataset.manifest.directory} has {len(classes)}"
             )
-        rows = list(
-            context.outputs(views, "logits", lambda: forward(context.model.apply), self.name)
-        )
+        rows = []
+        outputs = context.outputs(views, "logits", lambda: forward(context.model.apply), self.name)
+        for batch, logits in outputs:
+            check_finite(logits, batch, batch["valid"] & (batch["label"] >= 0), "scores")
+            rows.append((batch, logits))
         valid = np.concatenate([batch["valid"] for batch, _ in rows])
         record, view, label = (
             np.concatenate([batch[key] for batch, _ in rows])[valid]

@@ -9,7 +9,7 @@ import numpy as np
 
 from data_pipelines.config import ViewConfig
 from data_pipelines.limits import limited
-from internvideo_jax.evaluators.base import EvalContext, Input, describe_data
+from internvideo_jax.evaluators.base import EvalContext, Input, check_finite, describe_data
 from internvideo_jax.ops.probe_heads import HeadSpec, read
 
 MEAN = HeadSpec("linear")  # reads the mean over all tokens
@@ -54,7 +54,8 @@ def extract(context: EvalContext, source: Input, spec: HeadSpec, *, limit: int =
       limit: use only the first `limit` labelled clips; 0 = all.
 
     Raises:
-      ValueError: no labels, several views, or more tokens than MEMORY_LIMIT holds.
+      ValueError: no labels, several views, more tokens than MEMORY_LIMIT holds, or features that
+        are not finite (tokens are kept in half precision).
     """
     if source.views.segments * source.views.crops != 1:
         raise ValueError("features are taken from one view per clip: set segments = crops = 1")
@@ -85,16 +86,18 @@ def extract(context: EvalContext, source: Input, spec: HeadSpec, *, limit: int =
     outputs = context.outputs(stream, ("features", spec), build, f"features {stream.dataset.split}")
     for batch, features in outputs:
         keep = batch["valid"] & (batch["label"] >= 0)
+        if limit:
+            keep &= np.cumsum(keep) <= limit - seen
+        check_finite(features, batch, keep, "features")
         values.append(features[keep])
         labels.append(batch["label"][keep])
         seen += int(keep.sum())
         if limit and seen >= limit:
             break
     outputs.close()
-    end = limit or None
     return Features(
-        np.concatenate(values)[:end],
-        np.concatenate(labels)[:end],
+        np.concatenate(values),
+        np.concatenate(labels),
         stream.dataset.classes,
         describe_data(stream.dataset, source.views),
     )

@@ -47,7 +47,11 @@ class NearestNeighbours(FeatureTask):
 
 
 def _unit(x: np.ndarray) -> np.ndarray:
-    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    with np.errstate(over="ignore"):
+        lengths = np.linalg.norm(x, axis=1, keepdims=True)
+    if not np.isfinite(lengths).all():  # finite values may have squares that are not
+        raise ValueError(f"features up to {np.abs(x).max():.3g} have no finite length")
+    return x / np.maximum(lengths, 1e-12)
 
 
 def vote(

@@ -8,9 +8,13 @@ MERGES = ("probability", "logit", "probability_sum")
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Over the last axis, float64."""
+    """Over the last axis, float64; ValueError where it is not defined."""
     logits = logits.astype(np.float64)
-    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    highest = logits.max(axis=-1, keepdims=True)
+    if not np.isfinite(highest).all():
+        bad = int((~np.isfinite(highest)).sum())
+        raise ValueError(f"{bad} of {highest.size} rows of scores are not finite")
+    weights = np.exp(logits - highest)
     return weights / weights.sum(axis=-1, keepdims=True)
 
 
@@ -40,6 +44,16 @@ def merge_views(
     return videos, merged if how == "probability_sum" else merged / counts[:, None]
 
 
+def check_ranked(scores: np.ndarray) -> None:
+    """ValueError for scores that are NaN, which have no order."""
+    bad = np.asarray(np.isnan(scores.reshape(len(scores), -1)).any(axis=1))
+    if bad.any():
+        raise ValueError(
+            f"{bad.sum()} of {len(scores)} rows of scores are NaN, first row "
+            f"{int(np.argmax(bad))}; they cannot be ranked"
+        )
+
+
 TIES = ("first", "last")
 
 
@@ -54,6 +68,7 @@ def top_k(scores: np.ndarray, label: np.ndarray, k: int, ties: str = "first") ->
     """
     if ties not in TIES:
         raise ValueError(f"unknown tie rule {ties!r}; known: {', '.join(TIES)}")
+    check_ranked(scores)
     if ties == "first":
         best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     else:
@@ -71,6 +86,7 @@ def mean_class_accuracy(scores: np.ndarray, label: np.ndarray, over: str = "unio
     """
     if over not in ("union", "labels"):
         raise ValueError(f"unknown set of classes {over!r}; known: union, labels")
+    check_ranked(scores)
     predicted = scores.argmax(axis=1)
     hit = predicted == label
     total = sum(float(hit[label == each].mean()) for each in np.unique(label))
@@ -89,6 +105,7 @@ def average_precision(scores: np.ndarray, relevant: np.ndarray) -> float:
       relevant items.
     """
     relevant = np.asarray(relevant, bool)
+    check_ranked(scores)
     if not relevant.any():
         return float("nan")
     order = np.argsort(-scores, kind="stable")
@@ -118,6 +135,7 @@ def mean_average_precision(scores: np.ndarray, relevant: np.ndarray, by: str = "
 
 def confusion(scores: np.ndarray, label: np.ndarray, classes: int) -> np.ndarray:
     """(classes, classes) counts, true class by row, predicted class by column."""
+    check_ranked(scores)
     table = np.zeros((classes, classes), np.int64)
     np.add.at(table, (label, scores.argmax(axis=1)), 1)
     return table

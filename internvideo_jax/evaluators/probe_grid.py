@@ -67,8 +67,8 @@ class ProbeGrid(Classification):
     def run(self, context: EvalContext) -> Result:
         config = context.model.config
         source, hold_out = self.selection(context)
-        accuracy, protocol = self.all_heads(context, source, hold_out)
-        best = int(accuracy.argmax())
+        accuracy, finite, protocol = self.all_heads(context, source, hold_out)
+        best = int(np.where(finite, accuracy, -1.0).argmax())
         rate, decay = config.pairs[best]
         # One compiled function per head, kept as the context keeps its own.
         compiled = context._compiled.setdefault((self.name, best), {})
@@ -100,8 +100,10 @@ class ProbeGrid(Classification):
 
     def all_heads(
         self, context: EvalContext, source: Input, hold_out: int
-    ) -> tuple[np.ndarray, dict[str, Any]]:
-        """(P,) top-1 on the clips that select, and which those were."""
+    ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+        """(P,) top-1 on the clips that select, (P,) whether all scores of a head are finite, and
+        which clips those were. A head that diverged has 0; ValueError when all have.
+        """
         views = context.open(source)
         apply = context.model.apply
 
@@ -110,10 +112,17 @@ class ProbeGrid(Classification):
             return lambda params, batch: apply(params, batch["video"]).swapaxes(0, 1)
 
         hits, videos = np.zeros(len(context.model.config.pairs)), 0
+        finite = np.ones(len(hits), bool)
         rows = context.outputs(views, (self.name, "all"), build, f"{self.name} selection")
         count = self.views.segments * self.views.crops
         for label, record, view, logits in _by_video(rows, count, hold_out):
-            for head in range(len(hits)):
+            finite &= np.isfinite(logits).all(axis=(0, 2))
+            if not finite.any():
+                raise ValueError(
+                    f"the scores of record {record[0]} are not finite, and so no head has finite "
+                    "scores: the weights or the record are broken"
+                )
+            for head in np.flatnonzero(finite):
                 _, scores = metrics.merge_views(record, view, logits[:, head], self.merge)
                 hits[head] += scores[0].argmax() == label
             videos += 1
@@ -121,12 +130,17 @@ class ProbeGrid(Classification):
             raise ValueError(
                 f"split {source.split!r} has no labelled clip that may choose between the heads"
             )
-        return hits / videos, {
-            **describe_data(views.dataset, self.views),
-            "merge": self.merge,
-            "every": hold_out,  # of whose records only these: number divisible by it; 0 = all
-            "videos": videos,
-        }
+        return (
+            np.where(finite, hits / videos, 0.0),
+            finite,
+            {
+                **describe_data(views.dataset, self.views),
+                "merge": self.merge,
+                "every": hold_out,  # of whose records only these: number divisible by it; 0 = all
+                "videos": videos,
+                "not_finite": int((~finite).sum()),  # heads that diverged; no score, never chosen
+            },
+        )
 
 
 def _by_video(

@@ -100,14 +100,19 @@ def _probe(probe: LinearProbe, context: EvalContext) -> Result:
     held = np.arange(len(label)) % HELD_OUT == 0
     pairs = probe.pairs
     fit = Fit(probe, len(train.classes), context.seed)
-    accuracy = fit.accuracy(
-        fit.train(values[~held], label[~held], pairs), values[held], label[held]
-    )
-    best = int(accuracy.argmax())
+    trained = fit.train(values[~held], label[~held], pairs)
+    accuracy, finite = fit.judge(trained, values[held], label[held])
+    best = int(np.where(finite, accuracy, -1.0).argmax())
     final = fit.train(values, label, pairs[best : best + 1])
+    top1, sound = fit.judge(final, scaled(test.values), test.label)
+    if not (finite.any() and sound.all()):
+        raise ValueError(
+            f"the scores of {probe.name} are not finite after {probe.steps} steps at a learning "
+            f"rate of {pairs[best][0]:g}: give smaller learning_rates"
+        )
     return Result(
         metrics={
-            "top1": float(fit.accuracy(final, scaled(test.values), test.label)[0]),
+            "top1": float(top1[0]),
             "held_out_top1": float(accuracy[best]),
         },
         protocol={
@@ -118,6 +123,7 @@ def _probe(probe: LinearProbe, context: EvalContext) -> Result:
             "batch": probe.batch,
             "learning_rate": pairs[best][0],
             "weight_decay": pairs[best][1],
+            "not_finite": int((~finite).sum()),  # pairs that diverged; no score, never chosen
         },
         tables={"grid": grid_table(pairs, held_out_top1=accuracy)},
         pictures=grid_picture_of(probe.learning_rates, probe.weight_decays, accuracy),
@@ -170,12 +176,21 @@ class Fit:
 
     def accuracy(self, heads: Any, values: np.ndarray, label: np.ndarray) -> np.ndarray:
         """(pairs,) top-1 accuracy."""
+        return self.judge(heads, values, label)[0]
+
+    def judge(
+        self, heads: Any, values: np.ndarray, label: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(pairs,) top-1 accuracy, 0 for a head whose scores are not all finite, and (pairs,) bool
+        whether they are."""
         predict = jax.jit(logits_of(self.probe.spec))
         hits = np.zeros(len(jax.tree.leaves(heads)[0]))
+        finite = np.ones(len(hits), bool)
         for start in range(0, len(label), 512):
             logits = np.asarray(predict(heads, jnp.asarray(values[start : start + 512])))
+            finite &= np.isfinite(logits).all(axis=(1, 2))
             hits += (logits.argmax(axis=-1) == label[start : start + 512]).sum(axis=1)
-        return hits / len(label)
+        return np.where(finite, hits / len(label), 0.0), finite
 
 
 def logits_of(spec: HeadSpec) -> Callable[[Any, jax.Array], jax.Array]:

@@ -12,7 +12,14 @@ import numpy as np
 from data_pipelines.config import ViewConfig
 from data_pipelines.limits import limited
 from internvideo_jax import masking
-from internvideo_jax.evaluators.base import ANIMATED, EvalContext, Input, Result, describe_data
+from internvideo_jax.evaluators.base import (
+    ANIMATED,
+    EvalContext,
+    Input,
+    Result,
+    check_finite,
+    describe_data,
+)
 from internvideo_jax.ops.pixels import patchify, to_unit, unpatchify
 from internvideo_jax.ops.reconstruction import pixel_loss, restore_pixels
 from internvideo_jax.ops.tokens import scatter, take
@@ -50,6 +57,7 @@ class Reconstruction:
         shown: list[dict[str, np.ndarray]] = []
         outputs = context.outputs(views, self, lambda: self._forward(context), self.name)
         for batch, out in outputs:
+            check_finite(out["error"], batch, batch["valid"], "predictions")
             total += float((out["error"] * batch["valid"]).sum())
             weight += float(batch["valid"].sum())
             for row in range(len(batch["valid"])):

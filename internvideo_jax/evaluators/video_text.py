@@ -268,9 +268,11 @@ def logit_scale(params: Params | None, wanted: float) -> float:
     """`wanted`, or for 0 what the model multiplies cosines by: 1 / temperature.
 
     Raises:
-      ValueError: 0, and a model without a usable parameter `temperature`.
+      ValueError: no finite number, or 0 and a model without a usable parameter `temperature`.
     """
     if wanted:
+        if not np.isfinite(wanted):
+            raise ValueError(f"scale = {wanted}: expected a finite number")
         return wanted
     if not params or "temperature" not in params:
         raise ValueError(

@@ -3,9 +3,12 @@
 python -m internvideo_jax.weights list [WORD ...]
 python -m internvideo_jax.weights inspect FILE
 python -m internvideo_jax.weights import FILE --out ours.safetensors
-python -m internvideo_jax.weights export RUN_OR_FILE --out torch.safetensors
+python -m internvideo_jax.weights export RUN_OR_FILE --out torch.safetensors (or torch.pth)
 python -m internvideo_jax.weights export RUN_OR_FILE --layout=huggingface --out FOLDER
 python -m internvideo_jax.weights average RUN_OR_FILE RUN_OR_FILE --out ours.safetensors
+
+FILE may be an index of several files, or a folder of Hugging Face. Exit codes: 0; 1 for `inspect`
+of weights that are NaN or infinite; 2 for errors.
 """
 
 from __future__ import annotations
@@ -23,34 +26,52 @@ from internvideo_jax.config import to_typed
 from internvideo_jax.models import zoo
 from internvideo_jax.registry import resolve
 from internvideo_jax.weights import average, files, huggingface, wrappers
+from internvideo_jax.weights.folders import is_weights
 from internvideo_jax.weights.identify import guess_config, identify
 
 FROM_FILE = ("frames", "size", "heads", "decoder_heads")  # what a file does not tell
+
+
+NOT_FINITE, ERROR = 1, 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     quiet_libraries()
     try:
-        if options.command == "average":
-            average.run(options, read)
-            return 0
-        if options.command == "list":
-            print(listing(options.words))
-            return 0
-        weights = read(options.source, getattr(options, "key", ""))
-        print(describe(options.source, weights))
-        if options.command == "import":
-            files.save_ours(options.out, weights)
-        elif options.command == "export" and options.layout == "huggingface":
-            export_huggingface(options, weights)
-        elif options.command == "export":
-            files.save_torch(options.out, weights)
-        if options.command != "inspect":
-            print(f"written to {options.out}")
+        return run(options)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return ERROR
+
+
+def run(options: argparse.Namespace) -> int:
+    if options.command == "list":
+        print(listing(options.words))
+        return 0
+    to_folder = options.command == "export" and options.layout == "huggingface"
+    if to_folder:
+        huggingface.check_out(options.out)
+    elif options.command != "inspect":
+        files.check_out(options.out, ours=options.command != "export")
+    if options.command == "average":
+        average.run(options, sound)
+        return 0
+    weights = read(options.source, getattr(options, "key", ""))
+    print(describe(options.source, weights))
+    bad = files.not_finite(weights)
+    if options.command == "inspect":
+        if bad:
+            print(bad)
+        return NOT_FINITE if bad else 0
+    refuse_not_finite(options.source, bad)
+    if options.command == "import":
+        files.save_ours(options.out, weights)
+    elif to_folder:
+        export_huggingface(options, weights)
+    else:
+        files.save_torch(options.out, weights)
+    print(f"written to {options.out}")
     return 0
 
 
@@ -65,15 +86,17 @@ def parser() -> argparse.ArgumentParser:
     one = commands.add_parser("inspect", help="say what a file holds")
     one.add_argument("source", type=Path)
     _key(one)
-    one = commands.add_parser("import", help="torch file -> safetensors with our names")
+    one = commands.add_parser("import", help="published file -> safetensors with our names")
     one.add_argument("source", type=Path)
     one.add_argument("--out", type=Path, required=True)
     _key(one)
     one = commands.add_parser(
-        "export", help="training run, checkpoint or our file -> safetensors with torch names"
+        "export", help="training run, checkpoint or our file -> torch names, the ending says how"
     )
     one.add_argument("source", type=Path)
-    one.add_argument("--out", type=Path, required=True, help="file; huggingface: folder")
+    one.add_argument(
+        "--out", type=Path, required=True, help=".safetensors or .pth file; huggingface: folder"
+    )
     one.add_argument("--layout", choices=("torch", "huggingface"), default="torch")
     for name in FROM_FILE:
         one.add_argument(
@@ -91,9 +114,24 @@ def _key(one: argparse.ArgumentParser) -> None:
 
 
 def read(source: Path, key: str = "") -> files.Weights:
-    if source.is_dir() and (source / "config.json").is_file():
-        source = source / "model.safetensors"  # a folder of Hugging Face
-    return checkpoint_weights(source) if source.is_dir() else files.load(source, key)
+    """Weights of a run, a checkpoint, or what `files.load` reads."""
+    if not source.is_dir() or is_weights(source):
+        return files.load(source, key)
+    if key:
+        raise ValueError(f"--key {key} is for torch files; {source} is a folder")
+    return checkpoint_weights(source)
+
+
+def sound(source: Path) -> files.Weights:
+    """The same; ValueError where some are NaN or infinite."""
+    weights = read(source)
+    refuse_not_finite(source, files.not_finite(weights))
+    return weights
+
+
+def refuse_not_finite(source: Path, bad: str) -> None:
+    if bad:
+        raise ValueError(f"{source}: {bad}; nothing was written. Take an earlier checkpoint")
 
 
 def describe(source: Path, weights: files.Weights) -> str:
@@ -134,7 +172,7 @@ def listing(words: Sequence[str]) -> str:
 
 
 def export_huggingface(options: argparse.Namespace, weights: files.Weights) -> None:
-    is_run = options.source.is_dir() and not (options.source / "config.json").is_file()
+    is_run = options.source.is_dir() and not is_weights(options.source)
     if is_run:
         asked = [name for name in FROM_FILE if getattr(options, name)]
         if asked:

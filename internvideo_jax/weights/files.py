@@ -9,16 +9,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
+from internvideo_jax.registry import MODELS, suggest
 from internvideo_jax.weights import (
     clip,
+    finite,
+    folders,
+    formats,
     huggingface,
     internvideo2,
     internvl,
+    safetensors_files,
+    torch_files,
     umt,
     uniformerv2,
     viclip,
@@ -50,24 +53,28 @@ class Weights:
 def load(path: str | Path, key: str = "") -> Weights:
     """Reads a `.safetensors` (torch names or ours) or torch `.pth` / `.pyth` / `.pt` / `.bin` file.
 
+    Values that are NaN or infinite are read like others; `not_finite` names them.
+
     Args:
+      path: the file, an index of several, or a folder of Hugging Face that holds one of these.
       key: where in a torch file the weights lie, as `model_ema` or `a.b`; empty = find them.
 
     Raises:
-      ValueError: not readable, not whole, or the weights of no model we know.
+      ValueError: not readable, damaged, not whole, or the weights of no model we know.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path}: no such weight file")
+    path = folders.weight_file(Path(path))
     place, elsewhere = wrappers.TOP, ()
-    if wrappers.check_format(path) == "safetensors":
-        tensors, metadata = _read_safetensors(path)
-        if metadata.get("format") == FORMAT:
-            return Weights(metadata["kind"], tensors, json.loads(metadata["geometry"]))
-        if key:
-            raise ValueError(f"{path}: --key {key} is for torch files; this one is flat")
+    form = formats.check_format(path)
+    if form == "torch":
+        tensors, place, elsewhere = torch_files.read(path, key)
+    elif key:
+        raise ValueError(f"{path}: --key {key} is for torch files; this one is flat")
+    elif form == "index":
+        tensors = folders.read_index(path, _read_part)
     else:
-        tensors, place, elsewhere = _read_torch(path, key)
+        tensors, metadata = safetensors_files.read(path)
+        if metadata.get("format") == FORMAT:
+            return _ours(path, tensors, metadata)
     wrappers.refuse_foreign(path, {name: each.dtype.name for name, each in tensors.items()})
     tensors = strip_prefixes(tensors)
     tensors = {short: tensors[name] for name, short in wrappers.strip_holders(tensors).items()}
@@ -99,6 +106,56 @@ def load(path: str | Path, key: str = "") -> Weights:
     return Weights(kind, params, geometry, coverage, layout, place, tuple(elsewhere))
 
 
+def _read_part(path: Path) -> Tensors:
+    """The tensors of one of several files."""
+    form = formats.check_format(path)
+    if form == "index":
+        raise ValueError(f"{path}: JSON, not weights")
+    return torch_files.read(path, "")[0] if form == "torch" else safetensors_files.read(path)[0]
+
+
+def _ours(path: Path, tensors: Tensors, metadata: Mapping[str, str]) -> Weights:
+    """A file that `save_ours` wrote; ValueError where its header is not what that writes."""
+    kinds = {*MODELS, *(kind for family in FAMILIES for kind in family.RULES)}
+    kind = metadata.get("kind", "")
+    if kind not in kinds:
+        raise ValueError(f"{path}: its header names the model {kind!r}: {suggest(kind, kinds)}")
+    try:
+        geometry = json.loads(metadata.get("geometry", ""))
+    except (ValueError, RecursionError):
+        geometry = None
+    if not isinstance(geometry, dict) or not all(
+        _is_setting(name, value) for name, value in geometry.items()
+    ):
+        raise ValueError(
+            f"{path}: its header has the geometry {metadata.get('geometry', '')[:60]!r}; expected "
+            'JSON such as {"tubelet": 2, "patch": 16}'
+        )
+    return Weights(kind, tensors, geometry)
+
+
+def _is_setting(name: str, value: Any) -> bool:
+    """Whether a value of the geometry can be one: sizes are whole numbers, others are plain."""
+    if name not in ("tubelet", "patch", "frames", "size"):
+        return isinstance(value, str | int | float)
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= 1 << 16
+
+
+def not_finite(weights: Weights) -> str:
+    """A line on the weights that are NaN or infinite, by their names in the file; empty if none."""
+    if weights.coverage is None:
+        return finite.describe(weights.params, len(weights.params))
+    bad = {path: value for path, value in weights.params.items() if finite.broken(value)}
+    if not bad:
+        return ""
+    table = next(
+        family.RULES[weights.kind]
+        for family in LAYOUTS.get(weights.layout, FAMILIES)
+        if weights.kind in family.RULES
+    )
+    return finite.describe(to_torch(bad, table, weights.geometry), len(weights.coverage.consumed))
+
+
 def _refuse_mixture(tensors: Mapping[str, np.ndarray], kind: str, family: Any) -> None:
     """Raises ValueError when what one kind leaves over are parameters of another kind."""
     patterns = [*(rule.pattern for rule in family.RULES[kind]), *family.IGNORED[kind]]
@@ -115,91 +172,51 @@ def _refuse_mixture(tensors: Mapping[str, np.ndarray], kind: str, family: Any) -
                 )
 
 
+def check_out(path: str | Path, ours: bool = False) -> None:
+    """ValueError, before any work, for a file name that is not what would be written to it.
+
+    Args:
+      ours: written by `save_ours`, else by `save_torch`.
+    """
+    path = Path(path)
+    known = (".safetensors",) if ours else (".safetensors", *formats.TORCH_SUFFIXES)
+    if path.suffix not in known:
+        raise ValueError(f"--out {path}: expected a file name that ends in {' or '.join(known)}")
+    if path.is_dir() or not path.parent.is_dir():
+        what = "is a folder" if path.is_dir() else "would be in a folder that does not exist"
+        raise ValueError(f"--out {path}: {what}; expected the name of a file to write")
+
+
 def save_ours(path: str | Path, weights: Weights) -> None:
-    """Writes our paths to safetensors; the dtype of every tensor is kept."""
+    """Writes our paths to safetensors with checksums; the dtype of every tensor is kept."""
+    contiguous = {name: np.asarray(value, order="C") for name, value in weights.params.items()}
     metadata = {
         "format": FORMAT,
         "kind": weights.kind,
         "geometry": json.dumps(dict(weights.geometry)),
     }
-    contiguous = {name: np.asarray(value, order="C") for name, value in weights.params.items()}
-    save_file(contiguous, str(path), metadata)
+    checksums = json.dumps(safetensors_files.checksums(contiguous, metadata))
+    known = {safetensors_files.CHECKSUMS: checksums}
+    safetensors_files.write(path, contiguous, metadata | known)
 
 
 def save_torch(path: str | Path, weights: Weights) -> int:
-    """Writes the original torch names to safetensors; returns the number of tensors."""
+    """Writes the original torch names; returns the number of tensors.
+
+    The ending decides: a torch file for `.pth`, `.pyth`, `.pt` and `.bin`, else safetensors.
+    """
     rules = {kind: table for family in FAMILIES for kind, table in family.RULES.items()}
+    if weights.kind not in rules:
+        raise ValueError(f"{weights.kind} has no torch names: {suggest(weights.kind, rules)}")
     tensors = to_torch(weights.params, rules[weights.kind], weights.geometry)
-    save_file(tensors, str(path), {"format": "pt"})
+    if Path(path).suffix in formats.TORCH_SUFFIXES:
+        with safetensors_files.replaced(path) as temporary:
+            torch_files.write(temporary, tensors)
+    else:
+        safetensors_files.write(path, tensors, {"format": "pt"})
     return len(tensors)
 
 
 def strip_prefixes(tensors: Mapping[str, np.ndarray]) -> Tensors:
     """Removes wrapper prefixes that all names share."""
     return {short: tensors[name] for name, short in wrappers.strip_prefixes(tensors).items()}
-
-
-def _read_safetensors(path: Path) -> tuple[Tensors, dict[str, str]]:
-    try:
-        with safe_open(str(path), framework="numpy") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return tensors, file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: not a readable safetensors file ({error})") from error
-
-
-def _read_torch(path: Path, key: str) -> tuple[Tensors, str, list[str]]:
-    """Tensors of a torch file, where in it they lay, and where else others are."""
-    try:
-        import torch  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise ValueError(
-            f"{path}: reading torch files needs torch (pip install 'internvideo-jax[torch]'), or "
-            "convert the file to safetensors elsewhere"
-        ) from error
-    content = _torch_load(torch, path)
-
-    def is_tensor(value: Any) -> bool:
-        return isinstance(value, torch.Tensor)
-
-    found, place = wrappers.find_tensors(content, is_tensor, path, key)
-    quantised = [name for name, value in found.items() if value.is_quantized]
-    if quantised:
-        raise ValueError(
-            f"{path}: quantised weights ({len(quantised)} tensors, first {quantised[0]}); take the "
-            "file with floating-point weights"
-        )
-    tensors = {name: _to_numpy(torch, value) for name, value in found.items()}
-    return tensors, place, wrappers.other_places(content, is_tensor, place)
-
-
-def _to_numpy(torch: Any, value: Any) -> np.ndarray:
-    value = value.detach().cpu()
-    if value.dtype == torch.bfloat16:  # unknown to numpy, and so to torch's conversion
-        return value.contiguous().view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
-    return value.numpy()
-
-
-def _torch_load(torch: Any, path: Path) -> Any:
-    # Published files carry the argparse options of their training script. Nothing else than
-    # tensors and this class is unpickled.
-    import argparse
-    import pickle
-
-    torch.serialization.add_safe_globals([argparse.Namespace])
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        unsafe = re.search(r"Unsupported (?:global|class|operand): (?:GLOBAL )?(\S+)", str(error))
-        if unsafe:
-            raise ValueError(
-                f"{path}: holds an object of {unsafe.group(1)}, and unpickling that could run any "
-                "code. Where you trust the file, load it with torch and save its state dict alone"
-            ) from error
-        if "TorchScript" in str(error):  # as OpenAI publishes CLIP
-            raise ValueError(
-                f"{path}: a TorchScript archive, which is a program. Where you trust it, load it "
-                "with torch.jit.load and save its state_dict() alone"
-            ) from error
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path}: not a readable torch file ({first})") from error

@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
 
+from internvideo_jax.weights import safetensors_files
+from internvideo_jax.weights.formats import TORCH_SUFFIXES
 from internvideo_jax.weights.rules import LINEAR, TOKEN, TUBELET, Rule, Tensors, to_torch
 
 
@@ -112,6 +113,16 @@ def geometry(tensors: Mapping[str, np.ndarray]) -> dict[str, int]:
     return {"tubelet": shape[2], "patch": shape[3]}
 
 
+def check_out(folder: str | Path) -> None:
+    """ValueError, before any work, for a path that is no folder or is named like a file."""
+    folder = Path(folder)
+    if folder.is_file() or folder.suffix in (".safetensors", ".json", *TORCH_SUFFIXES):
+        raise ValueError(
+            f"--out {folder}: named like a file; --layout=huggingface writes a folder with "
+            "model.safetensors and config.json"
+        )
+
+
 def save(
     folder: str | Path,
     params: Mapping[str, np.ndarray],
@@ -133,7 +144,7 @@ def save(
     tensors: Tensors = to_torch(params, RULES[config.name], shape)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, str(folder / "model.safetensors"), {"format": "pt"})
+    safetensors_files.write(folder / "model.safetensors", tensors, {"format": "pt"})
     (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n")
     return len(tensors)
 

@@ -158,14 +158,28 @@ def _stacked(rule: Rule, found: Mapping[int, np.ndarray]) -> np.ndarray:
     """The tensor of a rule, or those of all layers on a leading axis."""
     if not rule.stacked:
         # numpy's ascontiguousarray would make a vector of a single number
-        return np.asarray(rule.layout.to_ours(found[0]), order="C")
-    missing = set(range(max(found) + 1)) - set(found)
-    if missing:
+        return np.asarray(_rearranged(rule, 0, found[0]), order="C")
+    missing = next((i for i in range(len(found)) if i not in found), None)
+    if missing is not None:
+        some = ", ".join(map(str, sorted(found)[:8]))
         raise ValueError(
-            f"{rule.torch}: layer {min(missing)} is missing, found {sorted(found)}; "
-            "the file is incomplete"
+            f"{rule.torch}: layer {missing} is missing, found [{some}]; the file is incomplete"
         )
-    return np.stack([rule.layout.to_ours(found[i]) for i in range(len(found))])
+    layers = [_rearranged(rule, i, found[i]) for i in range(len(found))]
+    if other := next((i for i, each in enumerate(layers) if each.shape != layers[0].shape), 0):
+        raise ValueError(
+            f"{rule.torch}: layer 0 has shape {found[0].shape}, layer {other} {found[other].shape};"
+            " the layers of one stack are alike"
+        )
+    return np.stack(layers)
+
+
+def _rearranged(rule: Rule, layer: int, tensor: np.ndarray) -> np.ndarray:
+    try:
+        return rule.layout.to_ours(tensor)
+    except (ValueError, IndexError) as error:
+        name = rule.torch.replace("{i}", str(layer))
+        raise ValueError(f"{name} has shape {tensor.shape}, which fits no {rule.path}") from error
 
 
 def check_complete(

@@ -1,4 +1,4 @@
-"""What is around the tensors of a file: formats, wrappers, and files that are none of ours.
+"""What is around the tensors of a file: wrappers, prefixes, and tensors that are none of ours.
 
 Nothing here knows torch: tensors are told by a test that is handed in.
 """
@@ -6,7 +6,7 @@ Nothing here knows torch: tensors are told by a test that is handed in.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,35 +26,6 @@ HOLDERS = ("encoder.", "backbone.")
 # Parts of a training state that hold tensors and no weights.
 OTHERS = ("optim", "scaler", "scheduler", "sched", "args", "cfg", "config", "rng")
 TOP = "(top)"
-
-
-def check_format(path: Path) -> str:
-    """`safetensors` or `torch`, by the first bytes where they tell, else by the ending.
-
-    Raises:
-      ValueError: empty, a web page, or the pointer that git-lfs leaves instead of a file.
-    """
-    with path.open("rb") as file:
-        head = file.read(512)
-    size, text = path.stat().st_size, head.lstrip().lower()
-    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
-        raise ValueError(
-            f"{path}: a web page, not weights: {_line(head)!r}. The download led to a login, a "
-            "quota or an error page; open the address in a browser"
-        )
-    if text.startswith(b"version https://git-lfs"):
-        raise ValueError(f"{path}: the pointer of a git-lfs file; run `git lfs pull` there")
-    if size > 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < size:
-        return "safetensors"
-    if path.suffix == ".safetensors":
-        return "safetensors"
-    if size == 0:
-        raise ValueError(f"{path}: empty file; download it again")
-    return "torch"
-
-
-def _line(head: bytes) -> str:
-    return " ".join(head.decode("utf-8", "replace").split())[:60]
 
 
 def find_tensors(
@@ -182,14 +153,19 @@ def refuse_foreign(path: Path, dtypes: Mapping[str, str]) -> None:
         for name, dtype in dtypes.items()
         if _QUANTISED.fullmatch(name) or (name.endswith("weight") and dtype.startswith(whole))
     ]
-    if narrow:
-        raise ValueError(
-            f"{path}: quantised weights ({len(narrow)} tensors, first {narrow[0]} "
-            f"{dtypes[narrow[0]]}); take the file with floating-point weights"
-        )
+    refuse_quantised(path, [f"{name} {dtypes[name]}" for name in narrow])
     state = [name for name in dtypes if re.fullmatch(r".*(exp_avg(_sq)?|momentum_buffer)", name)]
     if state and 2 * len(state) > len(dtypes):
         raise ValueError(
             f"{path}: the state of an optimizer, {state[0]} and {len(state) - 1} more; take the "
             "file with the weights of the model"
+        )
+
+
+def refuse_quantised(path: Path, names: Sequence[str]) -> None:
+    """ValueError if there are any names of tensors, maybe with their types."""
+    if names:
+        raise ValueError(
+            f"{path}: quantised weights ({len(names)} tensors, first {names[0]}); take the file "
+            "with floating-point weights"
         )

@@ -1,26 +1,47 @@
-"""Coverage-guided fuzzing of everything that parses files of others: `python tests/fuzz/run.py`.
+"""Fuzzing of everything that parses files and settings of others: `python tests/fuzz/run.py`.
 
 Each target gets bytes and may only answer with our own errors: no other exception, no more than
-the memory limit, no input that takes longer than the time limit. Needs `pip install atheris`.
+the memory limit, no input that takes longer than the time limit. Guided by coverage with
+`pip install atheris`; with --plain by seeded damage (mutate.py), which needs nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import re
 import struct
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-TARGETS = ("records", "index", "wire", "table", "manifest")
+ROOT = Path(__file__).resolve().parents[2]
+RECORDS = ("records", "index", "wire", "table", "manifest")
+WEIGHTS = ("torch", "pickle", "safetensors", "header", "shards")
+TEXTS = (
+    *("csv", "jsonl", "json", "list", "classes", "clips", "gz"),
+    *("vocabulary", "mixture", "policy", "time", "metadata"),
+)
+TARGETS = (*RECORDS, *WEIGHTS, *TEXTS)
 _MEMORY_MB, _SECONDS_PER_INPUT = 1024, 5
 
 
-def seeds() -> dict[str, list[bytes]]:
+def seeds_of(name: str) -> list[bytes]:
     """Valid inputs to start from."""
+    return _record_seeds()[name] if name in RECORDS else _room(name).seeds()[name]
+
+
+def _room(name: str) -> Any:
+    """The module that has the target."""
+    sys.path.insert(0, str(ROOT))
+    return importlib.import_module(f"tests.fuzz.{'weight' if name in WEIGHTS else 'text'}_targets")
+
+
+def _record_seeds() -> dict[str, list[bytes]]:
     from data_pipelines import manifest, schema
     from data_pipelines.frame_table import pack
     from data_pipelines.records import ShardWriter
@@ -61,6 +82,22 @@ def version_1(index: bytes) -> bytes:
 
 def target(name: str, directory: str) -> Callable[[bytes], None]:
     """The function under test; `directory` is its scratch space."""
+    if name in RECORDS:
+        return _record_target(name, directory)
+    function = _room(name).targets(Path(directory))[name]
+    is_ours = importlib.import_module("tests.fuzz.judge").is_ours
+
+    def judged(data: bytes) -> None:
+        try:
+            function(data)
+        except Exception as error:
+            if not is_ours(error):
+                raise
+
+    return judged
+
+
+def _record_target(name: str, directory: str) -> Callable[[bytes], None]:
     import google_crc32c
 
     from data_pipelines import frame_table, manifest, record_index, schema, wire
@@ -138,11 +175,11 @@ def fuzz(name: str, runs: int, seconds: int) -> None:
     """Run one target in this process, which ends with it."""
     import atheris
 
-    with atheris.instrument_imports(include=["data_pipelines"]):
+    with atheris.instrument_imports(include=["data_pipelines", "internvideo_jax.weights"]):
         scratch = tempfile.TemporaryDirectory()
         function = target(name, scratch.name)
     corpus = tempfile.TemporaryDirectory()
-    for number, seed in enumerate(seeds()[name]):
+    for number, seed in enumerate(seeds_of(name)):
         Path(corpus.name, f"seed{number}").write_bytes(seed)
     atheris.Setup(
         [
@@ -151,7 +188,7 @@ def fuzz(name: str, runs: int, seconds: int) -> None:
             f"-max_total_time={seconds}",
             f"-rss_limit_mb={_MEMORY_MB}",
             f"-timeout={_SECONDS_PER_INPUT}",
-            "-max_len=4096",
+            "-max_len=16384" if name in WEIGHTS else "-max_len=4096",
             f"-artifact_prefix={tempfile.gettempdir()}/fuzz-{name}-",
             corpus.name,
         ],
@@ -160,20 +197,42 @@ def fuzz(name: str, runs: int, seconds: int) -> None:
     atheris.Fuzz()
 
 
+def plain(name: str, runs: int, seed: int) -> None:
+    """Run one target on damaged copies of its seeds; what goes wrong is raised."""
+    sys.path.insert(0, str(ROOT))
+    inputs = importlib.import_module("tests.fuzz.mutate").inputs
+    begin, slowest = time.monotonic(), 0.0
+    with tempfile.TemporaryDirectory() as scratch:
+        function = target(name, scratch)
+        for data in inputs(seeds_of(name), runs, seed):
+            started = time.monotonic()
+            function(data)
+            slowest = max(slowest, time.monotonic() - started)
+    if slowest > _SECONDS_PER_INPUT:
+        raise RuntimeError(f"an input took {slowest:.1f} s")
+    print(f"Done {runs} runs in {time.monotonic() - begin:.0f} second(s)")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=100_000, help="executions per target")
     parser.add_argument("--seconds", type=int, default=0, help="bound per target, 0 for none")
     parser.add_argument("--target", choices=TARGETS, action="append", help="default: all")
+    parser.add_argument("--plain", action="store_true", help="seeded damage, without atheris")
+    parser.add_argument("--seed", type=int, default=0, help="of --plain")
     parser.add_argument("--here", choices=TARGETS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.here:
-        fuzz(options.here, options.runs, options.seconds)
+        if options.plain:
+            plain(options.here, options.runs, options.seed)
+        else:
+            fuzz(options.here, options.runs, options.seconds)
         return 0
     failed = 0
     for name in options.target or TARGETS:
         command = [sys.executable, __file__, "--here", name]
         command += ["--runs", str(options.runs), "--seconds", str(options.seconds)]
+        command += ["--plain", "--seed", str(options.seed)] if options.plain else []
         done = subprocess.run(command, capture_output=True, text=True)
         output = done.stdout + done.stderr
         found = re.search(r"Done (\d+) runs in (\d+) second", output)

@@ -117,6 +117,14 @@ def test_windows_of_one_video_differ_and_the_centre_is_cut(data, tmp_path):
     assert not np.allclose(features[0], features[1], atol=1e-4)
 
 
+def test_features_that_are_not_finite_are_not_written(data, tmp_path):
+    tool = make(data)
+    tool.params = jax.tree.map(lambda leaf: leaf * np.nan, tool.params)
+    with pytest.raises(ValueError, match=r"record 0 .*the features of this video are not finite"):
+        extract(tool, tmp_path, settings(tool))
+    assert not list(tmp_path.glob("*.tfrecord"))
+
+
 def test_processes_share_the_shards(data, tmp_path, capsys):
     tool = make(data)
     extract(tool, tmp_path / "one", settings(tool))

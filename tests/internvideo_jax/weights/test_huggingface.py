@@ -168,6 +168,7 @@ def with_their_epsilon(features: np.ndarray, params, prefix: str) -> np.ndarray:
     return normal * params[f"{prefix}/scale"] + params[f"{prefix}/bias"]
 
 
+@pytest.mark.torch
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["classifier", "first-token", "no-bias"])
 def test_transformers_gives_our_logits(name, transformers, tmp_path):
@@ -198,6 +199,7 @@ def test_transformers_gives_our_logits(name, transformers, tmp_path):
             assert np.abs(np.asarray(model.apply(without, clip)) - found).max() > 1e-2
 
 
+@pytest.mark.torch
 @pytest.mark.slow
 def test_transformers_gives_our_reconstruction(transformers, tmp_path):
     import torch  # pyright: ignore[reportMissingImports]
@@ -222,6 +224,7 @@ def test_transformers_gives_our_reconstruction(transformers, tmp_path):
     np.testing.assert_allclose(found, np.asarray(ours), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.torch
 @pytest.mark.slow
 def test_what_transformers_saves_is_read(transformers, tmp_path):
     config = dataclasses.replace(classifier(), classes=3)

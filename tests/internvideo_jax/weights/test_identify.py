@@ -278,6 +278,7 @@ def test_prefixes_in_any_order():
     assert wrappers.strip_prefixes(["module.a", "b"]) == {"module.a": "module.a", "b": "b"}
 
 
+@pytest.mark.torch
 def test_torch_files_nested_averaged_and_in_bfloat16(tmp_path, capsys):
     torch = pytest.importorskip("torch", reason="reading .pth needs torch")
     state = {name: torch.from_numpy(value) for name, value in load_file(FINETUNE).items()}

@@ -81,6 +81,7 @@ def test_import_export_returns_the_file(half, dtype, tmp_path):
 
 
 @pytest.mark.parametrize("wrapper", ["model", "module"])
+@pytest.mark.torch
 def test_a_training_file_with_its_wrapping(wrapper, tmp_path):
     torch = pytest.importorskip("torch", reason="reading .pth needs torch")
     state = {name: torch.from_numpy(value) for name, value in load_file(FULL).items()}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from internvideo_jax.weights import files, videomae
+from internvideo_jax.weights import files, torch_files, videomae
 from internvideo_jax.weights.__main__ import main
 from internvideo_jax.weights.rules import SAME, Rule, to_ours, to_torch
 from tests.conftest import ROOT
@@ -118,6 +118,7 @@ def test_command_line(tmp_path, capsys):
     assert "no such weight file" in capsys.readouterr().err
 
 
+@pytest.mark.torch
 def test_torch_files_with_every_wrapping(tmp_path):
     torch = pytest.importorskip("torch", reason="reading .pth needs torch")
     import argparse
@@ -136,6 +137,6 @@ def test_torch_files_without_torch_say_what_to_do(tmp_path, monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "torch", None)
-    (tmp_path / "file.pth").write_bytes(b"x")
+    torch_files.write(tmp_path / "file.pth", load_file(FINETUNE))
     with pytest.raises(ValueError, match=r"needs torch \(pip install 'internvideo-jax\[torch\]'\)"):
         files.load(tmp_path / "file.pth")
