@@ -119,6 +119,7 @@ class FrameReader:
         self._delay: int | None = None
         self._last, self._step = 0, 0
         self._first: int | None = None  # stamp of the first packet, if it holds a key frame
+        self._zero = 0  # from where stamps are counted
         self._index = self._avi_index()
         self._place = -1  # of the last packet in the index
         self._stamp: int | None = None
@@ -167,6 +168,7 @@ class FrameReader:
         if frame.key_frame and tag is not None and tag.stamp is not None:
             while waiting and waiting[0] < tag.stamp:
                 waiting.popleft()  # of frames that never came
+        first = self._delay is None
         if self._delay is None:
             self._delay = max(0, len(waiting) - 1)
             if self._first is not None and waiting:
@@ -175,7 +177,11 @@ class FrameReader:
         if waiting:
             waiting.popleft()
         self._last, self._step = stamp, stamp - self._last
-        return stamp
+        if first and stamp != frame.pts:
+            # The decoder's own stamps are others and count for nothing: count from 0, unrounded.
+            self._zero = self.begins if self.begins is not None else stamp
+            self.begins = 0
+        return stamp - self._zero
 
     def duration(self, frame: av.VideoFrame) -> int:
         """How long the file says that a frame is shown, in units of the stream; 0: it does not."""
