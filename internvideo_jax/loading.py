@@ -73,8 +73,10 @@ def stored_config(checkpoint: str) -> dict[str, Any]:
       ValueError: there is no checkpoint, or it does not say its config: a weight file; a run of
         another version of the schema.
     """
+    from internvideo_jax.weights.folders import is_weights  # late, as below
+
     place = Path(checkpoint)
-    if place.is_file():
+    if is_weights(place):
         raise ValueError(
             f"{checkpoint} is a weight file, which does not say what model it is for; give the "
             f"--config it was trained with{_recipes_for(place)}"

@@ -13,7 +13,7 @@ import numpy as np
 
 from internvideo_jax.checkpoint.classes import HEAD, HeadRows, head_rows, some
 from internvideo_jax.checkpoint.fit import Grid, differing_fields, settings_of, source_grid
-from internvideo_jax.checkpoint.reading import step_of
+from internvideo_jax.checkpoint.reading import Step, step_of
 from internvideo_jax.ops.resize import resize_table
 from internvideo_jax.parallel.multihost import to_host
 from internvideo_jax.types import Params, flatten_paths, unflatten_paths
@@ -106,7 +106,7 @@ def load_params(path: str) -> dict[str, np.ndarray]:
 
 def check_source(path: str) -> None:
     """ValueError unless there is a weight file or a checkpoint at `path`; nothing is loaded."""
-    if not Path(path).is_file():
+    if not folders.is_weights(Path(path)):
         step_of(path)
 
 
@@ -124,10 +124,18 @@ def load_source(path: str) -> Source:
     )
 
 
+def model_of(step: Step) -> Mapping[str, Any]:
+    """config.model of the run that a step belongs to; ValueError where that does not say it."""
+    model = step.meta.get("config", {}).get("model")
+    if not isinstance(model, dict) or not isinstance(model.get("name"), str):
+        raise ValueError(f"{step.path}: its metadata do not say what model it is of")
+    return model
+
+
 def checkpoint_weights(path: str | Path) -> files.Weights:
     """Parameters of a run or checkpoint with what the weight tools need to know about them."""
     step = step_of(path)
-    model = step.meta["config"]["model"]
+    model = model_of(step)
     return files.Weights(
         kind=model["name"],
         params=step.parameters(),

@@ -7,8 +7,8 @@ python -m internvideo_jax.weights export RUN_OR_FILE --out torch.safetensors (or
 python -m internvideo_jax.weights export RUN_OR_FILE --layout=huggingface --out FOLDER
 python -m internvideo_jax.weights average RUN_OR_FILE RUN_OR_FILE --out ours.safetensors
 
-FILE may be an index of several files, or a folder of Hugging Face. Exit codes: 0; 1 for `inspect`
-of weights that are NaN or infinite; 2 for errors.
+FILE may be an index of several files, or a folder of Hugging Face. `inspect` of weights that are
+NaN or infinite ends with 1.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from internvideo_jax.checkpoint.initial import checkpoint_weights
+from data_pipelines.exit_codes import ExitCode, exit_code_of, message_of
+from internvideo_jax.checkpoint.initial import checkpoint_weights, model_of
 from internvideo_jax.checkpoint.reading import step_of
 from internvideo_jax.cli import quiet_libraries
 from internvideo_jax.config import to_typed
@@ -32,17 +33,14 @@ from internvideo_jax.weights.identify import guess_config, identify
 FROM_FILE = ("frames", "size", "heads", "decoder_heads")  # what a file does not tell
 
 
-NOT_FINITE, ERROR = 1, 2
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     quiet_libraries()
     try:
         return run(options)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return ERROR
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        print(f"error: {message_of(error)}", file=sys.stderr)
+        return exit_code_of(error)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -63,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
     if options.command == "inspect":
         if bad:
             print(bad)
-        return NOT_FINITE if bad else 0
+        return ExitCode.BAD_DATA if bad else ExitCode.GOOD
     refuse_not_finite(options.source, bad)
     if options.command == "import":
         files.save_ours(options.out, weights)
@@ -190,7 +188,7 @@ def export_huggingface(options: argparse.Namespace, weights: files.Weights) -> N
 
 def run_config(run: Path) -> Any:
     """The model config that a run or checkpoint was made with."""
-    model = step_of(run).meta["config"]["model"]
+    model = model_of(step_of(run))
     return to_typed(resolve("model", model["name"]), model, "config.model")
 
 

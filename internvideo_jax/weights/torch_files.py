@@ -159,7 +159,7 @@ def _check_parts(
     """ValueError where a part has another checksum than it was written with."""
     damaged = {}
     for member in members:
-        if member.file_size and (member.is_dir() or member.external_attr & FOLDER):
+        if member.file_size and (member.filename.endswith("/") or member.external_attr & FOLDER):
             damaged[member.filename] = "marked as a folder"  # torch would give zeros
             continue
         try:

@@ -26,7 +26,7 @@ MODEL = {"name": "videomae_classifier", "encoder": ENCODER, "classes": 3, "frame
 
 
 def seeds() -> dict[str, list[bytes]]:
-    metadata = {"config": {"model": MODEL, "optim": {"lr": 1e-3}}, "step": 10, "classes": ["a"]}
+    metadata = {"config": {"model": MODEL, "optim": {"lr": 1e-3}}, "step": 1, "classes": ["a"]}
     return {
         "csv": [CSV],
         "jsonl": [JSONL],
@@ -47,6 +47,8 @@ def targets(folder: Path) -> dict[str, Callable[[bytes], None]]:
     """The functions under test; `folder` is their scratch space."""
     (folder / "run/checkpoints/1/state").mkdir(parents=True, exist_ok=True)
     (folder / "run/checkpoints/1/meta").mkdir(exist_ok=True)
+    for name in ("_METADATA", "manifest.ocdbt", "d"):  # of its arrays, which are not read here
+        (folder / "run/checkpoints/1/state" / name).touch()
 
     def placed(name: str, data: bytes) -> str:
         (folder / name).write_bytes(data)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from data_pipelines.exit_codes import ExitCode
 from internvideo_jax.weights import files, torch_files
 from internvideo_jax.weights.__main__ import main
 from tests.internvideo_jax.weights.made import small_weights
@@ -98,7 +99,7 @@ def test_a_write_that_fails_leaves_what_was_there(ours, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(zipfile.ZipFile, "writestr", full)
-    assert main(["export", str(ours), "--out", str(out)]) == 2
+    assert main(["export", str(ours), "--out", str(out)]) == ExitCode.AGAIN
     assert out.read_bytes() == before
     assert not list(tmp_path.glob("*.tmp"))
 

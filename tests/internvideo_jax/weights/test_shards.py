@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from internvideo_jax.checkpoint.initial import load_source
+from internvideo_jax.loading import stored_config
 from internvideo_jax.weights import files, huggingface, torch_files
 from internvideo_jax.weights.__main__ import main
 from internvideo_jax.weights.folders import is_weights
@@ -82,6 +83,8 @@ def test_a_folder_without_weights_names_what_it_has(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ValueError, match=r"It has other.safetensors: name that file"):
         load_source(str(tmp_path))
+    with pytest.raises(ValueError, match="is a weight file, which does not say what model"):
+        stored_config(str(tmp_path))  # and is no run that would
 
 
 def changed(folder: Path, **entries: object) -> None:
