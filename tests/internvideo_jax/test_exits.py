@@ -19,9 +19,9 @@ from internvideo_jax.checkpoint.manager import Checkpoints
 from internvideo_jax.config import CheckpointConfig
 from internvideo_jax.parallel import multihost
 from internvideo_jax.telemetry.writer import METRICS, MetricWriter
-from internvideo_jax.train import FiniteWatch
 from internvideo_jax.types import TrainState
 from tests.conftest import ROOT, environment
+from tests.internvideo_jax.test_guard import Disk, loop
 
 GUARDED = """
 import errno, os, sys
@@ -90,7 +90,7 @@ def test_a_full_disk_under_the_checkpoints(tmp_path, monkeypatch):
 
 def test_a_run_whose_steps_are_not_finite_has_no_hope():
     with pytest.raises(RuntimeError, match="allows 5") as caught:
-        FiniteWatch(5, 0, 0).check(8, 6.0)
+        loop(8, range(3, 9), Disk(), limit=5)
     assert exit_code_of(caught.value) == ExitCode.FAILED
 
 
