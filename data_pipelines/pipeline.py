@@ -338,10 +338,11 @@ class ViewPass(Iterator[Batch]):
         processes: int = 1,
         seconds: float = 0.0,
     ):
-        multiview.check(config)
+        multiview.check_clip(config.clip, sampling.VIEW_RULES)
         check_reader(config.reader)
         views = config.batch // processes * config.segments * config.crops
         check_batches(views, config.clip, config.reader, name="views.clip")
+        multiview.check(config)  # lists its crops, so how many there are comes first
         if seconds < 0:
             raise ValueError(f"seconds = {seconds:g}: expected a length, or 0 for whole clips")
         if config.batch % processes:
