@@ -12,6 +12,7 @@ from setuptools import find_namespace_packages
 
 from data_pipelines import recipe_files
 from internvideo_jax import cli, loading
+from internvideo_jax.checkpoint.reading import META, STATE_FILES
 from internvideo_jax.config import TrainConfig, as_plain, to_typed
 from tests.conftest import ROOT
 
@@ -112,10 +113,11 @@ def test_an_evaluator_is_added_by_its_name_on_the_model_s_clips():
 
 
 def run_of(folder, config) -> str:
-    meta = folder / "checkpoints/7/meta"
-    meta.mkdir(parents=True)
-    (folder / "checkpoints/7/state").mkdir()
-    (meta / "metadata").write_text(json.dumps({"config": config}))
+    step = folder / "checkpoints/7"
+    for name in (META, *(f"state/{each}" for each in STATE_FILES)):
+        (step / name).parent.mkdir(parents=True, exist_ok=True)
+        (step / name).touch()
+    (step / META).write_text(json.dumps({"config": config}))
     return str(folder)
 
 
