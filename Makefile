@@ -57,7 +57,7 @@ $(AOT_READY): pyproject.toml
 	touch $(AOT_READY)
 
 test-aot: $(AOT_READY)  ## Compile train steps for TPU slices and check what they need.
-	$(AOT)/bin/python -m pytest -m aot tests/internvideo_jax/tools tests/internvideo_jax/parallel
+	$(AOT)/bin/python -m pytest -m aot tests/internvideo_jax/compile_check tests/internvideo_jax/launch tests/internvideo_jax/parallel
 
 $(BROWSER_READY): pyproject.toml
 	$(PYTHON) -m venv $(BROWSER)
@@ -65,7 +65,7 @@ $(BROWSER_READY): pyproject.toml
 	touch $(BROWSER_READY)
 
 test-browser: $(BROWSER_READY)  ## Run the tests of the search page in Chromium.
-	$(BROWSER)/bin/python -m pytest tests/demo/test_browser.py
+	$(BROWSER)/bin/python -m pytest tests/search/test_browser.py
 
 test-slow: $(READY)  ## Run the tests that take longer.
 	$(BIN)/python -m pytest -m "slow and $(HERE)" -n 2 --dist worksteal

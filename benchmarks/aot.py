@@ -145,7 +145,7 @@ def compile_row(row: Row) -> dict[str, Any]:
     """The facts that compile_check writes; RuntimeError with its message when there are none."""
     with tempfile.TemporaryDirectory() as folder:
         facts = Path(folder) / "facts.json"
-        command = [sys.executable, "-m", "internvideo_jax.tools.compile_check", *row.arguments()]
+        command = [sys.executable, "-m", "internvideo_jax.compile_check", *row.arguments()]
         done = subprocess.run(
             [*command, "--fast", f"--json={facts}"], cwd=ROOT, capture_output=True, text=True
         )

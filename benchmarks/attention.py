@@ -22,9 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 from host import Host, ratio, spread
 
+from internvideo_jax.compile_check.hardware import open_slice
 from internvideo_jax.ops.attention import Site, attend, choose, describe
 from internvideo_jax.ops.attention import platform as devices_kind
-from internvideo_jax.tools.hardware import open_slice
 
 # (tokens, heads, channels): encoder on visible tokens and decoder of B, encoder of H, all tokens
 # of H and g.

@@ -25,11 +25,11 @@ import numpy as np
 import turns
 from host import Host, ratio, spread
 
+from internvideo_jax.compile_check.hardware import open_slice
+from internvideo_jax.compile_check.program import read_program
 from internvideo_jax.config import MeshConfig
 from internvideo_jax.ops.contrastive import contrastive_loss
 from internvideo_jax.parallel.mesh import BATCH_AXES, batch_sharding, make_mesh, replicated
-from internvideo_jax.tools.hardware import open_slice
-from internvideo_jax.tools.program import read_program
 
 BATCHES, WIDTH = (1024, 4096), 512
 TOPOLOGY, PAIRS, PAIR_WIDTH = "v5e:16x16", 32768, 768

@@ -34,14 +34,14 @@ import data_peers
 import data_scale
 import numpy as np
 
-from data_pipelines import sampling, transforms
-from data_pipelines.augment import TrainTransform
+from data_pipelines.clips import sampling, transforms
+from data_pipelines.clips.augment import TrainTransform
 from data_pipelines.config import ClipConfig, DataConfig, ReaderConfig
-from data_pipelines.dataset import Dataset, FrameBuffer
 from data_pipelines.ingest.options import Options
 from data_pipelines.ingest.run import ingest
-from data_pipelines.pipeline import TrainStream
-from data_pipelines.prefetch import row_threads
+from data_pipelines.records.dataset import Dataset, FrameBuffer
+from data_pipelines.stream.pipeline import TrainStream
+from data_pipelines.stream.prefetch import row_threads
 
 CLIP = ClipConfig(frames=16, stride=4, size=224, sampling="window")
 BATCH = 8  # of the streams that are timed

@@ -11,7 +11,7 @@ import av
 import numpy as np
 from av.error import FFmpegError
 
-from data_pipelines import sampling, transforms
+from data_pipelines.clips import sampling, transforms
 from data_pipelines.config import ClipConfig
 
 Reader = Callable[[Path, ClipConfig, np.random.Generator], list[np.ndarray]]

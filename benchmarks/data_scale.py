@@ -15,10 +15,10 @@ from statistics import median
 
 import numpy as np
 
-from data_pipelines import manifest
 from data_pipelines.config import DataConfig
-from data_pipelines.pipeline import TrainStream
-from data_pipelines.record_index import ENTRY, INDEX_SUFFIX, OVERHEAD, write_index
+from data_pipelines.records import manifest
+from data_pipelines.records.index import ENTRY, INDEX_SUFFIX, OVERHEAD, write_index
+from data_pipelines.stream.pipeline import TrainStream
 
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS_PER_FILE = 2.0

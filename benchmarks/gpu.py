@@ -25,12 +25,12 @@ from host import Host, spread
 from train_step import own_step
 
 from data_pipelines.config import ClipConfig, DataConfig
-from internvideo_jax.build import build
 from internvideo_jax.config import TrainConfig
-from internvideo_jax.models.layers.tower import tower
-from internvideo_jax.models.videomae import SIZES, ClassifierConfig, PretrainConfig
+from internvideo_jax.families.videomae.model import SIZES, ClassifierConfig, PretrainConfig
+from internvideo_jax.layers.tower import tower
 from internvideo_jax.objectives.classification import Classification
 from internvideo_jax.objectives.masked_pixels import MaskedPixels
+from internvideo_jax.run.build import build
 
 CLASSES = 400
 MFU_TARGET = {"mae-large": 0.45}

@@ -29,9 +29,9 @@ from absl import flags
 from host import Host, ratio
 
 from internvideo_jax import cli
-from internvideo_jax.build import build
 from internvideo_jax.config import TrainConfig
-from internvideo_jax.step import init_state
+from internvideo_jax.run.build import build
+from internvideo_jax.run.step import init_state
 from internvideo_jax.types import flatten_paths
 from internvideo_jax.weights.files import Weights, save_torch
 

@@ -29,11 +29,12 @@ import turns
 from absl import flags
 from host import Host, ratio, spread
 
-from internvideo_jax import cli, masking
-from internvideo_jax.build import Run, build
+from internvideo_jax import cli
 from internvideo_jax.config import TrainConfig
+from internvideo_jax.ops import masking
 from internvideo_jax.parallel.mesh import batch_sharding
-from internvideo_jax.step import init_state, make_train_step
+from internvideo_jax.run.build import Run, build
+from internvideo_jax.run.step import init_state, make_train_step
 from internvideo_jax.telemetry.progress import peak_flops
 from internvideo_jax.types import TrainState, flatten_paths
 from internvideo_jax.weights.files import Weights, save_torch

@@ -1,6 +1,6 @@
 """Probes of any model: many heads on its frozen features, trained in one pass, the best reported.
 
-    python -m internvideo_jax.train --config=configs/probe.py:of=videomae/pretrain,size=tiny \\
+    ivj train --config=configs/probe.py:of=videomae/pretrain,size=tiny \\
         --workdir=runs/probe --config.data.train=shards/ --config.init_from=runs/pretrain
 
 Options after the colon (comma separated):
@@ -29,7 +29,7 @@ from data_pipelines.config import DataConfig, ViewConfig
 from internvideo_jax.cli import config_dict, parse_arg
 from internvideo_jax.config import CheckpointConfig, LogConfig, OptimConfig, TrainConfig, to_typed
 from internvideo_jax.evaluators.probe_grid import ProbeGrid
-from internvideo_jax.models.probe import ProbeConfig
+from internvideo_jax.families.probe.model import ProbeConfig
 from internvideo_jax.objectives.probe import Probe
 from internvideo_jax.recipes.smoke import sized
 from internvideo_jax.registry import suggest

@@ -1,10 +1,10 @@
 """A recipe on a slice: the mesh that was compiled for it and found to fit.
 
-    python -m internvideo_jax.train --config=configs/slices.py:preset=pretrain-large-v5e-16 \\
+    ivj train --config=configs/slices.py:preset=pretrain-large-v5e-16 \\
         --workdir=runs/pretrain --config.data.train=shards/
 
 Presets are in PRESETS below; batch, rate and length stay those of the recipe. Each was compiled by
-`python -m internvideo_jax.tools.compile_check` (docs/scale.md has what it printed), none has run.
+`ivj check` (docs/scale.md has what it printed), none has run.
 """
 
 from __future__ import annotations

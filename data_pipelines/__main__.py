@@ -1,20 +1,20 @@
-"""Command line of the data tools: ``python -m data_pipelines --help``."""
+"""Command line of the data tools: `ivj data --help`."""
 
 import argparse
 import os
 import sys
 from collections.abc import Sequence
 
-from data_pipelines.command import BAD_DATA, GOOD, run_command
+from data_pipelines.commands.ending import BAD_DATA, GOOD, run_command
+from data_pipelines.commands.outputs import check_file
+from data_pipelines.commands.progress import say
 from data_pipelines.ingest.options import default_workers
-from data_pipelines.ingest.progress import say
-from data_pipelines.outputs import check_file
 from data_pipelines.subset.options import add_arguments as add_subset_arguments
 
 _DESCRIPTION = """\
-Look at, check, repair and measure data sets made by `python -m data_pipelines.ingest`, and choose
+Look at, check, repair and measure data sets made by `ivj ingest`, and choose
 from lists of clips before that.
-`python -m data_pipelines COMMAND --help` describes a command.
+`ivj data COMMAND --help` describes a command.
 """
 
 _EPILOG = """\
@@ -41,10 +41,10 @@ first --clips are shown.
 
 {_SETTINGS}
 examples:
-  python -m data_pipelines inspect shards/
-  python -m data_pipelines inspect shards/ --step 9 --config=configs/videomae/pretrain.py:size=base
-  python -m data_pipelines inspect shards/ --config.data.crop=random_resized --config.data.flip=on
-  python -m data_pipelines inspect shards/ --split test --views --segments 2 --crops 3
+  ivj data inspect shards/
+  ivj data inspect shards/ --step 9 --config=configs/videomae/pretrain.py:size=base
+  ivj data inspect shards/ --config.data.crop=random_resized --config.data.flip=on
+  ivj data inspect shards/ --split test --views --segments 2 --crops 3
 """
 
 _VERIFY = """\
@@ -64,7 +64,7 @@ Use TFRecord shards that another program wrote (DMVR, Scenic) in place: writes a
 shard and a manifest into the directory, and converts nothing.
 
 example:
-  python -m data_pipelines adopt dmvr/ --name kinetics --split train='train-*' --split test='test-*'
+  ivj data adopt dmvr/ --name kinetics --split train='train-*' --split test='test-*'
 """
 
 _BENCH = f"""\
@@ -78,9 +78,9 @@ peak FLOP/s, and an assumed model FLOP utilisation (--mfu).
 
 {_SETTINGS}
 examples:
-  python -m data_pipelines bench shards/
-  python -m data_pipelines bench shards/ --config.data.crop=random_resized --cores 112 --mfu 0.5
-  python -m data_pipelines bench shards/ --clips-per-second-per-chip 250
+  ivj data bench shards/
+  ivj data bench shards/ --config.data.crop=random_resized --cores 112 --mfu 0.5
+  ivj data bench shards/ --clips-per-second-per-chip 250
 """
 
 
@@ -94,15 +94,15 @@ interrupted run continues with the same command. Exit code 1 when more rows than
 malformed.
 
 examples:
-  python -m data_pipelines subset --source all.jsonl --out flt.jsonl --top-share 0.3 --sample 100000
-  python -m data_pipelines subset --source all.jsonl --out long.jsonl --min-words 10 --language en
+  ivj data subset --source all.jsonl --out flt.jsonl --top-share 0.3 --sample 100000
+  ivj data subset --source all.jsonl --out long.jsonl --min-words 10 --language en
 """
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     result = argparse.ArgumentParser(
-        prog="python -m data_pipelines",
+        prog="ivj data",
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -289,7 +289,7 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _reindex(arguments: argparse.Namespace) -> int:
-    from data_pipelines.reindex import reindex
+    from data_pipelines.records.reindex import reindex
 
     bad = reindex(arguments.directory, say)
     print(f"{arguments.directory}: indexes rebuilt, {bad} shards with problems")
@@ -325,7 +325,7 @@ def _bench(arguments: argparse.Namespace) -> int:
 
 
 def _adopt(arguments: argparse.Namespace) -> int:
-    from data_pipelines.adopt import adopt
+    from data_pipelines.ingest.adopt import adopt
     from data_pipelines.ingest.labels import read_classes
 
     splits: dict[str, str] = {}

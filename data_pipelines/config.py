@@ -68,7 +68,7 @@ class ImageConfig:
 class DataConfig:
     """The training stream."""
 
-    train: str = ""  # directory made by `python -m data_pipelines.ingest`
+    train: str = ""  # directory made by `ivj ingest`
     # Several sets instead of `train`, written as mixture.py describes:
     # "k400=/data/k400:0.7, ssv2=/data/ssv2:0.3; flip=off"
     mixture: str = ""
@@ -78,7 +78,7 @@ class DataConfig:
     split: str = "train"
     eval: str = ""  # default directory of the evaluators; empty: the same as `train`
     # Examples per step over all hosts and devices, repeats counted. 0: batch, length and warm-up of
-    # a run follow from the number of records (internvideo_jax/small.py).
+    # a run follow from the number of records (internvideo_jax/run/small.py).
     global_batch: int = 256
     # Examples made of one decoded clip, each with a crop, mask and caption of its own.
     repeats: int = limited(1, least=1)

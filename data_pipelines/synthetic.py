@@ -1,6 +1,6 @@
 """The built-in world: small labelled videos with exact ground truth, for machines without Kinetics.
 
-    python -m data_pipelines.synthetic --out videos/ --train 2000 --test 400
+    ivj synthetic --out videos/ --train 2000 --test 400
 
 renders H.264 files, `annotations.jsonl` and `labels.csv`, ready for the ingest. Every clip is a
 pure function of (seed, index).
@@ -322,7 +322,7 @@ def write_world(world: World, out: Path, splits: dict[str, int], fps: int = 12) 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m data_pipelines.synthetic",
+        prog="ivj synthetic",
         description="Render the built-in video world: MP4 files with labels, captions and boxes.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
@@ -342,7 +342,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     count = write_world(world, options.out, splits, options.fps)
     print(
         f"{count} clips of {len(ACTIONS)} actions in {options.out}; next:\n"
-        f"  python -m data_pipelines.ingest --source {options.out}/annotations.jsonl "
+        f"  ivj ingest --source {options.out}/annotations.jsonl "
         "--out shards --flip-changes-label"
     )
 

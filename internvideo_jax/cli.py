@@ -15,9 +15,9 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from data_pipelines.exit_codes import ExitCode, exit_code_of, message_of
-from internvideo_jax import loading
+from data_pipelines.commands.exit_codes import ExitCode, exit_code_of, message_of
 from internvideo_jax.config import TrainConfig, as_plain, to_typed
+from internvideo_jax.recipes import loading
 from internvideo_jax.registry import suggest
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -248,7 +248,9 @@ def help_text(about: str, arguments: Sequence[str], *, full: bool) -> str:
     """What a command does, its flags, and with `full` the fields of the recipe in `arguments`."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     module = spec.name.removesuffix(".__main__") if spec else ""
-    name = f"python -m {module}" if module else os.path.basename(arguments[0])
+    name = os.path.basename(arguments[0])
+    if module and not name.startswith("ivj "):
+        name = f"python -m {module}"
     # Those of the command itself come before those that it shares with others.
     own = [
         flag

@@ -1,6 +1,6 @@
 """Offline evaluation: a checkpoint and evaluators in, one JSON file with protocols out.
 
-    python -m internvideo_jax.evaluate --config=configs/videomae/finetune.py:size=base \\
+    ivj evaluate --config=configs/videomae/finetune.py:size=base \\
         --checkpoint=runs/finetune --out=results.json --config.data.eval=shards/
 
 The checkpoint is a run, one of its steps, or a weight file (.safetensors, .pth). With --protocol
@@ -17,16 +17,15 @@ from typing import Any
 import jax
 from absl import flags
 
-from data_pipelines import manifest
-from data_pipelines.outputs import check_file, check_folder
+from data_pipelines.commands.outputs import check_file, check_folder
+from data_pipelines.records import manifest
 from internvideo_jax import cli
-from internvideo_jax.build import with_classes
 from internvideo_jax.checkpoint.initial import initialise
 from internvideo_jax.checkpoint.metadata import devices, git_revision, params_digest, versions
 from internvideo_jax.config import TrainConfig, as_plain
 from internvideo_jax.evaluators.base import EvalContext, Evaluator
 from internvideo_jax.evaluators.classification import Classification
-from internvideo_jax.evaluators.protocols import PROTOCOLS
+from internvideo_jax.evaluators.published.protocols import PROTOCOLS
 from internvideo_jax.evaluators.run import (
     PER_VIDEO,
     check_evaluators,
@@ -39,6 +38,7 @@ from internvideo_jax.parallel.compile_cache import use_compile_cache
 from internvideo_jax.parallel.mesh import make_mesh
 from internvideo_jax.parallel.rules import param_shardings
 from internvideo_jax.registry import EVALUATORS, suggest
+from internvideo_jax.run.build import with_classes
 
 DECIDED = ("clip.sampling", "clip.stride", "segments", "crops", "crop_rule")  # by a protocol
 

@@ -12,15 +12,17 @@ from typing import Any
 from data_pipelines.limits import suggest as suggest
 
 MODELS = {
-    "videomae_pretrain": "internvideo_jax.models.videomae:PretrainConfig",
-    "videomae_classifier": "internvideo_jax.models.videomae:ClassifierConfig",
-    "uniformerv2": "internvideo_jax.models.uniformerv2:UniFormerV2Config",
-    "viclip": "internvideo_jax.models.viclip:ViCLIPConfig",
-    "internvideo2": "internvideo_jax.models.internvideo2:EncoderConfig",
-    "internvideo2_classifier": ("internvideo_jax.models.internvideo2_classifier:ClassifierConfig"),
-    "internvideo2_student": "internvideo_jax.models.internvideo2_student:StudentConfig",
-    "umt_student": "internvideo_jax.models.umt:UMTStudentConfig",
-    "probe": "internvideo_jax.models.probe:ProbeConfig",
+    "videomae_pretrain": "internvideo_jax.families.videomae.model:PretrainConfig",
+    "videomae_classifier": "internvideo_jax.families.videomae.model:ClassifierConfig",
+    "uniformerv2": "internvideo_jax.families.uniformerv2.model:UniFormerV2Config",
+    "viclip": "internvideo_jax.families.viclip.model:ViCLIPConfig",
+    "internvideo2": "internvideo_jax.families.internvideo2.model:EncoderConfig",
+    "internvideo2_classifier": (
+        "internvideo_jax.families.internvideo2.classifier:ClassifierConfig"
+    ),
+    "internvideo2_student": "internvideo_jax.families.internvideo2.student:StudentConfig",
+    "umt_student": "internvideo_jax.families.umt.model:UMTStudentConfig",
+    "probe": "internvideo_jax.families.probe.model:ProbeConfig",
 }
 
 OBJECTIVES = {
@@ -32,11 +34,11 @@ OBJECTIVES = {
 }
 
 TEACHERS = {
-    "videomae_v2": "internvideo_jax.models.teachers.videomae:VideoMAETeacherConfig",
-    "clip": "internvideo_jax.models.teachers.clip:CLIPTeacherConfig",
-    "viclip": "internvideo_jax.models.teachers.clip:ViCLIPTeacherConfig",
-    "internvl": "internvideo_jax.models.teachers.internvideo2:InternVLConfig",
-    "internvideo2": "internvideo_jax.models.teachers.internvideo2:InternVideo2TeacherConfig",
+    "videomae_v2": "internvideo_jax.families.videomae.teacher:VideoMAETeacherConfig",
+    "clip": "internvideo_jax.families.clip.teacher:CLIPTeacherConfig",
+    "viclip": "internvideo_jax.families.clip.teacher:ViCLIPTeacherConfig",
+    "internvl": "internvideo_jax.families.internvideo2.teacher:InternVLConfig",
+    "internvideo2": "internvideo_jax.families.internvideo2.teacher:InternVideo2TeacherConfig",
 }
 
 EVALUATORS = {

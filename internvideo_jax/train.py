@@ -1,6 +1,6 @@
 """The training loop. It knows no model, no objective and no data set by name.
 
-    python -m internvideo_jax.train --config=configs/videomae/pretrain.py:size=base \\
+    ivj train --config=configs/videomae/pretrain.py:size=base \\
         --workdir=runs/pretrain --config.data.train=shards/
 
 Starting the same command again continues where the newest checkpoint stands, to the bit.
@@ -20,11 +20,10 @@ from typing import Any
 import jax
 from absl import flags
 
-from data_pipelines.lock import DirectoryLock
-from data_pipelines.outputs import check_folder
-from data_pipelines.pipeline import TrainStream
+from data_pipelines.commands.lock import DirectoryLock
+from data_pipelines.commands.outputs import check_folder
+from data_pipelines.stream.pipeline import TrainStream
 from internvideo_jax import cli
-from internvideo_jax.build import Run, build
 from internvideo_jax.checkpoint import settings
 from internvideo_jax.checkpoint.frozen import check_frozen, load_frozen
 from internvideo_jax.checkpoint.initial import check_source, initialise
@@ -39,19 +38,20 @@ from internvideo_jax.evaluators.run import (
     run_evaluators,
     write_json,
 )
-from internvideo_jax.guard import Guard
-from internvideo_jax.interrupt import Interrupt
 from internvideo_jax.ops import attention
 from internvideo_jax.parallel import multihost
 from internvideo_jax.parallel.compile_cache import use_compile_cache
 from internvideo_jax.parallel.mesh import batch_sharding
-from internvideo_jax.step import init_state, make_train_step, state_from
+from internvideo_jax.run.build import Run, build
+from internvideo_jax.run.guard import Guard
+from internvideo_jax.run.step import init_state, make_train_step, state_from
+from internvideo_jax.runtime.interrupt import Interrupt
+from internvideo_jax.runtime.watchdog import Watchdog
 from internvideo_jax.telemetry.profile import Profiler
 from internvideo_jax.telemetry.progress import Progress
 from internvideo_jax.telemetry.report import write_report
 from internvideo_jax.telemetry.writer import MetricWriter
 from internvideo_jax.types import TrainState
-from internvideo_jax.watchdog import Watchdog
 
 # Steps that may be in flight. Without a bound the host would run ahead and pile up batches.
 IN_FLIGHT = 2

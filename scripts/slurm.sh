@@ -161,7 +161,7 @@ main() {
     fail "--mount is for --container"
   fi
   WORKER=$(PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}" "$PYTHON" -m \
-    internvideo_jax.tools.experiment "--restarts=$RESTARTS" -- ${train[@]+"${train[@]}"}) || exit 2
+    internvideo_jax.launch.experiment "--restarts=$RESTARTS" -- ${train[@]+"${train[@]}"}) || exit 2
 
   if [[ -n $DRY ]]; then
     generate

@@ -24,8 +24,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.exit_codes import exit_code_of
-from internvideo_jax.tools.experiment import Experiment, Job, worker_command
+from data_pipelines.commands.exit_codes import exit_code_of
+from internvideo_jax.launch.experiment import Experiment, Job, worker_command
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 ARGUMENTS, LOG, LOCK = "sweep.json", "sweep.log", "sweep.lock"

@@ -81,7 +81,7 @@ package() {
 
 read_slice() {
   local facts name value
-  facts=$(package internvideo_jax.tools.cloud "$SLICE") || exit 2
+  facts=$(package internvideo_jax.launch.cloud "$SLICE") || exit 2
   while IFS='=' read -r name value; do
     case $name in
       ACCELERATOR_TYPE) SLICE_TYPE=$value ;;
@@ -178,7 +178,7 @@ check_run() {
   for argument in ${TRAIN[@]+"${TRAIN[@]}"}; do
     [[ $argument == --workdir=* ]] && workdir=${argument#--workdir=}
   done
-  WORKER_COMMAND=$(package internvideo_jax.tools.experiment "--restarts=$RESTARTS" \
+  WORKER_COMMAND=$(package internvideo_jax.launch.experiment "--restarts=$RESTARTS" \
     --python=../venv/bin/python -- ${TRAIN[@]+"${TRAIN[@]}"}) || exit 2
   if [[ ${HOSTS:-1} -gt 1 && $workdir != /* ]]; then
     fail "--workdir=$workdir: $SLICE has $HOSTS hosts, which share a checkpoint; expected an\

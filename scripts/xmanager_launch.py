@@ -21,9 +21,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from data_pipelines.exit_codes import ExitCode, starts_again
-from internvideo_jax.tools.cloud import CloudSlice
-from internvideo_jax.tools.experiment import Experiment, Job, worker_command
+from data_pipelines.commands.exit_codes import ExitCode, starts_again
+from internvideo_jax.launch.cloud import CloudSlice
+from internvideo_jax.launch.experiment import Experiment, Job, worker_command
 
 SCRIPTS = Path(__file__).resolve().parent
 MOUNT = "/mnt/shared"  # as in tpu_vm.sh

@@ -1,6 +1,6 @@
 """InternVideo2 S, B and L, distilled from the 1B or 6B model.
 
-    python -m internvideo_jax.train --config=configs/internvideo2/distill.py:size=base \\
+    ivj train --config=configs/internvideo2/distill.py:size=base \\
         --workdir=runs/distill --config.data.train=shards/ \\
         --config.objective.clip_teacher.init_from=internvideo2_1b_s2.pt
 
@@ -32,10 +32,10 @@ from typing import Any
 from data_pipelines.config import DataConfig
 from internvideo_jax.cli import check_known, config_dict, parse_arg
 from internvideo_jax.config import CheckpointConfig, LogConfig, OptimConfig, TrainConfig
-from internvideo_jax.models.internvideo2 import SIZES
-from internvideo_jax.models.internvideo2_student import StudentConfig
-from internvideo_jax.models.layers.tower import last_layers, tower
-from internvideo_jax.models.teachers.internvideo2 import InternVideo2TeacherConfig
+from internvideo_jax.families.internvideo2.model import SIZES
+from internvideo_jax.families.internvideo2.student import StudentConfig
+from internvideo_jax.families.internvideo2.teacher import InternVideo2TeacherConfig
+from internvideo_jax.layers.tower import last_layers, tower
 from internvideo_jax.objectives.alignment import Alignment
 from internvideo_jax.recipes.distillation import TARGETS, chosen, student_clip, student_views
 from internvideo_jax.recipes.feature_evals import on_features

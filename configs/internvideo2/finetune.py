@@ -1,6 +1,6 @@
 """InternVideo2 fine-tuning: a classifier from a student of stage 1, a distilled one, or Kinetics.
 
-    python -m internvideo_jax.train --config=configs/internvideo2/finetune.py:recipe=b_k710 \\
+    ivj train --config=configs/internvideo2/finetune.py:recipe=b_k710 \\
         --workdir=runs/k710 --config.data.train=shards/ --config.init_from=runs/distill
 
 Options after the colon (comma separated):
@@ -35,7 +35,7 @@ from data_pipelines.config import ClipConfig, DataConfig, ViewConfig
 from internvideo_jax.cli import config_dict, parse_arg
 from internvideo_jax.config import CheckpointConfig, LogConfig, OptimConfig, TrainConfig
 from internvideo_jax.evaluators.classification import Classification as Accuracy
-from internvideo_jax.models.internvideo2_classifier import ClassifierConfig
+from internvideo_jax.families.internvideo2.classifier import ClassifierConfig
 from internvideo_jax.objectives.classification import Classification
 from internvideo_jax.recipes import finetuning
 from internvideo_jax.recipes.smoke import sized

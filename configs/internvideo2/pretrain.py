@@ -1,6 +1,6 @@
 """InternVideo2 stage 1: a student that sees a fifth of a clip, aligned with two frozen teachers.
 
-    python -m internvideo_jax.train --config=configs/internvideo2/pretrain.py:size=1b \\
+    ivj train --config=configs/internvideo2/pretrain.py:size=1b \\
         --workdir=runs/stage1 --config.data.train=shards/ \\
         --config.objective.clip_teacher.init_from=internvl_c_13b_224px.pth \\
         --config.objective.mae_teacher.init_from=vit_g_hybrid_pt_1200e.pth
@@ -23,7 +23,7 @@ VideoMAE V2. Sets whose labels depend on left and right are not flipped (flip=au
 
 With targets=cached, first compute the features of one fixed view per clip with the teachers,
 
-    python -m internvideo_jax.teach --config=configs/internvideo2/pretrain.py:size=1b \\
+    ivj teach --config=configs/internvideo2/pretrain.py:size=1b \\
         --config.data.train=shards/ --config.data.views=1 --out=shards/features
 
 and the weights of the teachers as above, then train without them: `...:size=1b,targets=cached`.
@@ -45,11 +45,11 @@ from typing import Any
 from data_pipelines.config import ClipConfig, DataConfig, ViewConfig
 from internvideo_jax.cli import check_known, config_dict, parse_arg
 from internvideo_jax.config import CheckpointConfig, LogConfig, OptimConfig, TrainConfig
-from internvideo_jax.models.internvideo2_student import StudentConfig
-from internvideo_jax.models.layers.tower import last_layers
-from internvideo_jax.models.teachers.clip import ViCLIPTeacherConfig
-from internvideo_jax.models.teachers.internvideo2 import InternVLConfig
-from internvideo_jax.models.teachers.videomae import VideoMAETeacherConfig
+from internvideo_jax.families.clip.teacher import ViCLIPTeacherConfig
+from internvideo_jax.families.internvideo2.student import StudentConfig
+from internvideo_jax.families.internvideo2.teacher import InternVLConfig
+from internvideo_jax.families.videomae.teacher import VideoMAETeacherConfig
+from internvideo_jax.layers.tower import last_layers
 from internvideo_jax.objectives.alignment import Alignment
 from internvideo_jax.recipes.distillation import TARGETS, chosen, student_clip, student_views
 from internvideo_jax.recipes.feature_evals import on_features

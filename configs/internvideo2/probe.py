@@ -1,6 +1,6 @@
 """InternVideo2 probes: attentive, linear and concatenation heads on a frozen encoder.
 
-    python -m internvideo_jax.train --workdir=runs/probe \\
+    ivj train --workdir=runs/probe \\
         --config=configs/internvideo2/probe.py:recipe=attentive/1b_ssv2 \\
         --config.data.train=shards/ --config.init_from=internvideo2_1b_s2.pt
 
@@ -37,7 +37,7 @@ from data_pipelines.config import ClipConfig, DataConfig, ViewConfig
 from internvideo_jax.cli import config_dict, parse_arg
 from internvideo_jax.config import CheckpointConfig, LogConfig, OptimConfig, TrainConfig
 from internvideo_jax.evaluators.classification import Classification as Accuracy
-from internvideo_jax.models.internvideo2_classifier import ClassifierConfig
+from internvideo_jax.families.internvideo2.classifier import ClassifierConfig
 from internvideo_jax.objectives.classification import Classification
 from internvideo_jax.recipes import finetuning
 from internvideo_jax.recipes.smoke import sized

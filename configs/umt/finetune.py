@@ -1,6 +1,6 @@
 """Unmasked Teacher, fine-tuning: a classifier from its student, or from Kinetics.
 
-    python -m internvideo_jax.train --config=configs/umt/finetune.py:recipe=b_k710 \\
+    ivj train --config=configs/umt/finetune.py:recipe=b_k710 \\
         --workdir=runs/k710 --config.data.train=shards/ --config.init_from=runs/umt
 
 Options after the colon (comma separated):
@@ -33,8 +33,8 @@ from typing import Any
 
 from internvideo_jax.cli import config_dict, parse_arg
 from internvideo_jax.config import TrainConfig
-from internvideo_jax.models.umt import CLASSIFIER
-from internvideo_jax.models.videomae import ClassifierConfig
+from internvideo_jax.families.umt.model import CLASSIFIER
+from internvideo_jax.families.videomae.model import ClassifierConfig
 from internvideo_jax.recipes import finetuning
 from internvideo_jax.recipes.smoke import sized
 from internvideo_jax.registry import suggest

@@ -1,6 +1,6 @@
 """Unmasked Teacher: a student that sees a fifth of a clip, aligned with CLIP's image transformer.
 
-    python -m internvideo_jax.train --config=configs/umt/pretrain.py:size=base \\
+    ivj train --config=configs/umt/pretrain.py:size=base \\
         --workdir=runs/umt --config.data.train=shards/ \\
         --config.objective.clip_teacher.init_from=clip_b16.pth
 
@@ -31,8 +31,8 @@ from typing import Any
 from data_pipelines.config import DataConfig
 from internvideo_jax.cli import check_known, config_dict, parse_arg
 from internvideo_jax.config import CheckpointConfig, LogConfig, OptimConfig, TrainConfig
-from internvideo_jax.models.teachers.clip import CLIPTeacherConfig
-from internvideo_jax.models.umt import UMTStudentConfig
+from internvideo_jax.families.clip.teacher import CLIPTeacherConfig
+from internvideo_jax.families.umt.model import UMTStudentConfig
 from internvideo_jax.objectives.alignment import Alignment
 from internvideo_jax.recipes.distillation import TARGETS, chosen, student_clip, student_views
 from internvideo_jax.recipes.feature_evals import on_features

@@ -1,6 +1,6 @@
 """UniFormerV2: a classifier from CLIP's image transformer, or from another UniFormerV2.
 
-    python -m internvideo_jax.train --config=configs/uniformerv2/finetune.py:size=base \\
+    ivj train --config=configs/uniformerv2/finetune.py:size=base \\
         --workdir=runs/uniformerv2 --config.data.train=shards/ --config.init_from=clip_b16.pth
 
 Options after the colon (comma separated):
@@ -50,7 +50,7 @@ from data_pipelines.config import AugmentConfig, ClipConfig, DataConfig, ViewCon
 from internvideo_jax.cli import config_dict, parse_arg
 from internvideo_jax.config import CheckpointConfig, LogConfig, OptimConfig, TrainConfig
 from internvideo_jax.evaluators.classification import Classification as Accuracy
-from internvideo_jax.models.uniformerv2 import SIZES, UniFormerV2Config
+from internvideo_jax.families.uniformerv2.model import SIZES, UniFormerV2Config
 from internvideo_jax.objectives.classification import Classification
 from internvideo_jax.recipes.smoke import sized
 from internvideo_jax.registry import suggest
@@ -70,7 +70,9 @@ class Recipe:
     warmup: int = 5  # epochs
     frames: int = 8
     repeats: int = 1  # crops per video
-    protocol: str = "uniformerv2/kinetics"  # of the test: internvideo_jax/evaluators/protocols.py
+    protocol: str = (
+        "uniformerv2/kinetics"  # of the test: internvideo_jax/evaluators/published/protocols.py
+    )
     style: str = "kinetics"
     flip: str = "auto"
     drop_path: float = 0.0

@@ -1,8 +1,8 @@
 """ViCLIP: clips and captions brought together, from CLIP's weights.
 
-    python -m internvideo_jax.train --config=configs/viclip/pretrain.py:size=base \\
+    ivj train --config=configs/viclip/pretrain.py:size=base \\
         --workdir=runs/viclip --config.data.train=shards/ --config.init_from=clip_b16.safetensors
-    python -m internvideo_jax.train --config=configs/viclip/pretrain.py:size=base,stage=2 \\
+    ivj train --config=configs/viclip/pretrain.py:size=base,stage=2 \\
         --workdir=runs/viclip_unmasked --config.data.train=shards/ --config.init_from=runs/viclip
 
 Options after the colon (comma separated):
@@ -35,7 +35,7 @@ from data_pipelines.config import AugmentConfig, ClipConfig, DataConfig, ViewCon
 from internvideo_jax.cli import config_dict, parse_arg
 from internvideo_jax.config import CheckpointConfig, LogConfig, OptimConfig, TrainConfig
 from internvideo_jax.evaluators.retrieval import TextVideoRetrieval
-from internvideo_jax.models.viclip import SIZES, ViCLIPConfig
+from internvideo_jax.families.viclip.model import SIZES, ViCLIPConfig
 from internvideo_jax.objectives.contrastive import Contrastive
 from internvideo_jax.recipes.smoke import sized
 from internvideo_jax.registry import suggest

@@ -1,6 +1,6 @@
 """VideoMAE fine-tuning: a classifier from pre-trained weights, or from none.
 
-    python -m internvideo_jax.train --config=configs/videomae/finetune.py:recipe=v2/b_k400 \\
+    ivj train --config=configs/videomae/finetune.py:recipe=v2/b_k400 \\
         --workdir=runs/finetune --config.data.train=shards/ --config.init_from=runs/pretrain
 
 Options after the colon (comma separated):
@@ -35,7 +35,7 @@ from data_pipelines.config import ClipConfig, DataConfig, ViewConfig
 from internvideo_jax.cli import config_dict, parse_arg
 from internvideo_jax.config import CheckpointConfig, LogConfig, OptimConfig, TrainConfig
 from internvideo_jax.evaluators.classification import Classification as Accuracy
-from internvideo_jax.models.videomae import ClassifierConfig
+from internvideo_jax.families.videomae.model import ClassifierConfig
 from internvideo_jax.objectives.classification import Classification
 from internvideo_jax.recipes.finetuning import Recipe
 from internvideo_jax.recipes.smoke import sized

@@ -1,6 +1,6 @@
 """VideoMAE pre-training: reconstruct the hidden nine tenths of a clip.
 
-    python -m internvideo_jax.train --config=configs/videomae/pretrain.py:size=base \\
+    ivj train --config=configs/videomae/pretrain.py:size=base \\
         --workdir=runs/pretrain --config.data.train=shards/
 
 Options after the colon (comma separated):
@@ -26,7 +26,7 @@ from data_pipelines.config import ClipConfig, DataConfig, ViewConfig
 from internvideo_jax.cli import config_dict, parse_arg
 from internvideo_jax.config import CheckpointConfig, LogConfig, OptimConfig, TrainConfig
 from internvideo_jax.evaluators.reconstruction import Reconstruction
-from internvideo_jax.models.videomae import PretrainConfig
+from internvideo_jax.families.videomae.model import PretrainConfig
 from internvideo_jax.objectives.masked_pixels import MaskedPixels
 from internvideo_jax.recipes.feature_evals import on_features
 from internvideo_jax.recipes.smoke import sized

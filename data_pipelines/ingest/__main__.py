@@ -1,4 +1,4 @@
-"""Command line of the ingest: ``python -m data_pipelines.ingest --help``."""
+"""Command line of the ingest: `ivj ingest --help`."""
 
 import argparse
 import os
@@ -6,7 +6,8 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from data_pipelines.command import BAD_DATA, GOOD, run_command
+from data_pipelines.commands.ending import BAD_DATA, GOOD, run_command
+from data_pipelines.commands.progress import say
 from data_pipelines.ingest.frames import DEFAULT_TEMPLATE
 from data_pipelines.ingest.options import (
     AUDIO_FORMATS,
@@ -20,7 +21,6 @@ from data_pipelines.ingest.options import (
     Options,
     default_workers,
 )
-from data_pipelines.ingest.progress import say
 from data_pipelines.ingest.run import Report, ingest, summary
 
 _DESCRIPTION = """\
@@ -42,17 +42,17 @@ data set (tfds:NAME), InternVid's JSONL, or a CSV or TSV with a header, or JSONL
 
 _EPILOG = """\
 examples:
-  python -m data_pipelines.ingest --source videos/ --out shards/
-  python -m data_pipelines.ingest --source clips.csv --out shards/ --fps 10 --shards 64
-  python -m data_pipelines.ingest --source c.jsonl --out shards/ --columns path=video,caption=text
-  python -m data_pipelines.ingest --source k400/train.csv --root k400/ --out shards/
-  python -m data_pipelines.ingest --source ssv2/train.csv --frame-fps 12 --out shards/
-  python -m data_pipelines.ingest --source iv.jsonl --path-template '{YoutubeID}.mp4' --out shards/
-  python -m data_pipelines.ingest --source tfds:ucf101 --frame-fps 25 --out shards/
-  python -m data_pipelines.ingest --source c.csv --out /nfs/s --runner beam -- --runner FlinkRunner
+  ivj ingest --source videos/ --out shards/
+  ivj ingest --source clips.csv --out shards/ --fps 10 --shards 64
+  ivj ingest --source c.jsonl --out shards/ --columns path=video,caption=text
+  ivj ingest --source k400/train.csv --root k400/ --out shards/
+  ivj ingest --source ssv2/train.csv --frame-fps 12 --out shards/
+  ivj ingest --source iv.jsonl --path-template '{YoutubeID}.mp4' --out shards/
+  ivj ingest --source tfds:ucf101 --frame-fps 25 --out shards/
+  ivj ingest --source c.csv --out /nfs/s --runner beam -- --runner FlinkRunner
 
 Run the same command again after an interruption: finished shards are kept.
-`python -m data_pipelines verify shards/` reads everything back.
+`ivj data verify shards/` reads everything back.
 Exit code: 0 good, 1 more than --max-bad rejected, 2 wrong use, 3 the run could not finish,
 75 a fault outside that may pass (run again), 130 interrupted; docs/launch.md has all.
 """
@@ -61,7 +61,7 @@ Exit code: 0 good, 1 more than --max-bad rejected, 2 wrong use, 3 the run could 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     result = argparse.ArgumentParser(
-        prog="python -m data_pipelines.ingest",
+        prog="ivj ingest",
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -274,7 +274,7 @@ def _columns(text: str) -> dict[str, str]:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Parse a command line; what follows ``--`` is for Beam."""
+    """Parse a command line; what follows `--` is for Beam."""
     arguments = list(argv)
     end = arguments.index("--") if "--" in arguments else len(arguments)
     result = parser().parse_args(arguments[:end])

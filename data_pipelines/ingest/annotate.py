@@ -1,13 +1,13 @@
 """Segments and boxes of a row: from the cells of a table to what the record stores.
 
-Both columns hold a JSON list of objects, with times in seconds or ``HH:MM:SS.mmm`` of the source
-video, like the columns ``start`` and ``end``, whatever part of it the row cuts out::
+Both columns hold a JSON list of objects, with times in seconds or `HH:MM:SS.mmm` of the source
+video, like the columns `start` and `end`, whatever part of it the row cuts out::
 
     "segments": [{"start": 1.5, "end": 4, "label": "pour", "caption": "pours tea"}]
     "boxes": [{"time": 2, "y1": 0.1, "x1": 0.2, "y2": 0.9, "x2": 0.6,
                "labels": ["stand", "talk"], "track": 0}]
 
-``label``, ``labels``, ``caption`` and ``track`` may be left out.
+`label`, `labels`, `caption` and `track` may be left out.
 """
 
 import math
@@ -17,15 +17,15 @@ from typing import Any, NamedTuple
 from data_pipelines.ingest import cells
 from data_pipelines.ingest.container import VideoError
 from data_pipelines.ingest.rows import RowBox, RowSegment
-from data_pipelines.localisation import Box, Segment
-from data_pipelines.messages import INT64, shortest
+from data_pipelines.records.localisation import Box, Segment
+from data_pipelines.records.messages import INT64, shortest
 
 # Annotated times are rounded to milliseconds or to hundredths of a second.
 _EDGE_US = 10_000
 
 
 def read_segments(value: Any) -> tuple[RowSegment, ...]:
-    """Parse a cell ``segments``; sorted by time.
+    """Parse a cell `segments`; sorted by time.
 
     Raises:
       ValueError: the cell or a segment in it is not as described above.
@@ -44,7 +44,7 @@ def read_segments(value: Any) -> tuple[RowSegment, ...]:
 
 
 def read_boxes(value: Any) -> tuple[RowBox, ...]:
-    """Parse a cell ``boxes``; sorted by time, then by track.
+    """Parse a cell `boxes`; sorted by time, then by track.
 
     Raises:
       ValueError: the cell or a box in it is not as described above.
@@ -97,7 +97,7 @@ def place(
       class_index: index by class name.
 
     Raises:
-      VideoError: stage ``label``, an annotation lies outside the clip.
+      VideoError: stage `label`, an annotation lies outside the clip.
     """
     span = f"the clip, which covers {start_us / 1e6:g} to {end_us / 1e6:g} s of the video"
     remarks: list[str] = []

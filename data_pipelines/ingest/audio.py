@@ -21,7 +21,7 @@ from data_pipelines.ingest.container import (
     VideoError,
     open_video,
 )
-from data_pipelines.waveform import Audio
+from data_pipelines.records.waveform import Audio
 
 SAMPLE_RATE = 16_000
 
@@ -38,7 +38,7 @@ class AudioError(ValueError):
     """A clip that remains without sound.
 
     Attributes:
-      kind: ``silent`` where the file has none, ``audio`` where it cannot be decoded.
+      kind: `silent` where the file has none, `audio` where it cannot be decoded.
     """
 
     def __init__(self, kind: str, message: str):
@@ -77,7 +77,7 @@ def read_audio(
 
     Raises:
       AudioError: there is no audio stream, or nothing of it in the window can be decoded.
-      VideoError: stage ``long``, more than ``max_bytes``.
+      VideoError: stage `long`, more than `max_bytes`.
     """
     total = round((end_us - start_us) * SAMPLE_RATE / 1e6)
     if 2 * total > max_bytes:
@@ -232,7 +232,7 @@ class _Reading:
         self._resampler = None
 
     def result(self, total: int) -> tuple[Audio, tuple[Note, ...]]:
-        """The sound as ``total`` samples at most; AudioError where there is none of it."""
+        """The sound as `total` samples at most; AudioError where there is none of it."""
         samples = np.zeros(total, np.int16)
         filled = 0
         for time_us, chunks in self._runs:

@@ -8,7 +8,7 @@ bytes are those of a local run. Around that, what differs between machines is de
 - An element may be tried several times, also at the same time. Every attempt writes into a folder
   of its own and moves the finished files into place.
 - A decoder that crashes must not take the machine's Beam process with it: each shard is written
-  by a worker process of :mod:`.pool`, as in a local run.
+  by a worker process of `.pool`, as in a local run.
 - A shard that cannot be written leaves a note instead of failing the pipeline, so that the others
   are finished.
 """
@@ -27,7 +27,7 @@ from typing import Any
 from data_pipelines.ingest.options import Options
 from data_pipelines.ingest.pool import Outcome, run_tasks
 from data_pipelines.ingest.work import DONE_SUFFIX, ShardTask, finished, read_done
-from data_pipelines.record_index import INDEX_SUFFIX, write_atomic
+from data_pipelines.records.index import INDEX_SUFFIX, write_atomic
 
 # Both names end in .tmp and begin with that of the shard: the ingest removes them when it ends.
 TASK_SUFFIX = ".task.tmp"
@@ -96,7 +96,7 @@ def _run_pipeline(pipeline_options: Any, paths: Sequence[str], options: Options)
 
 
 def write(path: str, workers: int, stall_seconds: float) -> str:
-    """Write the shard whose task lies beside ``path``; runs on a machine of the runner.
+    """Write the shard whose task lies beside `path`; runs on a machine of the runner.
 
     Returns:
       The path, for the runner's log.

@@ -128,7 +128,7 @@ def plain(where: str, key: str, value: Any) -> str:
 
 
 def text(where: str, key: str, value: Any) -> str:
-    """As :func:`plain`, for what is stored and read: half surrogate pairs become U+FFFD."""
+    """As `plain`, for what is stored and read: half surrogate pairs become U+FFFD."""
     return replace_surrogates(plain(where, key, value))
 
 

@@ -2,10 +2,10 @@
 
 ========================  ===========================================================
 names                     one per line, or a JSON list
-numbered lines            ``0 slicing onion``, ``1 ApplyEyeMakeup`` (UCF101), ``clapping,0``
-table                     CSV or TSV with a number and a name, such as ``id,name``
+numbered lines            `0 slicing onion`, `1 ApplyEyeMakeup` (UCF101), `clapping,0`
+table                     CSV or TSV with a number and a name, such as `id,name`
 JSON object               name -> number (Something-Something, Kinetics) or number -> name
-JSON list of objects      ``{"id": 0, "name": "abseiling"}``
+JSON list of objects      `{"id": 0, "name": "abseiling"}`
 ========================  ===========================================================
 
 Numbers begin at 0 or 1 and have no holes: the position of a name is the index stored.

@@ -2,12 +2,12 @@
 
 A file stores a stamp for every frame. Some are missing, doubled or far away from those around them,
 recordings joined end to end start their clock anew, and some writers store the order of decoding.
-:func:`repair` takes the stamps in the order the frames are shown and keeps as many as it can: it
+`repair` takes the stamps in the order the frames are shown and keeps as many as it can: it
 looks for the cheapest way through them, where a stamp passed over costs 1, a clock that is set anew
 more, and a step unlike the usual one a little.
 
 What counts as a jump of the clock, and not as a pause, is the same for the live check of a healthy
-file (:func:`longest_step`) and for the repair:
+file (`longest_step`) and for the repair:
 
 - MPEG transport and program streams may be spliced, their clock may be set anew anywhere, and a
   picture has to come every 0.7 s. In a steady stream a step forward of more than ten seconds is a
@@ -112,7 +112,7 @@ class FrameClock:
     Args:
       timeline: the times to use; None to read them from the stamps.
       origin_us: where the file says that it begins, None if it does not.
-      longest_us: a longer step is no time, :func:`longest_step`.
+      longest_us: a longer step is no time, `longest_step`.
       nominal_us: the announced time from frame to frame.
 
     Attributes:
@@ -200,7 +200,7 @@ def repair(
       stamps: microseconds in the order the frames are shown; None where there is none.
       keys: which of them are key frames.
       spoilt: which are damaged; their stamps do not count.
-      spliced: as in :func:`longest_step`.
+      spliced: as in `longest_step`.
       nominal_us: the announced time from frame to frame.
 
     Returns:

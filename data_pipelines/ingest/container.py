@@ -24,7 +24,7 @@ class VideoError(ValueError):
     """A file that gives no usable clip.
 
     Attributes:
-      stage: ``open``, ``decode``, ``empty``, ``short`` or ``long``; ``label`` where the file is
+      stage: `open`, `decode`, `empty`, `short` or `long`; `label` where the file is
         fine and what is said about it is not.
     """
 
@@ -38,10 +38,10 @@ class Note:
     """Something about an accepted clip worth recording.
 
     Attributes:
-      kind: ``partial`` (a part of a damaged file), ``corrupt`` (frames left out or missing),
-        ``timestamps`` (times counted or repaired, not read), ``streams`` (there was a choice),
-        ``silent`` (sound is wanted, there is none), ``audio`` (the sound is damaged) or
-        ``annotation`` (a segment was cut to the clip).
+      kind: `partial` (a part of a damaged file), `corrupt` (frames left out or missing),
+        `timestamps` (times counted or repaired, not read), `streams` (there was a choice),
+        `silent` (sound is wanted, there is none), `audio` (the sound is damaged) or
+        `annotation` (a segment was cut to the clip).
     """
 
     kind: str
@@ -66,7 +66,7 @@ def open_video(path: str) -> InputContainer:
     """Open a container for reading; close it, or use it as a context manager.
 
     Raises:
-      VideoError: stage ``open``.
+      VideoError: stage `open`.
     """
     check_file(path)
     try:
@@ -87,7 +87,7 @@ def video_stream(container: InputContainer) -> VideoStream:
     """The stream a player would show, set up to decode in this thread.
 
     Raises:
-      VideoError: stage ``empty`` without a video stream, ``decode`` without a decoder.
+      VideoError: stage `empty` without a video stream, `decode` without a decoder.
     """
     stream = container.streams.best("video")
     if not isinstance(stream, VideoStream):
@@ -124,9 +124,9 @@ def is_spliced(container: InputContainer) -> bool:
 
 
 def announced_us(container: InputContainer, stream: VideoStream, origin_us: int) -> int | None:
-    """Where the header says the video stream ends, in microseconds from ``origin_us``.
+    """Where the header says the video stream ends, in microseconds from `origin_us`.
 
-    Some containers tell only where the last of their streams ends; see :func:`tells_own_end`.
+    Some containers tell only where the last of their streams ends; see `tells_own_end`.
     """
     if stream.duration and stream.time_base:
         # The duration of an AVI that was cut is guessed, its count of frames is as written.

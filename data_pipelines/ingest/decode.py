@@ -3,11 +3,11 @@
 What real files do wrong decides the shape of this module:
 
 - Containers disagree with their streams, so completeness is judged by what was decoded
-  (:mod:`.complete`).
+  (`.complete`).
 - Some of the times may be wrong, or all behind a point, where a clock was set anew. Order is then
-  trusted, and a second pass decides about the times before frames are taken (:mod:`.clock`).
+  trusted, and a second pass decides about the times before frames are taken (`.clock`).
 - A damaged file may end early without any error, skip frames, or raise in the middle; what can be
-  decoded before and behind is intact either way (:mod:`.packets`).
+  decoded before and behind is intact either way (`.packets`).
 - Seeking lands on wrong frames in some containers; it is used only where the index is reliable,
   and what it lands on is checked.
 """
@@ -47,7 +47,7 @@ from data_pipelines.ingest.image import is_image, read_image
 from data_pipelines.ingest.packets import FrameReader, counted_errors
 from data_pipelines.ingest.picture import FrameEncoder
 from data_pipelines.ingest.rate import RateSampler
-from data_pipelines.waveform import Audio
+from data_pipelines.records.waveform import Audio
 
 # The format allows 2 GiB, but a worker holds a record three times while writing it, and training
 # reads records whole.
@@ -63,7 +63,7 @@ _SEEK_FROM_US = 2_000_000
 
 @dataclass(frozen=True, slots=True)
 class DecodeOptions:
-    """What to make of a video; see :class:`data_pipelines.ingest.options.Options`."""
+    """What to make of a video; see `ingest.options.Options`."""
 
     short_side: int = 256
     pixels: str = "stored"
@@ -79,7 +79,7 @@ class DecodeOptions:
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """The outcome: fields as in :class:`data_pipelines.schema.Record`, and notes."""
+    """The outcome: fields as in `records.schema.Record`, and notes."""
 
     frames: list[bytes]
     timestamps_us: list[int]
@@ -106,9 +106,9 @@ def decode_clip(
     end: float | None = None,
     tick: Callable[[], None] = lambda: None,
 ) -> Clip:
-    """Decode a video, or the part of it from ``start`` up to but not including ``end``.
+    """Decode a video, or the part of it from `start` up to but not including `end`.
 
-    With ``options.media`` ``image``, or ``auto`` and a file named as a picture, a picture becomes
+    With `options.media` `image`, or `auto` and a file named as a picture, a picture becomes
     a clip of one frame.
 
     Args:
@@ -118,7 +118,7 @@ def decode_clip(
       tick: called for every packet, so that the caller sees progress and can stop.
 
     Raises:
-      VideoError: no clip could be made; ``stage`` says where it failed.
+      VideoError: no clip could be made; `stage` says where it failed.
     """
     if is_image(path, options.media):
         if start is not None or end is not None:

@@ -29,7 +29,7 @@ _PNG_BYTES_PER_PIXEL = 1.4  # mean over ten clips
 
 @dataclass(frozen=True, slots=True)
 class EstimateTask:
-    """Rows to estimate the record size from; ``crashed`` as in :mod:`.pool`."""
+    """Rows to estimate the record size from; `crashed` as in `.pool`."""
 
     rows: tuple[Row, ...]
     options: DecodeOptions

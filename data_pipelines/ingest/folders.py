@@ -9,10 +9,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from data_pipelines import split_names
 from data_pipelines.ingest.cells import shown
 from data_pipelines.ingest.presence import SourceVanished
 from data_pipelines.ingest.rows import Listing, Row, printable
+from data_pipelines.records import split_names
 
 _Parts = tuple[str, ...]
 

@@ -16,13 +16,13 @@ import av
 import simplejpeg
 from av.error import FFmpegError
 
-from data_pipelines import encoded
 from data_pipelines.ingest.container import Note, VideoError, check_file
 from data_pipelines.ingest.decode import MAX_RECORD_BYTES, Clip, DecodeOptions
 from data_pipelines.ingest.image import decode_image
 from data_pipelines.ingest.path_template import fields
 from data_pipelines.ingest.picture import FrameEncoder
 from data_pipelines.ingest.rate import RateSampler
+from data_pipelines.records import encoded
 
 DEFAULT_TEMPLATE = "img_{:05d}.jpg"
 
@@ -38,7 +38,7 @@ class FrameFolder:
 
     Attributes:
       folder: where they are.
-      template: their names, a format string of the number such as ``img_{:05d}.jpg``.
+      template: their names, a format string of the number such as `img_{:05d}.jpg`.
       first: number of the first one.
       count: how many.
       fps: their rate, which image files do not tell.
@@ -53,12 +53,12 @@ class FrameFolder:
     fps: float
 
     def address(self) -> str:
-        """The same as a string, for ``Row.path``."""
+        """The same as a string, for `Row.path`."""
         return self.SCHEME + urlencode(asdict(self), errors="surrogateescape")
 
     @classmethod
     def parse(cls, address: str) -> "FrameFolder":
-        """The inverse of :meth:`address`."""
+        """The inverse of `address`."""
         query = address.removeprefix(cls.SCHEME)
         values = dict(parse_qsl(query, strict_parsing=True, errors="surrogateescape"))
         return cls(
@@ -77,7 +77,7 @@ class FrameFolder:
         """Path of the first frame that is there.
 
         Raises:
-          VideoError: stage ``open``, there is none.
+          VideoError: stage `open`, there is none.
         """
         if not os.path.isdir(self.folder):
             raise VideoError("open", "cannot open the folder of frames: no such folder")
@@ -126,7 +126,7 @@ def load_folder(
     end: float | None = None,
     tick: Callable[[], None] = lambda: None,
 ) -> Clip:
-    """The clip of a folder of frames; as :func:`data_pipelines.ingest.decode.decode_clip`."""
+    """The clip of a folder of frames; as `ingest.decode.decode_clip`."""
     if source.count:
         source.first_file()
     encoder = PictureEncoder(options)
@@ -154,11 +154,11 @@ def assemble(
     tick: Callable[[], None],
     advice: str = "",
 ) -> Clip:
-    """A clip of ``count`` pictures that follow each other at ``fps``.
+    """A clip of `count` pictures that follow each other at `fps`.
 
     Args:
       load: index -> encoded picture; a VideoError leaves the picture out.
-      encoder: what ``load`` encodes with; knows the size afterwards.
+      encoder: what `load` encodes with; knows the size afterwards.
       advice: what to say if pictures are missing.
 
     Raises:
@@ -232,7 +232,7 @@ def _accept(
 
 
 def read_picture(path: str) -> Picture:
-    """An image file as :func:`picture_of` gives it; VideoError when it is missing or damaged."""
+    """An image file as `picture_of` gives it; VideoError when it is missing or damaged."""
     name = os.path.basename(path)
     try:
         check_file(path)
@@ -248,7 +248,7 @@ def picture_of(data: bytes) -> Picture:
     """The bytes of an image file if a record can hold them, else the picture as it is shown.
 
     Raises:
-      VideoError: as :func:`.image.decode_image`.
+      VideoError: as `.image.decode_image`.
     """
     if data.startswith(_JPEG):
         try:
@@ -277,8 +277,8 @@ def is_storable(data: bytes) -> bool:
 class PictureEncoder:
     """Pictures of one size for a record; the first one decides.
 
-    Attributes (after the first picture): ``height``, ``width`` as stored; ``source_height``,
-    ``source_width`` before shrinking.
+    Attributes (after the first picture): `height`, `width` as stored; `source_height`,
+    `source_width` before shrinking.
     """
 
     def __init__(self, options: DecodeOptions):

@@ -1,7 +1,7 @@
-"""HMDB51's own lists: one file per class and split, ``CLASS_test_split1.txt``.
+"""HMDB51's own lists: one file per class and split, `CLASS_test_split1.txt`.
 
-A line is ``NAME.avi N``, where N says what the video is for in that split: 1 training, 2 test,
-0 neither. Read as ``path label`` N would be the class. Named is one file; those of the other
+A line is `NAME.avi N`, where N says what the video is for in that split: 1 training, 2 test,
+0 neither. Read as `path label` N would be the class. Named is one file; those of the other
 classes beside it belong to the same split and are read with it.
 """
 

@@ -12,8 +12,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
-from data_pipelines import split_names
 from data_pipelines.ingest.rows import Row
+from data_pipelines.records import split_names
 
 # Columns that name the source video of a clip, where a table has one of them.
 GROUP_COLUMNS = ("group", "YoutubeID", "youtube_id", "video_id")

@@ -19,7 +19,7 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 
 
 def is_image(path: str, media: str) -> bool:
-    """Whether a file is to be read as a picture; ``media`` as in the ingest's options."""
+    """Whether a file is to be read as a picture; `media` as in the ingest's options."""
     if media == "auto":
         return os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES
     return media == "image"
@@ -32,8 +32,8 @@ def read_image(path: str) -> np.ndarray:
     of an animation the first frame is taken.
 
     Raises:
-      VideoError: stage ``open`` for a file that is no picture, ``decode`` for a damaged one,
-        ``long`` for one too large to be honest.
+      VideoError: stage `open` for a file that is no picture, `decode` for a damaged one,
+        `long` for one too large to be honest.
     """
     check_file(path)
     with _opened(path) as image:
@@ -41,13 +41,13 @@ def read_image(path: str) -> np.ndarray:
 
 
 def decode_image(data: bytes) -> np.ndarray:
-    """As :func:`read_image`, of the content of a file."""
+    """As `read_image`, of the content of a file."""
     with _opened(io.BytesIO(data)) as image:
         return _pixels(image)
 
 
 def image_size(path: str) -> tuple[int, int]:
-    """(width, height) by the header; errors as in :func:`read_image`."""
+    """(width, height) by the header; errors as in `read_image`."""
     check_file(path)
     with _opened(path) as image:
         return image.size

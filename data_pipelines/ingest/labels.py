@@ -36,7 +36,7 @@ def resolve(
 ) -> tuple[list[Row], tuple[str, ...]]:
     """Fix the class list; the position of a name is the index stored in the records.
 
-    Without a file the classes are those the source ``listed``, or else the sorted labels of all
+    Without a file the classes are those the source `listed`, or else the sorted labels of all
     rows, those of segments and boxes included. Labels that are all numbers keep their value: they
     are the numbers of the file, or the positions of its names from 0, or become the classes "0"
     to "N-1". 2.0 is 2, a negative number is no label, and other numbers are none of a class.
@@ -45,7 +45,7 @@ def resolve(
       notes: what looks odd is added here, one sentence each.
 
     Returns:
-      The rows, those that cannot be labelled with their ``problem`` set, and the class names.
+      The rows, those that cannot be labelled with their `problem` set, and the class names.
 
     Raises:
       ValueError: an unreadable class file, a file that knows none of the labels or counts
@@ -259,7 +259,7 @@ def _require_label(row: Row, labelled: int) -> Row:
 
 
 def read_classes(path: str) -> tuple[str, ...]:
-    """The names of a class list in any form of :mod:`data_pipelines.ingest.class_files`."""
+    """The names of a class list in any form of `ingest.class_files`."""
     return class_files.read(path).names
 
 

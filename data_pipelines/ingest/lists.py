@@ -4,16 +4,16 @@ One clip per line, columns separated by commas, semicolons or blanks, the path f
 blanks, and separators where it is in quotation marks):
 
 ===============================  ==================================================================
-``path``                         test lists of UCF101; the class is the folder
-``path label``                   Kinetics, UCF101, HMDB51 (for its own: :mod:`.hmdb`), Diving48
-``folder frames label``          raw frames, Something-Something
-``path first frames``            pre-training mixtures; a video where ``frames`` is negative
-``path first frames label``      the same, labelled
-``path total start end label``   ActivityNet, HACS; seconds
+`path`                         test lists of UCF101; the class is the folder
+`path label`                   Kinetics, UCF101, HMDB51 (for its own: `.hmdb`), Diving48
+`folder frames label`          raw frames, Something-Something
+`path first frames`            pre-training mixtures; a video where `frames` is negative
+`path first frames label`      the same, labelled
+`path total start end label`   ActivityNet, HACS; seconds
 ===============================  ==================================================================
 
-``first`` is the number of the first image file. The columns are told by how many numbers end the
-first line; ``--columns path=1,first=2,frames=3`` says so instead. A negative label means none.
+`first` is the number of the first image file. The columns are told by how many numbers end the
+first line; `--columns path=1,first=2,frames=3` says so instead. A negative label means none.
 """
 
 import csv
@@ -23,13 +23,13 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 
-from data_pipelines import split_names
 from data_pipelines.ingest import cells, hmdb
 from data_pipelines.ingest.cells import MAX_SECONDS, RowError, shown
 from data_pipelines.ingest.frames import DEFAULT_TEMPLATE, FrameFolder, check_template
 from data_pipelines.ingest.options import Options
 from data_pipelines.ingest.rows import Listing, Row, printable
 from data_pipelines.ingest.suffixes import names_media
+from data_pipelines.records import split_names
 
 SUFFIXES = (".csv", ".txt", ".list", ".lst", "")
 COLUMNS = ("path", "label", "first", "frames", "start", "end")
@@ -59,7 +59,7 @@ def looks_like(line: str) -> bool:
 
 
 def read(path: str, options: Options) -> Listing:
-    """Rows of a list; see :func:`data_pipelines.ingest.sources.read` for the errors."""
+    """Rows of a list; see `ingest.sources.read` for the errors."""
     if hmdb.is_list(path, options):
         return hmdb.read(path, options)
     base = os.path.basename(path)
@@ -132,7 +132,7 @@ def _by_folder(rows: list[Row]) -> tuple[list[Row], str]:
 
 
 def split_of(name: str) -> str | None:
-    """The split a file name tells: ``val`` of ``val.csv``, ``test`` of ``testlist01.txt``."""
+    """The split a file name tells: `val` of `val.csv`, `test` of `testlist01.txt`."""
     words = [word.removesuffix("list") for word in re.split(r"[^a-z]+", name.lower())]
     found = {_SPELLED.get(word, word) for word in words if word in split_names.FOLDERS}
     return found.pop() if len(found) == 1 else None
@@ -189,7 +189,7 @@ def _layout(
 
 
 def _chosen(where: str, columns: Mapping[str, str], count: int) -> tuple[str, ...]:
-    """Names by position from ``--columns path=1,frames=2``; columns without a name are ignored."""
+    """Names by position from `--columns path=1,frames=2`; columns without a name are ignored."""
     positions: dict[int, str] = {}
     for ours, number in columns.items():
         if ours not in COLUMNS or not re.fullmatch(r"[1-9]\d?", number):

@@ -11,7 +11,7 @@ import os
 
 from data_pipelines.ingest.rows import Row
 from data_pipelines.ingest.work import ShardTask
-from data_pipelines.record_index import write_atomic
+from data_pipelines.records.index import write_atomic
 
 FILE_NAME = "killed.json"
 

@@ -1,9 +1,9 @@
 """What a row's path may name, and the clip behind it.
 
 ============  =====================================================================
-a file        a video, :mod:`.decode`
-``frames:?``  a folder of image files, :class:`.frames.FrameFolder`
-``tfds:?``    an example of a prepared TFDS data set, :class:`.tfds.Example`
+a file        a video, `.decode`
+`frames:?`  a folder of image files, `.frames.FrameFolder`
+`tfds:?`    an example of a prepared TFDS data set, `.tfds.Example`
 ============  =====================================================================
 """
 
@@ -21,7 +21,7 @@ def load_clip(
     end: float | None = None,
     tick: Callable[[], None] = lambda: None,
 ) -> Clip:
-    """The clip of a row; arguments and errors as :func:`.decode.decode_clip`."""
+    """The clip of a row; arguments and errors as `.decode.decode_clip`."""
     if path.startswith(FrameFolder.SCHEME):
         return load_folder(FrameFolder.parse(path), options, start, end, tick)
     if path.startswith(tfds.Example.SCHEME):

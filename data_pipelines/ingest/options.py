@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from data_pipelines import storage
+from data_pipelines.records import storage
 
 PARTIAL_POLICIES = ("accept", "reject")
 FORMATS = ("auto", "table", "kinetics", "rawframes", "json")
@@ -33,8 +33,8 @@ class Options:
     """Everything an ingest is told.
 
     Attributes:
-      source: folder of videos, CSV/TSV or JSONL table, list or JSON file, or ``tfds:NAME``.
-      format: what a source file is; ``auto`` looks at its name and first line.
+      source: folder of videos, CSV/TSV or JSONL table, list or JSON file, or `tfds:NAME`.
+      format: what a source file is; `auto` looks at its name and first line.
       out: directory for the shards.
       name: prefix of the shard names; by default made from the source's name.
       root: what relative paths of a table are relative to; by default the table's folder.
@@ -44,31 +44,31 @@ class Options:
       hold_out_as: name of that split.
       columns: our column name -> the table's, where they differ; numbers from 1 for lists.
       path_template: names of the files, made from the columns of a table.
-      cut: whether the times of a table are to be cut from its files; ``auto``: unless the
+      cut: whether the times of a table are to be cut from its files; `auto`: unless the
         template names them.
       frame_template: names of the files in a folder of frames, a format string of their number.
       frame_start: number of the first of them, where the list does not tell;
         by default 1.
       frame_fps: rate of frames that come without one: folders of frames and TFDS.
-      shards: number of shards per split; by default from ``shard_mb``.
+      shards: number of shards per split; by default from `shard_mb`.
       shard_mb: intended shard size in 10^6 bytes.
       short_side: pixels of the shorter side after shrinking; smaller videos are not enlarged;
         0 keeps the size.
-      pixels: ``stored`` keeps pixels that are not square as they are, as decord does; ``display``
+      pixels: `stored` keeps pixels that are not square as they are, as decord does; `display`
         stretches them to the shape that players show.
-      storage: ``jpeg``, or ``png`` for the decoded pixels without loss.
+      storage: `jpeg`, or `png` for the decoded pixels without loss.
       quality: JPEG quality, 1 to 100.
       fps: frames per second to keep at most; None keeps all.
       max_seconds: keep at most this much of each clip; None keeps all.
       min_frames: reject clips with fewer frames.
       partial: what to do with a video that decodes only in part.
-      audio: ``pcm16`` stores the sound of each clip at 16 kHz mono; ``off`` stores none.
-      media: ``video``; ``image`` for pictures, each a record of one frame; ``auto`` decides by the
+      audio: `pcm16` stores the sound of each clip at 16 kHz mono; `off` stores none.
+      media: `video`; `image` for pictures, each a record of one frame; `auto` decides by the
         suffix of each file.
       classes_file: fixed class list; by default the sorted labels of the source.
       flip_changes_label: recorded for training, which then does not flip horizontally.
       workers: processes; 0 decodes in this process.
-      runner: where the shards are written: ``local`` processes or Apache ``beam``.
+      runner: where the shards are written: `local` processes or Apache `beam`.
       beam_options: arguments for Beam's pipeline.
       max_bad: share of rejected rows up to which the run counts as good.
       stall_seconds: give up a file on which the decoder makes no progress for so long.

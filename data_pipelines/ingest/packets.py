@@ -86,7 +86,7 @@ class FrameReader:
 
     Args:
       container, stream: what to read.
-      errors: from :func:`counted_errors`, begun before the container was opened.
+      errors: from `counted_errors`, begun before the container was opened.
 
     Attributes:
       error: why reading ended before the end of the file; before the first frame also why nothing

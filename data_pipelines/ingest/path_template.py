@@ -1,4 +1,4 @@
-"""File names made from the columns of a table: ``--path-template '{YoutubeID}.mp4'``."""
+"""File names made from the columns of a table: `--path-template '{YoutubeID}.mp4'`."""
 
 import re
 import string
@@ -16,8 +16,8 @@ _SPEC = re.compile(r"(.?[<>=^])?[-+ ]?#?0?(\d{1,3})?,?(\.\d{1,2})?[a-zA-Z%]?", r
 class PathTemplate:
     """A format string over the columns of a row.
 
-    Fields are column names as the table spells them; ``{start}`` and ``{end}``, unless the table
-    has such columns of its own, are the times in seconds, so that ``{start:.3f}`` works.
+    Fields are column names as the table spells them; `{start}` and `{end}`, unless the table
+    has such columns of its own, are the times in seconds, so that `{start:.3f}` works.
 
     Args:
       text: the template.

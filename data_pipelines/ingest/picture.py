@@ -1,12 +1,12 @@
 """One decoded frame to one encoded picture: display orientation, pixel aspect, size, colour.
 
 For JPEG a frame of a video stays in YUV from decoder to encoder. swscale shrinks it, once, and
-writes 4:2:0 planes; :mod:`.jpeg_colours` turns any matrix and range into the one JPEG prescribes,
-and the JPEG encoder takes the planes as they are. Through RGB and ``cv2.INTER_AREA`` the same frame
+writes 4:2:0 planes; `.jpeg_colours` turns any matrix and range into the one JPEG prescribes,
+and the JPEG encoder takes the planes as they are. Through RGB and `cv2.INTER_AREA` the same frame
 costs 2 to 3 times as much from 640x480 upwards.
 
 For PNG it becomes RGB by swscale's default conversion, which is that of decord and of PyAV's
-``to_ndarray``, level for level (and one to one and a half levels darker than the colours meant).
+`to_ndarray`, level for level (and one to one and a half levels darker than the colours meant).
 """
 
 from dataclasses import dataclass
@@ -18,8 +18,9 @@ import numpy as np
 import simplejpeg
 from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 
-from data_pipelines import encoded, transforms
+from data_pipelines.clips import transforms
 from data_pipelines.ingest.jpeg_colours import Planes, to_jpeg
+from data_pipelines.records import encoded
 
 # swscale's SWS_ACCURATE_RND flag, which PyAV has a name for only from version 18. Without it the
 # vertical scaler rounds differently on other kinds of CPU. It costs a tenth of a millisecond for a
@@ -61,7 +62,7 @@ _FROM_ROTATION = {
 def orientation_of(frame: av.VideoFrame) -> Orientation:
     """Read the display matrix of a frame, rounded to right angles.
 
-    ``frame.rotation`` alone is not enough: of a mirrored matrix it reports a rotation by 180
+    `frame.rotation` alone is not enough: of a mirrored matrix it reports a rotation by 180
     degrees, which would turn selfie videos upside down.
     """
     try:
@@ -81,10 +82,10 @@ def orientation_of(frame: av.VideoFrame) -> Orientation:
 def stored_size(
     width: int, height: int, pixel_aspect: Fraction, short_side: int, *, even: bool = True
 ) -> tuple[int, int]:
-    """(width, height) to store: shorter side at most ``short_side``, even as JPEG's 4:2:0 wants it.
+    """(width, height) to store: shorter side at most `short_side`, even as JPEG's 4:2:0 wants it.
 
     Videos are never enlarged, since that costs bytes and adds nothing; only anamorphic pixels are
-    stretched horizontally. ``short_side`` 0 keeps the size.
+    stretched horizontally. `short_side` 0 keeps the size.
     """
     wide = width * pixel_aspect
     scale = min(Fraction(1), short_side / Fraction(min(wide, height))) if short_side else 1
@@ -101,9 +102,9 @@ class FrameEncoder:
 
     Args:
       pixel_aspect: of the pixels to be made square; None or 0 keeps them as they are stored.
-      short_side: see :func:`stored_size`.
+      short_side: see `stored_size`.
       quality: JPEG quality.
-      storage: ``jpeg``, or ``png`` for the decoded pixels without loss, odd sizes included.
+      storage: `jpeg`, or `png` for the decoded pixels without loss, odd sizes included.
 
     Attributes (after the first frame):
       height, width: of the encoded pictures.

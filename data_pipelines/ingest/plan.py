@@ -1,7 +1,7 @@
 """Which clip goes into which shard: decided once, written down, and checked on every restart.
 
 Clips are sorted by a hash of their id and cut into equal runs, so the order inside a shard is
-already mixed and depends neither on the order of the source nor on anything random. ``plan.json``
+already mixed and depends neither on the order of the source nor on anything random. `plan.json`
 stores the decision with digests of everything it rests on; a run with the same inputs continues,
 another one is refused.
 """
@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_pipelines import manifest, schema
 from data_pipelines.ingest.decode import DecodeOptions
 from data_pipelines.ingest.estimate import EstimateTask
 from data_pipelines.ingest.options import Options
 from data_pipelines.ingest.pool import run_tasks
 from data_pipelines.ingest.rows import Row
 from data_pipelines.ingest.work import ShardTask
-from data_pipelines.record_index import write_atomic
+from data_pipelines.records import manifest, schema
+from data_pipelines.records.index import write_atomic
 
 FILE_NAME = "plan.json"
 
@@ -37,7 +37,7 @@ class Plan:
     """The decision.
 
     Attributes:
-      options: what a resumed run must share (:meth:`Options.plan_options`).
+      options: what a resumed run must share (`Options.plan_options`).
       classes: class names by index.
       inputs: digest of all rows, whatever their order in the source.
       rows: number of rows per split.

@@ -2,10 +2,10 @@
 
 A decoder can crash, hang or be killed, so each worker is a separate program whose death costs one
 task and is reported with the item it was at. Workers are started by command line instead of
-``multiprocessing``, which would import the caller's main module (and with it jax) in each.
+`multiprocessing`, which would import the caller's main module (and with it jax) in each.
 
-A job is a function ``job(task, progress) -> result`` named ``module:function``. A task is a
-dataclass with a field ``crashed``, a mapping from item number to what happened: an item that
+A job is a function `job(task, progress) -> result` named `module:function`. A task is a
+dataclass with a field `crashed`, a mapping from item number to what happened: an item that
 killed its worker is entered there and the task is tried again without it.
 """
 
@@ -96,8 +96,8 @@ def run_tasks(
     Closing the generator, or an exception in its consumer, kills the workers.
 
     Args:
-      job: ``module:function``.
-      tasks: picklable dataclasses with a ``crashed`` mapping.
+      job: `module:function`.
+      tasks: picklable dataclasses with a `crashed` mapping.
       workers: processes; 0 runs the tasks in this process, without protection.
       on_progress: called about twice per second and task.
       stall_seconds: a worker that reports nothing for so long is killed.
@@ -135,7 +135,7 @@ def _run_here(job: str, tasks: Sequence[Any], on_progress: OnProgress) -> Iterat
 
 
 class Throttled:
-    """Progress that calls ``report(items, frames)`` at most twice a second."""
+    """Progress that calls `report(items, frames)` at most twice a second."""
 
     def __init__(self, report: Callable[[int, int], None]):
         self._report = report

@@ -67,7 +67,7 @@ class Presence:
     Args:
       rows: of the shard; looked at now.
       witnesses: paths from elsewhere in the source that were there.
-      away: of :func:`away`, when the run began.
+      away: of `away`, when the run began.
     """
 
     def __init__(self, rows: Iterable[Row], witnesses: Sequence[str], away: str):

@@ -74,7 +74,7 @@ class Listing:
 def printable(text: str) -> str:
     """A file name that can be stored and shown; bytes that are not UTF-8 become escapes.
 
-    For texts that people read there is :func:`data_pipelines.ingest.cells.text`.
+    For texts that people read there is `ingest.cells.text`.
     """
     try:
         raw = text.encode("utf-8", "surrogateescape")

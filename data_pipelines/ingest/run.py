@@ -12,16 +12,16 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from data_pipelines import manifest, split_names
-from data_pipelines.exit_codes import PassingFault
+from data_pipelines.commands.exit_codes import PassingFault
+from data_pipelines.commands.lock import DirectoryLock
+from data_pipelines.commands.progress import Bar, say
 from data_pipelines.ingest import beam, hold_out, labels, losses, plan, presence, sources
 from data_pipelines.ingest.options import Options
 from data_pipelines.ingest.pool import Outcome, run_tasks
-from data_pipelines.ingest.progress import Bar, say
 from data_pipelines.ingest.rows import Listing, Row
 from data_pipelines.ingest.work import ShardResult, ShardTask
-from data_pipelines.lock import DirectoryLock
-from data_pipelines.record_index import write_atomic
+from data_pipelines.records import manifest, split_names
+from data_pipelines.records.index import write_atomic
 
 CLASSES_FILE = "classes.json"
 REJECTED_FILE = "rejected.jsonl"
@@ -69,9 +69,9 @@ class Report:
 
 
 def ingest(options: Options, *, quiet: bool = False) -> Report:
-    """Turn the videos of a source into shards in ``options.out``, or finish an earlier attempt.
+    """Turn the videos of a source into shards in `options.out`, or finish an earlier attempt.
 
-    Rejected videos do not raise: compare ``Report.bad_share`` with ``options.max_bad``.
+    Rejected videos do not raise: compare `Report.bad_share` with `options.max_bad`.
 
     Raises:
       FileNotFoundError, ValueError: the source or an option is wrong, or the directory holds

@@ -67,9 +67,9 @@ _READERS = {
 
 
 def detect(options: Options) -> str:
-    """The format of a source file: what ``options.format`` says, or what the file looks like.
+    """The format of a source file: what `options.format` says, or what the file looks like.
 
-    By the suffix ``.json``, ``.jsonl`` and ``.tsv``. A ``.csv`` is a table if its first line has a
+    By the suffix `.json`, `.jsonl` and `.tsv`. A `.csv` is a table if its first line has a
     column of a known name, a list if it ends with a number, otherwise a table; other text files
     are lists.
     """

@@ -1,19 +1,19 @@
 """Tables of videos: CSV, TSV and JSONL with the same columns.
 
 ======================  =====================================================================
-``path``                required; relative to the table's folder, or to ``--root``
-``label``               one class name, or a class index
-``labels``              several: a JSON list or names separated by ``|``
-``caption, captions``   one text, or a JSON list of texts
-``start, end``          seconds or ``HH:MM:SS.mmm`` in the video
-``split``               name of the split
-``segments, boxes``     what happens when and where; see :mod:`data_pipelines.ingest.annotate`
-``id``                  unique id; by default the path, with the span when there is one
-anything else           stored in the record as ``extra/NAME``
+`path`                required; relative to the table's folder, or to `--root`
+`label`               one class name, or a class index
+`labels`              several: a JSON list or names separated by `|`
+`caption, captions`   one text, or a JSON list of texts
+`start, end`          seconds or `HH:MM:SS.mmm` in the video
+`split`               name of the split
+`segments, boxes`     what happens when and where; see `ingest.annotate`
+`id`                  unique id; by default the path, with the span when there is one
+anything else           stored in the record as `extra/NAME`
 ======================  =====================================================================
 
 InternVid's columns are known by their own names. The training sets of the reference repositories
-are JSON lists of ``{"video": ..., "caption": ...}``, the same table in another dress.
+are JSON lists of `{"video": ..., "caption": ...}`, the same table in another dress.
 """
 
 import difflib
@@ -43,7 +43,7 @@ _INTERNVID = {"caption": "Caption", "start": "Start_timestamp", "end": "End_time
 
 
 def read(path: str, options: Options) -> Listing:
-    """Rows of a table; see :func:`data_pipelines.ingest.sources.read` for the errors."""
+    """Rows of a table; see `ingest.sources.read` for the errors."""
     suffix = os.path.splitext(path)[1].lower()
     notes: list[str] = []
     if suffix in (".csv", ".tsv"):
@@ -59,7 +59,7 @@ def read(path: str, options: Options) -> Listing:
 
 
 def read_json(path: str, options: Options) -> Listing:
-    """Rows of a JSON list of ``{video | image, caption | captions}``; errors as in :func:`read`."""
+    """Rows of a JSON list of `{video | image, caption | captions}`; errors as in `read`."""
     lines, notes = table_files.read_json(path, options.columns)
     return _listing(path, iter(lines), options, notes)
 

@@ -1,11 +1,11 @@
-"""Prepared TFDS data sets, read in place: ``--source tfds:NAME``.
+"""Prepared TFDS data sets, read in place: `--source tfds:NAME`.
 
-Only the files TFDS leaves on disk are read: ``dataset_info.json`` and ``features.json`` describe
-them, the examples are ``tf.train.Example`` messages in ArrayRecord or TFRecord files. The package
-``tensorflow-datasets`` itself is of no help here: without TensorFlow, version 4.9 can neither
-construct its ``Video`` feature nor open TFRecord files (``as_data_source``).
+Only the files TFDS leaves on disk are read: `dataset_info.json` and `features.json` describe
+them, the examples are `tf.train.Example` messages in ArrayRecord or TFRecord files. The package
+`tensorflow-datasets` itself is of no help here: without TensorFlow, version 4.9 can neither
+construct its `Video` feature nor open TFRecord files (`as_data_source`).
 
-Encoded frames (``Video``, ``Sequence(Image)``) are taken as they are where a record can hold them.
+Encoded frames (`Video`, `Sequence(Image)`) are taken as they are where a record can hold them.
 """
 
 import functools
@@ -29,9 +29,9 @@ from data_pipelines.ingest.frames import Picture, PictureEncoder, assemble, pict
 from data_pipelines.ingest.options import Options
 from data_pipelines.ingest.path_template import fields
 from data_pipelines.ingest.rows import Listing, Row, printable
-from data_pipelines.messages import SequenceExample
-from data_pipelines.record_index import CorruptRecordError
-from data_pipelines.records import RecordSource
+from data_pipelines.records.index import CorruptRecordError
+from data_pipelines.records.messages import SequenceExample
+from data_pipelines.records.reader import RecordSource
 
 FEATURES_FILE = "features.json"
 PREFIX = "tfds:"
@@ -64,12 +64,12 @@ class Example:
     fps: float
 
     def address(self) -> str:
-        """The same as a string, for ``Row.path``."""
+        """The same as a string, for `Row.path`."""
         return self.SCHEME + urlencode(asdict(self), errors="surrogateescape")
 
     @classmethod
     def parse(cls, address: str) -> "Example":
-        """The inverse of :meth:`address`."""
+        """The inverse of `address`."""
         query = address.removeprefix(cls.SCHEME)
         values = dict(parse_qsl(query, strict_parsing=True, errors="surrogateescape"))
         return cls(
@@ -83,7 +83,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A prepared data set: name, its files by split, and its features, nested names with ``/``."""
+    """A prepared data set: name, its files by split, and its features, nested names with `/`."""
 
     name: str
     splits: Mapping[str, tuple[str, ...]]
@@ -149,7 +149,7 @@ def read(options: Options) -> Listing:
 
 
 def find(name: str, data_dir: str | None) -> str:
-    """The directory of ``NAME[/CONFIG][:VERSION]``, or of a path to a prepared data set.
+    """The directory of `NAME[/CONFIG][:VERSION]`, or of a path to a prepared data set.
 
     Raises:
       FileNotFoundError: nothing is there; the message lists what is.
@@ -218,7 +218,7 @@ def load_example(
     end: float | None = None,
     tick: Callable[[], None] = lambda: None,
 ) -> Clip:
-    """The clip of an example; as :func:`data_pipelines.ingest.decode.decode_clip`."""
+    """The clip of an example; as `ingest.decode.decode_clip`."""
     pictures = _pictures(example)
     encoder = PictureEncoder(options)
 

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from data_pipelines import schema, storage
 from data_pipelines.ingest.annotate import Placed, place
 from data_pipelines.ingest.container import Note, VideoError
 from data_pipelines.ingest.decode import Clip, DecodeOptions
@@ -16,8 +15,9 @@ from data_pipelines.ingest.media import load_clip
 from data_pipelines.ingest.pool import Progress
 from data_pipelines.ingest.presence import Presence, missing
 from data_pipelines.ingest.rows import Row
-from data_pipelines.record_index import INDEX_SUFFIX, IndexFileError, read_index, write_atomic
-from data_pipelines.records import ShardWriter
+from data_pipelines.records import schema, storage
+from data_pipelines.records.index import INDEX_SUFFIX, IndexFileError, read_index, write_atomic
+from data_pipelines.records.reader import ShardWriter
 
 DONE_SUFFIX = ".done"
 
@@ -33,7 +33,7 @@ class ShardTask:
       classes: class names by index.
       options: how to decode.
       crashed: rows, by position, that are known to take a worker down, and how.
-      witnesses, away: what the run knows of the source, see :mod:`.presence`.
+      witnesses, away: what the run knows of the source, see `.presence`.
     """
 
     directory: str
@@ -53,7 +53,7 @@ class ShardTask:
 
 @dataclass(frozen=True, slots=True)
 class ShardResult:
-    """What was written; the ``.done`` file beside the shard holds the same.
+    """What was written; the `.done` file beside the shard holds the same.
 
     Attributes:
       rejected: one mapping per row that gave no record: path, id, split, stage, error, bytes.
@@ -78,7 +78,7 @@ class ShardResult:
 
 
 def write_shard(task: ShardTask, progress: Progress) -> ShardResult:
-    """Write a shard, its index and its ``.done`` file, or find that they are there already.
+    """Write a shard, its index and its `.done` file, or find that they are there already.
 
     The bytes depend on the task alone, so a restart after any interruption gives the same shard.
 
@@ -183,7 +183,7 @@ def _record(row: Row, labels: tuple[int, ...], clip: Clip, placed: Placed) -> sc
 
 
 def read_done(task: ShardTask) -> ShardResult:
-    """What the ``.done`` file of a shard says, unchecked; raises what an unreadable file does."""
+    """What the `.done` file of a shard says, unchecked; raises what an unreadable file does."""
     with open(task.path + DONE_SUFFIX, encoding="utf-8") as file:
         values = {"missing": (), **json.load(file)}
     for name in ("label_counts", "rejected", "warnings", "missing"):

@@ -1,6 +1,6 @@
-"""A worker process: ``python -m data_pipelines.ingest.worker DESCRIPTOR MODULE:FUNCTION``.
+"""A worker process: `python -m data_pipelines.ingest.worker DESCRIPTOR MODULE:FUNCTION`.
 
-Started by :mod:`data_pipelines.ingest.pool`. It takes tasks from the connection until that is
+Started by `ingest.pool`. It takes tasks from the connection until that is
 closed, and ends when nobody listens any more, so that a killed ingest leaves no orphans behind.
 """
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from data_pipelines.lock import DirectoryLock
+from data_pipelines.commands.lock import DirectoryLock
 from data_pipelines.subset import near_duplicates, rows, sampling, selection, writing
 from data_pipelines.subset.options import CODE, REASONS, Options
 from data_pipelines.text.caption import clean_caption

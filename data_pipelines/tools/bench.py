@@ -8,10 +8,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from data_pipelines import encoded, sampling
-from data_pipelines.assemble import Source
+from data_pipelines.clips import sampling
 from data_pipelines.config import DataConfig
-from data_pipelines.pipeline import TrainStream
+from data_pipelines.records import encoded
+from data_pipelines.stream.assemble import Source
+from data_pipelines.stream.pipeline import TrainStream
 
 STAGES = ("read", "decode", "crop")
 
@@ -43,7 +44,7 @@ def measure(config: DataConfig, seconds: float) -> Speed:
     """Runs the bare functions for `seconds`, then the stream for `seconds`.
 
     Raises:
-      FileNotFoundError, ValueError: as :class:`data_pipelines.pipeline.TrainStream`.
+      FileNotFoundError, ValueError: as `stream.pipeline.TrainStream`.
     """
     stream = TrainStream(config)
     try:

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines import schema
 from data_pipelines.config import DataConfig, ReaderConfig, ViewConfig
-from data_pipelines.dataset import Dataset, open_dataset
-from data_pipelines.mixture import components_of
-from data_pipelines.pipeline import TrainStream, ViewPass
+from data_pipelines.records import schema
+from data_pipelines.records.dataset import Dataset, open_dataset
+from data_pipelines.stream.mixture import components_of
+from data_pipelines.stream.pipeline import TrainStream, ViewPass
 from data_pipelines.tools.sheet import Page, Row, contact_sheet, web_page
 
 SUFFIXES = (".png", ".html")  # of the two files of a sheet
@@ -32,7 +32,7 @@ def summary(config: DataConfig, sample: int) -> Iterator[str]:
       sample: records to read for sizes, rates and captions, evenly spaced over the split.
 
     Raises:
-      FileNotFoundError, ValueError: as :func:`data_pipelines.manifest.open_split`.
+      FileNotFoundError, ValueError: as `records.manifest.open_split`.
     """
     for component in components_of(config):
         yield from _one_set(component.directory, component.split, sample)
@@ -91,7 +91,7 @@ def train_page(config: DataConfig, step: int, clips: int) -> Page:
       clips: at most so many of the batch.
 
     Raises:
-      ValueError: as :class:`data_pipelines.pipeline.TrainStream`, or a negative step.
+      ValueError: as `stream.pipeline.TrainStream`, or a negative step.
     """
     if step < 0:
         raise ValueError(f"--step: found {step}, expected 0 or more")
@@ -137,7 +137,7 @@ def view_page(config: DataConfig, step: int, clips: int, segments: int, crops: i
       segments, crops: views in time and in space.
 
     Raises:
-      ValueError: as :class:`data_pipelines.pipeline.ViewPass`, or a step beyond the pass.
+      ValueError: as `stream.pipeline.ViewPass`, or a step beyond the pass.
     """
     videos = max(1, clips // (segments * crops))
     # Pre-training draws windows; the matching test views are the dense ones.

@@ -1,6 +1,6 @@
 """From `--config=recipe.py:options` and `--config.data.x=y` to the settings of a stream.
 
-A recipe is a Python file with a function ``get_config(options)`` whose result has a ``data``
+A recipe is a Python file with a function `get_config(options)` whose result has a `data`
 section. It is loaded by path when asked for, and brings its own imports: this package knows
 nothing of the training system.
 """

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from data_pipelines import encoded, manifest, schema, storage
+from data_pipelines.commands.progress import Bar
 from data_pipelines.ingest.pool import Progress, run_tasks
-from data_pipelines.ingest.progress import Bar
-from data_pipelines.record_index import CorruptRecordError
-from data_pipelines.records import RecordSource
+from data_pipelines.records import encoded, manifest, schema, storage
+from data_pipelines.records.index import CorruptRecordError
+from data_pipelines.records.reader import RecordSource
 
 # One broken disk can damage every record; the first few say where.
 _FAULTS_SHOWN = 20
@@ -19,9 +19,9 @@ _FAULTS_SHOWN = 20
 
 @dataclass(frozen=True, slots=True)
 class VerifyTask:
-    """One shard to read; ``crashed`` as in :mod:`data_pipelines.ingest.pool`.
+    """One shard to read; `crashed` as in `ingest.pool`.
 
-    ``named`` says that its records hold the names of their classes, as an ingest writes them.
+    `named` says that its records hold the names of their classes, as an ingest writes them.
     """
 
     directory: str
@@ -110,7 +110,7 @@ def _check_totals(name: str, split: manifest.SplitInfo, checks: list[ShardCheck]
 
 
 def check(task: VerifyTask, progress: Progress) -> ShardCheck:
-    """Read one shard completely (a job for :mod:`data_pipelines.ingest.pool`)."""
+    """Read one shard completely (a job for `ingest.pool`)."""
     try:
         index = manifest.check_shard(task.path, task.shard)
     except (FileNotFoundError, ValueError) as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.identity import class_difference
+from data_pipelines.stream.identity import class_difference
 
 HEAD = ("head/kernel", "head/bias")  # of a classifier; the classes are the last axis
 CHOICES = ("fresh", "names", "first")

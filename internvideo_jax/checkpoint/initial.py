@@ -234,7 +234,7 @@ def initialise(
     if bad := finite.describe({name: values[name] for name in (*loaded, *resized)}, len(values)):
         raise ValueError(
             f"{path}: {bad}. Take an earlier checkpoint, or the file of another precision; "
-            "`python -m internvideo_jax.weights inspect` names what a file holds"
+            "`ivj weights inspect` names what a file holds"
         )
     matched = {*loaded, *resized}
     report = LoadReport(

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from data_pipelines.identity import class_difference, differences, digest
+from data_pipelines.stream.identity import class_difference, differences, digest
 from internvideo_jax.checkpoint.digests import examine
 from internvideo_jax.checkpoint.metadata import describe_tree, first_difference
 from internvideo_jax.checkpoint.reading import Step, sealed

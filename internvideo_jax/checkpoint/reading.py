@@ -22,7 +22,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from data_pipelines.exit_codes import PassingFault
+from data_pipelines.commands.exit_codes import PassingFault
 from internvideo_jax.checkpoint.digests import examine
 from internvideo_jax.checkpoint.metadata import describe_tree, first_difference
 from internvideo_jax.checkpoint.steps import FOLDER, complete_steps, shown

@@ -12,11 +12,11 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from data_pipelines import manifest, split_names
 from data_pipelines.config import DataConfig, ViewConfig
-from data_pipelines.dataset import Dataset
-from data_pipelines.identity import class_difference
-from data_pipelines.pipeline import ViewPass
+from data_pipelines.records import manifest, split_names
+from data_pipelines.records.dataset import Dataset
+from data_pipelines.stream.identity import class_difference
+from data_pipelines.stream.pipeline import ViewPass
 from internvideo_jax.evaluators.per_video import Scored
 from internvideo_jax.parallel.mesh import BATCH_AXES, batch_sharding
 from internvideo_jax.parallel.multihost import is_main, to_global, to_host

@@ -14,7 +14,7 @@ import numpy as np
 
 from data_pipelines.config import ClipConfig, ViewConfig
 from data_pipelines.limits import limited
-from internvideo_jax.evaluators import metrics, protocols
+from internvideo_jax.evaluators import metrics
 from internvideo_jax.evaluators.base import (
     EvalContext,
     Input,
@@ -23,6 +23,7 @@ from internvideo_jax.evaluators.base import (
     describe_data,
 )
 from internvideo_jax.evaluators.per_video import Scored
+from internvideo_jax.evaluators.published import protocols
 from internvideo_jax.telemetry.pictures import confusion_picture
 
 CONFUSION = "Videos of each class (rows) by the class they are taken for (columns)."

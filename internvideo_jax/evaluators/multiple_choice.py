@@ -10,9 +10,9 @@ from typing import Any, Self
 
 import numpy as np
 
-from data_pipelines import schema
-from internvideo_jax.evaluators import video_text_presets as presets
+from data_pipelines.records import schema
 from internvideo_jax.evaluators.base import EvalContext, Input, Result
+from internvideo_jax.evaluators.published import video_text as presets
 from internvideo_jax.evaluators.video_text import (
     Videos,
     VideoTextTask,

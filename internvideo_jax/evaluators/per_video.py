@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.dataset import Dataset
+from data_pipelines.records.dataset import Dataset
 
 TOP = 5  # classes of a row, unless all are asked for
 

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from data_pipelines import manifest
+from data_pipelines.records import manifest
 from internvideo_jax.evaluators import metrics
 from internvideo_jax.evaluators.base import EvalContext, Input, Result, default_split, describe_data
 from internvideo_jax.evaluators.classification import Classification

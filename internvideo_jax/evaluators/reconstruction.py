@@ -11,7 +11,6 @@ import numpy as np
 
 from data_pipelines.config import ViewConfig
 from data_pipelines.limits import limited
-from internvideo_jax import masking
 from internvideo_jax.evaluators.base import (
     ANIMATED,
     EvalContext,
@@ -20,6 +19,7 @@ from internvideo_jax.evaluators.base import (
     check_finite,
     describe_data,
 )
+from internvideo_jax.ops import masking
 from internvideo_jax.ops.pixels import patchify, to_unit, unpatchify
 from internvideo_jax.ops.reconstruction import pixel_loss, restore_pixels
 from internvideo_jax.ops.tokens import scatter, take

@@ -9,8 +9,8 @@ import numpy as np
 
 from data_pipelines.limits import limited
 from internvideo_jax.evaluators import retrieval_metrics
-from internvideo_jax.evaluators import video_text_presets as presets
 from internvideo_jax.evaluators.base import EvalContext, Result
+from internvideo_jax.evaluators.published import video_text as presets
 from internvideo_jax.evaluators.retrieval_picture import Answer, Query, query_sheet
 from internvideo_jax.evaluators.video_text import (
     Videos,

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from data_pipelines import transforms
-from data_pipelines.dataset import UnreadableRecordError
+from data_pipelines.clips import transforms
+from data_pipelines.records.dataset import UnreadableRecordError
 from internvideo_jax.evaluators.video_text import Videos
 
 SIDE = 96  # pixels of a video's square

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.storage import write_atomic
+from data_pipelines.records.storage import write_atomic
 from internvideo_jax.evaluators.base import (
     ANIMATED,
     EvalContext,

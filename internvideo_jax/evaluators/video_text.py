@@ -14,10 +14,10 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-from data_pipelines import schema
 from data_pipelines.config import ClipConfig, ViewConfig
-from data_pipelines.dataset import Dataset
 from data_pipelines.limits import limited
+from data_pipelines.records import schema
+from data_pipelines.records.dataset import Dataset
 from data_pipelines.text import Tokenizer, make_tokenizer
 from data_pipelines.text.caption import clean_caption
 from internvideo_jax.evaluators.base import EvalContext, Input, describe_data

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from data_pipelines.limits import limited
-from internvideo_jax import masking
 from internvideo_jax.config import component
+from internvideo_jax.ops import masking
 from internvideo_jax.ops.alignment import DISTANCES, alignment_loss
 from internvideo_jax.types import Batch, Mean, Params
 
@@ -36,7 +36,7 @@ class Alignment:
     attention that the mask is drawn by; the MAE teacher tokens of several layers (`mae`). A teacher
     is a network in the step, or None: then its targets come with the batch, as `features/visible`
     (B, V) int32, `features/clip_middle` (B, K, [1+]V, C), `features/clip_final` (B, E) and
-    `features/mae` (B, Km, V, C), which `python -m internvideo_jax.teach` computes beforehand.
+    `features/mae` (B, Km, V, C), which `ivj teach` computes beforehand.
     """
 
     name: str = "alignment"
@@ -334,7 +334,7 @@ def _part(batch: Batch, name: str) -> jax.Array:
         return batch[PREFIX + name]
     field = "mae_teacher" if name == HEADS["mae"] else "clip_teacher"
     raise ValueError(
-        f"the batch has no {PREFIX}{name}; compute it once with `python -m internvideo_jax.teach "
+        f"the batch has no {PREFIX}{name}; compute it once with `ivj teach "
         "--config=RECIPE --out=features/` and set config.data.features to that folder, or set "
         f"config.objective.{field} to have it computed in the step"
     )

@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from data_pipelines.limits import limited
-from internvideo_jax import masking
-from internvideo_jax.ops import erasing
+from internvideo_jax.ops import erasing, masking
 from internvideo_jax.ops.losses import smooth_labels, soft_cross_entropy
 from internvideo_jax.ops.mixup import mix_batch, mix_targets
 from internvideo_jax.ops.pixels import to_unit

@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from data_pipelines.limits import limited
-from internvideo_jax import masking
-from internvideo_jax.ops import contrastive
+from internvideo_jax.ops import contrastive, masking
 from internvideo_jax.parallel.mesh import BATCH_AXES
 from internvideo_jax.types import Batch, Mean, Params
 

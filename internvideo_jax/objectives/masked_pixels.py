@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from internvideo_jax import masking
+from internvideo_jax.ops import masking
 from internvideo_jax.ops.reconstruction import pixel_loss
 from internvideo_jax.types import Batch, Mean, Params
 

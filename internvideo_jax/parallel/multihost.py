@@ -16,7 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
-from data_pipelines.exit_codes import ExitCode, exit_code_of
+from data_pipelines.commands.exit_codes import ExitCode, exit_code_of
 from internvideo_jax.parallel import peers
 
 JOB_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")

@@ -28,7 +28,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from data_pipelines.exit_codes import ExitCode, PassingFault
+from data_pipelines.commands.exit_codes import ExitCode, PassingFault
 
 TOKEN = "IVJ_JOB_TOKEN"
 # Kind of a message -> its fields and their types.

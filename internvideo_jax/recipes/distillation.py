@@ -23,7 +23,7 @@ def chosen(config: TrainConfig, options: Mapping[str, Any]) -> TrainConfig:
 def cached_targets(config: TrainConfig) -> TrainConfig:
     """The same run without teachers, on one fixed view per clip whose targets are cached.
 
-    `python -m internvideo_jax.teach` computes them with the recipe that has the teachers.
+    `ivj teach` computes them with the recipe that has the teachers.
     """
     return dataclasses.replace(
         config,

@@ -35,7 +35,9 @@ class Recipe:
     rates_count: str = "videos"  # or crops: what 256 of them are meant by the rates
     sampling: str = "dense"
     stride: int = 4
-    protocol: str = "videomae/kinetics"  # of the test: internvideo_jax/evaluators/protocols.py
+    protocol: str = (
+        "videomae/kinetics"  # of the test: internvideo_jax/evaluators/published/protocols.py
+    )
     flip: str = "auto"
     policy: str = "rand-m7-n4-mstd0.5-inc1"  # RandAugment
     freeze: Sequence[str] = ()

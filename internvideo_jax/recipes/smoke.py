@@ -1,6 +1,6 @@
 """A recipe in small: everything it switches on, in a run of seconds.
 
-    python -m internvideo_jax.train --config=configs/videomae/finetune.py:recipe=v2/g_k710,smoke \\
+    ivj train --config=configs/videomae/finetune.py:recipe=v2/g_k710,smoke \\
         --workdir=/tmp/smoke --config.data.train=shards/
 
 Sampling, augmentation, objective, optimizer, test views and schedule are those of the recipe; the
@@ -29,7 +29,7 @@ def sized(config: TrainConfig, options: Mapping[str, Any]) -> TrainConfig:
     if options["smoke"] and options["small"]:
         raise ValueError("smoke and small exclude each other: smoke has a batch and a length")
     if options["small"]:
-        data = dataclasses.replace(config.data, global_batch=0)  # internvideo_jax/small.py
+        data = dataclasses.replace(config.data, global_batch=0)  # internvideo_jax/run/small.py
         return dataclasses.replace(config, data=data)
     return smoke(config) if options["smoke"] else config
 

@@ -1,6 +1,6 @@
 """One HTML page about one or several runs; opens offline, pictures inside.
 
-python -m internvideo_jax.telemetry.report runs/a runs/b --out report.html
+ivj report runs/a runs/b --out report.html
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import jinja2
 
-from data_pipelines.outputs import check_file
+from data_pipelines.commands.outputs import check_file
 from internvideo_jax.telemetry.pictures import curve_svg
 from internvideo_jax.telemetry.writer import METRICS, PERF, read_rows
 
@@ -139,7 +139,7 @@ def _compare(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m internvideo_jax.telemetry.report",
+        prog="ivj report",
         description="Write one HTML page about one or several training runs.",
     )
     parser.add_argument("workdirs", nargs="+", type=Path, help="directories given as --workdir")

@@ -1,11 +1,11 @@
 """Weight files from the command line.
 
-python -m internvideo_jax.weights list [WORD ...]
-python -m internvideo_jax.weights inspect FILE
-python -m internvideo_jax.weights import FILE --out ours.safetensors
-python -m internvideo_jax.weights export RUN_OR_FILE --out torch.safetensors (or torch.pth)
-python -m internvideo_jax.weights export RUN_OR_FILE --layout=huggingface --out FOLDER
-python -m internvideo_jax.weights average RUN_OR_FILE RUN_OR_FILE --out ours.safetensors
+ivj weights list [WORD ...]
+ivj weights inspect FILE
+ivj weights import FILE --out ours.safetensors
+ivj weights export RUN_OR_FILE --out torch.safetensors (or torch.pth)
+ivj weights export RUN_OR_FILE --layout=huggingface --out FOLDER
+ivj weights average RUN_OR_FILE RUN_OR_FILE --out ours.safetensors
 
 FILE may be an index of several files, or a folder of Hugging Face. `inspect` of weights that are
 NaN or infinite ends with 1.
@@ -19,12 +19,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.exit_codes import ExitCode, exit_code_of, message_of
+from data_pipelines.commands.exit_codes import ExitCode, exit_code_of, message_of
 from internvideo_jax.checkpoint.initial import checkpoint_weights, model_of
 from internvideo_jax.checkpoint.reading import step_of
 from internvideo_jax.cli import quiet_libraries
 from internvideo_jax.config import to_typed
-from internvideo_jax.models import zoo
+from internvideo_jax.families import zoo
 from internvideo_jax.registry import resolve
 from internvideo_jax.weights import average, files, huggingface, wrappers
 from internvideo_jax.weights.folders import is_weights
@@ -75,7 +75,7 @@ def run(options: argparse.Namespace) -> int:
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m internvideo_jax.weights",
+        prog="ivj weights",
         description="Published torch weights <-> ours. Values are moved, never changed.",
     )
     commands = parser.add_subparsers(dest="command", required=True)

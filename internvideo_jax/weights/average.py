@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from internvideo_jax.models.layers.pos_embed import resize_length
-from internvideo_jax.models.viclip import FRAMES, TEXT
+from internvideo_jax.families.viclip.model import FRAMES, TEXT
+from internvideo_jax.layers.pos_embed import resize_length
 from internvideo_jax.weights import files
 from internvideo_jax.weights.rules import Tensors
 
@@ -94,7 +94,7 @@ def _own(path: str) -> bool:
 
 
 def add_command(commands: argparse._SubParsersAction) -> None:
-    """`average` among the commands of `python -m internvideo_jax.weights`."""
+    """`average` among the commands of `ivj weights`."""
     one = commands.add_parser(
         "average", help="mean of two models -> safetensors with our names (WiSE-FT)"
     )

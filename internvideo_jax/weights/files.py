@@ -11,21 +11,21 @@ from typing import Any
 
 import numpy as np
 
+from internvideo_jax.families.clip import weights as clip
+from internvideo_jax.families.internvideo2 import internvl_weights as internvl
+from internvideo_jax.families.internvideo2 import weights as internvideo2
+from internvideo_jax.families.umt import weights as umt
+from internvideo_jax.families.uniformerv2 import weights as uniformerv2
+from internvideo_jax.families.viclip import weights as viclip
+from internvideo_jax.families.videomae import weights as videomae
 from internvideo_jax.registry import MODELS, suggest
 from internvideo_jax.weights import (
-    clip,
     finite,
     folders,
     formats,
     huggingface,
-    internvideo2,
-    internvl,
     safetensors_files,
     torch_files,
-    umt,
-    uniformerv2,
-    viclip,
-    videomae,
     vit,
     wrappers,
 )

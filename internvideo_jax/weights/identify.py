@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from internvideo_jax.models import zoo
-from internvideo_jax.models.layers.tower import TowerConfig, preset_size
-from internvideo_jax.models.videomae import SIZES as VIDEO_SIZES
-from internvideo_jax.models.zoo_table import Entry
+from internvideo_jax.families import zoo
+from internvideo_jax.families.entry import Entry
+from internvideo_jax.families.videomae.model import SIZES as VIDEO_SIZES
+from internvideo_jax.layers.tower import TowerConfig, preset_size
 from internvideo_jax.registry import MODELS, resolve
 
 TITLES = {
@@ -187,13 +187,13 @@ def _commands(facts: zoo.Facts, size: str, found: tuple[Entry, ...], path: str) 
     if facts.get("time_steps", TIME_STEPS) != TIME_STEPS:
         settings = (*settings, f"--config.model.pos_frames={facts['time_steps']}")
     start = (
-        f"python -m internvideo_jax.train --config={config} "
+        f"ivj train --config={config} "
         f"--config.init_from={path} --workdir=runs/finetune --config.data.train=SHARDS"
     )
     if "classes" not in facts and facts["kind"] != "viclip":
         return (" ".join((start, *settings)),)
     test = (
-        f"python -m internvideo_jax.evaluate --config={config} "
+        f"ivj evaluate --config={config} "
         f"--checkpoint={path} --out=results.json --config.data.eval=SHARDS"
     )
     return (" ".join((test, *settings)), " ".join((start, *settings)))

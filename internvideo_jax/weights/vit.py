@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from internvideo_jax.weights.clip import IMAGE, QKV_BIAS
+from internvideo_jax.families.clip.weights import IMAGE, QKV_BIAS
 from internvideo_jax.weights.rules import LINEAR, QKV, TABLE, TOKEN, Rule
 
 RULES = {

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 
-from data_pipelines import manifest, schema
-from data_pipelines.records import ShardWriter, read_index
+from data_pipelines.records import manifest, schema
+from data_pipelines.records.reader import ShardWriter, read_index
 
 
 def write_set(

@@ -30,6 +30,7 @@ BASE = ("--config=configs/videomae/pretrain.py:size=tiny", "--config.data.train=
 # Beside a command of the page, such as recipes and scripts it names by path.
 CHECKOUT = ("configs", "scripts", "benchmarks", "tests")
 MINUTES = 3
+IVJ = "internvideo_jax"  # whose __main__ is what `ivj` starts
 
 
 class Undocumented(AssertionError):
@@ -42,7 +43,7 @@ class Reader:
 
     Attributes:
       folder: where, with the files that the page takes for granted.
-      command: runs `python -m`.
+      command: runs `python -m MODULE`.
       replace: word on the page -> what stands for it here (FILE, CONFIG, ...).
       dry: what could only be looked at, each with the reason.
     """
@@ -71,8 +72,7 @@ class Reader:
             if words[: len(begins)] == list(begins):
                 return how(self, step, words[len(begins) :])
         if words[0].startswith("--config"):
-            workdir = f"--workdir=runs/line-{step.line}"
-            return self.module(step, ["internvideo_jax.train", *BASE, workdir, *words])
+            return self.ivj(step, ["train", *BASE, f"--workdir=runs/line-{step.line}", *words])
         if words[0].startswith("scripts/"):
             return self.rehearsed(step, words)
         raise Undocumented(f"{step}: no test runs such a command; see tests/docs/running.py")
@@ -90,14 +90,19 @@ class Reader:
         return done.stdout
 
     def module(self, step: Step, words: list[str]) -> str:
-        """`python -m MODULE ...`, in small."""
+        """`python -m MODULE ...`"""
         name, *arguments = words
-        if name == "internvideo_jax.launch":
+        return self._ended(step, self.command(name, *arguments, cwd=self.folder))
+
+    def ivj(self, step: Step, words: list[str]) -> str:
+        """`ivj COMMAND ...`, in small."""
+        name, *arguments = words
+        if name == "launch":
             return self.launched(step, arguments)
-        if "serve" in arguments:
+        if name == "serve":
             return self.served(step, words)
         arguments, devices = in_small(name, arguments)
-        done = self.command(name, *arguments, devices=devices, cwd=self.folder)
+        done = self.command(IVJ, name, *arguments, devices=devices, cwd=self.folder)
         if "the TPU compiler cannot be loaded" in done.stderr:
             self.dry.append(f"{step} (needs the TPU compiler: up to loading it; make test-aot)")
             return done.stdout
@@ -111,8 +116,8 @@ class Reader:
         """A job whose processes are interpreters of their own."""
         at = arguments.index("--") + 1
         numbers = [int(word.partition("=")[2]) for word in arguments[:at] if "process" in word]
-        inner, _ = in_small("internvideo_jax.train", arguments[at + 3 :], math.prod(numbers))
-        command = [sys.executable, "-m", "internvideo_jax.launch", *arguments[: at + 3], *inner]
+        inner, _ = in_small("train", arguments[at + 2 :], math.prod(numbers))
+        command = [sys.executable, "-m", IVJ, "launch", *arguments[: at + 2], *inner]
         return self._ended(step, self._process(command))
 
     def rehearsed(self, step: Step, words: list[str]) -> str:
@@ -208,7 +213,7 @@ def published(words: Sequence[str]) -> list[str]:
     return [file for word in words for file in re.findall(r"[^=\s]+\.pth$", word)]
 
 
-def in_small(module: str, words: Sequence[str], devices: int = 1) -> tuple[list[str], int]:
+def in_small(command: str, words: Sequence[str], devices: int = 1) -> tuple[list[str], int]:
     """The words with their recipe in small, and the number of devices, more if its mesh asks."""
     found = []
     names = [word.split("=")[0].removeprefix("--") for word in words]
@@ -222,14 +227,14 @@ def in_small(module: str, words: Sequence[str], devices: int = 1) -> tuple[list[
         elif name.startswith("--config.mesh.") and value != "-1":
             devices *= int(value)
         found.append(word)
-    if module == "internvideo_jax.train":
+    if command == "train":
         if "config.steps" in names:
             found.append("--config.steps=3")
         if "config.optim.warmup_steps" in names:
             found.append("--config.optim.warmup_steps=1")
         if devices > 1 or "config.data.global_batch" in names:
             found.append(f"--config.data.global_batch={max(4, devices)}")
-    if module == "data_pipelines.synthetic":
+    if command == "synthetic":
         found += ["--train=24", "--test=8"]
     return found, devices
 
@@ -245,13 +250,13 @@ def recipe(text: str) -> object:
 
 @contextmanager
 def serving(folder: Path, words: Sequence[str]) -> Iterator[str]:
-    """Runs `python -m WORDS` on a free port until the caller is done; the address."""
+    """Runs `ivj WORDS` on a free port until the caller is done; the address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     with open(folder / "server.log", "w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", *words, f"--port={port}"],
+            [sys.executable, "-m", IVJ, *words, f"--port={port}"],
             cwd=folder,
             env=environment(),
             stdout=log,
@@ -275,6 +280,7 @@ def serving(folder: Path, words: Sequence[str]) -> Iterator[str]:
 KINDS: dict[tuple[str, ...], Callable[[Reader, Step, list[str]], str]] = {
     ("python", "-m", "pytest"): Reader.tested,
     ("python", "-m"): Reader.module,
+    ("ivj",): Reader.ivj,
     ("python",): Reader.program,
     ("make",): Reader.made,
     ("pip", "install"): Reader.installed,

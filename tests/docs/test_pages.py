@@ -15,7 +15,7 @@ from tests.docs import places
 from tests.docs.pages import PAGES, Step, commands, steps
 from tests.docs.running import Reader, Undocumented, in_small
 
-SERVER = "internvideo_jax.demo\0serve\0--checkpoint=runs/viclip\0--videos=clips/"
+SERVER = "serve\0--checkpoint=runs/viclip\0--videos=clips/"
 REPLACE = {
     "evaluation.md": {"CONFIG": "configs/viclip/pretrain.py:size=tiny", "FILE": "runs/viclip"},
     "models.md": {"FILE": "runs/finetune"},
@@ -88,9 +88,9 @@ def test_the_pages_show_as_much_as_they_did():
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("python -m internvideo_jax.train --config=configs/videomae/pretrain.py:size=base,smok "
+        ("ivj train --config=configs/videomae/pretrain.py:size=base,smok "
          "--config.data.train=shards/ --workdir=runs/x", "did you mean"),
-        ("python -m internvideo_jax.weights inspcet runs/x", "ended with 2"),
+        ("ivj weights inspcet runs/x", "ended with 2"),
         ("python benchmarks/train_step.py --bach=2", "has no option --bach"),
         ("python benchmarks/aot.py --config=configs/videomae/pretrain.py:size=bas", "no "),
         ("scripts/slurm.sh --name=mae -- --workdir=runs/mae", "is shown with --dry-run"),
@@ -112,7 +112,7 @@ def test_commands_of_a_block():
 
 def test_in_small():
     words = ["--config=configs/a.py:size=base", "--config.steps=1500", "--config.mesh.fsdp=8"]
-    found, devices = in_small("internvideo_jax.train", words)
+    found, devices = in_small("train", words)
     assert devices == 8
     assert found == [
         "--config=configs/a.py:size=base,smoke", *words[1:],

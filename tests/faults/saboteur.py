@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.pipeline import TrainStream
+from data_pipelines.stream.pipeline import TrainStream
 from internvideo_jax import train
 from internvideo_jax.checkpoint.manager import Checkpoints
 from internvideo_jax.evaluators.base import EvalContext

@@ -10,7 +10,6 @@ import sys
 
 import jax
 
-from internvideo_jax.build import build
 from internvideo_jax.checkpoint.manager import Checkpoints, as_tree
 from internvideo_jax.checkpoint.metadata import params_digest
 from internvideo_jax.config import (
@@ -20,10 +19,11 @@ from internvideo_jax.config import (
     OptimConfig,
     TrainConfig,
 )
-from internvideo_jax.models.videomae import PretrainConfig
+from internvideo_jax.families.videomae.model import PretrainConfig
 from internvideo_jax.objectives.masked_pixels import MaskedPixels
 from internvideo_jax.parallel import multihost
-from internvideo_jax.step import init_state
+from internvideo_jax.run.build import build
+from internvideo_jax.run.step import init_state
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from internvideo_jax.config import (
     OptimConfig,
     TrainConfig,
 )
-from internvideo_jax.models.videomae import PretrainConfig
+from internvideo_jax.families.videomae.model import PretrainConfig
 from internvideo_jax.objectives.masked_pixels import MaskedPixels
 
 

@@ -42,9 +42,9 @@ def _room(name: str) -> Any:
 
 
 def _record_seeds() -> dict[str, list[bytes]]:
-    from data_pipelines import manifest, schema
-    from data_pipelines.frame_table import pack
-    from data_pipelines.records import ShardWriter
+    from data_pipelines.records import manifest, schema
+    from data_pipelines.records.frame_table import pack
+    from data_pipelines.records.reader import ShardWriter
 
     record = schema.Record(
         "id", (b"jpeg", b"more"), (0, 40_000), 25.0, 4, 4, labels=(0,), label_names=("sit",)
@@ -100,8 +100,9 @@ def target(name: str, directory: str) -> Callable[[bytes], None]:
 def _record_target(name: str, directory: str) -> Callable[[bytes], None]:
     import google_crc32c
 
-    from data_pipelines import frame_table, manifest, record_index, schema, wire
-    from data_pipelines.records import RecordSource
+    from data_pipelines.records import frame_table, manifest, schema, wire
+    from data_pipelines.records import index as record_index
+    from data_pipelines.records.reader import RecordSource
 
     path = Path(directory, "x")
 

@@ -7,7 +7,7 @@ import importlib.util
 import numpy as np
 import pytest
 
-from data_pipelines import mixture
+from data_pipelines.stream import mixture
 from internvideo_jax.weights import rules
 from tests.fuzz import judge, mutate, run, text_targets, weight_targets
 

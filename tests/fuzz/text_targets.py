@@ -7,9 +7,10 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from data_pipelines import mixture, rand_augment
+from data_pipelines.clips import rand_augment
 from data_pipelines.ingest import labels, sources, tables
 from data_pipelines.ingest.options import Options
+from data_pipelines.stream import mixture
 from data_pipelines.subset import rows
 from data_pipelines.text import vocabulary
 from internvideo_jax.weights.__main__ import run_config

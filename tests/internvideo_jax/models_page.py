@@ -12,15 +12,13 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from internvideo_jax.models import (
-    internvideo2,
-    internvideo2_classifier,
-    internvideo2_student,
-    umt,
-    uniformerv2,
-    videomae,
-    zoo,
-)
+from internvideo_jax.families import zoo
+from internvideo_jax.families.internvideo2 import classifier as internvideo2_classifier
+from internvideo_jax.families.internvideo2 import model as internvideo2
+from internvideo_jax.families.internvideo2 import student as internvideo2_student
+from internvideo_jax.families.umt import model as umt
+from internvideo_jax.families.uniformerv2 import model as uniformerv2
+from internvideo_jax.families.videomae import model as videomae
 from tests.recipes import shipped
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/models.md"

@@ -14,19 +14,19 @@ import numpy as np
 import optax
 import pytest
 
-from data_pipelines.exit_codes import ExitCode, exit_code_of, message_of
+from data_pipelines.commands.exit_codes import ExitCode, exit_code_of, message_of
 from internvideo_jax.checkpoint.manager import Checkpoints
 from internvideo_jax.config import CheckpointConfig
 from internvideo_jax.parallel import multihost
 from internvideo_jax.telemetry.writer import METRICS, MetricWriter
 from internvideo_jax.types import TrainState
 from tests.conftest import ROOT, environment
-from tests.internvideo_jax.test_guard import Disk, loop
+from tests.internvideo_jax.run.test_guard import Disk, loop
 
 GUARDED = """
 import errno, os, sys
 from absl import flags
-from data_pipelines.exit_codes import PassingFault
+from data_pipelines.commands.exit_codes import PassingFault
 from internvideo_jax import cli
 
 def ends(error):

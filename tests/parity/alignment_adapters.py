@@ -10,13 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import load_file
 
-from internvideo_jax import masking
-from internvideo_jax.models.functional import Model
-from internvideo_jax.models.teachers.base import Form, Reading, Teacher
-from internvideo_jax.models.teachers.internvideo2 import InternVideo2TeacherConfig, InternVLConfig
+from internvideo_jax.families.internvideo2 import weights as internvideo2
+from internvideo_jax.families.internvideo2.teacher import InternVideo2TeacherConfig, InternVLConfig
+from internvideo_jax.families.teacher import Form, Reading, Teacher
+from internvideo_jax.families.videomae import weights as videomae
+from internvideo_jax.layers.functional import Model
 from internvideo_jax.objectives.alignment import VISIBLE, Alignment
+from internvideo_jax.ops import masking
 from internvideo_jax.types import Params
-from internvideo_jax.weights import internvideo2, videomae
 from tests.parity.cases import Case, adapter
 from tests.parity.internvideo2_adapters import (
     STUDENT,

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data_pipelines import sampling, transforms
-from internvideo_jax import masking
+from data_pipelines.clips import sampling, transforms
 from internvideo_jax.evaluators.metrics import merge_views, top_k
+from internvideo_jax.ops import masking
 from internvideo_jax.ops.losses import soft_cross_entropy
 from internvideo_jax.ops.mixup import cutmix_box, mix_box, mix_linear, mix_targets
 from internvideo_jax.ops.pixels import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, normalize

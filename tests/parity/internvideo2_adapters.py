@@ -10,19 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from internvideo_jax.models.internvideo2_student import StudentConfig
-from internvideo_jax.models.layers.block import Block
-from internvideo_jax.models.layers.pos_embed import (
+from internvideo_jax.families.internvideo2 import weights as internvideo2
+from internvideo_jax.families.internvideo2.student import StudentConfig
+from internvideo_jax.layers.block import Block
+from internvideo_jax.layers.pos_embed import (
     fixed_table,
     halves_sincos,
     joint_sincos,
     picture_sincos,
     sincos,
 )
-from internvideo_jax.models.layers.tower import TowerConfig, last_layers
+from internvideo_jax.layers.tower import TowerConfig, last_layers
 from internvideo_jax.ops.pixels import IMAGENET_MEAN, IMAGENET_STD
 from internvideo_jax.types import Params
-from internvideo_jax.weights import internvideo2
 from tests.parity.cases import Case, adapter
 from tests.parity.model_adapters import export, import_weights, indices
 

@@ -11,19 +11,20 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from data_pipelines import sampling
+from data_pipelines.clips import sampling
 from internvideo_jax.config import OptimConfig
 from internvideo_jax.evaluators.metrics import merge_views, top_k
-from internvideo_jax.models import videomae as videomae_model
-from internvideo_jax.models.internvideo2_classifier import ClassifierConfig
-from internvideo_jax.models.internvideo2_student import StudentConfig
-from internvideo_jax.models.layers.pos_adapt import adapt_tables
-from internvideo_jax.models.layers.tower import last_layers
+from internvideo_jax.families.internvideo2 import weights as internvideo2
+from internvideo_jax.families.internvideo2.classifier import ClassifierConfig
+from internvideo_jax.families.internvideo2.student import StudentConfig
+from internvideo_jax.families.videomae import model as videomae_model
+from internvideo_jax.families.videomae import weights as videomae
+from internvideo_jax.layers.pos_adapt import adapt_tables
+from internvideo_jax.layers.tower import last_layers
 from internvideo_jax.ops.losses import soft_cross_entropy
 from internvideo_jax.optim.factory import decay_mask, layer_scales, layer_values
 from internvideo_jax.optim.schedules import cosine
 from internvideo_jax.types import flatten_paths
-from internvideo_jax.weights import internvideo2, videomae
 from internvideo_jax.weights.rules import to_torch
 from tests.parity.cases import Case, adapter, quick
 from tests.parity.internvideo2_adapters import encoder_tower, pooled_encoder, unit_pixels

@@ -12,9 +12,10 @@ import numpy as np
 from flax import nnx
 
 from internvideo_jax.config import OptimConfig
-from internvideo_jax.models.layers.pos_embed import sincos
-from internvideo_jax.models.layers.tower import TowerConfig, tower
-from internvideo_jax.models.videomae import ClassifierConfig, PretrainConfig
+from internvideo_jax.families.videomae import weights as videomae
+from internvideo_jax.families.videomae.model import ClassifierConfig, PretrainConfig
+from internvideo_jax.layers.pos_embed import sincos
+from internvideo_jax.layers.tower import TowerConfig, tower
 from internvideo_jax.ops.losses import smooth_labels, soft_cross_entropy
 from internvideo_jax.ops.pixels import IMAGENET_MEAN, IMAGENET_STD
 from internvideo_jax.ops.reconstruction import hidden_weight, pixel_loss, pixel_targets
@@ -26,7 +27,6 @@ from internvideo_jax.optim.factory import (
 )
 from internvideo_jax.optim.schedules import Schedule, cosine
 from internvideo_jax.types import Params, flatten_paths, unflatten_paths
-from internvideo_jax.weights import videomae
 from internvideo_jax.weights.rules import to_ours, to_torch
 from tests.parity.cases import Case, adapter
 

@@ -10,7 +10,7 @@ import optax
 
 from data_pipelines.subset.sampling import diverse, inverse_frequency
 from internvideo_jax.evaluators import retrieval_metrics as rm
-from internvideo_jax.evaluators import templates
+from internvideo_jax.evaluators.published import templates
 from internvideo_jax.ops.losses import soft_cross_entropy
 from internvideo_jax.optim.bert_adam import scale_by_bert_adam
 from internvideo_jax.optim.schedules import floored_cosine, unshifted_cosine

@@ -9,15 +9,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from internvideo_jax.models.layers.clip import inflate
-from internvideo_jax.models.layers.pos_embed import fixed_table, resize_picture
-from internvideo_jax.models.layers.tower import tower
-from internvideo_jax.models.teachers.clip import CLIPTeacherConfig
-from internvideo_jax.models.teachers.internvideo2 import InternVLConfig
-from internvideo_jax.models.teachers.videomae import VideoMAETeacherConfig
+from internvideo_jax.families.clip import weights as clip
+from internvideo_jax.families.clip.teacher import CLIPTeacherConfig
+from internvideo_jax.families.internvideo2 import weights as internvideo2
+from internvideo_jax.families.internvideo2.teacher import InternVLConfig
+from internvideo_jax.families.videomae import weights as videomae
+from internvideo_jax.families.videomae.teacher import VideoMAETeacherConfig
+from internvideo_jax.layers.clip import inflate
+from internvideo_jax.layers.pos_embed import fixed_table, resize_picture
+from internvideo_jax.layers.tower import tower
 from internvideo_jax.ops.resize import resize_frames
 from internvideo_jax.types import Params
-from internvideo_jax.weights import clip, internvideo2, videomae
 from tests.parity.cases import Case, adapter
 from tests.parity.internvideo2_adapters import aligned, encoder_tower, pooled_encoder, unit_pixels
 from tests.parity.model_adapters import import_weights

@@ -9,7 +9,7 @@ import re
 import numpy as np
 import pytest
 
-from data_pipelines import sampling
+from data_pipelines.clips import sampling
 from data_pipelines.text import make_tokenizer
 from data_pipelines.text.caption import clean_caption
 from data_pipelines.text.clip import ClipTokenizer

@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from internvideo_jax.models.layers.pos_embed import fixed_table
-from internvideo_jax.models.layers.tower import tower
-from internvideo_jax.models.umt import CLASSIFIER, UMTStudentConfig
-from internvideo_jax.models.videomae import ClassifierConfig
+from internvideo_jax.families.umt import weights as umt
+from internvideo_jax.families.umt.model import CLASSIFIER, UMTStudentConfig
+from internvideo_jax.families.videomae.model import ClassifierConfig
+from internvideo_jax.layers.pos_embed import fixed_table
+from internvideo_jax.layers.tower import tower
 from internvideo_jax.ops.alignment import alignment_loss
-from internvideo_jax.weights import umt
 from tests.parity.cases import Case, adapter
 from tests.parity.internvideo2_adapters import aligned
 from tests.parity.model_adapters import export, import_weights, indices

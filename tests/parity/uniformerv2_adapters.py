@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from data_pipelines import sampling
-from internvideo_jax.models.layers.tower import tower
-from internvideo_jax.models.uniformerv2 import UniFormerV2Config
+from data_pipelines.clips import sampling
+from internvideo_jax.families.uniformerv2 import weights as uniformerv2
+from internvideo_jax.families.uniformerv2.model import UniFormerV2Config
+from internvideo_jax.layers.tower import tower
 from internvideo_jax.ops.losses import smooth_labels, soft_cross_entropy
 from internvideo_jax.types import flatten_paths, unflatten_paths
-from internvideo_jax.weights import uniformerv2
 from tests.parity.cases import Case, adapter
 from tests.parity.model_adapters import export, import_weights, unit_video
 

@@ -10,16 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from internvideo_jax.models.layers.clip import inflate
-from internvideo_jax.models.layers.pos_embed import resize_length, resize_picture
-from internvideo_jax.models.layers.tower import TowerConfig, tower
-from internvideo_jax.models.viclip import FRAMES, PICTURE, TEXT, ViCLIPConfig
+from internvideo_jax.families.clip import weights as clip
+from internvideo_jax.families.viclip import weights as viclip
+from internvideo_jax.families.viclip.model import FRAMES, PICTURE, TEXT, ViCLIPConfig
+from internvideo_jax.layers.clip import inflate
+from internvideo_jax.layers.pos_embed import resize_length, resize_picture
+from internvideo_jax.layers.tower import TowerConfig, tower
 from internvideo_jax.objectives.contrastive import Contrastive, clamped
 from internvideo_jax.ops.contrastive import contrastive_loss
 from internvideo_jax.ops.pixels import IMAGENET_MEAN, IMAGENET_STD
 from internvideo_jax.optim.schedules import floored_cosine
 from internvideo_jax.types import Params, flatten_paths, unflatten_paths
-from internvideo_jax.weights import clip, viclip
 from internvideo_jax.weights.rules import to_ours, to_torch
 from tests.parity.cases import Case, adapter
 from tests.parity.model_adapters import export, import_weights, indices

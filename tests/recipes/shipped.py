@@ -13,9 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from internvideo_jax.compile_check import length
 from internvideo_jax.config import TrainConfig, as_plain, to_typed
-from internvideo_jax.evaluators import protocols
-from internvideo_jax.tools import length
+from internvideo_jax.evaluators.published import protocols
 
 # A step is taken to need twice the larger of its compute and memory bounds.
 EFFICIENCY = 0.5

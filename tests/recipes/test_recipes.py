@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from data_pipelines import manifest
+from data_pipelines.records import manifest
 from internvideo_jax.config import as_plain
 from internvideo_jax.train import train
 from tests.recipes import shipped
@@ -93,7 +93,7 @@ def flat(prefix: str, value: Any) -> Iterator[tuple[str, str]]:
 @functools.cache
 def run_in_small() -> list[str]:
     """The resumed ones, and further ones until every setting that any recipe has was run."""
-    # Cached targets need a companion of teacher features: tests of internvideo_jax.teach.
+    # Cached targets need a companion of teacher features: tests of internvideo_jax.offline.teach.
     every = {
         name: settings(name)
         for name in RECIPES

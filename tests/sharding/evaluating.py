@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from data_pipelines import manifest
+from data_pipelines.records import manifest
 from internvideo_jax.config import DataConfig, TrainConfig
 from internvideo_jax.evaluate import evaluate
 from internvideo_jax.evaluators.classification import Classification

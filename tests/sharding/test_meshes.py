@@ -7,14 +7,14 @@ import pytest
 PRELUDE = """
 import jax, numpy as np
 from data_pipelines.config import ClipConfig, DataConfig
-from internvideo_jax.build import build
+from internvideo_jax.run.build import build
 from internvideo_jax.config import MeshConfig, OptimConfig, TrainConfig
-from internvideo_jax.models.uniformerv2 import UniFormerV2Config
-from internvideo_jax.models.layers.tower import TowerConfig, tower
-from internvideo_jax.models.videomae import PretrainConfig
+from internvideo_jax.families.uniformerv2.model import UniFormerV2Config
+from internvideo_jax.layers.tower import TowerConfig, tower
+from internvideo_jax.families.videomae.model import PretrainConfig
 from internvideo_jax.objectives.classification import Classification
 from internvideo_jax.objectives.masked_pixels import MaskedPixels
-from internvideo_jax.step import init_state, make_train_step
+from internvideo_jax.run.step import init_state, make_train_step
 
 MESHES = {  # (data, fsdp, tensor), microbatches
     "data": ((8, 1, 1), 1),

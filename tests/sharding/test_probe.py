@@ -7,13 +7,13 @@ import pytest
 CODE = """
 import jax, numpy as np
 from data_pipelines.config import ClipConfig, DataConfig
-from internvideo_jax.build import build
+from internvideo_jax.run.build import build
 from internvideo_jax.config import MeshConfig, OptimConfig, TrainConfig
-from internvideo_jax.models.probe import ProbeConfig
-from internvideo_jax.models.layers.tower import tower
-from internvideo_jax.models.videomae import PretrainConfig
+from internvideo_jax.families.probe.model import ProbeConfig
+from internvideo_jax.layers.tower import tower
+from internvideo_jax.families.videomae.model import PretrainConfig
 from internvideo_jax.objectives.probe import Probe
-from internvideo_jax.step import init_state, make_train_step
+from internvideo_jax.run.step import init_state, make_train_step
 
 TOWER = tower(32, 1, 4)
 BACKBONE = PretrainConfig(encoder=TOWER, decoder=TOWER, frames=4, size=16, patch=8, dtype="float32")

@@ -8,8 +8,8 @@ from internvideo_jax.config import LogConfig, OptimConfig, TrainConfig
 from internvideo_jax.evaluators.multiple_choice import MultipleChoice
 from internvideo_jax.evaluators.retrieval import TextVideoRetrieval
 from internvideo_jax.evaluators.zero_shot import ZeroShot
-from internvideo_jax.models.layers.tower import tower
-from internvideo_jax.models.viclip import ViCLIPConfig
+from internvideo_jax.families.viclip.model import ViCLIPConfig
+from internvideo_jax.layers.tower import tower
 from internvideo_jax.objectives.contrastive import Contrastive
 
 READER = ReaderConfig(threads=2)

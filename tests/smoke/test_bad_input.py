@@ -294,7 +294,7 @@ def test_a_full_disk_loses_no_checkpoint(command, program, shards, tmp_path):
 
 
 def test_reading_a_damaged_record_in_training(command, shards, tmp_path):
-    from data_pipelines.records import read_index
+    from data_pipelines.records.reader import read_index
 
     copy = tmp_path / "damaged"
     shutil.copytree(shards, copy)

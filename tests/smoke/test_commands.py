@@ -170,7 +170,7 @@ def test_a_run_s_folder_is_enough_to_evaluate_it_under_a_protocol(command, runs,
     assert len((tmp_path / "r/results/test-videos.csv").read_text().splitlines()) == 21
     # The same scores without shards, from the files that they were made of.
     done = command(
-        "internvideo_jax.predict",
+        "internvideo_jax.offline.predict",
         runs.shards.parent / "videos/test",
         "--protocol=videomae/kinetics",
         *arguments[1:],

@@ -7,7 +7,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from .clips import picture
+from tests.data_pipelines.ingest.clips import picture
 
 BEEP_US = (1_000_000, 1_250_000)
 

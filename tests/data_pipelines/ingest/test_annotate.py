@@ -4,8 +4,6 @@ import json
 
 import pytest
 
-from data_pipelines import manifest, schema
-from data_pipelines.dataset import label_of, open_dataset
 from data_pipelines.ingest import labels, sources
 from data_pipelines.ingest.annotate import place, read_boxes, read_segments
 from data_pipelines.ingest.container import VideoError
@@ -13,9 +11,10 @@ from data_pipelines.ingest.options import Options
 from data_pipelines.ingest.plan import hash_rows
 from data_pipelines.ingest.rows import RowBox, RowSegment
 from data_pipelines.ingest.run import ingest
-from data_pipelines.schema import Box, Segment
-
-from .clips import make_video
+from data_pipelines.records import manifest, schema
+from data_pipelines.records.dataset import label_of, open_dataset
+from data_pipelines.records.schema import Box, Segment
+from tests.data_pipelines.ingest.clips import make_video
 
 BOX = {"time": 1, "y1": 0.1, "x1": 0.2, "y2": 0.9, "x2": 0.6}
 

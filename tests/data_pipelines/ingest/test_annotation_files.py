@@ -4,12 +4,11 @@ import json
 
 import pytest
 
-from data_pipelines import manifest, schema
 from data_pipelines.ingest import sources
 from data_pipelines.ingest.options import Options
 from data_pipelines.ingest.run import ingest
-
-from .clips import make_video
+from data_pipelines.records import manifest, schema
+from tests.data_pipelines.ingest.clips import make_video
 
 
 def read(path, **changes):

@@ -4,16 +4,15 @@ import av
 import numpy as np
 import pytest
 
-from data_pipelines import schema
-from data_pipelines.dataset import open_dataset
 from data_pipelines.ingest import decode
 from data_pipelines.ingest.audio import SAMPLE_RATE
 from data_pipelines.ingest.options import Options
 from data_pipelines.ingest.run import ingest
-
-from .clips import make_audio, make_video, scramble
-from .decoding import clip_of, stage_of
-from .sound import BEEP_US, beep, make_sound
+from data_pipelines.records import schema
+from data_pipelines.records.dataset import open_dataset
+from tests.data_pipelines.ingest.clips import make_audio, make_video, scramble
+from tests.data_pipelines.ingest.decoding import clip_of, stage_of
+from tests.data_pipelines.ingest.sound import BEEP_US, beep, make_sound
 
 
 def beep_of(clip) -> tuple[float, float]:

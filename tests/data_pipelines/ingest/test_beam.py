@@ -10,8 +10,7 @@ import pytest
 from data_pipelines.ingest import beam, work
 from data_pipelines.ingest.options import Options
 from data_pipelines.ingest.run import IngestError, ingest
-
-from .clips import make_video, truncate
+from tests.data_pipelines.ingest.clips import make_video, truncate
 
 HAS_BEAM = importlib.util.find_spec("apache_beam") is not None
 

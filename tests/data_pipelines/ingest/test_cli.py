@@ -11,8 +11,7 @@ import pytest
 from data_pipelines.ingest import __main__ as cli
 from data_pipelines.ingest.options import Options
 from data_pipelines.tools.verify import verify
-
-from .clips import make_video
+from tests.data_pipelines.ingest.clips import make_video
 
 ROOT = Path(__file__).parents[3]
 

@@ -10,9 +10,8 @@ import pytest
 
 from data_pipelines.ingest import decode
 from data_pipelines.ingest.decode import DecodeOptions, decode_clip
-
-from .clips import make_video, picture
-from .decoding import clip_of, needs_x264, numbers
+from tests.data_pipelines.ingest.clips import make_video, picture
+from tests.data_pipelines.ingest.decoding import clip_of, needs_x264, numbers
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.mov", 'odd, "name" ü 中.mp4', "wrong.avi"])

@@ -7,9 +7,8 @@ import pytest
 import simplejpeg
 
 from data_pipelines.ingest import decode
-
-from .clips import make_audio, make_video, picture, scramble, truncate
-from .decoding import clip_of, needs_x264, numbers, stage_of
+from tests.data_pipelines.ingest.clips import make_audio, make_video, picture, scramble, truncate
+from tests.data_pipelines.ingest.decoding import clip_of, needs_x264, numbers, stage_of
 
 
 def bad_files(folder) -> dict[str, tuple]:

@@ -4,9 +4,9 @@ import av
 import numpy as np
 import pytest
 
-from .clips import make_video, picture
-from .decoding import clip_of, numbers
-from .sound import beep, make_sound
+from tests.data_pipelines.ingest.clips import make_video, picture
+from tests.data_pipelines.ingest.decoding import clip_of, numbers
+from tests.data_pipelines.ingest.sound import beep, make_sound
 
 
 def needs(*codecs: str):

@@ -7,9 +7,9 @@ import av
 import numpy as np
 import pytest
 
-from .clips import make_video, picture, rewrite, spoil, truncate
-from .decoding import clip_of, needs_x264, numbers, stage_of
-from .test_decode_kinds import needs
+from tests.data_pipelines.ingest.clips import make_video, picture, rewrite, spoil, truncate
+from tests.data_pipelines.ingest.decoding import clip_of, needs_x264, numbers, stage_of
+from tests.data_pipelines.ingest.test_decode_kinds import needs
 
 CASES = Path(__file__).parent / "cases"
 KEY = 12  # frames from key frame to key frame

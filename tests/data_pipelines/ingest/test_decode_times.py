@@ -9,12 +9,11 @@ import cv2
 import numpy as np
 import pytest
 
-from data_pipelines import manifest, schema
 from data_pipelines.ingest.__main__ import main
-
-from .clips import make_video, picture, restamp, rewrite, stamp
-from .decoding import clip_of, needs_x264, numbers
-from .sound import beep, make_sound
+from data_pipelines.records import manifest, schema
+from tests.data_pipelines.ingest.clips import make_video, picture, restamp, rewrite, stamp
+from tests.data_pipelines.ingest.decoding import clip_of, needs_x264, numbers
+from tests.data_pipelines.ingest.sound import beep, make_sound
 
 CASES = Path(__file__).parent / "cases"
 

@@ -11,14 +11,15 @@ import cv2
 import pytest
 
 from data_pipelines import __main__ as tools
-from data_pipelines import config, frame_table, manifest, record_index
+from data_pipelines import config
 from data_pipelines.ingest import __main__ as cli
 from data_pipelines.ingest.options import Options
+from data_pipelines.records import frame_table, manifest
+from data_pipelines.records import index as record_index
 from data_pipelines.tools import feed
-from internvideo_jax import teach
-
-from .clips import make_video, picture
-from .sound import beep, make_sound
+from internvideo_jax.offline import teach
+from tests.data_pipelines.ingest.clips import make_video, picture
+from tests.data_pipelines.ingest.sound import beep, make_sound
 
 ROOT = Path(__file__).parents[3]
 GUIDE = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")

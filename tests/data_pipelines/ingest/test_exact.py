@@ -10,22 +10,21 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from data_pipelines import encoded, manifest, schema
-from data_pipelines.adopt import adopt
 from data_pipelines.config import AugmentConfig, ClipConfig, DataConfig, ReaderConfig, ViewConfig
-from data_pipelines.dataset import open_dataset
 from data_pipelines.ingest import plan
 from data_pipelines.ingest.__main__ import main
+from data_pipelines.ingest.adopt import adopt
 from data_pipelines.ingest.decode import DecodeOptions
 from data_pipelines.ingest.frames import FrameFolder
 from data_pipelines.ingest.media import load_clip
-from data_pipelines.pipeline import TrainStream, ViewPass
+from data_pipelines.records import encoded, manifest, schema
+from data_pipelines.records.dataset import open_dataset
+from data_pipelines.stream.pipeline import TrainStream, ViewPass
+from data_pipelines.stream.views import FixedViews
 from data_pipelines.tools import bench, inspect
 from data_pipelines.tools.verify import verify
-from data_pipelines.views import FixedViews
-
-from .clips import make_video, picture
-from .decoding import clip_of, needs_x264
+from tests.data_pipelines.ingest.clips import make_video, picture
+from tests.data_pipelines.ingest.decoding import clip_of, needs_x264
 
 KINETICS = Fraction(1024, 765)
 READER = ReaderConfig(threads=1, buffer=1)

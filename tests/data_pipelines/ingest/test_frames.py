@@ -5,15 +5,14 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from data_pipelines import manifest, schema
 from data_pipelines.ingest import media, plan
 from data_pipelines.ingest.container import VideoError
 from data_pipelines.ingest.decode import DecodeOptions
 from data_pipelines.ingest.frames import FrameFolder
 from data_pipelines.ingest.options import Options
 from data_pipelines.ingest.run import ingest
-
-from .clips import picture
+from data_pipelines.records import manifest, schema
+from tests.data_pipelines.ingest.clips import picture
 
 
 def jpeg(i: int, height: int = 48, width: int = 64, sampling: str = "420") -> bytes:

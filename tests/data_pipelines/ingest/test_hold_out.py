@@ -6,12 +6,11 @@ from collections import Counter
 
 import pytest
 
-from data_pipelines import manifest
 from data_pipelines.ingest import __main__ as cli
 from data_pipelines.ingest.hold_out import apply, group_of, is_held_out
 from data_pipelines.ingest.rows import Row
-
-from .clips import make_video
+from data_pipelines.records import manifest
+from tests.data_pipelines.ingest.clips import make_video
 
 
 def row(name: str, label: str = "run", **changes) -> Row:

@@ -12,10 +12,9 @@ from data_pipelines.ingest.image import read_image
 from data_pipelines.ingest.options import Options
 from data_pipelines.ingest.rows import Row
 from data_pipelines.tools.verify import verify
-
-from .clips import make_video, picture
-from .decoding import clip_of, stage_of
-from .test_annotate import BOX, lines, run, table
+from tests.data_pipelines.ingest.clips import make_video, picture
+from tests.data_pipelines.ingest.decoding import clip_of, stage_of
+from tests.data_pipelines.ingest.test_annotate import BOX, lines, run, table
 
 QUADRANTS = np.zeros((48, 64, 3), np.uint8)
 QUADRANTS[:24, :32] = (255, 0, 0)

@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.tools.verify import verify
-
-from .clips import make_video
+from tests.data_pipelines.ingest.clips import make_video
 
 ROOT = Path(__file__).parents[3]
 CLIPS, FRAMES = 24, 40

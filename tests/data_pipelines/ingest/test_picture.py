@@ -8,11 +8,11 @@ import pytest
 import simplejpeg
 from av.video.reformatter import VideoReformatter
 
-from data_pipelines import encoded, transforms
+from data_pipelines.clips import transforms
 from data_pipelines.ingest.jpeg_colours import to_jpeg
 from data_pipelines.ingest.picture import FrameEncoder, Orientation, orientation_of, stored_size
-
-from .clips import make_video, picture
+from data_pipelines.records import encoded
+from tests.data_pipelines.ingest.clips import make_video, picture
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,7 @@ from data_pipelines.ingest import estimate, plan
 from data_pipelines.ingest.decode import DecodeOptions, decode_clip
 from data_pipelines.ingest.options import Options
 from data_pipelines.ingest.rows import Row
-
-from .clips import make_video
+from tests.data_pipelines.ingest.clips import make_video
 
 
 def rows(count: int, split: str = "train", **changes) -> list[Row]:

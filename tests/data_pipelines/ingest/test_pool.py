@@ -13,8 +13,7 @@ import pytest
 
 from data_pipelines.ingest import pool
 from data_pipelines.ingest.pool import Outcome, run_tasks
-
-from .jobs import Task
+from tests.data_pipelines.ingest.jobs import Task
 
 JOB = "tests.data_pipelines.ingest.jobs:obey"
 ROOT = Path(__file__).parents[3]

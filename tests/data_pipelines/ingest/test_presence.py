@@ -17,8 +17,7 @@ from data_pipelines.ingest.rows import Row
 from data_pipelines.ingest.run import IngestError
 from data_pipelines.ingest.run import ingest as run_ingest
 from data_pipelines.tools.verify import verify
-
-from .clips import make_video, picture
+from tests.data_pipelines.ingest.clips import make_video, picture
 
 CLIPS = 12
 

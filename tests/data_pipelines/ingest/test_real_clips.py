@@ -12,14 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from data_pipelines import manifest, schema
 from data_pipelines.ingest.container import VideoError
 from data_pipelines.ingest.decode import DecodeOptions, decode_clip
 from data_pipelines.ingest.options import Options
 from data_pipelines.ingest.run import ingest
+from data_pipelines.records import manifest, schema
 from data_pipelines.tools.verify import verify
-
-from .clips import REAL, needs_real_clips
+from tests.data_pipelines.ingest.clips import REAL, needs_real_clips
 
 pytestmark = needs_real_clips
 

@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from data_pipelines import manifest, schema
 from data_pipelines.ingest.options import Options
 from data_pipelines.ingest.pool import Outcome, run_tasks
 from data_pipelines.ingest.run import IngestError, ingest, summary
-from data_pipelines.records import build_index, write_index
-
-from .clips import make_audio, make_video, truncate
+from data_pipelines.records import manifest, schema
+from data_pipelines.records.reader import build_index, write_index
+from tests.data_pipelines.ingest.clips import make_audio, make_video, truncate
 
 
 def run(source, out, **changes):

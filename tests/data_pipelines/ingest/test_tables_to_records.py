@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from data_pipelines import manifest, schema
 from data_pipelines.ingest import __main__ as cli
-
-from .clips import make_video
+from data_pipelines.records import manifest, schema
+from tests.data_pipelines.ingest.clips import make_video
 
 
 @pytest.fixture(scope="module")

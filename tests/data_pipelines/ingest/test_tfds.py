@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from data_pipelines import manifest, schema
 from data_pipelines.ingest import sources, tfds
 from data_pipelines.ingest.options import Options
 from data_pipelines.ingest.run import ingest
+from data_pipelines.records import manifest, schema
 
 DATA = Path(__file__).parent / "tfds_data"
 NAMES = ("toy_video", "toy_frames", "toy_tensor")  # PNG, JPEG, numbers; TFRecord, ArrayRecord

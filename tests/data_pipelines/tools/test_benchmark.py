@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ..ingest.clips import make_video
+from tests.data_pipelines.ingest.clips import make_video
 
 ROOT = Path(__file__).parents[3]
 

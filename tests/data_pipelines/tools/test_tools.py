@@ -17,12 +17,11 @@ from data_pipelines import __main__ as cli
 from data_pipelines.config import DataConfig, ReaderConfig
 from data_pipelines.ingest.options import Options
 from data_pipelines.ingest.run import ingest
-from data_pipelines.pipeline import TrainStream, ViewPass
+from data_pipelines.stream.pipeline import TrainStream, ViewPass
 from data_pipelines.tools import feed, inspect, settings, sheet
 from internvideo_jax.config import to_typed
-from internvideo_jax.models.videomae import PretrainConfig
-
-from ..ingest.clips import make_video
+from internvideo_jax.families.videomae.model import PretrainConfig
+from tests.data_pipelines.ingest.clips import make_video
 
 ROOT = Path(__file__).parents[3]
 CLIP = ["--config.data.clip.frames=4", "--config.data.clip.size=32", "--config.data.global_batch=6"]
@@ -360,9 +359,9 @@ def test_feed_counts_chips():
 
 def test_adopt_passes_on_what_it_was_told(main, tmp_path, monkeypatch):
     calls = []
-    module = types.ModuleType("data_pipelines.adopt")
+    module = types.ModuleType("data_pipelines.ingest.adopt")
     module.adopt = lambda *args, **options: calls.append((args, options))
-    monkeypatch.setitem(sys.modules, "data_pipelines.adopt", module)
+    monkeypatch.setitem(sys.modules, "data_pipelines.ingest.adopt", module)
     (tmp_path / "names.txt").write_text("run\nsit\n")
     splits = ["--split", "train=tr-*", "--split", "test=te-*"]
     code, out, err = main(

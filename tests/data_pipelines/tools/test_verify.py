@@ -8,17 +8,16 @@ from pathlib import Path
 import pytest
 import simplejpeg
 
-from data_pipelines import manifest, schema, storage
-from data_pipelines.dataset import Dataset, UnreadableRecordError, open_dataset
 from data_pipelines.ingest.options import Options
 from data_pipelines.ingest.run import ingest
-from data_pipelines.localisation import Box, Segment
-from data_pipelines.records import ShardWriter, build_index, read_index, write_index
-from data_pipelines.reindex import reindex
+from data_pipelines.records import manifest, schema, storage
+from data_pipelines.records.dataset import Dataset, UnreadableRecordError, open_dataset
+from data_pipelines.records.localisation import Box, Segment
+from data_pipelines.records.reader import ShardWriter, build_index, read_index, write_index
+from data_pipelines.records.reindex import reindex
 from data_pipelines.tools.verify import verify
-
-from ..flaky import flaky, upload
-from ..ingest.clips import make_video, picture
+from tests.data_pipelines.ingest.clips import make_video, picture
+from tests.data_pipelines.records.flaky import flaky, upload
 
 
 @pytest.fixture

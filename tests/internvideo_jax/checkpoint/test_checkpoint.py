@@ -10,16 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data_pipelines.identity import digest
-from internvideo_jax.build import build
+from data_pipelines.stream.identity import digest
 from internvideo_jax.checkpoint import initial, metadata
 from internvideo_jax.checkpoint.manager import Checkpoints
 from internvideo_jax.config import CheckpointConfig, DataConfig, OptimConfig, TrainConfig
-from internvideo_jax.models.layers.pos_embed import sincos
-from internvideo_jax.models.videomae import ClassifierConfig, PretrainConfig
+from internvideo_jax.families.videomae.model import ClassifierConfig, PretrainConfig
+from internvideo_jax.layers.pos_embed import sincos
 from internvideo_jax.objectives.masked_pixels import MaskedPixels
 from internvideo_jax.ops.resize import resize_table
-from internvideo_jax.step import init_state
+from internvideo_jax.run.build import build
+from internvideo_jax.run.step import init_state
 from internvideo_jax.types import flatten_paths
 from internvideo_jax.weights import files
 from tests.conftest import ROOT

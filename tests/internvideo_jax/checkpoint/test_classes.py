@@ -11,12 +11,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from data_pipelines.identity import class_difference
+from data_pipelines.stream.identity import class_difference
 from internvideo_jax.checkpoint import initial
 from internvideo_jax.checkpoint.classes import ABSENT, head_rows
 from internvideo_jax.checkpoint.manager import Checkpoints
-from internvideo_jax.models.uniformerv2 import UniFormerV2Config
-from internvideo_jax.models.videomae import ClassifierConfig
+from internvideo_jax.families.uniformerv2.model import UniFormerV2Config
+from internvideo_jax.families.videomae.model import ClassifierConfig
 from internvideo_jax.types import flatten_paths, unflatten_paths
 
 SMALL = {"frames": 4, "size": 16, "patch": 8, "dtype": "float32"}

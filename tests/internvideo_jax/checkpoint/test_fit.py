@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from internvideo_jax.checkpoint import initial
-from internvideo_jax.models.uniformerv2 import UniFormerV2Config
-from internvideo_jax.models.videomae import ClassifierConfig
+from internvideo_jax.families.uniformerv2.model import UniFormerV2Config
+from internvideo_jax.families.videomae.model import ClassifierConfig
 from internvideo_jax.ops.resize import resize_table
 from internvideo_jax.types import flatten_paths
 from internvideo_jax.weights import files

@@ -11,8 +11,8 @@ from internvideo_jax import train
 from internvideo_jax.checkpoint import settings
 from internvideo_jax.config import CheckpointConfig, MeshConfig, OptimConfig, TrainConfig, as_plain
 from internvideo_jax.evaluators.knn import NearestNeighbours
-from internvideo_jax.models.teachers.clip import CLIPTeacherConfig
-from internvideo_jax.models.videomae import PretrainConfig
+from internvideo_jax.families.clip.teacher import CLIPTeacherConfig
+from internvideo_jax.families.videomae.model import PretrainConfig
 from internvideo_jax.objectives.alignment import Alignment
 from internvideo_jax.objectives.masked_pixels import MaskedPixels
 from tests.data_pipelines.sets import write_set

@@ -19,7 +19,7 @@ from internvideo_jax.evaluators.probe_grid import ProbeGrid
 from internvideo_jax.evaluators.probes import AttentiveProbe, ConcatProbe, LinearProbe
 from internvideo_jax.evaluators.reconstruction import Reconstruction
 from internvideo_jax.evaluators.video_text import logit_scale
-from internvideo_jax.models.layers.tower import tower
+from internvideo_jax.layers.tower import tower
 from internvideo_jax.parallel.mesh import make_mesh
 
 WIDTH = 8
@@ -78,7 +78,7 @@ class StandIn:
 @pytest.fixture(scope="module")
 def contexts(shards):
     """A context of one model, shared by the tests so that each program compiles once."""
-    from data_pipelines import manifest
+    from data_pipelines.records import manifest
 
     config = Config(classes=len(manifest.load(str(shards)).classes))
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])

@@ -10,8 +10,8 @@ import math
 
 import pytest
 
-from data_pipelines import sampling, transforms
-from internvideo_jax.evaluators import protocols
+from data_pipelines.clips import sampling, transforms
+from internvideo_jax.evaluators.published import protocols
 from tests.recipes import shipped
 
 LENGTHS = range(1, 400)

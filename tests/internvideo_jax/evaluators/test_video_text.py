@@ -10,23 +10,23 @@ import jax
 import numpy as np
 import pytest
 
+from data_pipelines.clips.sampling import beginning, uniform_center
+from data_pipelines.clips.transforms import resize
 from data_pipelines.config import ClipConfig, DataConfig, ViewConfig
-from data_pipelines.dataset import open_dataset
-from data_pipelines.sampling import beginning, uniform_center
+from data_pipelines.records.dataset import open_dataset
 from data_pipelines.text import make_tokenizer
-from data_pipelines.transforms import resize
 from internvideo_jax.config import MeshConfig
-from internvideo_jax.evaluators import templates
-from internvideo_jax.evaluators import video_text_presets as presets
 from internvideo_jax.evaluators.base import EvalContext
 from internvideo_jax.evaluators.metrics import softmax
 from internvideo_jax.evaluators.multiple_choice import MultipleChoice, read_questions
+from internvideo_jax.evaluators.published import templates
+from internvideo_jax.evaluators.published import video_text as presets
 from internvideo_jax.evaluators.retrieval import TextVideoRetrieval
 from internvideo_jax.evaluators.run import check_evaluators
 from internvideo_jax.evaluators.zero_shot import ZeroShot
-from internvideo_jax.models.layers.tower import tower
-from internvideo_jax.models.viclip import ViCLIPConfig
-from internvideo_jax.models.videomae import PretrainConfig
+from internvideo_jax.families.viclip.model import ViCLIPConfig
+from internvideo_jax.families.videomae.model import PretrainConfig
+from internvideo_jax.layers.tower import tower
 from internvideo_jax.parallel.mesh import make_mesh
 from internvideo_jax.registry import resolve
 

@@ -12,14 +12,14 @@ import numpy as np
 from flax import nnx
 
 from data_pipelines.config import ClipConfig, DataConfig
-from internvideo_jax.build import Run, build
 from internvideo_jax.checkpoint.frozen import load_frozen
 from internvideo_jax.config import MeshConfig, OptimConfig, TrainConfig
-from internvideo_jax.models.functional import Model
+from internvideo_jax.layers.functional import Model
 from internvideo_jax.objectives.alignment import Alignment
 from internvideo_jax.ops.pixels import patchify, to_unit
 from internvideo_jax.ops.tokens import take
-from internvideo_jax.step import init_state, make_train_step
+from internvideo_jax.run.build import Run, build
+from internvideo_jax.run.step import init_state, make_train_step
 from internvideo_jax.types import Batch
 
 ROWS = 16

@@ -18,11 +18,11 @@ import numpy as np
 
 from configs.videomae import finetune, pretrain
 from data_pipelines.synthetic import ACTIONS, World
-from internvideo_jax.build import build
 from internvideo_jax.config import TrainConfig, to_typed
 from internvideo_jax.objectives.classification import Classification
 from internvideo_jax.objectives.masked_pixels import MaskedPixels
-from internvideo_jax.step import init_state, make_train_step
+from internvideo_jax.run.build import build
+from internvideo_jax.run.step import init_state, make_train_step
 
 STORED = Path(__file__).with_name("curves.json")
 STEPS, BATCH, CLIPS = 100, 8, 200

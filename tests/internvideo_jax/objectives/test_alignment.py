@@ -14,17 +14,22 @@ from jax.sharding import AbstractMesh, AxisType
 from safetensors.numpy import save_file
 
 from data_pipelines.config import ClipConfig, DataConfig
-from internvideo_jax.build import check_cached, check_reads
 from internvideo_jax.checkpoint.frozen import check_frozen, load_frozen
 from internvideo_jax.checkpoint.reading import step_of
+from internvideo_jax.compile_check.aot import (
+    argument_bytes,
+    batch_shapes,
+    count_flops,
+    frozen_bytes,
+)
 from internvideo_jax.config import CheckpointConfig, LogConfig, OptimConfig, TrainConfig
 from internvideo_jax.objectives.alignment import VISIBLE, Alignment
 from internvideo_jax.ops.alignment import alignment_loss
 from internvideo_jax.parallel.mesh import AXES
 from internvideo_jax.recipes.smoke import smoke
-from internvideo_jax.state import plan_frozen
-from internvideo_jax.step import draw_key, init_state, make_train_step
-from internvideo_jax.tools.aot import argument_bytes, batch_shapes, count_flops, frozen_bytes
+from internvideo_jax.run.build import check_cached, check_reads
+from internvideo_jax.run.state import plan_frozen
+from internvideo_jax.run.step import draw_key, init_state, make_train_step
 from internvideo_jax.train import train
 from internvideo_jax.types import Mean, flatten_paths
 from tests.internvideo_jax.objectives.aligned import (
@@ -254,7 +259,9 @@ def test_features_that_are_not_there_say_how_to_make_them(targets):
     run = run_of(config_of(CACHED))
     with pytest.raises(ValueError, match="has no features/visible; compute it once with `python"):
         make_train_step(run)(init_state(run), batch_of(0))
-    with pytest.raises(ValueError, match="features names no companion .* internvideo_jax.teach"):
+    with pytest.raises(
+        ValueError, match="features names no companion .* internvideo_jax.offline.teach"
+    ):
         check_cached(config_of(CACHED))
     check_cached(config_of(CACHED, features="teacher"))
     check_reads(config_of(CACHED, features="teacher"))

@@ -12,12 +12,12 @@ from flax import nnx
 
 from data_pipelines.config import ClipConfig, DataConfig
 from internvideo_jax import registry
-from internvideo_jax.build import build
 from internvideo_jax.config import OptimConfig, TrainConfig
-from internvideo_jax.models.functional import Model
+from internvideo_jax.layers.functional import Model
 from internvideo_jax.objectives.contrastive import Contrastive, clamped
 from internvideo_jax.parallel.microbatch import cached_value_and_gradient, value_and_gradient
-from internvideo_jax.step import make_train_step, state_from
+from internvideo_jax.run.build import build
+from internvideo_jax.run.step import make_train_step, state_from
 from internvideo_jax.types import flatten_paths
 
 ROWS, WIDTH = 8, 6

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from internvideo_jax.models.videomae import ClassifierConfig, PretrainConfig
+from internvideo_jax.families.videomae.model import ClassifierConfig, PretrainConfig
 from internvideo_jax.objectives.classification import Classification
 from internvideo_jax.objectives.masked_pixels import MaskedPixels
 

@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from internvideo_jax.models.uniformerv2 import UniFormerV2Config
-from internvideo_jax.models.videomae import PretrainConfig
+from internvideo_jax.compile_check import flops
+from internvideo_jax.families.uniformerv2.model import UniFormerV2Config
+from internvideo_jax.families.videomae.model import PretrainConfig
 from internvideo_jax.ops import attention
 from internvideo_jax.ops.attention import Choice, Site, attend, choose
 from internvideo_jax.ops.blocked_attention import blocked_attention
 from internvideo_jax.ops.flash_attention import MOST_KEYS, flash_attention, query_block
-from internvideo_jax.tools import flops
 
 ENCODER = Site(160, 160, 12, 64, "bfloat16", batch=8)
 DECODER = Site(1568, 1568, 6, 64, "bfloat16", batch=8)

@@ -8,17 +8,21 @@ import numpy as np
 import pytest
 
 from internvideo_jax.config import OptimConfig
-from internvideo_jax.models.internvideo2_classifier import (
+from internvideo_jax.families.internvideo2 import weights as internvideo2
+from internvideo_jax.families.internvideo2.classifier import (
     ClassifierConfig as InternVideo2Classifier,
 )
-from internvideo_jax.models.internvideo2_student import StudentConfig
-from internvideo_jax.models.umt import UMTStudentConfig
-from internvideo_jax.models.uniformerv2 import UniFormerV2Config
-from internvideo_jax.models.viclip import ViCLIPConfig
-from internvideo_jax.models.videomae import ClassifierConfig, PretrainConfig
+from internvideo_jax.families.internvideo2.student import StudentConfig
+from internvideo_jax.families.umt import weights as umt
+from internvideo_jax.families.umt.model import UMTStudentConfig
+from internvideo_jax.families.uniformerv2 import weights as uniformerv2
+from internvideo_jax.families.uniformerv2.model import UniFormerV2Config
+from internvideo_jax.families.viclip import weights as viclip
+from internvideo_jax.families.viclip.model import ViCLIPConfig
+from internvideo_jax.families.videomae import weights as videomae
+from internvideo_jax.families.videomae.model import ClassifierConfig, PretrainConfig
 from internvideo_jax.optim.factory import decay_mask, make_optimizer
 from internvideo_jax.types import flatten_paths
-from internvideo_jax.weights import internvideo2, umt, uniformerv2, viclip, videomae
 from internvideo_jax.weights.rules import to_torch
 from tests.recipes import shipped
 

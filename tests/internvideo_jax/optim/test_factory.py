@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from internvideo_jax.config import OptimConfig
-from internvideo_jax.models.videomae import ClassifierConfig, PretrainConfig
+from internvideo_jax.families.videomae.model import ClassifierConfig, PretrainConfig
 from internvideo_jax.optim.ema import update_ema
 from internvideo_jax.optim.factory import decay_mask, layer_scales, make_optimizer
 from internvideo_jax.optim.schedules import cosine

@@ -10,7 +10,7 @@ PRELUDE = """
 import dataclasses, jax, jax.numpy as jnp, numpy as np, pytest
 from jax.sharding import PartitionSpec as P
 from internvideo_jax.config import MeshConfig, OptimConfig
-from internvideo_jax.models.videomae import PretrainConfig
+from internvideo_jax.families.videomae.model import PretrainConfig
 from internvideo_jax.optim.factory import make_optimizer
 from internvideo_jax.parallel.mesh import check_batch, constrain, make_mesh
 from internvideo_jax.parallel.microbatch import value_and_gradient

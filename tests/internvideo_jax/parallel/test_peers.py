@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from data_pipelines.exit_codes import ExitCode, exit_code_of
-from internvideo_jax import launch
+from data_pipelines.commands.exit_codes import ExitCode, exit_code_of
+from internvideo_jax.launch import processes as launch
 from internvideo_jax.parallel import multihost, peers
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from data_pipelines.exit_codes import ExitCode
+from data_pipelines.commands.exit_codes import ExitCode
 from internvideo_jax.weights import files, torch_files
 from internvideo_jax.weights.__main__ import main
 from tests.internvideo_jax.weights.made import small_weights

@@ -13,8 +13,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from internvideo_jax.config import as_plain
-from internvideo_jax.models.layers.tower import tower
-from internvideo_jax.models.videomae import ClassifierConfig, PretrainConfig
+from internvideo_jax.families.videomae.model import ClassifierConfig, PretrainConfig
+from internvideo_jax.layers.tower import tower
 from internvideo_jax.types import flatten_paths, unflatten_paths
 from internvideo_jax.weights import files, huggingface
 from internvideo_jax.weights.__main__ import main

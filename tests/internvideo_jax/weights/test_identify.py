@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from internvideo_jax.models.umt import CLASSIFIER, UMTStudentConfig
-from internvideo_jax.models.uniformerv2 import UniFormerV2Config
-from internvideo_jax.models.videomae import ClassifierConfig, PretrainConfig
+from internvideo_jax.families.umt.model import CLASSIFIER, UMTStudentConfig
+from internvideo_jax.families.uniformerv2.model import UniFormerV2Config
+from internvideo_jax.families.videomae.model import ClassifierConfig, PretrainConfig
 from internvideo_jax.types import flatten_paths
 from internvideo_jax.weights import files, wrappers
 from internvideo_jax.weights.__main__ import main

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from internvideo_jax.weights import files, internvideo2, videomae
+from internvideo_jax.families.internvideo2 import weights as internvideo2
+from internvideo_jax.families.videomae import weights as videomae
+from internvideo_jax.weights import files
 from tests.conftest import ROOT
 
 CASE = ROOT / "tests/golden/internvideo2_stage1/stage1_pretrain/weights.safetensors"

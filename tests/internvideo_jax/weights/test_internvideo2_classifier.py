@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from internvideo_jax.models.internvideo2 import EncoderConfig
-from internvideo_jax.models.internvideo2_classifier import ClassifierConfig
-from internvideo_jax.models.internvideo2_student import StudentConfig
+from internvideo_jax.families.internvideo2.classifier import ClassifierConfig
+from internvideo_jax.families.internvideo2.model import EncoderConfig
+from internvideo_jax.families.internvideo2.student import StudentConfig
 from internvideo_jax.weights import files
 from tests.conftest import ROOT
 from tests.internvideo_jax.weights.test_identify import identified

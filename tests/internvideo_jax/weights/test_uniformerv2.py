@@ -11,8 +11,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from internvideo_jax.checkpoint import initial
-from internvideo_jax.models.layers.tower import tower
-from internvideo_jax.models.uniformerv2 import UniFormerV2Config
+from internvideo_jax.families.uniformerv2.model import UniFormerV2Config
+from internvideo_jax.layers.tower import tower
 from internvideo_jax.types import flatten_paths
 from internvideo_jax.weights import files
 from tests.conftest import ROOT

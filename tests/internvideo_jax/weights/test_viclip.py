@@ -11,8 +11,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from internvideo_jax.checkpoint import initial
-from internvideo_jax.models.layers.tower import tower
-from internvideo_jax.models.viclip import FRAMES, PICTURE, TEXT, ViCLIPConfig
+from internvideo_jax.families.viclip.model import FRAMES, PICTURE, TEXT, ViCLIPConfig
+from internvideo_jax.layers.tower import tower
 from internvideo_jax.types import flatten_paths
 from internvideo_jax.weights import files
 from internvideo_jax.weights.__main__ import main

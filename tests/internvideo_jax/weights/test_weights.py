@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from internvideo_jax.weights import files, torch_files, videomae
+from internvideo_jax.families.videomae import weights as videomae
+from internvideo_jax.weights import files, torch_files
 from internvideo_jax.weights.__main__ import main
 from internvideo_jax.weights.rules import SAME, Rule, to_ours, to_torch
 from tests.conftest import ROOT

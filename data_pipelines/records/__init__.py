@@ -1,0 +1,1 @@
+"""Shards of records: storage, reading, the index, writing, the manifest."""

@@ -1,0 +1,1 @@
+"""Records -> the batches of a training stream or an evaluation pass."""

@@ -1,0 +1,1 @@
+"""What a slice needs, before it is rented."""

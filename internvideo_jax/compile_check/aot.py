@@ -1,0 +1,237 @@
+"""Compiling the train step of a run for devices that are not here, and what that tells."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import resource
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from internvideo_jax.compile_check import flops
+from internvideo_jax.compile_check.hardware import GIB, Chip, Slice
+from internvideo_jax.compile_check.program import Program, read_program
+from internvideo_jax.config import TrainConfig
+from internvideo_jax.ops import attention
+from internvideo_jax.parallel import rules
+from internvideo_jax.parallel.mesh import batch_sharding
+from internvideo_jax.parallel.rules import bytes_per_device
+from internvideo_jax.run.build import Run
+from internvideo_jax.run.step import make_train_step, placed
+
+# Two forms, of temporaries and of the whole program.
+OUT_OF_MEMORY = re.compile(r"\(([\d.]+)([KMGT])\) exceeds available HBM|Used ([\d.]+)([KMGT]) of")
+UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes on one device. `peak` is the compiler's; arguments are state and batch."""
+
+    arguments: int
+    temporaries: int
+    peak: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Roofline:
+    """Least seconds of one step by each limit, as if the others did not exist and nothing waited.
+
+    `hbm` and `ici` are None where the program's text cannot be read or the rate is not known.
+    """
+
+    compute: float  # executed FLOPs at the peak rate
+    hbm: float | None
+    ici: float | None
+
+    @property
+    def limits(self) -> dict[str, float]:
+        found = {"compute": self.compute, "HBM": self.hbm, "ICI": self.ici}
+        return {name: value for name, value in found.items() if value is not None}
+
+    @property
+    def bound(self) -> float:
+        """Seconds no step can be faster than: the three overlap perfectly."""
+        return max(self.limits.values())
+
+    @property
+    def binding(self) -> str:
+        return max(self.limits, key=lambda name: self.limits[name])
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """What compiling a step told."""
+
+    memory: Memory | None  # None: it does not fit, or no compiler for it runs here
+    needed: float  # bytes the compiler asked for when it refused, else 0
+    executed: float  # FLOPs of one step on all devices, from the jaxpr
+    model: float  # FLOPs of one step, from the model's configuration; no frozen networks
+    unknown_loops: int
+    program: Program | None
+    program_error: str
+    lower_seconds: float
+    compile_seconds: float
+    cpu_seconds: float
+    host_bytes: int  # largest resident set of this process so far
+    arguments: int = 0  # bytes of state, frozen networks and batch on one device
+    frozen: float = 0.0  # FLOPs of the frozen networks in one step, from their configurations
+    attention: str = ""  # form and reason of every attention in the step
+
+    def fits(self, chip: Chip | None) -> bool:
+        return self.memory is not None and (chip is None or self.memory.peak <= chip.hbm)
+
+    def unknown(self, target: Slice) -> bool:
+        """Nothing could be compiled, and what is known of the memory does not rule it out."""
+        return not target.compiles and target.chip is not None and self.arguments <= target.chip.hbm
+
+    def roofline(self, chip: Chip, devices: int) -> Roofline:
+        program = self.program
+        return Roofline(
+            self.executed / devices / chip.flops,
+            None if program is None else program.hbm_bytes / chip.hbm_rate,
+            None if program is None or not chip.ici_rate else program.wire_bytes / chip.ici_rate,
+        )
+
+
+def batch_shapes(config: TrainConfig, mesh: jax.sharding.Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """The batch of a video data set: shapes, element types and shardings (see types.py)."""
+    data, sharding = config.data, batch_sharding(mesh)
+    rows, clip = data.global_batch, data.clip
+    shapes = {
+        "video": ((clip.frames, clip.size, clip.size, 3), jnp.uint8),
+        "label": ((), jnp.int32),
+        "index": ((), jnp.int32),
+        "position": ((), jnp.uint32),
+    }
+    if data.text != "off":
+        shapes["text"] = ((data.text_length,), jnp.int32)
+        shapes["has_text"] = ((), jnp.bool_)
+    if hasattr(config.objective, "cached_shapes"):
+        shapes |= config.objective.cached_shapes(config.model)
+    return {
+        name: jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=sharding)
+        for name, (shape, dtype) in shapes.items()
+    }
+
+
+def argument_bytes(run: Run) -> int:
+    """Bytes of state, frozen networks and batch on one device; tiles are not padded."""
+    batch = batch_shapes(run.config, run.mesh)
+    shardings = {name: leaf.sharding for name, leaf in batch.items()}
+    state = bytes_per_device(run.plan.shapes, run.plan.shardings)
+    return state + frozen_bytes(run) + bytes_per_device(batch, shardings)
+
+
+def frozen_bytes(run: Run) -> int:
+    """Bytes of the frozen networks on one device, from the shardings."""
+    return sum(bytes_per_device(plan.shapes, plan.shardings) for plan in run.frozen.values())
+
+
+def count_flops(run: Run) -> flops.Flops:
+    """What one step executes on all devices, from its trace; compiles nothing."""
+    return flops.count(_trace(run).jaxpr)
+
+
+def _trace(run: Run) -> Any:
+    step = make_train_step(run)  # makes constants, which must not land on the described devices
+    state = placed(run.plan.shapes, run.plan.shardings)
+    return step.trace(state, batch_shapes(run.config, run.mesh))
+
+
+def check_step(run: Run, target: Slice, *, fast: bool = False) -> Check:
+    """Traces, lowers and compiles the train step of `run`, whose mesh is made of `target`.
+
+    For GPUs it is only traced, since their compiler does not run without one.
+
+    Args:
+      fast: a lower optimization level, which takes about half the time; memory and collectives
+        are nearly the same, cycle estimates can differ.
+
+    Raises:
+      RuntimeError: the compiler failed for another reason than memory.
+    """
+    cpu, started = time.process_time(), time.perf_counter()
+    with attention.recording() as sites:
+        traced = _trace(run)
+    counted = flops.count(traced.jaxpr)
+    lowered = traced.lower() if target.compiles else None
+    lower_seconds = time.perf_counter() - started
+    options: Any = {"optimization_level": 1} if fast and target.chip else None
+    started, compiled, needed = time.perf_counter(), None, 0.0
+    try:
+        compiled = lowered.compile(compiler_options=options) if lowered else None
+    except jax.errors.JaxRuntimeError as error:
+        needed = asked_for(str(error))
+        if not needed:
+            first = str(error).strip().splitlines()[0]
+            raise RuntimeError(
+                f"the compiler failed on this step ({first}); another mesh, batch or remat policy "
+                "may compile"
+            ) from error
+    compile_seconds = time.perf_counter() - started
+    memory, program, problem = None, None, "it was not compiled"
+    if compiled is not None:
+        memory = _memory(compiled.memory_analysis())
+        try:
+            program, problem = read_program(compiled.as_text(), len(target.devices)), ""
+        except (jax.errors.JaxRuntimeError, ValueError) as error:
+            problem = str(error).strip().splitlines()[0][:160]
+    return Check(
+        memory=memory,
+        needed=needed,
+        executed=counted.total,
+        model=run.flops * run.config.data.global_batch,
+        unknown_loops=counted.unknown_loops,
+        program=program,
+        program_error=problem,
+        lower_seconds=lower_seconds,
+        compile_seconds=compile_seconds,
+        cpu_seconds=time.process_time() - cpu,
+        host_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        arguments=argument_bytes(run),
+        frozen=run.frozen_flops * run.config.data.global_batch,
+        attention=attention.summary(sites),
+    )
+
+
+def asked_for(message: str) -> float:
+    """Bytes that the compiler asked for in vain; 0 when its message is of something else."""
+    found = OUT_OF_MEMORY.search(message)
+    if "RESOURCE_EXHAUSTED" not in message or not found:
+        return 0.0
+    number, unit = (found[1], found[2]) if found[1] else (found[3], found[4])
+    return float(number) * UNITS[unit]
+
+
+def _memory(stats: Any) -> Memory:
+    arguments, temporaries = stats.argument_size_in_bytes, stats.temp_size_in_bytes
+    fresh = stats.output_size_in_bytes - stats.alias_size_in_bytes
+    peak = stats.peak_memory_in_bytes
+    if peak < max(arguments, temporaries):  # XLA on CPU gives another quantity under that name
+        peak = arguments + temporaries + fresh
+    return Memory(arguments, temporaries, peak)
+
+
+def whole_parameters(run: Run) -> dict[str, int]:
+    """Parameters above config.mesh.whole_limit bytes that no axis splits: bytes."""
+    params, limit = run.plan.shapes.params, run.config.mesh.whole_limit
+    return rules.whole_parameters(params, run.plan.shardings.params, run.mesh, limit)
+
+
+def ragged_shards(run: Run) -> dict[str, tuple[int, ...]]:
+    """Split matrices whose shards are no whole tiles: shard shapes."""
+    return rules.ragged_shards(run.plan.shapes.params, run.plan.shardings.params)
+
+
+def optimizer_bytes(run: Run) -> int:
+    """Of all devices together, the averaged parameters included."""
+    leaves = jax.tree.leaves((run.plan.shapes.opt_state, run.plan.shapes.ema))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+
+
+def gib(value: float) -> str:
+    return f"{value / GIB:.2f} GiB" if value >= 0.1 * GIB else f"{value / 2**20:.2f} MiB"

@@ -1,0 +1,438 @@
+"""The best mesh, remat policy and number of microbatches of a recipe on a slice, in few compiles.
+
+Every combination is estimated first: the state on a device exactly, from the shardings; the compute
+time from the traced program; the transfers by formula; activations and HBM traffic by a fit to the
+programs compiled so far. The most promising one is compiled, the estimates are corrected by what
+the compiler says, and so on until nothing better is left or the budget is spent. A program that
+does not fit is refused early, and the message holds the bytes it wanted: it teaches as much as one
+that does.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from jax.sharding import AbstractMesh, AxisType
+
+from internvideo_jax.compile_check.aot import (
+    count_flops,
+    frozen_bytes,
+    ragged_shards,
+    whole_parameters,
+)
+from internvideo_jax.compile_check.hardware import GIB, Chip, Slice
+from internvideo_jax.config import TrainConfig
+from internvideo_jax.parallel.mesh import AXES, check_batch
+from internvideo_jax.parallel.rules import bytes_per_device, param_shardings, state_shardings
+from internvideo_jax.run.build import Run
+from internvideo_jax.run.state import plan_frozen
+from internvideo_jax.types import flatten_paths
+
+# Of remat, from the one that keeps most; a model may know some of them.
+POLICIES = ("none", "dots", "attention", "full")
+TENSOR = (1, 2, 4, 8)
+MICROBATCHES = (1, 2, 4, 8, 16, 32)
+CLIPS = (1, 2, 4, 8, 16, 32, 64, 128)  # per device, where the batch is free
+OVERLAP = 0.1  # of the limits that do not bind is added: they hide behind each other imperfectly
+RAGGED = 1.05  # a guess at what padded shards cost, until the compiler has said it
+UNSEEN = 0.5  # of the HBM traffic of the leanest policy seen is what an unseen one may need
+BETTER = 0.99  # what is predicted to be no faster than this is not worth a compile
+
+Facts = dict[str, Any]  # of one compiled program, as `report.row` gives them
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    data: int
+    fsdp: int
+    tensor: int
+    remat: str
+    microbatches: int
+    batch: int
+
+    @property
+    def mesh(self) -> tuple[int, int, int]:
+        return self.data, self.fsdp, self.tensor
+
+    @property
+    def rows(self) -> float:
+        """Clips that a device works on at a time."""
+        return self.batch / (self.data * self.fsdp) / self.microbatches
+
+    def flags(self) -> list[str]:
+        """Of compile_check; the last one is a field of the recipe."""
+        return [
+            f"--mesh=data={self.data},fsdp={self.fsdp},tensor={self.tensor}",
+            f"--batch={self.batch}",
+            f"--remat={self.remat}",
+            f"--config.optim.accumulate={self.microbatches}",
+        ]
+
+    def training_flags(self) -> list[str]:
+        """The same for internvideo_jax.train."""
+        return [
+            *(f"--config.mesh.{axis}={n}" for axis, n in zip(AXES, self.mesh, strict=True)),
+            f"--config.data.global_batch={self.batch}",
+            f"--config.model.remat={self.remat}",
+            f"--config.optim.accumulate={self.microbatches}",
+        ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """What a mesh means for a recipe, without compiling."""
+
+    state: int  # bytes on one device
+    gradients: int
+    parameters: float  # elements on one device when gathered over fsdp
+    ragged: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Tried:
+    candidate: Candidate
+    facts: Facts
+    predicted: float  # bytes, before it was compiled
+    score: float  # seconds per clip, infinite where it cannot be used
+
+
+@dataclasses.dataclass
+class Found:
+    tried: list[Tried]
+    rejected: dict[str, int]  # reason -> number of combinations
+    skipped: int  # combinations that looked feasible but no better, or came after the budget
+    exhausted: bool  # the budget ended the search, not the estimates
+
+    @property
+    def best(self) -> Tried | None:
+        usable = [item for item in self.tried if item.score < float("inf")]
+        return min(usable, key=lambda item: item.score, default=None)
+
+
+def meshes(devices: int, heads: list[int]) -> Iterator[tuple[int, int, int]]:
+    """(data, fsdp, tensor) in the order of fsdp, then tensor; tensor divides all heads."""
+    for fsdp in range(1, devices + 1):
+        for tensor in TENSOR:
+            if devices % (fsdp * tensor) == 0 and all(n % tensor == 0 for n in heads):
+                yield devices // (fsdp * tensor), fsdp, tensor
+
+
+def towers(model: Any) -> list[Any]:
+    """The transformer stacks of a model's configuration."""
+    return [part for part in vars(model).values() if hasattr(part, "heads")]
+
+
+def place(run: Run, sizes: tuple[int, int, int]) -> tuple[Run, Place]:
+    """`run` on another mesh; ValueError where a sharding rule does not fit it."""
+    mesh: Any = AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    above = run.config.mesh.shard_above
+    config = dataclasses.replace(
+        run.config, mesh=dataclasses.replace(run.config.mesh, **dict(zip(AXES, sizes, strict=True)))
+    )
+    shapes, whole = run.plan.shapes, run.plan.shardings
+    sharded = param_shardings(shapes.params, config.model.sharding_rules, mesh, above)
+    shardings = whole.replace(
+        params=sharded,
+        opt_state=state_shardings(shapes.opt_state, shapes.params, sharded, mesh),
+        ema=None if shapes.ema is None else sharded,
+    )
+    plan = dataclasses.replace(run.plan, shardings=shardings)
+    frozen = plan_frozen(config, mesh)
+    moved = dataclasses.replace(run, config=config, mesh=mesh, plan=plan, frozen=frozen)
+    gradients = bytes_per_device(shapes.params, sharded)
+    state = sum(
+        bytes_per_device(part, where)
+        for part, where in (
+            (shapes.params, sharded),
+            (shapes.opt_state, shardings.opt_state),
+            (shapes.ema, shardings.ema),
+        )
+    )
+    state += frozen_bytes(moved)
+    count = sum(leaf.size for leaf in flatten_paths(shapes.params).values())
+    return moved, Place(state, gradients, count / sizes[2], len(ragged_shards(moved)))
+
+
+class Search:
+    """Estimates that learn from compiled programs; see the head of this file.
+
+    Args:
+      run: the recipe on a mesh of one device.
+      flops: executed FLOPs of one clip by remat policy, the policies to choose from.
+    """
+
+    def __init__(self, run: Run, target: Slice, chip: Chip, flops: dict[str, float]):
+        self.run, self.target, self.chip, self.flops = run, target, chip, flops
+        self.places: dict[tuple[int, int, int], Place] = {}
+        self.tried: list[Tried] = []
+        self.rejected: collections.Counter[str] = collections.Counter()
+
+    def candidates(self, batches: list[int]) -> list[Candidate]:
+        """All combinations that could fit; the others are counted by reason."""
+        heads = [tower.heads for tower in towers(self.run.config.model)]
+        found = []
+        for sizes in meshes(len(self.target.devices), heads):
+            try:
+                moved, here = place(self.run, sizes)
+            except ValueError:
+                self.rejected["an axis of the mesh divides no dimension of a parameter"] += 1
+                continue
+            if whole_parameters(moved):
+                self.rejected["a large parameter would be whole on every chip"] += 1
+            elif here.state > self.chip.hbm:
+                self.rejected["parameters and optimizer alone do not fit"] += 1
+            else:
+                self.places[sizes] = here
+                found += self._on(moved, sizes, batches)
+        return found
+
+    def _on(self, moved: Run, sizes: tuple[int, int, int], batches: list[int]) -> list[Candidate]:
+        found = []
+        counts = MICROBATCHES if len(batches) == 1 else (1,)
+        for batch in batches:
+            for micro in counts:
+                try:
+                    check_batch(moved.mesh, batch, "", micro)
+                except ValueError:
+                    self.rejected["the batch cannot be split evenly"] += 1
+                    continue
+                found += [Candidate(*sizes, remat, micro, batch) for remat in self.flops]
+        return found
+
+    def memory(self, candidate: Candidate) -> float:
+        """Predicted peak in bytes; what nobody knows yet of a policy counts as nothing."""
+        here = self.places[candidate.mesh]
+        fixed, slope = self._activations(candidate.remat, candidate.tensor)
+        sums = here.gradients if candidate.microbatches > 1 else 0
+        batch = self._batch_bytes(candidate)
+        return here.state + batch + sums + fixed * here.gradients + slope * candidate.rows
+
+    def _batch_bytes(self, candidate: Candidate) -> float:
+        clip = self.run.config.data.clip
+        pixels = clip.frames * clip.size**2 * 3
+        return candidate.rows * candidate.microbatches * pixels
+
+    def _activations(self, remat: str, tensor: int) -> tuple[float, float]:
+        """Temporaries as (multiple of the gradients' bytes, bytes per clip at a time)."""
+        points = []
+        for item in self.tried:
+            if (item.candidate.remat, item.candidate.tensor) != (remat, tensor):
+                continue
+            memory = item.facts["memory"]
+            wanted = memory["temporaries"] if memory else item.facts["needed"]
+            gradients = self.places[item.candidate.mesh].gradients
+            extra = gradients if item.candidate.microbatches > 1 else 0
+            points.append((gradients, item.candidate.rows, max(wanted - extra, 0.0)))
+        if not points:
+            return self._at_least(remat, tensor)
+        if len({rows for _, rows, _ in points}) > 1:
+            matrix = np.array([[g, rows] for g, rows, _ in points], float)
+            scale = matrix.max(axis=0)
+            solved, *_ = np.linalg.lstsq(matrix / scale, np.array([w for *_, w in points]))
+            fixed, slope = solved / scale
+            if 0 <= fixed <= 4 and slope > 0:
+                return float(fixed), float(slope)
+        # One point, or points that contradict the model: the gradients once, the rest by clips.
+        slope = max(max(wanted - g, 0.0) / rows for g, rows, wanted in points)
+        return 1.0, slope
+
+    def _at_least(self, remat: str, tensor: int) -> tuple[float, float]:
+        """For a policy not compiled yet: what those that keep less were seen to need."""
+        if tensor > 1:
+            fixed, slope = self._activations(remat, 1)
+            return fixed, slope / tensor
+        leaner = POLICIES[POLICIES.index(remat) + 1 :]
+        known = {item.candidate.remat for item in self.tried if item.candidate.tensor == 1}
+        slopes = [self._activations(policy, 1)[1] for policy in leaner if policy in known]
+        return 0.0, max(slopes, default=0.0)
+
+    def limits(self, candidate: Candidate, facts: Facts | None = None) -> dict[str, float]:
+        """Seconds of a step by each limit; the compiler's where it gave them."""
+        devices = len(self.target.devices)
+        executed = self.flops[candidate.remat] * candidate.batch
+        found = {
+            "compute": executed / devices / self.chip.flops,
+            "HBM": self._traffic(candidate) / self.chip.hbm_rate,
+        }
+        if self.chip.ici_rate:
+            found["ICI"] = self._wire(candidate) / self.chip.ici_rate
+        return {**found, **(facts or {}).get("seconds", {})}
+
+    def _traffic(self, candidate: Candidate) -> float:
+        """HBM bytes: the state five times, and per clip what compiled programs showed."""
+
+        def state(item: Candidate) -> float:
+            return 5.0 * self.places[item.mesh].state
+
+        rates = collections.defaultdict(list)
+        for item in self.tried:
+            moved = item.facts["hbm_bytes"]
+            if moved is not None:
+                clips = item.candidate.rows * item.candidate.microbatches
+                policy = item.candidate.remat
+                rates[policy].append(max(moved - state(item.candidate), 0.0) / clips)
+        rate = min(rates[candidate.remat], default=0.0)
+        if not rates[candidate.remat]:
+            # A policy that was not compiled may be much leaner than those that were.
+            rate = UNSEEN * min((min(found) for found in rates.values() if found), default=0.0)
+        return state(candidate) + rate * candidate.rows * candidate.microbatches
+
+    def _wire(self, candidate: Candidate) -> float:
+        """Bytes a device sends: bfloat16 parameters gathered twice and gradients reduced."""
+        here, micro = self.places[candidate.mesh], candidate.microbatches
+        size = 2.0 * here.parameters
+        fsdp, data = candidate.fsdp, candidate.data
+        split = 3 * size * (fsdp - 1) / fsdp
+        summed = 2 * size / fsdp * (data - 1) / data
+        return micro * (split + summed) + self._tensor_wire(candidate)
+
+    def _tensor_wire(self, candidate: Candidate) -> float:
+        if candidate.tensor == 1:
+            return 0.0
+        # Two sums of the activations per layer forward, two backward; every token counted.
+        model = self.run.config.model
+        tokens = getattr(model, "tokens", 1)
+        sizes = sum(part.width * getattr(part, "depth", 12) for part in towers(model))
+        clips = candidate.rows * candidate.microbatches
+        return 8.0 * (candidate.tensor - 1) / candidate.tensor * 2 * tokens * sizes * clips
+
+    def score(self, candidate: Candidate, facts: Facts | None = None) -> float:
+        """Seconds per clip, with a part of the limits that do not bind."""
+        limits = self.limits(candidate, facts).values()
+        bound = max(limits)
+        seconds = bound + OVERLAP * (sum(limits) - bound)
+        guess = RAGGED if facts is None and self.places[candidate.mesh].ragged else 1.0
+        return guess * seconds / candidate.batch
+
+    def add(self, candidate: Candidate, facts: Facts, predicted: float) -> Tried:
+        usable = facts["fits"] and not facts["whole"] and not facts["gathers_everything"]
+        score = self.score(candidate, facts) if usable else float("inf")
+        self.tried.append(Tried(candidate, facts, predicted, score))
+        return self.tried[-1]
+
+
+def search(
+    run: Run,
+    target: Slice,
+    compile_one: Callable[[Candidate], Facts],
+    *,
+    flops: dict[str, float],
+    batches: list[int],
+    compiles: int = 8,
+    told: Callable[[Tried], None] = lambda _: None,
+) -> Found:
+    """Looks for the combination with the least time per clip.
+
+    Args:
+      run: the recipe on a mesh of one device.
+      compile_one: gives the facts of `report.row`.
+      flops: as for `Search`.
+      batches: clips per step to choose from; with one of them microbatches are tried.
+      compiles: budget.
+      told: called after each compile.
+
+    Raises:
+      ValueError: the target is no slice of known speed.
+    """
+    if target.chip is None or not target.compiles:
+        raise ValueError(f"--search needs a TPU slice to compile for, found {target.name}")
+    state = Search(run, target, target.chip, flops)
+    left = state.candidates(batches)
+    limit, best = target.chip.hbm, float("inf")
+    while left and len(state.tried) < compiles:
+        fitting = [item for item in left if state.memory(item) <= limit]
+        if not fitting:
+            break
+        # Small axes and few microbatches first where times are the same.
+        chosen = min(
+            fitting, key=lambda item: (state.score(item), item.microbatches, item.fsdp, item.tensor)
+        )
+        if state.score(chosen) >= BETTER * best:
+            break
+        left.remove(chosen)
+        predicted = state.memory(chosen)
+        item = state.add(chosen, compile_one(chosen), predicted)
+        told(item)
+        best = min(best, item.score)
+        if item.facts["gathers_everything"]:  # that lies in the model, not in the axis
+            state.rejected["another fsdp axis was found to gather all parameters"] += sum(
+                other.fsdp > 1 for other in left
+            )
+            left = [other for other in left if other.fsdp == 1]
+    too_large = sum(state.memory(item) > limit for item in left)
+    if too_large:
+        state.rejected["predicted not to fit, from the programs compiled"] += too_large
+    exhausted = len(state.tried) >= compiles and any(
+        state.memory(item) <= limit and state.score(item) < BETTER * best for item in left
+    )
+    return Found(state.tried, dict(state.rejected), len(left) - too_large, exhausted)
+
+
+def policies(run: Run) -> dict[str, float]:
+    """Executed FLOPs of one clip by remat policy, for those that the model knows."""
+    if not hasattr(run.config.model, "remat"):
+        return {"none": count_flops(run).total / run.config.data.global_batch}
+    found = {}
+    for policy in POLICIES:
+        try:
+            model = dataclasses.replace(run.config.model, remat=policy)
+            config = dataclasses.replace(run.config, model=model)
+            counted = count_flops(dataclasses.replace(run, config=config, model=model.model()))
+        except ValueError as error:
+            if "remat policy" not in str(error):
+                raise
+            continue
+        found[policy] = counted.total / config.data.global_batch
+    return found
+
+
+def single(config: TrainConfig) -> TrainConfig:
+    """The recipe on one device, in one piece."""
+    mesh = dataclasses.replace(config.mesh, data=1, fsdp=1, tensor=1)
+    optim = dataclasses.replace(config.optim, accumulate=1)
+    return dataclasses.replace(config, mesh=mesh, optim=optim)
+
+
+def table(found: Found) -> str:
+    """All that was compiled, and why the rest was not."""
+    lines = [
+        f"{'mesh data,fsdp,tensor':<22} {'remat':<9} {'micro':>5} {'batch':>6} {'at a time':>9} "
+        f"{'peak GiB':>8} {'(expected)':>10} {'bound ms':>9} {'clips/s':>8}  verdict"
+    ]
+    best = found.best
+    for item in found.tried:
+        candidate, facts = item.candidate, item.facts
+        mesh = ",".join(map(str, candidate.mesh))
+        memory = facts["memory"]
+        peak = f"{memory['peak'] / GIB:.2f}" if memory else f">{facts['needed'] / GIB:.1f}"
+        bound = facts.get("bound")
+        speed = "" if bound is None else f"{bound * 1e3:.1f}"
+        clips = "" if bound is None else f"{candidate.batch / bound:.0f}"
+        lines.append(
+            f"{mesh:<22} {candidate.remat:<9} {candidate.microbatches:>5} {candidate.batch:>6} "
+            f"{candidate.rows:>9g} {peak:>8} {item.predicted / GIB:>10.2f} {speed:>9} {clips:>8}  "
+            f"{verdict(item, best)}"
+        )
+    for reason, count in found.rejected.items():
+        lines.append(f"not compiled  {count:>5} x {reason}")
+    if found.skipped:
+        what = "not compiled within the budget" if found.exhausted else "expected to be no faster"
+        lines.append(f"not compiled  {found.skipped:>5} x {what}")
+    return "\n".join(lines)
+
+
+def verdict(item: Tried, best: Tried | None) -> str:
+    facts = item.facts
+    if not facts["fits"]:
+        return "does not fit"
+    if facts["whole"]:
+        return f"{facts['whole'][0]} is whole on every chip"
+    if facts["gathers_everything"]:
+        return "gathers all parameters at once"
+    if item is best:
+        return "best"
+    return f"fits, {item.score / best.score:.2f} x the time" if best else "fits"

@@ -1,0 +1,1 @@
+"""Published tests, prompts and templates, as data."""

@@ -1,0 +1,1 @@
+"""CLIP: the text network and the frozen image network."""

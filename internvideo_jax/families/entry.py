@@ -1,0 +1,62 @@
+"""What is said of a published checkpoint; the rows are in `zoo.py` of every family."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+CLASSES = {
+    "K400": 400,
+    "K600": 600,
+    "K700": 700,
+    "K710": 710,
+    "SSv1": 174,
+    "SSv2": 174,
+    "UCF101": 101,
+    "HMDB51": 51,
+    "MiT": 339,
+    "ActivityNet": 200,
+    "HACS": 200,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """How the reported accuracy was measured."""
+
+    segments: int
+    crops: int
+    sampling: str  # as in data_pipelines.config.ClipConfig
+    merge: str = "probability"  # as in internvideo_jax.evaluators.metrics
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One published checkpoint."""
+
+    name: str  # SOURCE/MODEL, what `zoo.find` knows; MODEL is the published name where one exists
+    file: str = ""  # published file name; empty: published without one
+    kind: str  # name of the model in the registry; also names the weight rules
+    size: str  # of the model's `of_size`
+    data: str  # what it was trained on last
+    classes: int = 0  # 0: none, a pre-trained model
+    frames: int = 16
+    pixels: int = 224
+    changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # further model settings
+    config: str  # the recipe that made it, or whose model and test are its own
+    settings: tuple[str, ...] = ()  # to add to that recipe
+    made: bool = True  # whether that recipe made it; False: see `note`
+    finetune: str = ""  # of a pre-trained model: a recipe that starts from it
+    protocol: Protocol | None = None  # None: not stated, or nothing to test
+    reported: str = ""
+    note: str = ""
+
+    @property
+    def source(self) -> str:
+        return self.name.partition("/")[0]
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether this is a model before fine-tuning."""
+        return self.classes == 0

@@ -1,0 +1,1 @@
+"""InternVideo2, stage 1: encoder, student, classifier, teachers (Wang et al. 2024)."""

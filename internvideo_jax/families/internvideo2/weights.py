@@ -1,0 +1,178 @@
+"""Names of InternVideo2's video encoder, its attention pool, students and classifiers.
+
+Files of stage 2 have the encoder below `vision_encoder.`, beside the other encoders, tables for
+pictures, and decoders that nothing after stage 1 reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from internvideo_jax.families.clip.weights import QKV_BIAS
+from internvideo_jax.families.internvideo2 import classifier_weights as internvideo2_classifier
+from internvideo_jax.weights.rules import LINEAR, QKV, SAME, TABLE, TOKEN, TUBELET, Layout, Rule
+
+STAGE_2 = "vision_encoder."
+
+
+def position_rules(torch: str, path: str) -> list[Rule]:
+    """A learned table of either form, by its torch name; one without class token has no `cls`."""
+    return [
+        Rule(torch, f"{path}/table", TABLE),
+        Rule(f"{torch}_spatial", f"{path}/spatial", TABLE),
+        Rule(f"{torch}_temporal", f"{path}/temporal", TABLE),
+        Rule(f"{torch}_cls", f"{path}/cls", TOKEN),
+    ]
+
+
+def block_rules(torch: str, path: str = "encoder/blocks/") -> list[Rule]:
+    """Blocks below `torch`. LayerScale has three spellings, of which the first is written."""
+    t = torch + "blocks.{i}."
+    scales = [
+        Rule(f"{t}ls{n}{end}", f"{path}gamma{n}")
+        for end in (".gamma", ".weight", "")  # the code's; two that transformers wants
+        for n in (1, 2)
+    ]
+    return [
+        Rule(t + "norm1.weight", path + "norm1/scale"),
+        Rule(t + "norm2.weight", path + "norm2/scale"),
+        Rule(t + "attn.qkv.weight", path + "attn/qkv/kernel", QKV),
+        Rule(t + "attn.qkv.bias", path + "attn/qkv/bias", QKV_BIAS),
+        Rule(t + "attn.q_norm.weight", path + "attn/q_norm/scale"),
+        Rule(t + "attn.k_norm.weight", path + "attn/k_norm/scale"),
+        Rule(t + "attn.proj.weight", path + "attn/proj/kernel", LINEAR),
+        Rule(t + "attn.proj.bias", path + "attn/proj/bias"),
+        Rule(t + "mlp.fc1.weight", path + "mlp/fc1/kernel", LINEAR),
+        Rule(t + "mlp.fc1.bias", path + "mlp/fc1/bias"),
+        Rule(t + "mlp.fc2.weight", path + "mlp/fc2/kernel", LINEAR),
+        Rule(t + "mlp.fc2.bias", path + "mlp/fc2/bias"),
+        *scales,
+    ]
+
+
+def encoder_rules(torch: str = "", patch: Layout = TUBELET) -> list[Rule]:
+    """Patch embedding, class token, positions and blocks; `patch` is the layout of the kernel."""
+    return [
+        Rule(torch + "patch_embed.proj.weight", "encoder/patch_embed/kernel", patch),
+        Rule(torch + "patch_embed.proj.bias", "encoder/patch_embed/bias"),
+        Rule(torch + "cls_token", "encoder/cls_token", TOKEN),
+        *position_rules(torch + "pos_embed", "encoder/pos_embed"),
+        *block_rules(torch),
+    ]
+
+
+def pool_rules(torch: str = "") -> list[Rule]:
+    """The attention pool; biases of query, key and value are named apart from their matrices."""
+    t = torch + "clip_projector."
+    rules = []
+    for part in "qkv":
+        rules += [
+            Rule(f"{t}norm1_{part}.weight", f"pool/norm_{part}/scale"),
+            Rule(f"{t}norm1_{part}.bias", f"pool/norm_{part}/bias"),
+            Rule(f"{t}cross_attn.{part}.weight", f"pool/{part}/kernel", LINEAR),
+            Rule(f"{t}cross_attn.{part}_bias", f"pool/{part}/bias"),
+        ]
+    return [
+        *rules,
+        Rule(t + "cross_attn.proj.weight", "pool/proj/kernel", LINEAR),
+        Rule(t + "cross_attn.proj.bias", "pool/proj/bias"),
+    ]
+
+
+def decoder_rules(torch: str, path: str) -> list[Rule]:
+    """A linear decoder or one of two matrices, or a stack of them where `torch` has `{i}`."""
+    names = {"head.": "head", "head.0.": "fc1", "head.2.": "fc2"}
+    parts = [("weight", "kernel", LINEAR), ("bias", "bias", SAME)]
+    return [
+        *(
+            Rule(f"{torch}{theirs}{leaf}", f"{path}{ours}/{name}", layout)
+            for theirs, ours in names.items()
+            for leaf, name, layout in parts
+        ),
+        Rule(torch + "norm.weight", path + "norm/scale"),
+        Rule(torch + "norm.bias", path + "norm/bias"),
+    ]
+
+
+BACKBONE, STUDENT = "internvideo2", "internvideo2_student"
+CLASSIFIER = "internvideo2_classifier"
+RULES = {
+    # What an encoder is called in a file of its own comes first: that is written.
+    BACKBONE: (*encoder_rules(), *pool_rules(), *encoder_rules(STAGE_2), *pool_rules(STAGE_2)),
+    STUDENT: (
+        *encoder_rules(),
+        *pool_rules(),
+        *position_rules("clip_pos_embed", "clip_pos_embed"),
+        *position_rules("mae_pos_embed", "mae_pos_embed"),
+        *decoder_rules("clip_decoder.{i}.", "clip_decoder/"),
+        *decoder_rules("mae_decoder.{i}.", "mae_decoder/"),
+        *decoder_rules("final_clip_decoder.", "final_decoder/"),
+    ),
+    CLASSIFIER: (*encoder_rules(), *pool_rules(), *internvideo2_classifier.HEAD),
+}
+
+PICTURES = {r"(vision_encoder\.)?(clip_)?img_pos_embed": "positions of single pictures (stage 2)"}
+IGNORED = {
+    BACKBONE: {
+        **PICTURES,
+        r"vision_encoder\.((final_)?clip_decoder|mae_decoder)\..*": "decoders of pre-training",
+        r"vision_encoder\.(clip|mae)_pos_embed.*": "positions of the decoders of pre-training",
+        r"(text|audio)_encoder\..*": "text and audio encoder of stage 2",
+        r"((text|vision|audio|av_concat_(vision|audio))_proj|av_fusion|(itm|atm|avtm)_head)\..*"
+        "|temp": "heads of stage 2",
+    },
+    STUDENT: PICTURES,
+    CLASSIFIER: {},
+}
+# Leaves that files have and models have not: torch counts batches, nothing reads the number.
+FILE_ONLY = ("count",)
+
+# What a file may lack, always as a whole (rules.check_complete).
+_BACKBONE = (
+    r"encoder/blocks/gamma[12]",
+    r"encoder/blocks/attn/qkv/bias",
+    r"encoder/blocks/attn/[qk]_norm/scale",
+    r"encoder/pos_embed/table",
+    r"encoder/pos_embed/.*",
+    r"pool/.*",
+)
+_DECODER = (
+    r"{}_decoder/head/.*",
+    r"{}_decoder/fc[12]/.*",
+    r"{}_decoder/norm/.*",
+)
+OPTIONAL = {
+    BACKBONE: _BACKBONE,
+    STUDENT: (
+        *_BACKBONE,
+        *(rf"{name}_pos_embed/{end}" for name in ("clip", "mae") for end in ("table", "cls", ".*")),
+        *(part.format(name) for name in ("clip", "mae", "final") for part in _DECODER),
+    ),
+    CLASSIFIER: (*_BACKBONE, *internvideo2_classifier.OPTIONAL),
+}
+
+
+def recognise(tensors: Mapping[str, np.ndarray]) -> str | None:
+    """The kind of the weights, or None when they are none of these."""
+    for prefix in ("", STAGE_2):
+        kernel = tensors.get(prefix + "patch_embed.proj.weight")
+        marks = ("blocks.0.attn.q_norm.weight", "clip_projector.cross_attn.q.weight")
+        if kernel is None or kernel.ndim != 5 or not any(prefix + m in tensors for m in marks):
+            continue
+        decoders = ("clip_decoder.", "mae_decoder.", "final_clip_decoder.")
+        # Below the prefix of stage 2 they are left over from stage 1.
+        if any(name.startswith(decoders) for name in tensors):
+            return STUDENT
+        # The norm of a classifier is always its own; the head may have been left out.
+        return CLASSIFIER if "fc_norm.weight" in tensors and not prefix else BACKBONE
+    return None
+
+
+def geometry(tensors: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """Tubelet and patch size of a torch file."""
+    for prefix in ("", STAGE_2):
+        if (kernel := tensors.get(prefix + "patch_embed.proj.weight")) is not None:
+            return {"tubelet": kernel.shape[2], "patch": kernel.shape[3]}
+    raise ValueError("no patch embedding in the file, cannot tell tubelet and patch size")

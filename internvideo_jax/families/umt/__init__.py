@@ -1,0 +1,1 @@
+"""Unmasked Teacher (Li et al. 2023)."""

@@ -1,0 +1,1 @@
+"""UniFormerV2 (Li et al. 2022)."""

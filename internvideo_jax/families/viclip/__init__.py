@@ -1,0 +1,1 @@
+"""ViCLIP (Wang et al. 2023, InternVid)."""

@@ -1,0 +1,1 @@
+"""VideoMAE and VideoMAE V2 (Tong et al. 2022, Wang et al. 2023)."""

@@ -1,0 +1,1 @@
+"""What families share: attention, MLP, block, stack, norms, position tables, pools."""

@@ -1,1 +1,0 @@
-"""Networks. The only package that imports flax."""

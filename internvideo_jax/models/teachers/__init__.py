@@ -1,1 +1,0 @@
-"""Frozen networks whose features a student learns to predict."""

@@ -1,0 +1,1 @@
+"""A model over whole sets or files: features, scores, targets, classes."""

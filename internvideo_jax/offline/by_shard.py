@@ -1,0 +1,254 @@
+"""What commands share that run a model over a split and write something for each of its shards.
+
+The same command again keeps the shards that are finished. Processes do not talk to each other:
+--parts=4 --part=0 to 3 share the shards, on one machine or several.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+
+from data_pipelines.commands.outputs import check_folder
+from data_pipelines.records.dataset import Dataset, open_dataset
+from data_pipelines.records.storage import write_atomic
+from data_pipelines.stream.identity import differences
+from internvideo_jax import cli
+from internvideo_jax.checkpoint.initial import initialise
+from internvideo_jax.checkpoint.metadata import git_revision, params_digest, versions
+from internvideo_jax.config import TrainConfig, as_plain
+from internvideo_jax.evaluators.base import default_split
+from internvideo_jax.parallel.compile_cache import use_compile_cache
+from internvideo_jax.parallel.mesh import make_mesh
+from internvideo_jax.parallel.rules import param_shardings
+from internvideo_jax.types import Params, flatten_paths
+
+flags.disclaim_key_flags()  # what is defined here is a flag of the command, for its --help
+
+AHEAD = 3  # batches prepared while the device works; bounds the memory
+SAY_SECONDS = 10.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One command: a model with its parameters on the devices, a split, and where results go."""
+
+    model: Any
+    params: Params
+    mesh: Any
+    dataset: Dataset
+    options: Any  # the command's own dataclass
+    threads: int
+    provenance: dict[str, Any]
+    out: Path
+    part: int
+    parts: int
+
+
+def command(
+    start: Callable[[Job], None],
+    options: type,
+    *,
+    settings: str,
+    helps: Mapping[str, str],
+    what: str,
+    split: str = "",
+    fill: Callable[[Any, TrainConfig], Any] = lambda options, config: options,
+) -> None:
+    """Defines the flags of a command and runs it.
+
+    Args:
+      start: does the work.
+      options: a dataclass of the command's settings, each of which becomes a flag.
+      settings: name of these settings in the provenance.
+      helps: a text for each of them.
+      what: the results, for the help of --out.
+      split: that is taken without --split; empty: the one that evaluators take.
+      fill: settings as they are with what the config knows.
+    """
+    flags.adopt_module_key_flags(cli)
+    checkpoint = flags.DEFINE_string(
+        "checkpoint",
+        None,
+        "Run directory, one of its steps, or a .safetensors / .pth file. A run knows its config; a "
+        "file needs --config.",
+    )
+    out, part, parts = define_out(what)
+    wanted = flags.DEFINE_string(
+        "split",
+        split,
+        "Split to read." if split else "Default: test, val or train, the first there is.",
+    )
+    chosen = define_options(options, helps)
+
+    def run() -> int:
+        use_compile_cache(cli.COMPILE_CACHE.value)
+        if not checkpoint.value or not out.value:
+            raise ValueError("--checkpoint and --out are needed, see --help")
+        check_folder("--out", out.value)
+        check_part(part.value, parts.value)
+        config = cli.typed_config()
+        given = fill(options(**{name: flag.value for name, flag in chosen.items()}), config)
+        data = (config.data.train, config.data.eval)
+        first, second = data if split == "train" else reversed(data)
+        directory = first or second
+        dataset = open_dataset(directory, wanted.value or (directory and default_split(directory)))
+        mesh = make_mesh(config.mesh)
+        model, params = load(config, checkpoint.value, mesh)
+        provenance = {
+            settings: dataclasses.asdict(given),
+            "model": as_plain(model.config),
+            "params_digest": params_digest(params),
+            "parameters": len(flatten_paths(params)),
+            "checkpoint": str(Path(checkpoint.value).absolute()),
+            "data_fingerprint": dataset.manifest.fingerprint(dataset.split),
+            "versions": versions(),
+            "git": git_revision(),
+        }
+        threads = max(config.data.reader.threads, 1)
+        start(
+            Job(
+                model,
+                params,
+                mesh,
+                dataset,
+                given,
+                threads,
+                provenance,
+                Path(out.value),
+                part.value,
+                parts.value,
+            )
+        )
+        return 0
+
+    cli.run(run, stored=True, about=sys.modules[start.__module__].__doc__ or "")
+
+
+def define_out(what: str) -> tuple[Any, Any, Any]:
+    """The flags --out, --part and --parts."""
+    return (
+        flags.DEFINE_string("out", None, f"Directory for the {what}."),
+        flags.DEFINE_integer("part", 0, "Which part of the shards this process takes, from 0."),
+        flags.DEFINE_integer("parts", 1, "Processes that share the shards.", lower_bound=1),
+    )
+
+
+def define_options(options: type, helps: Mapping[str, str]) -> dict[str, Any]:
+    """A flag for each field of a dataclass, by name."""
+    chosen = {}
+    for field in dataclasses.fields(options):
+        define = {int: flags.DEFINE_integer, str: flags.DEFINE_string, bool: flags.DEFINE_bool}
+        default: Any = field.default
+        chosen[field.name] = define[type(default)](field.name, default, helps[field.name])
+    return chosen
+
+
+def check_part(part: int, parts: int) -> None:
+    if not 0 <= part < parts:
+        raise ValueError(f"--part={part}: expected 0 to {parts - 1}")
+
+
+def check_same(
+    path: Path,
+    provenance: dict[str, Any],
+    settings: str,
+    *others: str,
+) -> None:
+    """Writes what decides the output, or compares it with what made the one that is there.
+
+    Args:
+      settings: name of the entry that holds the settings.
+      others: of further entries that decide it; by default those of weights, data and model.
+    """
+    text = json.dumps(provenance, indent=1, sort_keys=True, default=str) + "\n"
+    if not path.exists():
+        write_atomic(str(path), text.encode())
+        return
+    before, now = json.loads(path.read_text()), json.loads(text)
+    for name in (settings, *(others or ("params_digest", "data_fingerprint", "model"))):
+        found, there = now[name], before.get(name)
+        if there == found:
+            continue
+        if isinstance(found, dict) and isinstance(there, dict):
+            said = "".join(f"\n  {line}" for line in differences(found, there, "it has")) + "\nGive"
+        else:
+            said = f" ({there}, now {found}); give"
+        raise ValueError(
+            f"{path}: made with another {name}{said} another --out, or delete that directory"
+        )
+
+
+def mine(missing: Sequence[int], part: int, parts: int, videos: Mapping[int, int]) -> Iterator[int]:
+    """The shards of this process, with a line now and then on how far it is.
+
+    Args:
+      missing: shards without a result.
+      videos: of each shard.
+    """
+    left = [number for number in missing if number % parts == part]
+    shards = len(videos)
+    say(f"{shards} shards, {shards - len(missing)} finished before, {len(left)} for this process")
+    total, done = sum(videos[number] for number in left), 0
+    began = said = time.monotonic()
+    for number in left:
+        yield number
+        done, now = done + videos[number], time.monotonic()
+        if now - said > SAY_SECONDS or number == left[-1]:
+            rate = done / (now - began)
+            say(
+                f"shard {number}: {done}/{total} videos, {rate:.1f} videos/s, "
+                f"ETA {(total - done) / rate:.0f} s"
+            )
+            said = now
+
+
+def load(config: TrainConfig, checkpoint: str, mesh: Any) -> tuple[Any, Params]:
+    """The model and its parameters; a head that the checkpoint lacks is 0, as it is not used."""
+    settings = config.model
+    if getattr(settings, "classes", None) == 0:
+        settings = dataclasses.replace(settings, classes=1)
+    model = settings.model()
+    shapes = model.shapes()
+    params, report = initialise(checkpoint, shapes, settings)
+    absent = [name for name in report.fresh if not name.startswith("head/")]
+    if absent:
+        raise ValueError(
+            f"{checkpoint} lacks {len(absent)} parameters of the model, first {absent[0]}; take "
+            "the recipe that it was trained with"
+        )
+    params = jax.tree.map(
+        lambda leaf: (
+            np.zeros(leaf.shape, leaf.dtype) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf
+        ),
+        params,
+    )
+    shardings = param_shardings(shapes, settings.sharding_rules, mesh, config.mesh.shard_above)
+    return model, jax.tree.map(jax.device_put, params, shardings)
+
+
+def first_not_finite(rows: np.ndarray) -> int:
+    """The first row of (R, ...) with a value that is NaN or infinite; -1 if there is none."""
+    bad = np.flatnonzero(~np.isfinite(rows).reshape(len(rows), -1).all(axis=1))
+    return int(bad[0]) if len(bad) else -1
+
+
+def not_finite(address: str, what: str) -> ValueError:
+    """What stops a command before such values of a video are stored."""
+    return ValueError(
+        f"{address}: the {what} of this video are not finite: the checkpoint or the record is "
+        "broken, or the values do not fit into the type they are stored in"
+    )
+
+
+def say(text: str) -> None:
+    print(text, flush=True)

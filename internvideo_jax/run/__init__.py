@@ -1,0 +1,1 @@
+"""A config -> the checked pieces of a run -> a jitted step."""

@@ -1,0 +1,339 @@
+"""From a config to the pieces of a run, each checked before anything is allocated."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from jax.sharding import Mesh
+
+from data_pipelines.stream import mixture
+from data_pipelines.text import make_tokenizer
+from internvideo_jax.config import Records, TrainConfig, total_steps, warmup_steps
+from internvideo_jax.optim.factory import Optimizer, make_optimizer
+from internvideo_jax.optim.schedules import make_schedule
+from internvideo_jax.parallel.mesh import check_batch, make_mesh
+from internvideo_jax.parallel.rules import sharding_notes
+from internvideo_jax.run import small
+from internvideo_jax.run.state import FrozenPlan, StatePlan, plan_frozen, plan_state
+from internvideo_jax.run.target_cache import check_targets
+from internvideo_jax.telemetry.overview import frozen_table, memory_estimate, parameter_table
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Everything that is known about a run before its first step."""
+
+    config: TrainConfig  # resolved: classes filled in
+    classes: tuple[str, ...]  # names for the rows of the head; empty: no head, or not known
+    mesh: Mesh
+    model: Any
+    objective: Any
+    optimizer: Optimizer
+    plan: StatePlan
+    records: int
+    steps: int
+    summary: str
+    # Networks of the step that do not learn, by field of the objective: teachers.
+    frozen: Mapping[str, FrozenPlan] = dataclasses.field(default_factory=dict)
+
+    @property
+    def flops(self) -> float:
+        """Model FLOPs of one training example; those of frozen networks are not counted."""
+        return self.objective.flops(self.config.model)
+
+    @property
+    def frozen_flops(self) -> float:
+        """FLOPs of the frozen networks for one training example."""
+        return self.objective.teacher_flops() if self.frozen else 0.0
+
+
+def build(
+    config: TrainConfig,
+    records: Records | None = None,
+    classes: int = 0,
+    devices: Sequence[Any] | None = None,
+    given: Collection[str] = (),
+) -> Run:
+    """Builds the pieces of a run.
+
+    Args:
+      records, classes: of the training split; by default read from config.data.
+      devices: of the mesh; by default all of this job. Those of a described topology do for
+        everything but running.
+      given: fields that the command line sets; `small.fit` leaves them alone.
+
+    Raises:
+      ValueError: settings that contradict each other, the data or the devices.
+    """
+    names: tuple[str, ...] = ()
+    notes: list[str] = []
+    if records is None:
+        records, names = read_data(config)
+        classes = len(names)
+        check_vocabulary(config)
+        check_cached(config)
+        notes = check_targets(config)
+    per_media = {"video": records} if isinstance(records, int) else records
+    config = with_classes(config, classes)
+    mesh = make_mesh(config.mesh, devices)
+    config, fitted = small.fit(config, per_media, batch_unit(config, mesh), given)
+    check(config, per_media, mesh)
+    model = config.model.model()
+    steps, warmup = total_steps(config, records), warmup_steps(config, records)
+    check_warmup(config, warmup, steps)
+    grid = getattr(config.model, "head_grid", None)
+    optimizer = make_optimizer(config.optim, model.shapes(), _schedule(config, warmup, steps), grid)
+    plan = plan_state(config, model, optimizer, mesh)
+    frozen = plan_frozen(config, mesh)
+    summary = "\n".join(
+        [
+            *_tables(config, model, plan, frozen, mesh, notes),
+            *([fitted] if fitted else []),
+            _length_line(config, mesh, sum(per_media.values()), warmup, steps),
+        ]
+    )
+    total = sum(per_media.values())
+    names = names if hasattr(config.model, "classes") else ()
+    return Run(
+        config,
+        names,
+        mesh,
+        model,
+        config.objective,
+        optimizer,
+        plan,
+        total,
+        steps,
+        summary,
+        frozen,
+    )
+
+
+def check(config: TrainConfig, records: Mapping[str, int], mesh: Mesh) -> None:
+    """ValueError for settings that contradict each other, the data or the devices."""
+    accumulate = config.optim.accumulate
+    check_batch(mesh, config.data.global_batch, "config.data.global_batch", accumulate)
+    if "image" in records:
+        images = config.data.batch_of("image")
+        check_batch(mesh, images, "config.data.image.global_batch", accumulate)
+    for media in records:
+        check_clip(config, media)
+        check_pairs(config, media, mesh)
+    check_reads(config)
+    config.objective.check(config.model)
+
+
+def check_warmup(config: TrainConfig, warmup: int, steps: int) -> None:
+    """ValueError for a warm-up as long as the run."""
+    if warmup >= steps:
+        optim = config.optim
+        raise ValueError(
+            f"the warm-up has {warmup} steps (config.optim.warmup_steps = {optim.warmup_steps}, "
+            f"config.optim.warmup_epochs = {optim.warmup_epochs:g}), the run {steps} (config.steps "
+            f"= {config.steps}, config.epochs = {config.epochs:g}); expected it to be shorter"
+        )
+
+
+def _rate_scale(config: TrainConfig) -> float:
+    """What the rates of the config are multiplied by."""
+    return config.data.global_batch / config.optim.lr_batch if config.optim.lr_batch else 1.0
+
+
+def _schedule(config: TrainConfig, warmup: int, steps: int) -> Any:
+    optim, scale = config.optim, _rate_scale(config)
+    base, final, start = (scale * rate for rate in (optim.lr, optim.min_lr, optim.warmup_lr))
+    return make_schedule(optim.schedule, base, final, start, warmup, steps)
+
+
+def _tables(
+    config: TrainConfig,
+    model: Any,
+    plan: StatePlan,
+    frozen: Mapping[str, FrozenPlan],
+    mesh: Mesh,
+    notes: Sequence[str],
+) -> list[str]:
+    """Parameters of all networks, what is odd about them, and the memory they take."""
+    shapes, shardings, clip = model.shapes(), plan.shardings.params, config.data.clip
+    return [
+        parameter_table(shapes, shardings),
+        *sharding_notes(shapes, shardings, config.model.sharding_rules, mesh),
+        *head_notes(config.model, mesh.shape["tensor"]),
+        *notes,
+        *(frozen_table(network) for network in frozen.values()),
+        memory_estimate(
+            plan.shapes,
+            plan.shardings,
+            config.data.global_batch * clip.frames * clip.size**2 * 3,
+            [(network.shapes, network.shardings) for network in frozen.values()],
+        ),
+    ]
+
+
+def _length_line(config: TrainConfig, mesh: Mesh, clips: int, warmup: int, steps: int) -> str:
+    lr, scale = config.optim.lr, _rate_scale(config)
+    return (
+        f"mesh {dict(mesh.shape)} of {mesh.devices.flat[0].device_kind}; {clips} clips; {steps} "
+        f"steps of {config.data.global_batch} clips; learning rate {lr:g} x {scale:g} = "
+        f"{lr * scale:g} after {warmup} steps of warm-up"
+    )
+
+
+def batch_unit(config: TrainConfig, mesh: Mesh) -> int:
+    """What a batch must be a multiple of: devices x microbatches, whole pairs where clips mix."""
+    pairs = 2 if getattr(config.objective, "pairs", False) else 1
+    devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    return config.optim.accumulate * math.lcm(devices, pairs)
+
+
+def head_notes(model: Any, tensor: int) -> list[str]:
+    """A line for every stack of blocks whose heads the `tensor` axis would cut."""
+    return [
+        f"config.mesh.tensor = {tensor} does not divide the {tower.heads} heads of "
+        f"config.model.{name}: its attention moves data between devices; sizes that do: "
+        f"{[n for n in range(1, tensor + 1) if tower.heads % n == 0]}"
+        for name, tower in vars(model).items()
+        if getattr(tower, "heads", tensor) % tensor
+    ]
+
+
+def read_data(config: TrainConfig) -> tuple[Mapping[str, int], tuple[str, ...]]:
+    """Records of each media type and the class names of the training data.
+
+    Raises:
+      ValueError: the model learns classes, and the sets of a mixture have different ones.
+    """
+    opened = mixture.open_components(config.data)
+    classes, _ = mixture.join_classes(opened, config.data.merge_classes)
+    if classes is None and hasattr(config.model, "classes"):
+        lists = ", ".join(f"{part.name} {len(dataset.classes)}" for part, dataset in opened)
+        raise ValueError(
+            f"the sets of config.data.mixture have different class lists ({lists} classes); join "
+            "them with --config.data.merge_classes=name (the same name is the same class) or "
+            "=offset (classes of different sets stay apart), or train without labels"
+        )
+    parts, records = [part for part, _ in opened], [len(dataset) for _, dataset in opened]
+    data = config.data
+    if not data.global_batch:  # it will follow from the records that are counted here
+        data = dataclasses.replace(data, global_batch=data.repeats)
+    plan = mixture.make_plan(data, parts, records)
+    return plan.media_records(), tuple(classes or ())
+
+
+def check_reads(config: TrainConfig) -> None:
+    """ValueError for a part of the batch that nothing reads, or no device can hold.
+
+    Model and objective say in `reads` what they take beside the video: text, audio, features.
+    """
+    data = config.data
+    reads = (*getattr(config.model, "reads", ()), *getattr(config.objective, "reads", ()))
+    parts = [part.features for part in mixture.components_of(data)]
+    for kind, field, value, off in (
+        ("text", "text", data.text, "off"),
+        ("audio", "audio_seconds", data.audio_seconds, 0.0),
+        ("features", "features", next(filter(None, parts), ""), ""),
+    ):
+        if value != off and kind not in reads:
+            raise ValueError(
+                f"config.data.{field} = {value!r}, but config.model reads no {kind}; set it to "
+                f"{off!r}"
+            )
+    if data.text != "off" and not data.tokenizer:
+        raise ValueError(
+            f"config.data.text = {data.text!r} without config.data.tokenizer gives strings, which "
+            "no device takes; set it to clip, clip:PATH or bert:PATH"
+        )
+    context = getattr(config.model, "context", data.text_length)
+    if data.text != "off" and data.text_length != context:
+        raise ValueError(
+            f"config.data.text_length = {data.text_length}, config.model.context = {context}; "
+            "a caption has as many ids as the model reads"
+        )
+
+
+def check_cached(config: TrainConfig) -> None:
+    """ValueError where the objective takes features from the batch and a set has none."""
+    objective = config.objective
+    if "features" not in getattr(objective, "reads", ()):
+        return
+    for part in mixture.components_of(config.data):
+        if not part.features:
+            wanted = ", ".join(objective.cached_shapes(config.model))
+            raise ValueError(
+                f"config.objective = {objective.name} takes {wanted} from the batch, and "
+                "config.data.features names no companion that holds them; make one with `python "
+                "-m internvideo_jax.offline.teach --config=RECIPE --out=features/`, or set "
+                "config.objective.clip_teacher to have them computed in the step"
+            )
+
+
+def check_vocabulary(config: TrainConfig) -> None:
+    """ValueError where the tokenizer's ids are not those that the model has vectors for."""
+    data, vocab = config.data, getattr(config.model, "vocab", 0)
+    if not vocab or not data.tokenizer:
+        return
+    size = make_tokenizer(data.tokenizer, data.text_length).vocab_size
+    if size != vocab:
+        raise ValueError(
+            f"config.data.tokenizer = {data.tokenizer!r} has {size} ids, config.model.vocab = "
+            f"{vocab}; set it to {size} to train from nothing, or take the tokenizer that the "
+            "weights were made with"
+        )
+
+
+def check_clip(config: TrainConfig, media: str) -> None:
+    """ValueError where the model does not take the clips of a media type."""
+    clip, model = config.data.clip_of(media), config.model
+    takes = getattr(model, "media", ("video",))
+    if media not in takes:
+        raise ValueError(
+            f"config.data.mixture has sets of media={media}, config.model takes "
+            f"{', '.join(takes)} only"
+        )
+    frames = 1 if media == "image" else getattr(model, "clip_frames", model.frames)
+    if (clip.frames, clip.size) != (frames, model.size):
+        raise ValueError(
+            f"config.data.clip gives {clip.frames} frames of {clip.size} pixels, config.model "
+            f"takes {frames} frames of {model.size}"
+        )
+
+
+def check_pairs(config: TrainConfig, media: str, mesh: Mesh) -> None:
+    """ValueError where the objective mixes clips in pairs and a microbatch is odd.
+
+    Clip i is mixed with clip b-1-i of the b clips that one backward pass sees, over all devices:
+    the global batch, repeats of a video counted, over optim.accumulate.
+    """
+    batch, parts = config.data.batch_of(media), config.optim.accumulate
+    if not getattr(config.objective, "pairs", False) or batch // parts % 2 == 0:
+        return
+    devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    unit = math.lcm(parts * math.lcm(devices, 2), config.data.repeats)
+    low = batch // unit * unit
+    field = "image.global_batch" if media == "image" else "global_batch"
+    micro = f" over config.optim.accumulate = {parts}" if parts > 1 else ""
+    nearest = f"{low} and {low + unit}" if low else f"{unit}"
+    raise ValueError(
+        f"config.data.{field} = {batch}{micro} gives {batch // parts} clips (repeats counted) that "
+        "config.objective.mixup and cutmix mix in pairs, and their number must be even; the "
+        f"nearest batch that is: {nearest}. Or set config.objective.mixup and cutmix to 0"
+    )
+
+
+def with_classes(config: TrainConfig, classes: int) -> TrainConfig:
+    """Fills in the number of classes where the model leaves it to the data.
+
+    Raises:
+      ValueError: the model's number is another than the data set's.
+    """
+    if not hasattr(config.model, "classes"):
+        return config
+    if config.model.classes not in (0, classes):
+        raise ValueError(
+            f"config.model.classes = {config.model.classes}, the data set has {classes} classes; "
+            "set it to 0 to take the number from the data"
+        )
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, classes=classes))

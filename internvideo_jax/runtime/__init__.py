@@ -1,0 +1,1 @@
+"""What watches a running process: requests to stop, steps that hang."""

@@ -1,1 +1,0 @@
-"""Commands about a run that need neither its data nor its accelerators."""
