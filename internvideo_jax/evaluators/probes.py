@@ -2,7 +2,7 @@
 
 Every pair of a learning rate and a weight decay trains at once. The pair that is best on a held-out
 part of the training split is retrained on all of it and scored on the test split, which chooses
-nothing. For sets that do not fit into memory the same heads train as a run: models/probe.py.
+nothing. For sets that do not fit into memory the same heads train as a run: families/probe.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class Alignment:
     """
 
     name: str = "alignment"
-    mask: str = "attention"  # attention (of the clip teacher) | random | tube: masking.py
+    mask: str = "attention"  # attention (of the clip teacher) | random | tube: ops/masking.py
     # Attention masks: True shows equally many tokens of every frame, as image teachers need;
     # False draws over the whole clip, as for a video teacher.
     per_frame: bool = True

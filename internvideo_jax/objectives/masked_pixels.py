@@ -21,7 +21,7 @@ class MaskedPixels:
     """
 
     name: str = "masked_pixels"
-    mask: str = "tube"  # masking.py: tube | random | progressive | centering
+    mask: str = "tube"  # ops/masking.py: tube | random | progressive | centering
     ratio: float = 0.9  # share of tokens hidden from the encoder
     decoder_ratio: float = 0.0  # share of tokens not decoded; 0 = decode all hidden ones
     normalized: bool = True  # per-tubelet normalised target

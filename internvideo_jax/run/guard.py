@@ -1,6 +1,6 @@
 """What stands between the steps and the checkpoints, so that no broken state becomes the newest.
 
-A step whose loss or gradient is not finite changes nothing (step.py). Its parameters may be the
+A step whose loss or gradient is not finite changes nothing (run/step.py). Its parameters may be the
 reason: the update before it may have broken them. So a state counts as sound only once a step from
 it was: while steps are being skipped nothing is saved, and when the run ends for it, a checkpoint
 from which no step was sound is taken out of the way.

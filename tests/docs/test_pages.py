@@ -5,6 +5,7 @@ What is only looked at is listed when the session ends.
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -76,6 +77,13 @@ WITH_STEPS = [path for path in PAGES if steps(path)]
 def test_a_page_does_what_it_says(reader, path):
     for step in steps(path):
         reader.do(step)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_links_lead_somewhere(path):
+    for link in re.findall(r"\]\(([^)#\s]+)", path.read_text()):
+        if not link.startswith(("http", "mailto")):
+            assert (path.parent / link).exists(), f"{path.name}: {link}"
 
 
 def test_the_pages_show_as_much_as_they_did():
