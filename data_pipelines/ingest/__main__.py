@@ -339,11 +339,14 @@ def _options(arguments: argparse.Namespace) -> Options:
 def _judge(report: Report, max_bad: float) -> int:
     if report.bad_share <= max_bad:
         return GOOD
+    reasons = os.path.join(report.manifest.directory, "rejected.jsonl")
+    if report.bad_share >= 1:
+        say(f"error: every row was rejected, there is nothing to train on; see {reasons}")
+        return BAD_DATA
     say(
         f"error: {report.bad_share:.1%} of the rows were rejected, more than --max-bad "
         f"{max_bad:.1%}. The shards in {report.manifest.directory} are complete and usable "
-        f"without them; see {os.path.join(report.manifest.directory, 'rejected.jsonl')}, or "
-        "accept it with a higher --max-bad"
+        f"without them; see {reasons}, or accept it with a higher --max-bad"
     )
     return BAD_DATA
 

@@ -142,6 +142,13 @@ def test_too_many_bad_files(main, videos, tmp_path):
     assert main("--source", videos, "--max-bad", "0.2")[0] == 0
 
 
+def test_nothing_but_bad_files(main, tmp_path):
+    table = tmp_path / "table.csv"
+    table.write_text("path,label\nnowhere.mp4,a\n")
+    code, _, err = main("--source", table)
+    assert code == 1 and "every row was rejected" in err and "usable" not in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
