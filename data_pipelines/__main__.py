@@ -124,7 +124,43 @@ def parser() -> argparse.ArgumentParser:
             )
         return command
 
-    inspect = add("inspect", "what a data set holds and what the model sees of it", _INSPECT)
+    _add_inspect(add("inspect", "what a data set holds and what the model sees of it", _INSPECT))
+    verify = add("verify", "read everything back", _VERIFY)
+    verify.add_argument(
+        "--workers",
+        metavar="K",
+        type=int,
+        default=default_workers(),
+        help="processes; 0 reads in this one (default: %(default)s, the cores available)",
+    )
+    verify.add_argument("--quiet", action="store_true", help="no progress, only the result")
+
+    _add_bench(add("bench", "clips/s of this machine, and what they can feed", _BENCH))
+    add("reindex", "rebuild the indexes", _REINDEX)
+
+    adopt = add("adopt", "use shards of another program in place", _ADOPT)
+    adopt.add_argument("--name", metavar="NAME", required=True, help="name of the data set")
+    adopt.add_argument(
+        "--split",
+        metavar="NAME=GLOB",
+        action="append",
+        required=True,
+        help="a split and the files that make it up; may be given several times",
+    )
+    adopt.add_argument(
+        "--classes", metavar="FILE", help="class names in index order, or with their numbers"
+    )
+    adopt.add_argument(
+        "--flip-changes-label",
+        action="store_true",
+        help="left and right matter to the labels: training will not mirror",
+    )
+
+    add_subset_arguments(add("subset", "choose from a list of captioned clips", _SUBSET))
+    return result
+
+
+def _add_inspect(inspect: argparse.ArgumentParser) -> None:
     _add_settings(inspect)
     inspect.add_argument(
         "--step", metavar="N", type=int, default=0, help="step to show (default: %(default)s)"
@@ -165,17 +201,8 @@ def parser() -> argparse.ArgumentParser:
         help="path of the sheet without its ending (default: %(default)s)",
     )
 
-    verify = add("verify", "read everything back", _VERIFY)
-    verify.add_argument(
-        "--workers",
-        metavar="K",
-        type=int,
-        default=default_workers(),
-        help="processes; 0 reads in this one (default: %(default)s, the cores available)",
-    )
-    verify.add_argument("--quiet", action="store_true", help="no progress, only the result")
 
-    bench = add("bench", "clips/s of this machine, and what they can feed", _BENCH)
+def _add_bench(bench: argparse.ArgumentParser) -> None:
     _add_settings(bench)
     bench.add_argument(
         "--seconds",
@@ -204,29 +231,6 @@ def parser() -> argparse.ArgumentParser:
         type=float,
         help="measured rate of one accelerator, instead of the assumption",
     )
-
-    add("reindex", "rebuild the indexes", _REINDEX)
-
-    adopt = add("adopt", "use shards of another program in place", _ADOPT)
-    adopt.add_argument("--name", metavar="NAME", required=True, help="name of the data set")
-    adopt.add_argument(
-        "--split",
-        metavar="NAME=GLOB",
-        action="append",
-        required=True,
-        help="a split and the files that make it up; may be given several times",
-    )
-    adopt.add_argument(
-        "--classes", metavar="FILE", help="class names in index order, or with their numbers"
-    )
-    adopt.add_argument(
-        "--flip-changes-label",
-        action="store_true",
-        help="left and right matter to the labels: training will not mirror",
-    )
-
-    add_subset_arguments(add("subset", "choose from a list of captioned clips", _SUBSET))
-    return result
 
 
 def _add_settings(command: argparse.ArgumentParser) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
 import signal
 import sys
 import time
@@ -100,9 +101,45 @@ def train_locked(run: Run, workdir: Path) -> int:
         )
     context = EvalContext(run.model, run.mesh, config.data, config.seed, classes=run.classes)
     check_evaluators(config.evals, context)
-
-    # Continue, start from other weights, or start fresh. The step number is the data position.
     checkpoints = Checkpoints(workdir, config.checkpoint)
+    begun = begin(run, checkpoints)
+    if multihost.is_main():
+        write_json(workdir / "run.json", begun.provenance)
+    writer = MetricWriter(workdir, resume_step=begun.start, tensorboard=config.log.tensorboard)
+    watchdog = Watchdog(config.watchdog, workdir, jax.process_index())
+    asked = Interrupt(shared=multihost.takes_notices())
+    with asked as interrupt, watchdog:
+        loop = Loop(run, begun, workdir, context, checkpoints, writer, watchdog, interrupt)
+        for step in range(begun.start + 1, run.steps + 1):
+            if loop.step(step):
+                return interrupt.exit_code or 128 + signal.SIGTERM
+    checkpoints.wait()
+    finish(loop.state, begun.provenance, writer, workdir, report=config.log.report)
+    begun.stream.close()
+    checkpoints.close()
+    return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Begun:
+    """A run before its first step here.
+
+    Attributes:
+      start: the step before it: 0, or that of the checkpoint that the run goes on from.
+      frozen: parameters of frozen networks, by the field of the objective that owns them.
+      provenance: what `run.json` and the checkpoints say.
+    """
+
+    start: int
+    state: TrainState
+    stream: TrainStream
+    frozen: Any
+    provenance: dict[str, Any]
+
+
+def begin(run: Run, checkpoints: Checkpoints) -> Begun:
+    """Continues, starts from other weights, or starts fresh. The step is the data position."""
+    config = run.config
     start = checkpoints.latest() or 0
     if config.init_from and not start:
         check_source(config.init_from)
@@ -117,6 +154,7 @@ def train_locked(run: Run, workdir: Path) -> int:
         checkpoints.check_data(start, stream.identity)
     say(run.summary)
     frozen, digests = load_frozen(run.frozen, config.seed, say)
+    earlier = []
     if start:
         stored = checkpoints.meta(start).get("frozen", {})
         if digests or stored:
@@ -128,9 +166,7 @@ def train_locked(run: Run, workdir: Path) -> int:
         if changed:
             say(f"differs from the checkpoint: {settings.text(changed)}")
     else:
-        earlier = []
         state = initial_state(run)
-
     provenance = {
         "config": as_plain(config),
         "versions": versions(),
@@ -141,97 +177,128 @@ def train_locked(run: Run, workdir: Path) -> int:
         "frozen": digests,
         "history": earlier,
     }
-    if multihost.is_main():
-        write_json(workdir / "run.json", provenance)
-    writer = MetricWriter(workdir, resume_step=start, tensorboard=config.log.tensorboard)
-    profiler = Profiler(workdir, config.profile.start, config.profile.steps, run.steps)
-    progress = Progress(run.steps, stream.plan.mean_batch(), run.flops)
-    train_step = make_train_step(run, frozen)
-    sharding = batch_sharding(run.mesh)
-    in_flight: collections.deque[Any] = collections.deque()
-    guard = Guard(
-        checkpoints,
-        config.max_nonfinite,
-        start,
-        int(state.nonfinite),
-        lambda text: say(text, sys.stderr),
-    )
+    return Begun(start, state, stream, frozen, provenance)
 
-    watchdog = Watchdog(config.watchdog, workdir, jax.process_index())
-    asked = Interrupt(shared=multihost.takes_notices())
-    with asked as interrupt, watchdog, attention.recording() as sites:
-        for step in range(start + 1, run.steps + 1):
-            with progress.waiting(), watchdog.doing("waiting for data"):
-                batch = next(stream)
-            profiler.before(step, state)
-            first = step == start + 1
-            if first:
-                say("compiling the train step ...")
-            began = time.monotonic()
-            with profiler.step(step):
-                placed = multihost.to_global(batch, sharding)
-                state, metrics = train_step(state, placed)
-            in_flight.append(metrics)
-            guard.stepped(metrics)
-            if first:
-                say(f"compiled in {time.monotonic() - began:.1f} s")
-                say(f"attention: {attention.summary(sites)}")
-            if len(in_flight) > IN_FLIGHT:
-                jax.block_until_ready(in_flight.popleft())
 
-            if profiler.ends(step):
-                with progress.paused():
-                    say(profiler.finish(step, state, lambda x=placed: train_step.text(run, x)))
+class Loop:
+    """One step after another: a batch, the step, and what is due after it."""
 
-            last = step == run.steps
-            regular = step % config.log.every == 0 or last or step == 1
-            log = regular or first
-            stop = multihost.stop_after(step, interrupt.requested, agree=log)
-            if log:
-                values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-                guard.check(step)
-                perf = progress.lap(step)
-                say(progress.line(step, values, perf))
-                # The extra line after a restart is not written: no uninterrupted run has it.
-                if regular:
-                    seen = {"clips_seen": stream.plan.examples(step), **stream.seen(step)}
-                    writer.metrics(step, {**values, **seen})
-                    writer.perf(step, {**perf, "perf/substituted": stream.substitutions})
+    def __init__(
+        self,
+        run: Run,
+        begun: Begun,
+        workdir: Path,
+        context: EvalContext,
+        checkpoints: Checkpoints,
+        writer: MetricWriter,
+        watchdog: Watchdog,
+        interrupt: Interrupt,
+    ):
+        self.run, self.config, self.workdir, self.context = run, run.config, workdir, context
+        self.state, self.stream, self.begun = begun.state, begun.stream, begun
+        self.checkpoints, self.writer = checkpoints, writer
+        self.watchdog, self.interrupt = watchdog, interrupt
+        self.profiler = Profiler(
+            workdir, self.config.profile.start, self.config.profile.steps, run.steps
+        )
+        self.progress = Progress(run.steps, self.stream.plan.mean_batch(), run.flops)
+        self.train_step = make_train_step(run, begun.frozen)
+        self.sharding = batch_sharding(run.mesh)
+        self.in_flight: collections.deque[Any] = collections.deque()
+        self.guard = Guard(
+            checkpoints,
+            self.config.max_nonfinite,
+            begun.start,
+            int(self.state.nonfinite),
+            lambda text: say(text, sys.stderr),
+        )
 
-            due = {
-                label: evaluator
-                for label, evaluator in config.evals.items()
-                if (last and evaluator.every >= 0)
-                or (evaluator.every > 0 and step % evaluator.every == 0)
-            }
-            if due:
-                with progress.paused(), watchdog.doing("evaluating", pause=True):
-                    evaluate(run, state, due, context, writer, workdir, step)
-
-            # Saving comes after logging and evaluating, so a restart never misses their rows.
-            saved = False
-            if step % config.checkpoint.every == 0 or last or stop or guard.owes:
-                with progress.paused(), watchdog.doing("saving", pause=True):
-                    saved = guard.save(step, state, provenance, last=last)
-            if stop and not last:
-                profiler.finish(step, state)
-                with watchdog.doing("saving", pause=True):
-                    checkpoints.wait()
-                what = f"saved step {step} in {checkpoints.folder}"
-                if not saved:
-                    what = f"step {step} was skipped and not saved, {safe_text(workdir)}"
-                say(
-                    f"{interrupt.name or 'another process was stopped'}: {what}; start the same "
-                    "command again to go on"
+    def step(self, step: int) -> bool:
+        """Does step `step`; whether the run stops here because it was asked to."""
+        first, last = step == self.begun.start + 1, step == self.run.steps
+        with self.progress.waiting(), self.watchdog.doing("waiting for data"):
+            batch = next(self.stream)
+        self.profiler.before(step, self.state)
+        if first:
+            metrics, placed = self._compiled(step, batch)
+        else:
+            metrics, placed = self._advance(step, batch)
+        if len(self.in_flight) > IN_FLIGHT:
+            jax.block_until_ready(self.in_flight.popleft())
+        if self.profiler.ends(step):
+            with self.progress.paused():
+                text = self.profiler.finish(
+                    step, self.state, lambda: self.train_step.text(self.run, placed)
                 )
-                return interrupt.exit_code or 128 + signal.SIGTERM
-            watchdog.stepped(step)
+                say(text)
+        regular = step % self.config.log.every == 0 or last or step == 1
+        stop = multihost.stop_after(step, self.interrupt.requested, agree=regular or first)
+        if regular or first:
+            # The extra line after a restart is not written: no uninterrupted run has it.
+            self._log(step, metrics, written=regular)
+        self._evaluate(step, last)
+        # Saving comes after logging and evaluating, so a restart never misses their rows.
+        saved = False
+        if step % self.config.checkpoint.every == 0 or last or stop or self.guard.owes:
+            with self.progress.paused(), self.watchdog.doing("saving", pause=True):
+                saved = self.guard.save(step, self.state, self.begun.provenance, last=last)
+        if stop and not last:
+            self._stopped(step, saved)
+            return True
+        self.watchdog.stepped(step)
+        return False
 
-    checkpoints.wait()
-    finish(state, provenance, writer, workdir, report=config.log.report)
-    stream.close()
-    checkpoints.close()
-    return 0
+    def _advance(self, step: int, batch: Any) -> tuple[Any, Any]:
+        with self.profiler.step(step):
+            placed = multihost.to_global(batch, self.sharding)
+            self.state, metrics = self.train_step(self.state, placed)
+        self.in_flight.append(metrics)
+        self.guard.stepped(metrics)
+        return metrics, placed
+
+    def _compiled(self, step: int, batch: Any) -> tuple[Any, Any]:
+        """The first step here, and how long its compilation took."""
+        say("compiling the train step ...")
+        began = time.monotonic()
+        with attention.recording() as sites:
+            result = self._advance(step, batch)
+        say(f"compiled in {time.monotonic() - began:.1f} s")
+        say(f"attention: {attention.summary(sites)}")
+        return result
+
+    def _log(self, step: int, metrics: Any, *, written: bool) -> None:
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        self.guard.check(step)
+        perf = self.progress.lap(step)
+        say(self.progress.line(step, values, perf))
+        if written:
+            stream = self.stream
+            seen = {"clips_seen": stream.plan.examples(step), **stream.seen(step)}
+            self.writer.metrics(step, {**values, **seen})
+            self.writer.perf(step, {**perf, "perf/substituted": stream.substitutions})
+
+    def _evaluate(self, step: int, last: bool) -> None:
+        due = {
+            label: evaluator
+            for label, evaluator in self.config.evals.items()
+            if (last and evaluator.every >= 0)
+            or (evaluator.every > 0 and step % evaluator.every == 0)
+        }
+        if due:
+            with self.progress.paused(), self.watchdog.doing("evaluating", pause=True):
+                evaluate(self.run, self.state, due, self.context, self.writer, self.workdir, step)
+
+    def _stopped(self, step: int, saved: bool) -> None:
+        self.profiler.finish(step, self.state)
+        with self.watchdog.doing("saving", pause=True):
+            self.checkpoints.wait()
+        what = f"saved step {step} in {self.checkpoints.folder}"
+        if not saved:
+            what = f"step {step} was skipped and not saved, {safe_text(self.workdir)}"
+        say(
+            f"{self.interrupt.name or 'another process was stopped'}: {what}; start the same "
+            "command again to go on"
+        )
 
 
 def initial_state(run: Run) -> TrainState:

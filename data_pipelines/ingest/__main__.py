@@ -68,7 +68,14 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument("--out", metavar="DIR", required=True, help="directory of the shards")
 
-    source = result.add_argument_group("source")
+    _add_source(result.add_argument_group("source"))
+    _add_clips(result.add_argument_group("clips"))
+    _add_shards(result.add_argument_group("shards"))
+    _add_run(result.add_argument_group("run"))
+    return result
+
+
+def _add_source(source: argparse._ArgumentGroup) -> None:
     source.add_argument(
         "--source", metavar="PATH", required=True, help="folder, file, or tfds:NAME"
     )
@@ -145,7 +152,8 @@ def parser() -> argparse.ArgumentParser:
         help="left and right matter (push left / push right): training will not mirror",
     )
 
-    clips = result.add_argument_group("clips")
+
+def _add_clips(clips: argparse._ArgumentGroup) -> None:
     clips.add_argument(
         "--short-side",
         metavar="PIXELS",
@@ -211,7 +219,8 @@ def parser() -> argparse.ArgumentParser:
         help="what the files are; auto goes by their suffixes (default: %(default)s)",
     )
 
-    shards = result.add_argument_group("shards")
+
+def _add_shards(shards: argparse._ArgumentGroup) -> None:
     shards.add_argument("--name", default="", help="prefix of the files (default: from the source)")
     shards.add_argument("--shards", metavar="N", type=int, help="number of shards per split")
     shards.add_argument(
@@ -222,7 +231,8 @@ def parser() -> argparse.ArgumentParser:
         help="choose the number for about this size (default: %(default)s)",
     )
 
-    run = result.add_argument_group("run")
+
+def _add_run(run: argparse._ArgumentGroup) -> None:
     run.add_argument(
         "--workers",
         metavar="K",
@@ -259,7 +269,6 @@ def parser() -> argparse.ArgumentParser:
         help="give up a file the decoder hangs on (default: %(default)s)",
     )
     run.add_argument("--quiet", action="store_true", help="no progress, only the result")
-    return result
 
 
 def _rate(text: str) -> float | None:
