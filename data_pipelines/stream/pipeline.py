@@ -218,8 +218,8 @@ class TrainStream(Iterator[Batch]):
             raise RuntimeError(
                 f"{self.substitutions} unreadable records were substituted in this run, the limit "
                 f"config.data.reader.max_substitutions is "
-                f"{self.config.reader.max_substitutions}; find them with `python -m "
-                f"data_pipelines verify {places}`"
+                f"{self.config.reader.max_substitutions}; find them with "
+                f"`ivj data verify {places}`"
             )
         return batch
 

@@ -264,8 +264,8 @@ def check_cached(config: TrainConfig) -> None:
             wanted = ", ".join(objective.cached_shapes(config.model))
             raise ValueError(
                 f"config.objective = {objective.name} takes {wanted} from the batch, and "
-                "config.data.features names no companion that holds them; make one with `python "
-                "-m internvideo_jax.offline.teach --config=RECIPE --out=features/`, or set "
+                "config.data.features names no companion that holds them; make one with `ivj "
+                "teach --config=RECIPE --out=features/`, or set "
                 "config.objective.clip_teacher to have them computed in the step"
             )
 

@@ -76,8 +76,8 @@ def check_targets(config: TrainConfig) -> list[str]:
                 f"config.data.features: those in {directory} were made with other settings than "
                 f"this run's, so they belong to other clips or tokens:\n  "
                 + "\n  ".join(lines)
-                + "\nTake the settings that they were made with, or make them again with `python "
-                "-m internvideo_jax.offline.teach` into another directory"
+                + "\nTake the settings that they were made with, or make them again with `ivj "
+                "teach` into another directory"
             )
     return notes
 

@@ -50,7 +50,7 @@ def fake(tmp_path: Path) -> Path:
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("")
     (package / "train.py").write_text(TRAIN)
-    (package / "tools").symlink_to(ROOT / "internvideo_jax/tools")
+    (package / "launch").symlink_to(ROOT / "internvideo_jax/launch")
     (package / "registry.py").symlink_to(ROOT / "internvideo_jax/registry.py")
     return package.parent
 

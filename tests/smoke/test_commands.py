@@ -218,9 +218,9 @@ def test_help_explains_the_flags(command, flag):
 
 @pytest.mark.parametrize("module", ["evaluate", "extract", "predict"])
 def test_help_of_the_other_commands(command, module):
-    done = command(f"internvideo_jax.{module}", "--help")
+    done = command("internvideo_jax", module, "--help")
     assert done.returncode == 0 and not done.stderr
-    assert f"python -m internvideo_jax.{module} " in done.stdout and "--checkpoint" in done.stdout
+    assert f"usage: ivj {module} " in done.stdout and "--checkpoint" in done.stdout
 
 
 def test_a_run_without_labels_or_test_split(command, tmp_path):

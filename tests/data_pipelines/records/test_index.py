@@ -162,7 +162,7 @@ def test_damaged_index_is_refused_with_advice(shard, damage, complaint):
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(IndexFileError, match=complaint) as caught:
         read_index(shard)
-    assert "data_pipelines reindex" in str(caught.value) and str(path) in str(caught.value)
+    assert "ivj data reindex" in str(caught.value) and str(path) in str(caught.value)
 
 
 def test_huge_length_with_a_valid_checksum_allocates_nothing(tmp_path):

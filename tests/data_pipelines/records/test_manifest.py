@@ -197,7 +197,7 @@ def stale_index(path: Path) -> None:
         (
             lambda p: os.unlink(f"{p}.idx"),
             FileNotFoundError,
-            "the index is missing.*data_pipelines reindex",
+            "the index is missing.*ivj data reindex",
         ),
         (lambda p: os.truncate(f"{p}.idx", 50), ValueError, "too short for an index"),
         (rewrite_with_other_sizes, ValueError, "the index is older or belongs to another"),

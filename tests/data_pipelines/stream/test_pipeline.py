@@ -207,7 +207,7 @@ def test_substitutes_are_the_next_readable_records_and_are_counted(damaged, refe
 def test_too_many_substitutes_stop_the_stream(damaged):
     reader = ReaderConfig(threads=1, on_corrupt="substitute", max_substitutions=1)
     with pytest.raises(
-        RuntimeError, match="2 unreadable records were substituted.*data_pipelines verify"
+        RuntimeError, match="2 unreadable records were substituted.*ivj data verify"
     ):
         take(TrainStream(config(damaged, reader=reader)), 8)
 

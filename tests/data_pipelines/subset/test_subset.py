@@ -1,4 +1,4 @@
-"""`python -m data_pipelines subset`, end to end."""
+"""`ivj data subset`, end to end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m data_pipelines`: what each command says, writes and returns."""
+"""`ivj data`: what each command says, writes and returns."""
 
 import dataclasses
 import os
@@ -291,7 +291,7 @@ def test_reindex(main, shards):
     before = index.read_bytes()
     index.unlink()
     code, out, _ = main("verify", shards, "--workers", 0, "--quiet")
-    assert code == 1 and f"python -m data_pipelines reindex {shards}" in out
+    assert code == 1 and f"ivj data reindex {shards}" in out
     code, out, _ = main("reindex", shards)
     assert code == 0 and "0 shards with problems" in out
     assert index.read_bytes() == before

@@ -257,11 +257,11 @@ def test_attention_masks_need_a_teacher_with_attention():
 
 def test_features_that_are_not_there_say_how_to_make_them(targets):
     run = run_of(config_of(CACHED))
-    with pytest.raises(ValueError, match="has no features/visible; compute it once with `python"):
-        make_train_step(run)(init_state(run), batch_of(0))
     with pytest.raises(
-        ValueError, match="features names no companion .* internvideo_jax.offline.teach"
+        ValueError, match="has no features/visible; compute it once with `ivj teach"
     ):
+        make_train_step(run)(init_state(run), batch_of(0))
+    with pytest.raises(ValueError, match="features names no companion .*`ivj teach"):
         check_cached(config_of(CACHED))
     check_cached(config_of(CACHED, features="teacher"))
     check_reads(config_of(CACHED, features="teacher"))
