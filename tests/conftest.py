@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import fcntl
 import os
 import shutil
 import signal
@@ -130,13 +131,31 @@ def compiled_as_by_users() -> Iterator[None]:
     jax.clear_caches()
 
 
+def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that `make` fills, once for all workers of a session; others wait for it."""
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / f"once-{name}"
+    with open(f"{folder}.lock", "a+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.seek(0)
+        if lock.read() != "made":
+            shutil.rmtree(folder, ignore_errors=True)  # of a worker that failed
+            folder.mkdir()
+            make(folder)
+            lock.write("made")
+    return folder
+
+
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """60 training and 20 test clips of the built-in world as shards."""
+    return once(tmp_path_factory, "world", _write_shards) / "shards"
+
+
+def _write_shards(folder: Path) -> None:
     from data_pipelines.ingest.__main__ import main as ingest
     from data_pipelines.synthetic import World, write_world
 
-    folder = tmp_path_factory.mktemp("world")
     write_world(World(size=64, frames=20), folder / "videos", {"train": 60, "test": 20})
     code = ingest(
         [
@@ -149,4 +168,3 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     if code:
         raise RuntimeError(f"ingest of the test world ended with {code}")
-    return folder / "shards"

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import once
 from tests.docs import places
 from tests.docs.pages import PAGES, Step, commands, steps
 from tests.docs.running import Reader, Undocumented, in_small
@@ -35,12 +36,14 @@ REPLACE = {
 @pytest.fixture(scope="session")
 def runs(command, shards, tmp_path_factory) -> Path:
     """`runs/pretrain`, `finetune`, `viclip`: what most pages go on from."""
-    folder = tmp_path_factory.mktemp("documented")
-    places.trained(command, folder, "videomae/pretrain.py:size=base", "pretrain", shards)
-    start = f"--config.init_from={folder}/runs/pretrain"
-    places.trained(command, folder, "videomae/finetune.py:size=base", "finetune", shards, start)
-    places.trained(command, folder, "viclip/pretrain.py:size=tiny", "viclip", shards)
-    return folder / "runs"
+
+    def make(folder: Path) -> None:
+        places.trained(command, folder, "videomae/pretrain.py:size=base", "pretrain", shards)
+        start = f"--config.init_from={folder}/runs/pretrain"
+        places.trained(command, folder, "videomae/finetune.py:size=base", "finetune", shards, start)
+        places.trained(command, folder, "viclip/pretrain.py:size=tiny", "viclip", shards)
+
+    return once(tmp_path_factory, "documented", make) / "runs"
 
 
 @pytest.fixture

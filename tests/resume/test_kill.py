@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, TINY_PRETRAIN, environment
+from tests.conftest import ROOT, TINY_PRETRAIN, environment, once
 
 STEPS = 75
 SETTINGS = (
@@ -60,10 +61,16 @@ def finish(process: subprocess.Popen, workdir: Path) -> None:
     assert code == 0, workdir.with_suffix(".log").read_text()[-3000:]
 
 
+def uninterrupted(factory: pytest.TempPathFactory, shards: Path, devices: int) -> Path:
+    def make(folder: Path) -> None:
+        finish(start(shards, folder / "run", devices), folder / "run")
+
+    return once(factory, f"whole-{devices}", make) / "run"
+
+
 @pytest.mark.parametrize("devices", [1, pytest.param(8, marks=pytest.mark.slow)])
-def test_killed_runs_end_like_an_uninterrupted_one(shards, tmp_path, devices):
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    finish(start(shards, whole, devices), whole)
+def test_killed_runs_end_like_an_uninterrupted_one(shards, tmp_path, tmp_path_factory, devices):
+    whole, killed = uninterrupted(tmp_path_factory, shards, devices), tmp_path / "killed"
 
     rng = random.Random(devices)
     kills = 0
@@ -106,15 +113,14 @@ def test_a_polite_signal_saves_the_step_it_is_at(shards, tmp_path, number):
     assert f"continuing at step {saved}" in workdir.with_suffix(".log").read_text()
 
 
-def test_a_save_that_was_cut_short_is_ignored(shards, tmp_path):
+def test_a_save_that_was_cut_short_is_ignored(shards, tmp_path, tmp_path_factory):
     """What a kill during a save leaves: a directory under the name of an unfinished step."""
     workdir = tmp_path / "run"
-    finish(start(shards, workdir, 1), workdir)
+    shutil.copytree(uninterrupted(tmp_path_factory, shards, 1), workdir)
     steps = workdir / "checkpoints"
     torn = steps / f"{STEPS + 15}.orbax-checkpoint-tmp"
     os.rename(steps / str(STEPS), torn)
     log = workdir.with_suffix(".log")
-    log.unlink()
     finish(start(shards, workdir, 1), workdir)
     assert "continuing at step 60" in log.read_text()
     assert not torn.exists()

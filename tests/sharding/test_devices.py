@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.conftest import TINY_PRETRAIN
+from tests.conftest import TINY_PRETRAIN, once
 
 FSDP, TENSOR = "--config.mesh.fsdp={}", "--config.mesh.tensor=2"
 SMALL = "--config.mesh.shard_above=64"  # the test model has no large parameters
@@ -20,9 +20,8 @@ def losses(workdir: Path) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def run(command, shards, tmp_path_factory):
-    def train(devices: int, *overrides: str) -> np.ndarray:
-        workdir = tmp_path_factory.mktemp("run")
+def run(command, shards):
+    def train(workdir: Path, devices: int, *overrides: str) -> np.ndarray:
         done = command(
             "internvideo_jax.train",
             "--config=configs/videomae/pretrain.py:size=tiny",
@@ -46,8 +45,8 @@ def run(command, shards, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def reference(run) -> np.ndarray:
-    return run(1)
+def reference(run, tmp_path_factory) -> np.ndarray:
+    return losses(once(tmp_path_factory, "one-device", lambda folder: run(folder, 1)))
 
 
 @pytest.mark.parametrize(
@@ -57,12 +56,12 @@ def reference(run) -> np.ndarray:
         pytest.param((FSDP.format(2), TENSOR, SMALL), id="fsdp-tensor"),
     ],
 )
-def test_eight_devices_give_the_losses_of_one(run, reference, overrides):
-    found = run(8, *overrides)
+def test_eight_devices_give_the_losses_of_one(run, reference, overrides, tmp_path):
+    found = run(tmp_path, 8, *overrides)
     assert len(found) == len(reference) == 20
     np.testing.assert_allclose(found, reference, atol=1e-5, rtol=0)
 
 
-def test_the_losses_are_not_trivially_equal(run, reference):
-    other = run(1, "--config.seed=1")
+def test_the_losses_are_not_trivially_equal(run, reference, tmp_path):
+    other = run(tmp_path, 1, "--config.seed=1")
     assert np.abs(other - reference).max() > 1e-3

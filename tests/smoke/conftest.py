@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import TINY, TINY_PRETRAIN
+from tests.conftest import TINY, TINY_PRETRAIN, Run, once
 
 PRETRAIN = "--config=configs/videomae/pretrain.py:size=tiny,monitor"
 FINETUNE = "--config=configs/videomae/finetune.py:size=tiny"
@@ -25,7 +25,12 @@ class Runs:
 @pytest.fixture(scope="session")
 def runs(command, shards, tmp_path_factory) -> Runs:
     """A short pre-training run and a fine-tuning run from it."""
-    folder = tmp_path_factory.mktemp("runs")
+    folder = once(tmp_path_factory, "runs", lambda folder: _train(command, folder, shards))
+    outputs = [(folder / f"{name}.txt").read_text() for name in ("pretrain", "finetune")]
+    return Runs(folder, shards, *outputs)
+
+
+def _train(command: Run, folder: Path, shards: Path) -> None:
     pretrain = command(
         "internvideo_jax.train",
         PRETRAIN,
@@ -47,4 +52,5 @@ def runs(command, shards, tmp_path_factory) -> Runs:
         "--config.optim.ema_decay=0.99",
     )
     assert finetune.returncode == 0, finetune.stderr[-3000:]
-    return Runs(folder, shards, pretrain.stdout, finetune.stdout)
+    (folder / "pretrain.txt").write_text(pretrain.stdout)
+    (folder / "finetune.txt").write_text(finetune.stdout)

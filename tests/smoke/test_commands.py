@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 
 import pytest
 from safetensors.numpy import load_file
@@ -55,8 +56,8 @@ def test_metrics_are_rows_of_the_documented_steps(runs):
     assert "eval/knn/top1" in rows[3] and "eval/reconstruction/loss" in rows[-1]
 
 
-def test_starting_a_finished_run_again_changes_nothing(command, runs):
-    workdir = runs.folder / "finetune"
+def test_starting_a_finished_run_again_changes_nothing(command, runs, tmp_path):
+    workdir = shutil.copytree(runs.folder / "finetune", tmp_path / "finetune")
     before = (workdir / "metrics.jsonl").read_bytes()
     again = command(
         "internvideo_jax.train",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +64,14 @@ def config_of(name: str) -> TrainConfig:
 
 def losses(config: TrainConfig) -> np.ndarray:
     """The training loss of every step."""
+    return np.array(jax.device_get(list(steps(config))))
+
+
+def steps(config: TrainConfig) -> Iterator[Any]:
+    """The training loss, step by step."""
     videos, labels = world()
     run = build(config, records=CLIPS, classes=len(ACTIONS))
     state, step = init_state(run), make_train_step(run)
-    found: list[Any] = []
     for number in range(config.steps):
         position = np.arange(number * BATCH, (number + 1) * BATCH)
         index = position % CLIPS
@@ -77,8 +82,7 @@ def losses(config: TrainConfig) -> np.ndarray:
             "position": position.astype(np.uint32),
         }
         state, metrics = step(state, batch)
-        found.append(metrics["train/loss"])
-    return np.array(jax.device_get(found))
+        yield metrics["train/loss"]
 
 
 def main() -> None:
