@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from internvideo_jax.families.entry import CLASSES, Entry, Protocol
+from internvideo_jax.weights.entry import CLASSES, Entry, Protocol
 
 CONFIG = "configs/uniformerv2/finetune.py:"
 SIZES = {"b16_224": "base", "l14_224": "large", "l14_336": "large336"}

@@ -14,7 +14,8 @@ from internvideo_jax.families.videomae.model import ClassifierConfig, PretrainCo
 from internvideo_jax.types import flatten_paths
 from internvideo_jax.weights import files, wrappers
 from internvideo_jax.weights.__main__ import main
-from internvideo_jax.weights.identify import guess_config, identify
+from internvideo_jax.weights.huggingface import guess_config
+from internvideo_jax.weights.identify import identify
 from tests.conftest import ROOT
 
 GOLDEN = ROOT / "tests/golden/videomae"
