@@ -126,11 +126,15 @@ class Attention(nnx.Module):
         return self.proj(out.reshape(x.shape))
 
     def step(
-        self, x: jax.Array, cache: Cache, mask: jax.Array | None = None
+        self,
+        x: jax.Array,
+        cache: Cache,
+        mask: jax.Array | None = None,
+        bias: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache]:
         """The same for tokens that come behind those of a cache: (B, N, D) -> (B, N, D)."""
         q, k, v, scale = self._heads(x, None)
-        out, cache = attend(q, k, v, mask, cache=cache, scale=scale, **self._options())
+        out, cache = attend(q, k, v, mask, bias, cache=cache, scale=scale, **self._options())
         return self.proj(out.reshape(x.shape)), cache
 
     def _options(self) -> dict[str, Any]:

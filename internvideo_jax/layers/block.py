@@ -171,11 +171,12 @@ class Block(nnx.Module):
         return self._rest(x, keys, rate, beside)
 
     def step(self, x: jax.Array, cache: Cache, beside: Beside = NOTHING) -> tuple[jax.Array, Cache]:
-        """The layer for tokens behind those whose keys are cached; no drop path, no bias.
+        """The layer for tokens behind those whose keys are cached, without drop path.
 
-        `beside.mask` is of the places of the cache.
+        `beside.mask` and `beside.bias` are of the places of the cache.
         """
-        y, cache = self.attn.step(self._before(x, self.norm1), cache, beside.mask)
+        y = self._before(x, self.norm1)
+        y, cache = self.attn.step(y, cache, beside.mask, beside.bias)
         x = self._after(x, self._branch(y, self.gamma1, None, 0.0, 0), self.norm1)
         return self._rest(x, None, 0.0, beside), cache
 

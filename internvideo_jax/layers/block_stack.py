@@ -119,7 +119,7 @@ def step_stack(
     Args:
       x: (B, N, D) the next tokens.
       caches: of all layers, on a leading axis.
-      beside: what all layers share; its mask is of the places of a cache.
+      beside: what all layers share; its mask and bias are of the places of a cache.
 
     Returns:
       (B, N, D) after the last layer, and the longer caches.

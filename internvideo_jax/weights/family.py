@@ -80,8 +80,8 @@ class Names:
         needed = {p for p in paths if not any(re.fullmatch(each, p) for each in self.optional)}
         return Cover(
             known / max(len(tensors), 1),
-            len(needed & there) / max(len(needed), 1) if needed else 1.0,
-            len(there) / max(len(paths), 1),
+            len(needed & there) / len(needed) if needed else 1.0,
+            len(there) / len(paths),
         )
 
     def _ignores(self, name: str) -> bool:

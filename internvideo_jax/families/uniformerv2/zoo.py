@@ -1,4 +1,4 @@
-"""The published UniFormerV2 checkpoints: rows of its model zoo. Only data; see `families.zoo`."""
+"""The published UniFormerV2 checkpoints: rows of its model zoo. Only data; see `weights.zoo`."""
 
 from __future__ import annotations
 
