@@ -108,7 +108,7 @@ def choose(site: Site, wanted: str = "auto") -> Choice:
 def lacks(form: str, site: Site) -> str:
     """What a site needs and the form does not have, and which forms do; "" for nothing."""
     for need, (what, forms) in ABILITIES.items():
-        if getattr(site, need) and form not in forms:
+        if vars(site)[need] and form not in forms:
             names = "forms" if len(forms) > 1 else "form"
             has = "have" if len(forms) > 1 else "has"
             return f"only the {names} {' and '.join(forms)} {has} {what}"
@@ -153,7 +153,7 @@ REFUSES = {"flash": flash_refuses, "blocked": blocked_refuses, "cudnn": cudnn_re
 def describe(site: Site) -> str:
     tokens = f"{site.queries} tokens" if site.queries == site.keys else ""
     tokens = tokens or f"{site.queries} queries on {site.keys} tokens"
-    needs = "".join(f", {need}" for need in ABILITIES if getattr(site, need))
+    needs = "".join(f", {need}" for need in ABILITIES if vars(site)[need])
     return f"{tokens}, {site.heads} heads of {site.channels}{needs}"
 
 
