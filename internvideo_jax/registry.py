@@ -1,4 +1,4 @@
-"""Names of models, objectives, teachers and evaluators, and where they live.
+"""Names of families, models, objectives, teachers and evaluators, and where they live.
 
 One line adds one. The value is `module:attribute`, imported only when asked for, so that listing
 the names costs nothing and a broken room does not break the others.
@@ -10,6 +10,17 @@ import importlib
 from typing import Any
 
 from data_pipelines.limits import suggest as suggest
+
+# Published lineages: their weights and what is said of them (weights/family.py).
+FAMILIES = {
+    "videomae": "internvideo_jax.families.videomae.family:FAMILY",
+    "uniformerv2": "internvideo_jax.families.uniformerv2.family:FAMILY",
+    "internvideo2": "internvideo_jax.families.internvideo2.family:FAMILY",
+    "umt": "internvideo_jax.families.umt.family:FAMILY",
+    "viclip": "internvideo_jax.families.viclip.family:FAMILY",
+    "clip": "internvideo_jax.families.clip.family:FAMILY",
+    "vit": "internvideo_jax.families.vit.family:FAMILY",
+}
 
 MODELS = {
     "videomae_pretrain": "internvideo_jax.families.videomae.model:PretrainConfig",
@@ -55,6 +66,7 @@ EVALUATORS = {
 }
 
 KINDS = {
+    "family": FAMILIES,
     "model": MODELS,
     "objective": OBJECTIVES,
     "evaluator": EVALUATORS,
@@ -63,7 +75,7 @@ KINDS = {
 
 
 def resolve(kind: str, name: str) -> Any:
-    """The class registered as `name`; ValueError with the near matches when there is none."""
+    """The object registered as `name`; ValueError with the near matches when there is none."""
     table = KINDS[kind]
     if name not in table:
         raise ValueError(f"unknown {kind} {name!r}: {suggest(name, table)}")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from internvideo_jax.layers.init import Init
-from internvideo_jax.ops.attention import attend
+from internvideo_jax.ops.attention import Cache, attend
 from internvideo_jax.parallel.mesh import BATCH_AXES
 
 RMS_EPS = 1e-6
@@ -106,32 +107,62 @@ class Attention(nnx.Module):
         self.q_norm = rms_norm(width, dtype=dtype, rngs=rngs) if qk_norm else None
         self.k_norm = rms_norm(width, dtype=dtype, rngs=rngs) if qk_norm else None
 
-    def __call__(self, x: jax.Array, context: jax.Array | None = None) -> jax.Array:
-        """x: (B, N, D), and a context (B, S, D) for keys and values -> (B, N, D)."""
-        batch, tokens, width = x.shape
+    def __call__(
+        self,
+        x: jax.Array,
+        context: jax.Array | None = None,
+        *,
+        mask: jax.Array | None = None,
+        bias: jax.Array | None = None,
+    ) -> jax.Array:
+        """x: (B, N, D), and a context (B, S, D) for keys and values -> (B, N, D).
+
+        `mask` and `bias` as in `ops.attention.attend`.
+        """
+        if self.literal:
+            return self.proj(heads_as_tokens(*self._projected(x, context), self.heads))
+        q, k, v, scale = self._heads(x, context)
+        out = attend(q, k, v, mask, bias, scale=scale, **self._options())
+        return self.proj(out.reshape(x.shape))
+
+    def step(
+        self,
+        x: jax.Array,
+        cache: Cache,
+        mask: jax.Array | None = None,
+        bias: jax.Array | None = None,
+    ) -> tuple[jax.Array, Cache]:
+        """The same for tokens that come behind those of a cache: (B, N, D) -> (B, N, D)."""
+        q, k, v, scale = self._heads(x, None)
+        out, cache = attend(q, k, v, mask, bias, cache=cache, scale=scale, **self._options())
+        return self.proj(out.reshape(x.shape)), cache
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "causal": self.causal,
+            "form": self.form,
+            "batch_axes": BATCH_AXES,
+            "head_axes": HEAD_AXES,
+        }
+
+    def _projected(
+        self, x: jax.Array, context: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         q, k, v = self.qkv(x, context)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        if self.literal:
-            return self.proj(heads_as_tokens(q, k, v, self.heads))
-        q, k, v = (part.reshape(batch, -1, self.heads, width // self.heads) for part in (q, k, v))
+        return q, k, v
+
+    def _heads(
+        self, x: jax.Array, context: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array, jax.Array, float | None]:
+        """Queries, keys and values by heads (B, N, K, C), and the factor on the logits."""
+        q, k, v = (split_heads(part, self.heads) for part in self._projected(x, context))
         if self.scale is None:
-            scale = None
-        else:
-            temperature = jnp.exp(jnp.minimum(self.scale[...], MAX_LOG_SCALE))
-            q = (unit(q) * temperature[:, None]).astype(v.dtype)
-            k, scale = unit(k).astype(v.dtype), 1.0
-        out = attend(
-            q,
-            k,
-            v,
-            scale=scale,
-            causal=self.causal,
-            form=self.form,
-            batch_axes=BATCH_AXES,
-            head_axes=HEAD_AXES,
-        )
-        return self.proj(out.reshape(batch, tokens, width))
+            return q, k, v, None
+        temperature = jnp.exp(jnp.minimum(self.scale[...], MAX_LOG_SCALE))
+        q = (unit(q) * temperature[:, None]).astype(v.dtype)
+        return q, unit(k).astype(v.dtype), v, 1.0
 
     def first_row(self, x: jax.Array) -> jax.Array:
         """How much the first token attends to every token: x (B, N, D) -> (B, N) float32.
@@ -139,13 +170,48 @@ class Attention(nnx.Module):
         Softmax weights, mean over heads: where the class token of an image transformer looks.
         """
         batch, tokens, width = x.shape
-        q, k, _ = self.qkv(x[:, :1], x)
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = (part.reshape(batch, -1, self.heads, width // self.heads) for part in (q, k))
+        q, k, _ = self._projected(x[:, :1], x)
+        q, k = split_heads(q, self.heads), split_heads(k, self.heads)
         logits = jnp.einsum("bqhc,bnhc->bhqn", q, k, preferred_element_type=jnp.float32)
         weights = jax.nn.softmax(logits * (width // self.heads) ** -0.5, axis=-1)
         return weights.mean(axis=1).reshape(batch, tokens)
+
+
+class CrossAttention(nnx.Module):
+    """Attention over the tokens of a context, which may be of another width."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        context_width: int,
+        *,
+        form: str = "auto",
+        init: Init,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        if width % heads:
+            raise ValueError(f"width {width} is not divisible by {heads} heads")
+        self.heads, self.form = heads, form
+        self.q = init.layer(width, width, dtype=dtype, rngs=rngs)
+        self.k = init.layer(context_width, width, dtype=dtype, rngs=rngs)
+        self.v = init.layer(context_width, width, dtype=dtype, rngs=rngs)
+        self.proj = init.layer(width, width, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self, x: jax.Array, context: jax.Array, mask: jax.Array | None = None
+    ) -> jax.Array:
+        """x: (B, N, D), context (B, S, E) and its mask (B, S), False for padding -> (B, N, D)."""
+        parts = self.q(x), self.k(context), self.v(context)
+        q, k, v = (split_heads(part, self.heads) for part in parts)
+        out = attend(q, k, v, mask, form=self.form, batch_axes=BATCH_AXES, head_axes=HEAD_AXES)
+        return self.proj(out.reshape(x.shape))
+
+
+def split_heads(x: jax.Array, heads: int) -> jax.Array:
+    """(B, N, K * C) -> (B, N, K, C)."""
+    return x.reshape(*x.shape[:2], heads, -1)
 
 
 def heads_as_tokens(q: jax.Array, k: jax.Array, v: jax.Array, heads: int) -> jax.Array:

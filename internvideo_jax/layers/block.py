@@ -1,18 +1,19 @@
-"""The pre-norm transformer block, and how its parameters are sharded."""
+"""The transformer block, of attention, cross-attention and MLP, and how it is sharded."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from internvideo_jax.layers.attention import Attention, rms_norm
+from internvideo_jax.layers.attention import Attention, CrossAttention, rms_norm
 from internvideo_jax.layers.drop_path import drop_path
 from internvideo_jax.layers.init import Init
 from internvideo_jax.layers.mlp import MLP
+from internvideo_jax.ops.attention import Cache
 
 NORM_EPS = 1e-6  # every norm of the VideoMAE family; CLIP has 1e-5
 
@@ -27,6 +28,12 @@ BLOCK_SHARDING = (
     (r"blocks/mlp/fc1/bias", (None, "tensor")),
     (r"blocks/mlp/fc2/kernel", (None, "tensor", "fsdp")),
 )
+CROSS_SHARDING = (
+    (r"blocks/cross/[qkv]/kernel", (None, "fsdp", "tensor")),
+    (r"blocks/cross/[qkv]/bias", (None, "tensor")),
+    (r"blocks/cross/proj/kernel", (None, "tensor", "fsdp")),
+)
+ORDERS = ("pre", "post")
 
 
 def layer_norm(
@@ -54,6 +61,12 @@ class BlockConfig:
     qk_norm: bool = False  # RMSNorm of queries and keys over all heads together
     literal: bool = False  # heads attend to each other instead of tokens, see layers/attention.py
     attention: str = "auto"  # form of the computation, see ops/attention.py
+    order: str = "pre"  # norm before each part | post: after its sum with the input, as in BERT
+    context: int = 0  # width of a context that cross-attention reads between the two; 0: none
+
+    def __post_init__(self) -> None:
+        if self.order not in ORDERS:
+            raise ValueError(f"unknown order of norms {self.order!r}; known: {', '.join(ORDERS)}")
 
     def make_norm(self, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.LayerNorm | nnx.RMSNorm:
         """A norm of the block; ValueError for a kind that does not exist."""
@@ -66,14 +79,32 @@ class BlockConfig:
 
 def block_sharding(config: BlockConfig) -> tuple[tuple[str, tuple[Any, ...]], ...]:
     """Those of BLOCK_SHARDING that the parameters of such blocks have."""
-    return tuple(rule for rule in BLOCK_SHARDING if config.qkv_bias or rule is not _QKV_BIAS)
+    rules = tuple(rule for rule in BLOCK_SHARDING if config.qkv_bias or rule is not _QKV_BIAS)
+    return (*rules, *CROSS_SHARDING) if config.context else rules
+
+
+class Beside(NamedTuple):
+    """What the blocks of a stack see beside their own tokens; None is what is not there."""
+
+    mask: jax.Array | None = None  # (B, N) bool, False for tokens that are padding
+    bias: jax.Array | None = None  # on the logits, spreads to (B, K, N, N)
+    context: jax.Array | None = None  # (B, S, E) tokens for cross-attention
+    context_mask: jax.Array | None = None  # (B, S) bool
+
+
+NOTHING = Beside()
 
 
 class Block(nnx.Module):
-    """x + DropPath(gamma1 * Attention(norm(x))), then the same with the MLP."""
+    """Attention, cross-attention where there is a context, and MLP, each with norm and residual.
+
+    One part is x + DropPath(gamma * part(norm(x))), or with the norms behind
+    norm(x + DropPath(gamma * part(x))).
+    """
 
     def __init__(self, config: BlockConfig, *, init: Init, dtype: jnp.dtype, rngs: nnx.Rngs):
         width = config.width
+        self.order = config.order
         self.norm1 = config.make_norm(dtype=dtype, rngs=rngs)
         self.attn = Attention(
             width,
@@ -89,6 +120,21 @@ class Block(nnx.Module):
             dtype=dtype,
             rngs=rngs,
         )
+        crossed = config.context > 0
+        self.norm_cross = config.make_norm(dtype=dtype, rngs=rngs) if crossed else None
+        self.cross = (
+            CrossAttention(
+                width,
+                config.heads,
+                config.context,
+                form=config.attention,
+                init=init,
+                dtype=dtype,
+                rngs=rngs,
+            )
+            if crossed
+            else None
+        )
         self.norm2 = config.make_norm(dtype=dtype, rngs=rngs)
         self.mlp = MLP(
             width,
@@ -103,7 +149,11 @@ class Block(nnx.Module):
         self.gamma2 = nnx.Param(jnp.full((width,), config.layer_scale)) if scaled else None
 
     def __call__(
-        self, x: jax.Array, keys: jax.Array | None = None, rate: jax.Array | float = 0.0
+        self,
+        x: jax.Array,
+        keys: jax.Array | None = None,
+        rate: jax.Array | float = 0.0,
+        beside: Beside = NOTHING,
     ) -> jax.Array:
         """One layer.
 
@@ -111,9 +161,48 @@ class Block(nnx.Module):
           x: (B, N, D).
           keys: (B,) keys for drop path, None for none.
           rate: probability that a residual branch of an example is dropped.
+          beside: masks, bias and context.
         """
-        x = x + self._branch(self.attn(self.norm1(x)), self.gamma1, keys, rate, 0)
-        return x + self._branch(self.mlp(self.norm2(x)), self.gamma2, keys, rate, 1)
+
+        def attend(y: jax.Array) -> jax.Array:
+            return self.attn(y, mask=beside.mask, bias=beside.bias)
+
+        x = self._part(x, self.norm1, attend, self.gamma1, keys, rate, 0)
+        return self._rest(x, keys, rate, beside)
+
+    def step(self, x: jax.Array, cache: Cache, beside: Beside = NOTHING) -> tuple[jax.Array, Cache]:
+        """The layer for tokens behind those whose keys are cached, without drop path.
+
+        `beside.mask` and `beside.bias` are of the places of the cache.
+        """
+        y = self._before(x, self.norm1)
+        y, cache = self.attn.step(y, cache, beside.mask, beside.bias)
+        x = self._after(x, self._branch(y, self.gamma1, None, 0.0, 0), self.norm1)
+        return self._rest(x, None, 0.0, beside), cache
+
+    def _rest(self, x, keys, rate, beside: Beside) -> jax.Array:
+        """Cross-attention and MLP."""
+        cross = self.cross
+        if cross is not None:
+            context = beside.context
+            if context is None:
+                raise ValueError("the block has cross-attention and was given no context")
+
+            def read(y: jax.Array) -> jax.Array:
+                return cross(y, context, beside.context_mask)
+
+            x = self._part(x, self.norm_cross, read, None, keys, rate, 2)
+        return self._part(x, self.norm2, self.mlp, self.gamma2, keys, rate, 1)
+
+    def _part(self, x, norm, part, gamma, keys, rate, which) -> jax.Array:
+        y = self._branch(part(self._before(x, norm)), gamma, keys, rate, which)
+        return self._after(x, y, norm)
+
+    def _before(self, x, norm) -> jax.Array:
+        return norm(x) if self.order == "pre" else x
+
+    def _after(self, x, y, norm) -> jax.Array:
+        return x + y if self.order == "pre" else norm(x + y)
 
     def _branch(self, y, gamma, keys, rate, which):
         if gamma is not None:  # in float32: gamma may be 1e-5, and learns from there

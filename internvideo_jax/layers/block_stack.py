@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from internvideo_jax.layers.block import Block, BlockConfig
+from internvideo_jax.layers.block import NOTHING, Beside, Block, BlockConfig
 from internvideo_jax.layers.init import Init
+from internvideo_jax.ops.attention import Cache
 from internvideo_jax.ops.blocked_attention import RESIDUALS
 from internvideo_jax.parallel.mesh import constrain
 from internvideo_jax.registry import suggest
@@ -78,6 +79,7 @@ def run_stack(
     remat: str = "none",
     scan: bool = True,
     taps: Sequence[int] = (),
+    beside: Beside | None = None,
 ) -> tuple[jax.Array, jax.Array | None]:
     """Runs stacked blocks.
 
@@ -89,15 +91,46 @@ def run_stack(
       remat: name in REMAT_POLICIES.
       scan: False unrolls the loop over the same parameters (other compile time, same result).
       taps: layers whose outputs are returned too; only these are kept in memory.
+      beside: masks, bias and context that all layers share; None: nothing.
 
     Returns:
       (B, N, D) after the last layer, and (len(taps), B, N, D) or None without taps.
     """
     keys = keys if drop_path > 0 else None
+    shared = () if beside is None else (beside,)
     x, tapped, _ = run_layers(
-        blocks, x, keys=keys, drop_path=drop_path, remat=remat, scan=scan, taps=taps
+        blocks,
+        x,
+        shared=shared,
+        keys=keys,
+        drop_path=drop_path,
+        remat=remat,
+        scan=scan,
+        taps=taps,
     )
     return x, tapped
+
+
+def step_stack(
+    blocks: Block, x: jax.Array, caches: Cache, beside: Beside = NOTHING
+) -> tuple[jax.Array, Cache]:
+    """Runs stacked blocks on tokens behind those whose keys are cached.
+
+    Args:
+      x: (B, N, D) the next tokens.
+      caches: of all layers, on a leading axis.
+      beside: what all layers share; its mask and bias are of the places of a cache.
+
+    Returns:
+      (B, N, D) after the last layer, and the longer caches.
+    """
+    graph, layers = nnx.split(blocks)
+
+    def body(x: jax.Array, layer: tuple[Any, Cache]) -> tuple[jax.Array, Cache]:
+        x, cache = nnx.merge(graph, layer[0]).step(x, layer[1], beside)
+        return constrain(x, "batch"), cache
+
+    return jax.lax.scan(body, x, (layers, caches))
 
 
 def run_layers(
@@ -105,18 +138,21 @@ def run_layers(
     x: jax.Array,
     *,
     inputs: Any = (),
+    shared: Any = (),
     keys: jax.Array | None = None,
     drop_path: float = 0.0,
     remat: str = "none",
     scan: bool = True,
     taps: Sequence[int] = (),
 ) -> tuple[jax.Array, jax.Array | None, Any]:
-    """`run_stack` for blocks of any kind, called as `block(x, keys, rate, *inputs)`.
+    """`run_stack` for blocks of any kind, called as `block(x, keys, rate, *inputs,
+    *shared)`.
 
     Args:
       blocks: from `stacked`; a block returns its output, or the pair (output, report).
       x: (B, ..., D).
       inputs: arrays with a leading layer axis; a layer gets its own part of each.
+      shared: what every layer gets whole, as the output of an encoder; gradients of all add up.
       keys: (B,) keys, given to every layer with its number folded in; None in evaluation.
 
     Returns:
@@ -137,7 +173,7 @@ def run_layers(
         layer_keys = None
         if keys is not None:
             layer_keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
-        result = nnx.merge(graph, params)(x, layer_keys, rate, *given)
+        result = nnx.merge(graph, params)(x, layer_keys, rate, *given, *shared)
         x, report = result if isinstance(result, tuple) else (result, None)
         x = constrain(x, "batch")
         if tapped is not None:

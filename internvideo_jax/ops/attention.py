@@ -7,6 +7,9 @@ Forms, all of the same function:
   blocked: the same in plain operations, block by block, for CPUs (`blocked_attention.py`).
   cudnn: NVIDIA's fused kernels.
   auto: one of these by the number of tokens and the devices that the program is made for.
+
+What is asked for beside plain attention (`ABILITIES`) not every form has. One that was named is
+then refused, `auto` takes the plain products.
 """
 
 from __future__ import annotations
@@ -15,8 +18,8 @@ import contextlib
 import contextvars
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +35,13 @@ FORMS = ("auto", "xla", "flash", "blocked", "cudnn")
 # more; on a CPU (two cores, 160 to 784 tokens measured) plain products are as fast or faster.
 BLOCKS_FROM = 512
 HALF = ("bfloat16", "float16")
+# What a site may need -> what that is, and the forms that have it.
+ABILITIES = {
+    "causal": ("a causal mask", ("xla",)),
+    "masked": ("a padding mask", ("xla", "blocked")),
+    "biased": ("an additive bias", ("xla",)),
+    "cached": ("cached keys", ("xla",)),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +57,9 @@ class Site:
     platform: str = "cpu"  # cpu | tpu | cuda | rocm, of the devices to run on
     shares: tuple[int, int] = (1, 1)  # devices that batch and heads are split over
     causal: bool = False
+    masked: bool = False  # some keys are padding
+    biased: bool = False
+    cached: bool = False  # keys of earlier calls come first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +87,7 @@ def choose(site: Site, wanted: str = "auto") -> Choice:
     if wanted == "xla":
         return Choice("xla", "asked for")
     if wanted != "auto":
-        refused = causal_refuses(site) or REFUSES[wanted](site)
+        refused = lacks(wanted, site) or REFUSES[wanted](site)
         if refused:
             raise ValueError(
                 f"config.model.attention = {wanted!r} cannot compute {describe(site)}: {refused}; "
@@ -84,17 +97,22 @@ def choose(site: Site, wanted: str = "auto") -> Choice:
     form = {"tpu": "flash", "cpu": "blocked", "cuda": "cudnn"}.get(site.platform)
     if form is None:
         return Choice("xla", f"on {site.platform}")
-    if site.causal:
-        return Choice("xla", causal_refuses(site))
+    if missing := lacks(form, site):
+        return Choice("xla", missing)
     if form != "cudnn" and min(site.queries, site.keys) < BLOCKS_FROM:
         return Choice("xla", f"fewer than {BLOCKS_FROM} tokens")
     refused = REFUSES[form](site)
     return Choice("xla", refused) if refused else Choice(form, f"on {site.platform}")
 
 
-def causal_refuses(site: Site) -> str:
-    """Why no form but `xla` computes a site, or "": captions are far too short for blocks."""
-    return "only the form xla has a causal mask" if site.causal else ""
+def lacks(form: str, site: Site) -> str:
+    """What a site needs and the form does not have, and which forms do; "" for nothing."""
+    for need, (what, forms) in ABILITIES.items():
+        if vars(site)[need] and form not in forms:
+            names = "forms" if len(forms) > 1 else "form"
+            has = "have" if len(forms) > 1 else "has"
+            return f"only the {names} {' and '.join(forms)} {has} {what}"
+    return ""
 
 
 def flash_refuses(site: Site) -> str:
@@ -135,8 +153,8 @@ REFUSES = {"flash": flash_refuses, "blocked": blocked_refuses, "cudnn": cudnn_re
 def describe(site: Site) -> str:
     tokens = f"{site.queries} tokens" if site.queries == site.keys else ""
     tokens = tokens or f"{site.queries} queries on {site.keys} tokens"
-    masked = ", causal" if site.causal else ""
-    return f"{tokens}, {site.heads} heads of {site.channels}{masked}"
+    needs = "".join(f", {need}" for need in ABILITIES if vars(site)[need])
+    return f"{tokens}, {site.heads} heads of {site.channels}{needs}"
 
 
 _record: contextvars.ContextVar[dict[Site, Choice] | None] = contextvars.ContextVar(
@@ -161,73 +179,188 @@ def summary(record: dict[Site, Choice]) -> str:
     return "; ".join(dict.fromkeys(parts)) or "none"
 
 
+class Cache(NamedTuple):
+    """Keys and values of the tokens before, for tokens that come one after the other.
+
+    Of M places the first `length` are filled. Whoever fills it keeps count: what goes beyond the
+    last place overwrites others.
+    """
+
+    k: jax.Array  # (B, M, K, C)
+    v: jax.Array  # (B, M, K, C)
+    length: jax.Array  # () int32
+
+    @classmethod
+    def empty(cls, batch: int, most: int, heads: int, channels: int, dtype: Any) -> Cache:
+        zeros = jnp.zeros((batch, most, heads, channels), dtype)
+        return cls(zeros, zeros, jnp.zeros((), jnp.int32))
+
+    def append(self, k: jax.Array, v: jax.Array) -> Cache:
+        """With the keys and values (B, N, K, C) of N more tokens."""
+        put = jax.lax.dynamic_update_slice_in_dim
+        return Cache(
+            put(self.k, k.astype(self.k.dtype), self.length, axis=1),
+            put(self.v, v.astype(self.v.dtype), self.length, axis=1),
+            self.length + k.shape[1],
+        )
+
+
+@overload
 def attend(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
+    mask: jax.Array | None = None,
+    bias: jax.Array | None = None,
+    cache: None = None,
     *,
     scale: float | None = None,
     causal: bool = False,
     form: str = "auto",
     batch_axes: Sequence[str] = (),
     head_axes: Sequence[str] = (),
-) -> jax.Array:
-    """Softmax attention over all keys, or over those up to a query's own place.
+) -> jax.Array: ...
+
+
+@overload
+def attend(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    mask: jax.Array | None = None,
+    bias: jax.Array | None = None,
+    *,
+    cache: Cache,
+    scale: float | None = None,
+    causal: bool = False,
+    form: str = "auto",
+    batch_axes: Sequence[str] = (),
+    head_axes: Sequence[str] = (),
+) -> tuple[jax.Array, Cache]: ...
+
+
+def attend(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    mask: jax.Array | None = None,
+    bias: jax.Array | None = None,
+    cache: Cache | None = None,
+    *,
+    scale: float | None = None,
+    causal: bool = False,
+    form: str = "auto",
+    batch_axes: Sequence[str] = (),
+    head_axes: Sequence[str] = (),
+) -> jax.Array | tuple[jax.Array, Cache]:
+    """Softmax attention over all keys, or over those that a query may see.
+
+    Keys of another sequence than the queries' make it cross-attention.
 
     Args:
       q: (B, N, K, C) queries.
       k: (B, S, K, C) keys.
       v: (B, S, K, C) values.
+      mask: (B, S) bool, False for keys that are padding (with a cache (B, M), of its places). A
+        query that sees no key gets zeros.
+      bias: added to the logits, of a shape that spreads to (B, K, N, S) (with a cache M for S);
+        -inf hides a key from a query.
+      cache: keys and values of the tokens before; those of `k` and `v` are appended.
       scale: factor on the logits, default C ** -0.5.
-      causal: query i sees keys 0 to i, for N = S. Only the form xla has it, so `auto` takes that.
+      causal: query i sees keys 0 to i, for N = S; with a cache those before too.
       form: one of FORMS.
       batch_axes, head_axes: mesh axes that B and K are split over, where the mesh in use has them.
         The compiler does not partition kernels, nor loops over heads, so these run on every device
         with its part.
 
     Returns:
-      (B, N, K, C) in the dtype of `v`. Logits and softmax are computed in float32.
+      (B, N, K, C) in the dtype of `v`. Logits and softmax are computed in float32. With a cache the
+      pair of this and the longer cache.
 
     Raises:
-      ValueError: an unknown form, or one that cannot compute this.
+      ValueError: an unknown form, one that cannot compute this, or a mask of another shape.
     """
     if causal and q.shape[1] != k.shape[1]:
         raise ValueError(
             f"causal attention of {q.shape[1]} queries on {k.shape[1]} keys; expected as many"
         )
+    seen = None
+    if cache is not None:
+        seen = _seen(cache, q.shape[1], causal)
+        cache = cache.append(k, v)
+        k, v = cache.k, cache.v
+    if mask is not None and mask.shape != k.shape[:2]:
+        raise ValueError(f"the mask is {mask.shape}, expected one value per key: {k.shape[:2]}")
     factor = q.shape[-1] ** -0.5 if scale is None else scale
     mesh = jax.sharding.get_abstract_mesh()
     axes = free_axes(mesh, batch_axes), free_axes(mesh, head_axes)
-    rows, parts = (math.prod(mesh.shape[name] for name in names) for names in axes)
-    batch, queries, heads, channels = q.shape
-    where = platform(mesh)
-    site = Site(
-        queries, k.shape[1], heads, channels, v.dtype.name, batch, where, (rows, parts), causal
-    )
-    choice = choose(site, form)
-    record = _record.get()
-    if record is not None:
-        record[site] = choice
-    if choice.form == "xla":
-        return xla_attention(q, k, v, scale=factor, causal=causal)
-    if choice.form == "cudnn":
+    needs = {
+        "causal": causal,
+        "masked": mask is not None,
+        "biased": bias is not None,
+        "cached": cache is not None,
+    }
+    made = _choice(q, k, mesh, axes, form, needs)
+    if made == "xla":
+        if mask is not None:
+            seen = mask[:, None, None] if seen is None else seen & mask[:, None, None]
+        here = causal and cache is None
+        out = xla_attention(q, k, v, scale=factor, causal=here, seen=seen, bias=bias)
+        return out if cache is None else (out, cache)
+    if made == "cudnn":
         out = jax.nn.dot_product_attention(q, k, v, scale=factor, implementation="cudnn")
         return checkpoint_name(out, RESIDUALS)
+    return _on_each_device(made, (q, k, v), mask, mesh, axes, factor)
 
-    def local(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        if choice.form == "blocked":
-            return blocked_attention(q, k, v, scale=factor)
-        return flash_attention(q, k, v, scale=factor, interpret=site.platform == "cpu")
 
+Axes = tuple[tuple[str, ...], tuple[str, ...]]  # of the mesh, that batch and heads are split over
+
+
+def _choice(
+    q: jax.Array, k: jax.Array, mesh: Any, axes: Axes, form: str, needs: Mapping[str, bool]
+) -> str:
+    """The form of this site, which goes into the record."""
+    rows, parts = (math.prod(mesh.shape[name] for name in names) for names in axes)
+    batch, queries, heads, channels = q.shape
+    keys, dtype, where = k.shape[1], k.dtype.name, platform(mesh)
+    site = Site(queries, keys, heads, channels, dtype, batch, where, (rows, parts), **needs)
+    made = choose(site, form)
+    record = _record.get()
+    if record is not None:
+        record[site] = made
+    return made.form
+
+
+def _on_each_device(
+    form: str,
+    arrays: tuple[jax.Array, jax.Array, jax.Array],
+    mask: jax.Array | None,
+    mesh: Any,
+    axes: Axes,
+    scale: float,
+) -> jax.Array:
+    """A form that the compiler does not partition, run by every device on its part."""
+
+    def local(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        if form == "blocked":
+            return blocked_attention(q, k, v, mask, scale=scale)
+        return flash_attention(q, k, v, scale=scale, interpret=platform(mesh) == "cpu")
+
+    given = arrays if mask is None else (*arrays, mask)
     free = {name for name in mesh.axis_names if name not in mesh.manual_axes}
     if not free:
-        return local(q, k, v)
+        return local(*given)
     spec = PartitionSpec(axes[0] or None, None, axes[1] or None)
+    specs = (spec, spec, spec, PartitionSpec(axes[0] or None))[: len(given)]
     # Kernels do not say over which axes their results vary, hence no check of it.
-    mapped = jax.shard_map(
-        local, in_specs=(spec,) * 3, out_specs=spec, axis_names=free, check_vma=False
-    )
-    return mapped(q, k, v)
+    mapped = jax.shard_map(local, in_specs=specs, out_specs=spec, axis_names=free, check_vma=False)
+    return mapped(*given)
+
+
+def _seen(cache: Cache, queries: int, causal: bool) -> jax.Array:
+    """(1, 1, N, M) bool: which places of the cache each of the next `queries` tokens sees."""
+    last = cache.length + (jnp.arange(queries) if causal else jnp.full(queries, queries - 1))
+    return (jnp.arange(cache.k.shape[1]) <= last[:, None])[None, None]
 
 
 def free_axes(mesh: Any, names: Sequence[str]) -> tuple[str, ...]:
@@ -246,9 +379,16 @@ def platform(mesh: Any) -> str:
 
 
 def xla_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, *, scale: float, causal: bool = False
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    scale: float,
+    causal: bool = False,
+    seen: jax.Array | None = None,
+    bias: jax.Array | None = None,
 ) -> jax.Array:
-    """The form for XLA; shapes as in `attend`.
+    """The form for XLA; shapes as in `attend`, `seen` bool that spreads to (B, K, N, S).
 
     The values are summed with the unnormalised weights and divided afterwards: N x C instead of
     N x N divisions, and one pass less over the logits. On CPU this is what makes the step faster
@@ -256,12 +396,20 @@ def xla_attention(
     """
     q, k, v = (checkpoint_name(x, RESIDUALS) for x in (q, k, v))
     logits = jnp.einsum("bnkc,bskc->bkns", q * scale, k, preferred_element_type=jnp.float32)
+    if bias is not None:
+        logits = logits + bias
     if causal:
         logits = jnp.where(jnp.tri(*logits.shape[2:], dtype=bool), logits, -jnp.inf)
+    if seen is not None:
+        logits = jnp.where(seen, logits, -jnp.inf)
     # The maximum only guards against overflow; it cancels, so no gradient needs to flow into it.
     highest = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
+    if seen is not None or bias is not None:  # a query may see nothing
+        highest = jnp.where(jnp.isfinite(highest), highest, 0.0)
     weights = jnp.exp(logits - highest)
     total = jnp.einsum("bkns->bnk", weights)
+    if seen is not None or bias is not None:
+        total = jnp.where(total > 0, total, 1.0)
     summed = jnp.einsum(
         "bkns,bskc->bnkc", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
     )

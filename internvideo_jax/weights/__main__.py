@@ -24,11 +24,10 @@ from internvideo_jax.checkpoint.initial import checkpoint_weights, model_of
 from internvideo_jax.checkpoint.reading import step_of
 from internvideo_jax.cli import quiet_libraries
 from internvideo_jax.config import to_typed
-from internvideo_jax.families import zoo
 from internvideo_jax.registry import resolve
-from internvideo_jax.weights import average, files, huggingface, wrappers
+from internvideo_jax.weights import average, files, huggingface, wrappers, zoo
 from internvideo_jax.weights.folders import is_weights
-from internvideo_jax.weights.identify import guess_config, identify
+from internvideo_jax.weights.identify import identify
 
 FROM_FILE = ("frames", "size", "heads", "decoder_heads")  # what a file does not tell
 
@@ -151,7 +150,7 @@ def describe(source: Path, weights: files.Weights) -> str:
 def listing(words: Sequence[str]) -> str:
     """The zoo, or those of its rows that hold all words."""
     lines = []
-    for entry in zoo.ENTRIES:
+    for entry in zoo.entries():
         test = entry.protocol
         line = "  ".join(
             (
@@ -159,7 +158,8 @@ def listing(words: Sequence[str]) -> str:
                 f"{entry.size:<9}{entry.data:<15}{entry.frames:>2} x {entry.pixels}",
                 f"{f'test {test.segments} x {test.crops}' if test else '':<11}",
                 f"{entry.reported:<14}",
-                entry.config.removeprefix("configs/") + ("" if entry.made else " *"),
+                (entry.config or entry.finetune).removeprefix("configs/")
+                + ("" if entry.made else " *"),
             )
         )
         if all(word.lower() in line.lower() for word in words):
@@ -178,7 +178,7 @@ def export_huggingface(options: argparse.Namespace, weights: files.Weights) -> N
         config = run_config(options.source)
     else:
         given = {name: getattr(options, name) for name in FROM_FILE}
-        config = guess_config(weights.kind, weights.params, weights.geometry, given)
+        config = huggingface.guess_config(weights.kind, weights.params, weights.geometry, given)
         print(
             f"taken for granted, since a file does not tell: {config.frames} frames, {config.size} "
             "pixels, flat sine positions; a run knows, export from there where you have it"

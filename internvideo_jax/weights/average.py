@@ -8,19 +8,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import re
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from internvideo_jax.families.viclip.model import FRAMES, TEXT
-from internvideo_jax.layers.pos_embed import resize_length
 from internvideo_jax.weights import files
+from internvideo_jax.weights.family import kinds
 from internvideo_jax.weights.rules import Tensors
-
-# The frames' table is zero in CLIP, where a mean would only halve it.
-KEPT = (f"^{FRAMES}$",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,9 +36,9 @@ class Average:
 def average(first: files.Weights, second: files.Weights, weight: float = 0.5) -> Average:
     """weight * first + (1 - weight) * second, computed in float32, in the dtypes of `first`.
 
-    The second model may be the CLIP file that the first was made from: its text positions are cut
-    to the first's length, and what it lacks (temperature, table of frames) stays the first's. The
-    table of frames always does.
+    The second model may be a file that the first can be made from (`Kind.starts`: of a ViCLIP a
+    CLIP, whose text positions are cut to the first's length). What it lacks stays the first's, and
+    so does what `Kind.kept` says (the table of frames).
 
     Args:
       weight: share of the first model, 0 to 1.
@@ -54,10 +49,12 @@ def average(first: files.Weights, second: files.Weights, weight: float = 0.5) ->
     """
     if not 0.0 <= weight <= 1.0:
         raise ValueError(f"a weight of {weight} is no share of the first model; expected 0 to 1")
-    if second.kind not in (first.kind, "clip"):
+    kind = kinds().get(first.kind)
+    starts = kind.starts if kind is not None else {}
+    if second.kind != first.kind and second.kind not in starts:
         raise ValueError(
-            f"the first model is {first.kind}, the second {second.kind}; expected two of one kind, "
-            "or CLIP as the second"
+            f"the first model is {first.kind}, the second {second.kind}; expected "
+            + " or ".join(["two of one kind", *(f"{name} as the second" for name in starts)])
         )
     if dict(first.geometry) != dict(second.geometry):
         raise ValueError(
@@ -65,9 +62,10 @@ def average(first: files.Weights, second: files.Weights, weight: float = 0.5) ->
             "weights of one shape have a mean"
         )
     other = dict(second.params)
-    if second.kind == "clip" and TEXT in other and TEXT in first.params:
-        other[TEXT] = resize_length(other[TEXT], len(first.params[TEXT]), longer="zero")
-    common = [path for path in first.params if path in other and not _own(path)]
+    if second.kind != first.kind:
+        other = starts[second.kind](dict(first.params), other)
+    own = kind.kept if kind is not None else ()
+    common = [path for path in first.params if path in other and path not in own]
     differing = [
         f"  {path}: {first.params[path].shape} and {other[path].shape}"
         for path in common
@@ -87,10 +85,6 @@ def average(first: files.Weights, second: files.Weights, weight: float = 0.5) ->
     kept = tuple(path for path in first.params if path not in common)
     unused = tuple(path for path in other if path not in first.params)
     return Average(weights, tuple(common), kept, unused)
-
-
-def _own(path: str) -> bool:
-    return any(re.search(pattern, path) for pattern in KEPT)
 
 
 def add_command(commands: argparse._SubParsersAction) -> None:

@@ -4,37 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from internvideo_jax.families.clip import weights as clip
-from internvideo_jax.families.internvideo2 import internvl_weights as internvl
-from internvideo_jax.families.internvideo2 import weights as internvideo2
-from internvideo_jax.families.umt import weights as umt
-from internvideo_jax.families.uniformerv2 import weights as uniformerv2
-from internvideo_jax.families.viclip import weights as viclip
-from internvideo_jax.families.videomae import weights as videomae
 from internvideo_jax.registry import MODELS, suggest
 from internvideo_jax.weights import (
     finite,
     folders,
     formats,
-    huggingface,
     safetensors_files,
     torch_files,
-    vit,
     wrappers,
 )
+from internvideo_jax.weights.family import Names, Recognised, families, kinds, recognise
 from internvideo_jax.weights.rules import Coverage, Tensors, check_complete, to_ours, to_torch
 
 FORMAT = "internvideo_jax"
-FAMILIES = (videomae, umt, uniformerv2, viclip, internvideo2, internvl, clip, vit)
-# Families whose files also come under other names. The kinds, and so our paths, are the same.
-LAYOUTS = {"huggingface": (huggingface,)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +33,7 @@ class Weights:
     params: Tensors  # path -> array
     geometry: Mapping[str, int]  # patch, and tubelet where the model has one
     coverage: Coverage | None = None  # for converted torch files
-    layout: str = ""  # of LAYOUTS; empty: the original names, or ours
+    layout: str = ""  # `huggingface`; empty: the original names, or ours
     place: str = wrappers.TOP  # where in the file they lay
     elsewhere: tuple[str, ...] = ()  # other weights in the file
 
@@ -77,33 +65,24 @@ def load(path: str | Path, key: str = "") -> Weights:
             return _ours(path, tensors, metadata)
     wrappers.refuse_foreign(path, {name: each.dtype.name for name, each in tensors.items()})
     tensors = strip_prefixes(tensors)
-    tensors = {short: tensors[name] for name, short in wrappers.strip_holders(tensors).items()}
-    candidates = {"": FAMILIES, **LAYOUTS}
-    found = [
-        (layout, family, kind)
-        for layout, families in candidates.items()
-        for family in families
-        if (kind := family.recognise(tensors))
-    ]
-    if not found:
-        names = ", ".join(list(tensors)[:4])
+    found = recognise(tensors)
+    if found is None:
+        first = ", ".join(list(tensors)[:4])
+        known = "; ".join(kind.title for kind in kinds().values() if kind.title)
         raise ValueError(
-            f"{path}: not the weights of a known model; {len(tensors)} tensors, first {names}. "
-            "Known: VideoMAE, VideoMAE V2 and InternVideo1 pre-training and fine-tuning files, "
-            "VideoMAE of Hugging Face transformers, InternVideo2's video encoder, student and "
-            "classifier, UniFormerV2, and CLIP as its initial weights"
+            f"{path}: not the weights of a known model; {len(tensors)} tensors, first {first}. "
+            f"Known: {known}"
         )
-    layout, family, kind = found[0]
-    rules, ignored = family.RULES[kind], family.IGNORED[kind]
+    names = found.names
     try:
-        _refuse_mixture(tensors, kind, family)
-        params, coverage = to_ours(tensors, rules, ignored)
-        if hasattr(family, "OPTIONAL"):
-            check_complete(params, rules, family.OPTIONAL[kind])
+        _refuse_mixture(found)
+        params, coverage = to_ours(found.tensors, names.rules, names.ignored)
+        check_complete(params, names.rules, names.optional)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    geometry = family.geometry(tensors)
-    return Weights(kind, params, geometry, coverage, layout, place, tuple(elsewhere))
+    geometry = found.geometry()
+    kind = found.kind.name
+    return Weights(kind, params, geometry, coverage, found.layout, place, tuple(elsewhere))
 
 
 def _read_part(path: Path) -> Tensors:
@@ -116,10 +95,9 @@ def _read_part(path: Path) -> Tensors:
 
 def _ours(path: Path, tensors: Tensors, metadata: Mapping[str, str]) -> Weights:
     """A file that `save_ours` wrote; ValueError where its header is not what that writes."""
-    kinds = {*MODELS, *(kind for family in FAMILIES for kind in family.RULES)}
-    kind = metadata.get("kind", "")
-    if kind not in kinds:
-        raise ValueError(f"{path}: its header names the model {kind!r}: {suggest(kind, kinds)}")
+    known, kind = {*MODELS, *kinds()}, metadata.get("kind", "")
+    if kind not in known:
+        raise ValueError(f"{path}: its header names the model {kind!r}: {suggest(kind, known)}")
     try:
         geometry = json.loads(metadata.get("geometry", ""))
     except (ValueError, RecursionError):
@@ -148,28 +126,34 @@ def not_finite(weights: Weights) -> str:
     bad = {path: value for path, value in weights.params.items() if finite.broken(value)}
     if not bad:
         return ""
-    table = next(
-        family.RULES[weights.kind]
-        for family in LAYOUTS.get(weights.layout, FAMILIES)
-        if weights.kind in family.RULES
+    names = next(
+        names
+        for layout, kind, names in _layouts()
+        if (layout, kind) == (weights.layout, weights.kind)
     )
-    return finite.describe(to_torch(bad, table, weights.geometry), len(weights.coverage.consumed))
+    torch = to_torch(bad, names.rules, weights.geometry)
+    return finite.describe(torch, len(weights.coverage.consumed))
 
 
-def _refuse_mixture(tensors: Mapping[str, np.ndarray], kind: str, family: Any) -> None:
+def _layouts() -> list[tuple[str, str, Names]]:
+    """All names that files may have: layout, kind, names."""
+    return [
+        (layout, kind.name, names)
+        for family in families()
+        for layout, kind, names in family.layouts()
+    ]
+
+
+def _refuse_mixture(found: Recognised) -> None:
     """Raises ValueError when what one kind leaves over are parameters of another kind."""
-    patterns = [*(rule.pattern for rule in family.RULES[kind]), *family.IGNORED[kind]]
-    left = [name for name in tensors if not any(re.fullmatch(each, name) for each in patterns)]
-    for other_family in (*FAMILIES, *(each for group in LAYOUTS.values() for each in group)):
-        for other, rules in other_family.RULES.items():
-            if (other_family, other) == (family, kind):
-                continue
-            theirs = [name for name in left if any(rule.match(name) is not None for rule in rules)]
-            if len(theirs) > 1 and 2 * len(theirs) >= len(left):
-                raise ValueError(
-                    f"a mixture: {len(tensors) - len(left)} tensors of {kind} and {len(theirs)} "
-                    f"that belong to {other}, first {theirs[0]}; save one model to a file"
-                )
+    left = [name for name in found.tensors if not found.names.knows(name)]
+    for _, other, names in _layouts() if left else ():
+        theirs = [name for name in left if names.converts(name)]
+        if names is not found.names and len(theirs) > 1 and 2 * len(theirs) >= len(left):
+            raise ValueError(
+                f"a mixture: {len(found.tensors) - len(left)} tensors of {found.kind.name} and "
+                f"{len(theirs)} that belong to {other}, first {theirs[0]}; save one model to a file"
+            )
 
 
 def check_out(path: str | Path, ours: bool = False) -> None:
@@ -205,10 +189,10 @@ def save_torch(path: str | Path, weights: Weights) -> int:
 
     The ending decides: a torch file for `.pth`, `.pyth`, `.pt` and `.bin`, else safetensors.
     """
-    rules = {kind: table for family in FAMILIES for kind, table in family.RULES.items()}
-    if weights.kind not in rules:
-        raise ValueError(f"{weights.kind} has no torch names: {suggest(weights.kind, rules)}")
-    tensors = to_torch(weights.params, rules[weights.kind], weights.geometry)
+    known = kinds()
+    if weights.kind not in known:
+        raise ValueError(f"{weights.kind} has no torch names: {suggest(weights.kind, known)}")
+    tensors = to_torch(weights.params, known[weights.kind].names.rules, weights.geometry)
     if Path(path).suffix in formats.TORCH_SUFFIXES:
         with safetensors_files.replaced(path) as temporary:
             torch_files.write(temporary, tensors)

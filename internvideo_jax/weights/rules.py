@@ -9,6 +9,7 @@ only moved, never computed, so going back returns the original bits.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 
@@ -21,24 +22,37 @@ Tensors = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How one tensor is rearranged. `shape` is the geometry that the way back needs."""
+    """How one tensor is rearranged. `shape` is the geometry that the way back needs.
+
+    `torch` is the shape that it has in a file, -1 for any size of an axis; None: any shape.
+    """
 
     to_ours: Callable[[np.ndarray], np.ndarray]
     to_torch: Callable[[np.ndarray, Mapping[str, int]], np.ndarray]
+    torch: tuple[int, ...] | None = None
+
+    def fits(self, shape: Sequence[int]) -> bool:
+        """Whether a tensor of this shape can be one of the layout."""
+        if self.torch is None:
+            return True
+        return len(shape) == len(self.torch) and all(
+            wanted in (-1, found) for wanted, found in zip(self.torch, shape, strict=True)
+        )
 
 
 SAME = Layout(lambda x: x, lambda x, _: x)
 # Linear: torch keeps (out, in).
-LINEAR = Layout(lambda x: x.T, lambda x, _: x.T)
+LINEAR = Layout(lambda x: x.T, lambda x, _: x.T, (-1, -1))
 # Fused query, key, value: (3 * out, in) -> (3, in, out).
 QKV = Layout(
     lambda x: x.reshape(3, -1, x.shape[1]).transpose(0, 2, 1),
     lambda x, _: x.transpose(0, 2, 1).reshape(-1, x.shape[1]),
+    (-1, -1),
 )
 # (1, 1, D) -> (D,)
 TOKEN = Layout(lambda x: x.reshape(-1), lambda x, _: x.reshape(1, 1, -1))
 # (1, N, D) -> (N, D)
-TABLE = Layout(lambda x: x[0], lambda x, _: x[None])
+TABLE = Layout(lambda x: x[0], lambda x, _: x[None], (1, -1, -1))
 # One value per head: (K, 1, 1) -> (K,)
 PER_HEAD = Layout(lambda x: x.reshape(-1), lambda x, _: x.reshape(-1, 1, 1))
 
@@ -49,7 +63,11 @@ def _tubelet_to_torch(x: np.ndarray, shape: Mapping[str, int]) -> np.ndarray:
 
 
 # 3-D convolution over tubelets (D, 3, t, p, p) -> matmul kernel (t * p * p * 3, D).
-TUBELET = Layout(lambda x: x.transpose(2, 3, 4, 1, 0).reshape(-1, x.shape[0]), _tubelet_to_torch)
+TUBELET = Layout(
+    lambda x: x.transpose(2, 3, 4, 1, 0).reshape(-1, x.shape[0]),
+    _tubelet_to_torch,
+    (-1, 3, -1, -1, -1),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,19 +79,20 @@ class Rule:
 
     def match(self, name: str) -> int | None:
         """Layer number (0 without `{i}`) if `name` belongs to this rule, else None."""
-        found = re.fullmatch(self.pattern, name)
-        if found is None:
-            return None
-        return int(found.group(1)) if found.groups() else 0
-
-    @property
-    def pattern(self) -> str:
-        """Regular expression of the torch names; a group for the layer number."""
-        return re.escape(self.torch).replace(r"\{i\}", r"(\d+)")
+        if not self.stacked:
+            return 0 if name == self.torch else None
+        found = _pattern(self.torch).fullmatch(name)
+        return int(found.group(1)) if found else None
 
     @property
     def stacked(self) -> bool:
         return "{i}" in self.torch
+
+
+@functools.cache
+def _pattern(torch: str) -> re.Pattern[str]:
+    """Of the torch names of a rule; a group for the layer number."""
+    return re.compile(re.escape(torch).replace(r"\{i\}", r"(\d+)"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,10 +195,12 @@ def _stacked(rule: Rule, found: Mapping[int, np.ndarray]) -> np.ndarray:
 
 def _rearranged(rule: Rule, layer: int, tensor: np.ndarray) -> np.ndarray:
     try:
-        return rule.layout.to_ours(tensor)
-    except (ValueError, IndexError) as error:
-        name = rule.torch.replace("{i}", str(layer))
-        raise ValueError(f"{name} has shape {tensor.shape}, which fits no {rule.path}") from error
+        if rule.layout.fits(tensor.shape):
+            return rule.layout.to_ours(tensor)
+    except (ValueError, IndexError):
+        pass
+    name = rule.torch.replace("{i}", str(layer))
+    raise ValueError(f"{name} has shape {tensor.shape}, which fits no {rule.path}")
 
 
 def check_complete(

@@ -16,13 +16,9 @@ from internvideo_jax.registry import suggest
 WRAPPERS = ("model", "module", "state_dict", "model_state_dict", "model_state")
 # Averaged weights, kept beside the others. Never taken unasked.
 AVERAGED = ("model_ema", "ema", "ema_state_dict", "state_dict_ema", "ema_model")
-# Left by torch.compile, by data-parallel wrappers, by UniFormerV2's training and by models that
-# hold the network as an attribute.
+# Left by torch.compile, by data-parallel wrappers and by models that hold the network as an
+# attribute.
 PREFIXES = ("_orig_mod.", "module.", "backbone.", "model.")
-# A key that only InternVideo2's encoder has, and what it is kept under in files made for
-# fine-tuning, beside a head. Where stage 2 keeps it, its rules say.
-VIDEO_ENCODER = "clip_projector.norm1_q.weight"
-HOLDERS = ("encoder.", "backbone.")
 # Parts of a training state that hold tensors and no weights.
 OTHERS = ("optim", "scaler", "scheduler", "sched", "args", "cfg", "config", "rng")
 TOP = "(top)"
@@ -116,15 +112,6 @@ def strip_prefixes(names: Iterable[str]) -> dict[str, str]:
             if all(name.startswith(prefix) for name in short.values()):
                 short = {name: value[len(prefix) :] for name, value in short.items()}
                 changed = True
-    return short
-
-
-def strip_holders(names: Iterable[str]) -> dict[str, str]:
-    """Name -> name as in a file of InternVideo2's classifier; names of others stay as they are."""
-    short = {name: name for name in names}
-    for holder in HOLDERS:
-        if holder + VIDEO_ENCODER in short:
-            return {name: name.removeprefix(holder) for name in short}
     return short
 
 

@@ -12,13 +12,13 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from internvideo_jax.families import zoo
 from internvideo_jax.families.internvideo2 import classifier as internvideo2_classifier
 from internvideo_jax.families.internvideo2 import model as internvideo2
 from internvideo_jax.families.internvideo2 import student as internvideo2_student
 from internvideo_jax.families.umt import model as umt
 from internvideo_jax.families.uniformerv2 import model as uniformerv2
 from internvideo_jax.families.videomae import model as videomae
+from internvideo_jax.weights import zoo
 from tests.recipes import shipped
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/models.md"
@@ -176,8 +176,8 @@ def accuracies(family: str) -> list[str]:
 
 def parts() -> dict[str, str]:
     """Name of a part -> its lines, as they stand between two marks on the page."""
-    tables = {f"files {source}": zoo.table(source) for source in zoo.SOURCES}
-    notes = {f"notes {source}": zoo.notes(source) for source in zoo.SOURCES}
+    tables = {f"files {source}": zoo.table(source) for source in zoo.sources()}
+    notes = {f"notes {source}": zoo.notes(source) for source in zoo.sources()}
     found = {
         "sizes videomae": video_sizes(),
         "sizes uniformerv2": image_sizes(),

@@ -27,13 +27,15 @@ from internvideo_jax.optim.factory import (
 )
 from internvideo_jax.optim.schedules import Schedule, cosine
 from internvideo_jax.types import Params, flatten_paths, unflatten_paths
+from internvideo_jax.weights.family import recognise
 from internvideo_jax.weights.rules import to_ours, to_torch
 from tests.parity.cases import Case, adapter
 
 
 def import_weights(case: Case, kind: str, shapes: Params, family: ModuleType = videomae) -> Params:
     """Through the importer; every tensor must be used, shapes and the way back must agree."""
-    assert family.recognise(case.weights) == kind
+    found = recognise(case.weights)
+    assert found is not None and found.kind.name == kind
     rules = family.RULES[kind]
     flat, coverage = to_ours(case.weights, rules, family.IGNORED[kind])
     assert set(coverage.consumed) | set(coverage.ignored) == set(case.weights)

@@ -21,6 +21,7 @@ from internvideo_jax.ops.contrastive import contrastive_loss
 from internvideo_jax.ops.pixels import IMAGENET_MEAN, IMAGENET_STD
 from internvideo_jax.optim.schedules import floored_cosine
 from internvideo_jax.types import Params, flatten_paths, unflatten_paths
+from internvideo_jax.weights.family import recognise
 from internvideo_jax.weights.rules import to_ours, to_torch
 from tests.parity.cases import Case, adapter
 from tests.parity.model_adapters import export, import_weights, indices
@@ -54,7 +55,8 @@ def half(case: Case, name: str, config: ViCLIPConfig) -> Params:
     """Weights of a case with one encoder; the other half and the temperature are zeros."""
     shapes = flatten_paths(config.model().shapes())
     wanted = {path: leaf.shape for path, leaf in shapes.items() if path.startswith(f"{name}/")}
-    assert viclip.recognise(case.weights) == KIND
+    found = recognise(case.weights)
+    assert found is not None and found.kind.name == KIND
     flat, coverage = to_ours(case.weights, viclip.RULES[KIND], viclip.IGNORED[KIND])
     assert set(coverage.consumed) == set(case.weights)
     assert {path: value.shape for path, value in flat.items()} == wanted

@@ -6,6 +6,7 @@ Unmasked Teacher has it, with a patch embedding that has an axis of one frame.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
@@ -19,14 +20,20 @@ def _frames_to_torch(x: np.ndarray, shape: Mapping[str, int]) -> np.ndarray:
 
 
 # (D, 3, frames, p, p) -> matmul kernel (frames * p * p * 3, D).
-FRAMES = Layout(lambda x: x.transpose(2, 3, 4, 1, 0).reshape(-1, x.shape[0]), _frames_to_torch)
+FRAMES = Layout(
+    lambda x: x.transpose(2, 3, 4, 1, 0).reshape(-1, x.shape[0]),
+    _frames_to_torch,
+    (-1, 3, -1, -1, -1),
+)
+ONE_FRAME = dataclasses.replace(FRAMES, torch=(-1, 3, 1, -1, -1))
 # The same of an image model: (D, 3, p, p).
 IMAGE = Layout(
     lambda x: x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0]),
     lambda x, shape: _frames_to_torch(x, shape)[:, :, 0],
+    (-1, 3, -1, -1),
 )
 # Biases of query, key and value in one vector: (3 * D,) -> (3, D).
-QKV_BIAS = Layout(lambda x: x.reshape(3, -1), lambda x, _: x.reshape(-1))
+QKV_BIAS = Layout(lambda x: x.reshape(3, -1), lambda x, _: x.reshape(-1), (-1,))
 
 
 def attention_rules(t: str, p: str) -> list[Rule]:
@@ -83,7 +90,7 @@ def text_rules(prefix: str) -> list[Rule]:
 RULES = {
     "clip": (*image_rules("visual.", IMAGE), *image_head_rules("visual."), *text_rules("")),
     "clip_visual": (*image_rules("", IMAGE), *image_head_rules("")),
-    "clip_frames": (*image_rules("", FRAMES), *image_head_rules("")),
+    "clip_frames": (*image_rules("", ONE_FRAME), *image_head_rules("")),
 }
 IGNORED = {
     "clip": {
@@ -100,24 +107,6 @@ OPTIONAL = {
     "clip_visual": (r"encoder/(norm_post|proj)/.*",),
     "clip_frames": (r"encoder/(norm_post|proj)/.*",),
 }
-
-
-def image_kernel(tensors: Mapping[str, np.ndarray], prefix: str) -> np.ndarray | None:
-    """The patch embedding of an image transformer with CLIP's names, None when there is none."""
-    others = ("class_embedding", "transformer.resblocks.0.attn.in_proj_weight")
-    whole = all(prefix + name in tensors for name in others)
-    return tensors.get(prefix + "conv1.weight") if whole else None
-
-
-def recognise(tensors: Mapping[str, np.ndarray]) -> str | None:
-    """`clip`, `clip_visual`, `clip_frames`, or None when it is none of them."""
-    for prefix, kind in (("visual.", "clip"), ("", "clip_visual")):
-        kernel = image_kernel(tensors, prefix)
-        if kernel is not None and kernel.ndim == 4:
-            return kind
-        if kernel is not None and not prefix and kernel.ndim == 5 and kernel.shape[2] == 1:
-            return "clip_frames"
-    return None
 
 
 def geometry(tensors: Mapping[str, np.ndarray]) -> dict[str, int]:

@@ -6,7 +6,7 @@ pictures, and decoders that nothing after stage 1 reads.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from internvideo_jax.families.internvideo2 import classifier_weights as internvi
 from internvideo_jax.weights.rules import LINEAR, QKV, SAME, TABLE, TOKEN, TUBELET, Layout, Rule
 
 STAGE_2 = "vision_encoder."
+# A key of every encoder, and what it is kept under in files made for fine-tuning, beside a head.
+ENCODER = "clip_projector.norm1_q.weight"
+HOLDERS = ("encoder.", "backbone.")
 
 
 def position_rules(torch: str, path: str) -> list[Rule]:
@@ -154,25 +157,19 @@ OPTIONAL = {
 }
 
 
-def recognise(tensors: Mapping[str, np.ndarray]) -> str | None:
-    """The kind of the weights, or None when they are none of these."""
-    for prefix in ("", STAGE_2):
-        kernel = tensors.get(prefix + "patch_embed.proj.weight")
-        marks = ("blocks.0.attn.q_norm.weight", "clip_projector.cross_attn.q.weight")
-        if kernel is None or kernel.ndim != 5 or not any(prefix + m in tensors for m in marks):
-            continue
-        decoders = ("clip_decoder.", "mae_decoder.", "final_clip_decoder.")
-        # Below the prefix of stage 2 they are left over from stage 1.
-        if any(name.startswith(decoders) for name in tensors):
-            return STUDENT
-        # The norm of a classifier is always its own; the head may have been left out.
-        return CLASSIFIER if "fc_norm.weight" in tensors and not prefix else BACKBONE
-    return None
+def short_names(names: Iterable[str]) -> dict[str, str]:
+    """Name -> name as in a file of the classifier: without what the encoder is kept under."""
+    found = {name: name for name in names}
+    for holder in HOLDERS:
+        if holder + ENCODER in found:
+            return {name: name.removeprefix(holder) for name in found}
+    return found
 
 
 def geometry(tensors: Mapping[str, np.ndarray]) -> dict[str, int]:
-    """Tubelet and patch size of a torch file."""
+    """Patch size of a torch file, and tubelet where it is no model of pictures."""
     for prefix in ("", STAGE_2):
         if (kernel := tensors.get(prefix + "patch_embed.proj.weight")) is not None:
-            return {"tubelet": kernel.shape[2], "patch": kernel.shape[3]}
+            tubelet = {"tubelet": kernel.shape[2]} if kernel.ndim == 5 else {}
+            return {**tubelet, "patch": kernel.shape[-1]}
     raise ValueError("no patch embedding in the file, cannot tell tubelet and patch size")

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from internvideo_jax.families.entry import CLASSES, Entry
 from internvideo_jax.families.umt.zoo import SETS, test_of
+from internvideo_jax.weights.entry import CLASSES, Entry
 
 STAGE1 = "configs/internvideo2/pretrain.py:"
 DISTILL = "configs/internvideo2/distill.py:"

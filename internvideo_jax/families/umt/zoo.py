@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from internvideo_jax.families.entry import CLASSES, Entry, Protocol
 from internvideo_jax.families.umt.model import CLASSIFIER
+from internvideo_jax.weights.entry import CLASSES, Entry, Protocol
 
 KINETICS = Protocol(4, 3, "stepped")
 SOMETHING = Protocol(4, 3, "segments")  # of InternVideo2 too: 8 x 3 x 4

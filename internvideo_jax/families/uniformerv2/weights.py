@@ -1,28 +1,19 @@
-"""Names of UniFormerV2; the image transformers that it starts from are in clip.py and vit.py."""
+"""Names of UniFormerV2; the image transformers that it starts from are other families."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-import numpy as np
-
-from internvideo_jax.families.clip.weights import (
-    FRAMES,
-    attention_rules,
-    geometry,
-    image_kernel,
-    image_rules,
-)
+from internvideo_jax.families.clip import weights as clip
 from internvideo_jax.weights.rules import LINEAR, TOKEN, Layout, Rule
 
-__all__ = ["FILE_ONLY", "IGNORED", "RULES", "geometry", "recognise"]
-
-
 # Convolution over single places: (out, in, 1, 1, 1) -> (in, out).
-POINTWISE = Layout(lambda x: x[:, :, 0, 0, 0].T, lambda x, _: x.T[:, :, None, None, None])
+POINTWISE = Layout(
+    lambda x: x[:, :, 0, 0, 0].T, lambda x, _: x.T[:, :, None, None, None], (-1, -1, 1, 1, 1)
+)
 # One kernel per channel: (D, 1, t, h, w) -> (t, h, w, D).
 DEPTHWISE = Layout(
-    lambda x: x[:, 0].transpose(1, 2, 3, 0), lambda x, _: x.transpose(3, 0, 1, 2)[:, None]
+    lambda x: x[:, 0].transpose(1, 2, 3, 0),
+    lambda x, _: x.transpose(3, 0, 1, 2)[:, None],
+    (-1, 1, -1, -1, -1),
 )
 
 
@@ -45,14 +36,14 @@ def _local_rules(number: int) -> list[Rule]:
 
 
 UNIFORMERV2 = (
-    *image_rules("", FRAMES),
+    *clip.image_rules("", clip.FRAMES),
     *_local_rules(1),
     *_local_rules(2),
     Rule("transformer.temporal_cls_token", "temporal_cls_token", TOKEN),
     Rule("transformer.balance", "balance"),
     Rule("transformer.dpe.{i}.weight", "global_blocks/dpe/kernel", DEPTHWISE),
     Rule("transformer.dpe.{i}.bias", "global_blocks/dpe/bias"),
-    *attention_rules("transformer.dec.{i}.", "global_blocks/"),
+    *clip.attention_rules("transformer.dec.{i}.", "global_blocks/"),
     Rule("transformer.dec.{i}.ln_3.weight", "global_blocks/norm_context/scale"),
     Rule("transformer.dec.{i}.ln_3.bias", "global_blocks/norm_context/bias"),
     Rule("transformer.proj.0.weight", "norm/scale"),
@@ -72,27 +63,9 @@ OPTIONAL = {
         r"encoder/blocks/local2/.*",
         r"balance",
         r"head/.*",
-    ),
-}
-
-# What a file may lack, always as a whole (rules.check_complete).
-OPTIONAL = {
-    "uniformerv2": (
-        r".*/norm/count",
-        r"encoder/blocks/local1/.*",
-        r"encoder/blocks/local2/.*",
-        r"balance",
-        r"head/.*",
     )
 }
 
 # Leaves that files have and models have not: torch counts batches, nothing reads the number.
 FILE_ONLY = ("count",)
-
-
-def recognise(tensors: Mapping[str, np.ndarray]) -> str | None:
-    """`uniformerv2`, or None when it is none."""
-    kernel = image_kernel(tensors, "")
-    if kernel is not None and kernel.ndim == 5 and "transformer.temporal_cls_token" in tensors:
-        return "uniformerv2"
-    return None
+geometry = clip.geometry

@@ -1,10 +1,10 @@
-"""The published UniFormerV2 checkpoints: rows of its model zoo. Only data; see `families.zoo`."""
+"""The published UniFormerV2 checkpoints: rows of its model zoo. Only data; see `weights.zoo`."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from internvideo_jax.families.entry import CLASSES, Entry, Protocol
+from internvideo_jax.weights.entry import CLASSES, Entry, Protocol
 
 CONFIG = "configs/uniformerv2/finetune.py:"
 SIZES = {"b16_224": "base", "l14_224": "large", "l14_336": "large336"}

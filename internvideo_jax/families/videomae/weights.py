@@ -96,31 +96,6 @@ OPTIONAL = {
 }
 
 
-def recognise(tensors: Mapping[str, np.ndarray]) -> str | None:
-    """`videomae_pretrain`, `videomae_classifier`, or None when it is neither."""
-    kernel = {
-        "encoder.patch_embed.proj.weight": "videomae_pretrain",
-        "patch_embed.proj.weight": "videomae_classifier",
-    }
-    for name, kind in kernel.items():
-        if name in tensors and tensors[name].ndim == 5 and _blocks_look_right(tensors, kind):
-            return kind
-    return None
-
-
-def _blocks_look_right(tensors: Mapping[str, np.ndarray], kind: str) -> bool:
-    # Other families share `patch_embed.proj`; only this one has a fused qkv without a k bias.
-    # Unmasked Teacher's student has the same encoder, but decoders of its own.
-    prefix = "encoder.blocks.0." if kind == "videomae_pretrain" else "blocks.0."
-    # InternVideo2 has a class token.
-    return (
-        "cls_token" not in tensors
-        and f"{prefix}attn.qkv.weight" in tensors
-        and f"{prefix}attn.qkv.bias" not in tensors
-        and "clip_decoder.0.head.weight" not in tensors
-    )
-
-
 def geometry(tensors: Mapping[str, np.ndarray]) -> dict[str, int]:
     """Tubelet and patch size of a torch file."""
     for name in ("encoder.patch_embed.proj.weight", "patch_embed.proj.weight"):

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from internvideo_jax.families.entry import CLASSES, Entry, Protocol
+from internvideo_jax.weights.entry import CLASSES, Entry, Protocol
 
 FINETUNE = "configs/videomae/finetune.py:recipe="
 PRETRAIN = "configs/videomae/pretrain.py:"

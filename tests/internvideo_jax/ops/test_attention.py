@@ -257,3 +257,93 @@ def test_causal_attention_is_refused_where_there_is_none():
             attend(q, k, v, causal=True, form=form)
     with pytest.raises(ValueError, match="causal attention of 5 queries on 6 keys"):
         attend(q[:, :5], k, v, causal=True)
+
+
+def plain(q, k, v, mask=None, bias=None, causal=False):
+    """Softmax, then product; a query that sees nothing gets zeros."""
+    logits = jnp.einsum("bnkc,bskc->bkns", q, k) * q.shape[-1] ** -0.5
+    logits = logits if bias is None else logits + bias
+    seen = jnp.ones(logits.shape, bool) if mask is None else mask[:, None, None]
+    seen = seen & jnp.tri(*logits.shape[2:], dtype=bool) if causal else seen
+    highest = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
+    weights = jnp.where(seen, jnp.exp(logits - highest), 0.0)
+    total = weights.sum(axis=-1, keepdims=True)
+    return jnp.einsum("bkns,bskc->bnkc", weights / jnp.where(total > 0, total, 1.0), v)
+
+
+MASK = jnp.asarray([[True] * 7 + [False] * 2, [False, True] * 4 + [True]])
+BIAS = jnp.asarray(np.random.default_rng(3).normal(size=(1, 2, 9, 9)), jnp.float32)
+WANTED = {
+    "plain": {},
+    "masked": {"mask": MASK},
+    "all-hidden": {"mask": MASK.at[0].set(False)},
+    "biased": {"bias": BIAS},
+    "hidden-by-bias": {"bias": BIAS.at[:, :, :, 4:].set(-jnp.inf)},
+    "causal": {"causal": True},
+    "masked-biased-causal": {"mask": MASK.at[1, 0].set(True), "bias": BIAS, "causal": True},
+}
+NEEDS = {"mask": "masked", "bias": "biased", "causal": "causal"}
+
+
+@pytest.mark.parametrize("form", ["xla", "blocked", "flash"])
+@pytest.mark.parametrize("wanted", WANTED)
+def test_a_form_computes_what_it_says_it_can_or_refuses(wanted, form):
+    given = WANTED[wanted]
+    lacking = [
+        what
+        for name in given
+        for what, forms in (attention.ABILITIES[NEEDS[name]],)
+        if form not in forms
+    ]
+    q, k, v = draw(9, 9, 2, 8, batch=2)
+    if lacking:
+        with pytest.raises(ValueError, match=f"'{form}' cannot .*({'|'.join(lacking)})"):
+            attend(q, k, v, **given, form=form)
+        return
+    out, gradients = values_and_gradients(lambda *a: attend(*a, **given, form=form), q, k, v)
+    expected, theirs = values_and_gradients(lambda *a: plain(*a, **given), q, k, v)
+    np.testing.assert_allclose(out, expected, atol=1e-5)
+    for ours, other in zip(gradients, theirs, strict=True):
+        np.testing.assert_allclose(ours, other, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["xla", "blocked"])
+def test_queries_of_another_sequence_leave_out_its_padding(form):
+    q, k, v = draw(5, 9, 2, 8, batch=2)
+    out, gradients = values_and_gradients(lambda *a: attend(*a, MASK, form=form), q, k, v)
+    expected, theirs = values_and_gradients(lambda *a: plain(*a, MASK), q, k, v)
+    np.testing.assert_allclose(out, expected, atol=1e-5)
+    for ours, other in zip(gradients, theirs, strict=True):
+        np.testing.assert_allclose(ours, other, atol=1e-5)
+    with pytest.raises(ValueError, match=r"the mask is \(2, 5\), expected one value per key"):
+        attend(q, k, v, MASK[:, :5])
+
+
+def test_the_gradient_of_a_bias():
+    q, k, v = draw(9, 9, 2, 8, batch=2)
+    _, (ours,) = values_and_gradients(lambda bias: attend(q, k, v, bias=bias), BIAS)
+    _, (theirs,) = values_and_gradients(lambda bias: plain(q, k, v, bias=bias), BIAS)
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_token_by_token_with_cached_keys_is_the_whole_at_once():
+    q, k, v = draw(6, 6, 2, 8, batch=2)
+    mask = jnp.ones((2, 8), bool).at[1, 0].set(False)
+    cache = attention.Cache.empty(2, 8, 2, 8, jnp.float32)
+    rows = []
+    for part in (slice(0, 3), slice(3, 4), slice(4, 6)):
+        out, cache = attend(q[:, part], k[:, part], v[:, part], mask, cache=cache, causal=True)
+        rows.append(out)
+    assert int(cache.length) == 6
+    expected = plain(q, k, v, mask[:, :6], causal=True)
+    np.testing.assert_allclose(jnp.concatenate(rows, axis=1), expected, atol=1e-5)
+    with pytest.raises(ValueError, match="cached: only the form xla has cached keys"):
+        attend(q[:, :2], k[:, :2], v[:, :2], cache=cache, form="blocked")
+
+
+def test_what_a_form_lacks_is_the_reason_for_another():
+    site = dataclasses.replace(DECODER, platform="tpu", masked=True)
+    assert choose(site) == Choice("xla", "only the forms xla and blocked have a padding mask")
+    assert choose(dataclasses.replace(site, platform="cpu")) == Choice("blocked", "on cpu")
+    biased = dataclasses.replace(DECODER, platform="cuda", biased=True)
+    assert choose(biased) == Choice("xla", "only the form xla has an additive bias")

@@ -10,11 +10,13 @@ from safetensors.numpy import load_file, save_file
 
 from internvideo_jax.families.umt.model import CLASSIFIER, UMTStudentConfig
 from internvideo_jax.families.uniformerv2.model import UniFormerV2Config
+from internvideo_jax.families.viclip.model import ViCLIPConfig
 from internvideo_jax.families.videomae.model import ClassifierConfig, PretrainConfig
 from internvideo_jax.types import flatten_paths
-from internvideo_jax.weights import files, wrappers
+from internvideo_jax.weights import files, wrappers, zoo
 from internvideo_jax.weights.__main__ import main
-from internvideo_jax.weights.identify import guess_config, identify
+from internvideo_jax.weights.huggingface import guess_config
+from internvideo_jax.weights.identify import identify
 from tests.conftest import ROOT
 
 GOLDEN = ROOT / "tests/golden/videomae"
@@ -69,6 +71,22 @@ def test_files_of_unmasked_teacher():
     found = identified(ClassifierConfig.of_size("base", **settings), "mine.pth")
     assert not found.alike
     assert "--config=configs/umt/finetune.py:recipe=b_k710" in found.commands[0]
+
+
+def test_files_of_viclip_and_clip():
+    found = identified(ViCLIPConfig.of_size("large"), "w/ViClip-InternVid-10M-FLT.pth")
+    assert [entry.name for entry in found.named] == ["viclip/ViClip-InternVid-10M-FLT"]
+    assert "reported 64.80 / 62.20 / 54.30" in found.text() and "257 positions" in found.text()
+    assert all("configs/viclip/pretrain.py:size=large --" in each for each in found.commands)
+    (known,) = zoo.match("ViT-L-14-336px.pt")
+    shapes = {
+        name.replace("temporal", "none"): leaf
+        for name, leaf in flatten_paths(ViCLIPConfig.of_size("large336").model().shapes()).items()
+    }
+    found = identify("clip", shapes, {"patch": 14}, "ViT-L-14-336px.pt")
+    assert found.named == (known,) and found.size == "large336"
+    (start,) = found.commands
+    assert "uniformerv2/finetune.py:data=kinetics,start=clip,size=large336 --" in start
 
 
 def test_settings_of_the_entry_are_in_the_command():

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from internvideo_jax.families.internvideo2 import weights as internvideo2
-from internvideo_jax.families.videomae import weights as videomae
+from internvideo_jax.families.internvideo2.family import FAMILY as INTERNVIDEO2
+from internvideo_jax.families.videomae.family import FAMILY as VIDEOMAE
 from internvideo_jax.weights import files
+from internvideo_jax.weights.family import recognise
 from tests.conftest import ROOT
 
 CASE = ROOT / "tests/golden/internvideo2_stage1/stage1_pretrain/weights.safetensors"
@@ -33,9 +34,14 @@ def test_kinds(tmp_path):
     assert loaded(tmp_path, student()).kind == "internvideo2_student"
     found = loaded(tmp_path, backbone())
     assert found.kind == "internvideo2" and dict(found.geometry) == {"tubelet": 1, "patch": 10}
-    assert videomae.recognise(backbone()) is None and videomae.recognise(student()) is None
     other = load_file(OTHER)
-    assert videomae.recognise(other) and internvideo2.recognise(other) is None
+    for tensors, family in (
+        (backbone(), INTERNVIDEO2),
+        (student(), INTERNVIDEO2),
+        (other, VIDEOMAE),
+    ):
+        best = recognise(tensors)
+        assert best is not None and best.family is family and best.cover.share == 1.0
 
 
 @pytest.mark.parametrize("ending", [".weight", ""])

@@ -7,8 +7,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from internvideo_jax.families.videomae import weights as videomae
+from internvideo_jax.families.videomae.family import FAMILY
 from internvideo_jax.weights import files, torch_files
 from internvideo_jax.weights.__main__ import main
+from internvideo_jax.weights.family import families
 from internvideo_jax.weights.rules import SAME, Rule, to_ours, to_torch
 from tests.conftest import ROOT
 
@@ -79,10 +81,17 @@ def test_a_parameter_without_a_torch_name():
 
 def test_recognition_does_not_claim_other_families():
     tensors = load_file(FINETUNE)
-    assert videomae.recognise({**tensors, "blocks.0.attn.qkv.bias": np.zeros(3)}) is None
-    assert videomae.recognise({"conv1.weight": np.zeros((2, 3, 4, 4))}) is None
+    whole = FAMILY.recognise(tensors)
+    odd = FAMILY.recognise({**tensors, "blocks.0.attn.qkv.bias": np.zeros(3)})
+    assert whole is not None and odd is not None and odd.cover < whole.cover
+    assert whole.cover.share == 1.0 and all(
+        other.cover < whole.cover
+        for family in families()
+        if family is not FAMILY and (other := family.recognise(tensors)) is not None
+    )
+    assert FAMILY.recognise({"conv1.weight": np.zeros((2, 3, 4, 4))}) is None
     patch = {"patch_embed.proj.weight": np.zeros((4, 3, 16, 16), np.float32)}  # an image model
-    assert videomae.recognise(patch) is None
+    assert FAMILY.recognise(patch) is None
 
 
 @pytest.mark.parametrize(

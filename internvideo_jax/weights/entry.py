@@ -37,14 +37,14 @@ class Entry:
 
     name: str  # SOURCE/MODEL, what `zoo.find` knows; MODEL is the published name where one exists
     file: str = ""  # published file name; empty: published without one
-    kind: str  # name of the model in the registry; also names the weight rules
+    kind: str  # of the weights: name of the model in the registry where it is a model
     size: str  # of the model's `of_size`
     data: str  # what it was trained on last
     classes: int = 0  # 0: none, a pre-trained model
     frames: int = 16
     pixels: int = 224
     changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # further model settings
-    config: str  # the recipe that made it, or whose model and test are its own
+    config: str  # the recipe that made it, or whose model and test are its own; empty: none
     settings: tuple[str, ...] = ()  # to add to that recipe
     made: bool = True  # whether that recipe made it; False: see `note`
     finetune: str = ""  # of a pre-trained model: a recipe that starts from it

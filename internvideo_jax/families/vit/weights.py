@@ -35,14 +35,6 @@ IGNORED = {
 OPTIONAL: dict[str, tuple[str, ...]] = {"vit": ()}
 
 
-def recognise(tensors: Mapping[str, np.ndarray]) -> str | None:
-    """`vit`, or None when it is none."""
-    kernel = tensors.get("patch_embed.proj.weight")
-    if kernel is None or kernel.ndim != 4:  # a video model's has five axes
-        return None
-    return "vit" if {"cls_token", "blocks.0.attn.qkv.bias"} <= set(tensors) else None
-
-
 def geometry(tensors: Mapping[str, np.ndarray]) -> dict[str, int]:
     """Patch size of a torch file."""
     return {"patch": tensors["patch_embed.proj.weight"].shape[-1]}

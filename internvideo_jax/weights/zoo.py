@@ -1,0 +1,141 @@
+"""The published checkpoints of all families: finding one, and what the shapes of a file tell.
+
+`find` takes a name, `match` the name of a file or the shapes of its weights. The rows are in
+`zoo.py` of every family; weights are never touched here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
+
+from internvideo_jax.registry import suggest
+from internvideo_jax.weights.entry import Entry
+from internvideo_jax.weights.family import Facts, agree, families, kinds
+
+SUFFIXES = (".pth", ".pyth", ".pt", ".bin", ".safetensors")
+COMMON = ("pretrain", "pytorch_model")  # file names that say nothing without their folder
+
+
+def sources() -> dict[str, Sequence[Entry]]:
+    """The part of a name before the slash -> its entries."""
+    return {name: rows for family in families() for name, rows in family.sources.items()}
+
+
+def entries() -> tuple[Entry, ...]:
+    return tuple(entry for rows in sources().values() for entry in rows)
+
+
+def find(name: str) -> Entry:
+    """The entry `name`, by its full name or, where only one has it, by the part after the slash.
+
+    Raises:
+      ValueError: no such entry, with the near matches.
+    """
+    wanted = _stem(name)
+    full = [entry for entry in entries() if entry.name == name]
+    found = full or [entry for entry in entries() if entry.name.partition("/")[2] == wanted]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise ValueError(f"{name!r} is ambiguous: {', '.join(entry.name for entry in found)}")
+    names = [entry.name for entry in entries()]
+    raise ValueError(f"no published checkpoint {name!r}: {suggest(name, names)}")
+
+
+def match(name: str = "", facts: Facts | None = None) -> tuple[Entry, ...]:
+    """Entries that a file may be: those whose name fits, else those whose shapes fit.
+
+    A name is believed only as far as the shapes agree. A file name that several entries share
+    (`ViT-H.pth`) is told apart by its folders, and by the shapes.
+
+    Args:
+      name: path of the file; empty = unknown.
+      facts: of `facts_of_params`; None = unknown, only the name counts.
+    """
+    fits = [entry for entry in entries() if facts is None or agree(facts_of_entry(entry), facts)]
+    named = [entry for entry in fits if name and is_named(entry, name)]
+    deepest = max((_depth(entry, name) for entry in named), default=0)
+    named = [entry for entry in named if _depth(entry, name) == deepest]
+    return tuple(named or (fits if facts is not None else ()))
+
+
+def is_named(entry: Entry, name: str) -> bool:
+    """Whether the file `name` has the published name, of file or model, whatever its ending."""
+    stem = _stem(name)
+    if entry.file and stem == _stem(entry.file):
+        return stem not in COMMON or _depth(entry, name) > 0
+    return stem == entry.name.partition("/")[2]
+
+
+def facts_of_entry(entry: Entry) -> Facts:
+    """What the shapes of a published model's parameters tell."""
+    return kinds()[entry.kind].facts_of_entry(entry)
+
+
+def facts_of_config(config: Any) -> Facts:
+    """What the shapes of this model's parameters will tell."""
+    return kinds()[config.name].facts_of_config(config)
+
+
+def facts_of_params(kind: str, params: Mapping[str, Any], geometry: Mapping[str, Any]) -> Facts:
+    """What the shapes of these parameters tell; see `Kind.facts_of_params`."""
+    return kinds()[kind].facts_of_params(params, geometry)
+
+
+def size_of(facts: Facts) -> str:
+    """The size name of these facts, empty when no published model has these shapes."""
+    return kinds()[facts["kind"]].size_of(facts)
+
+
+def table(source: str) -> list[str]:
+    """The entries of a source as the lines of a Markdown table."""
+    rows = [
+        "| name | file | model | trained on | input | test | reported | recipe |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for entry in sources()[source]:
+        file = entry.file
+        if file == entry.name.partition("/")[2] + PurePath(file).suffix:
+            file = f"…{PurePath(file).suffix}"  # the name says it
+        test = entry.protocol
+        kind = "pre-trained" if entry.pretrained else f"{entry.classes} classes"
+        recipe = (entry.config or entry.finetune).removeprefix("configs/")
+        cells = (
+            f"`{entry.name}`",
+            f"`{file}`" if file else "",
+            f"{entry.size}, {kind}",
+            entry.data,
+            f"{entry.frames} x {entry.pixels}²",
+            f"{test.segments} x {test.crops}, {test.sampling}" if test else "",
+            entry.reported,
+            f"`{recipe}`{'' if entry.made else ' *'}",
+        )
+        rows.append("| " + " | ".join(cells) + " |")
+    return rows
+
+
+def notes(source: str) -> list[str]:
+    """The notes of a source's entries as Markdown lines, entries that share one together."""
+    shared: dict[str, list[str]] = {}
+    for entry in sources()[source]:
+        if entry.note:
+            shared.setdefault(entry.note, []).append(f"`{entry.name.partition('/')[2]}`")
+    return [f"- {', '.join(names)}: {note}." for note, names in shared.items()]
+
+
+def _stem(name: str) -> str:
+    path = PurePath(name)
+    return path.name.removesuffix(path.suffix) if path.suffix in SUFFIXES else path.name
+
+
+def _depth(entry: Entry, name: str) -> int:
+    """How many folders at the end of `name` are those of the published file."""
+    here, there = PurePath(name).parent.parts[::-1], PurePath(entry.file).parent.parts[::-1]
+    same = 0
+    for one, other in zip(here, there, strict=False):
+        if one != other:
+            break
+        same += 1
+    return same

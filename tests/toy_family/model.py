@@ -1,0 +1,72 @@
+"""A transformer that reads ids and says of every place which id stands there."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from internvideo_jax.layers.block import BLOCK_SHARDING, BlockConfig, layer_norm
+from internvideo_jax.layers.block_stack import run_stack, stacked_blocks
+from internvideo_jax.layers.functional import Model
+from internvideo_jax.layers.init import Init
+from internvideo_jax.layers.tower import TowerConfig, tower
+
+SIZES = {"tiny": tower(32, 2, 4)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ToyConfig:
+    """Factory: `ToyConfig.of_size("tiny")`."""
+
+    name: str = "toy_text"
+    encoder: TowerConfig
+    vocab: int = 40  # the last id stands for a hidden token
+    context: int = 8
+    dtype: str = "float32"
+
+    @classmethod
+    def of_size(cls, name: str, /, **changes: Any) -> ToyConfig:
+        return cls(encoder=SIZES[name], **changes)
+
+    @property
+    def sharding_rules(self) -> tuple[tuple[str, tuple[Any, ...]], ...]:
+        return BLOCK_SHARDING
+
+    def model(self) -> Model:
+        return Model(self, lambda rngs: ToyText(self, rngs=rngs))
+
+
+class Encoder(nnx.Module):
+    """Ids -> tokens."""
+
+    def __init__(self, config: ToyConfig, *, rngs: nnx.Rngs):
+        dtype, width = jnp.dtype(config.dtype), config.encoder.width
+        self.token_embed = nnx.Param(jax.random.normal(rngs.params(), (config.vocab, width)))
+        self.places = nnx.Param(jnp.zeros((config.context, width)))
+        block = BlockConfig(width, config.encoder.heads, config.encoder.hidden, key_bias=True)
+        self.blocks = stacked_blocks(
+            block, config.encoder.depth, init=Init("xavier"), dtype=dtype, rngs=rngs
+        )
+        self.norm = layer_norm(width, dtype=dtype, rngs=rngs)
+
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        """(B, L) int32 -> (B, L, D)."""
+        x = self.token_embed[...][ids] + self.places[...]
+        return self.norm(run_stack(self.blocks, x)[0])
+
+
+class ToyText(nnx.Module):
+    """See `ToyConfig`."""
+
+    def __init__(self, config: ToyConfig, *, rngs: nnx.Rngs):
+        self.encoder = Encoder(config, rngs=rngs)
+        width, dtype = config.encoder.width, jnp.dtype(config.dtype)
+        self.head = Init("xavier").layer(width, config.vocab, dtype=dtype, rngs=rngs)
+
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        """(B, L) int32 -> (B, L, V) logits."""
+        return self.head(self.encoder(ids))
