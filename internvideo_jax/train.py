@@ -111,6 +111,7 @@ def train_locked(run: Run, workdir: Path) -> int:
         process=jax.process_index(),
         processes=jax.process_count(),
         start_step=start,
+        opened=run.opened,
     )
     if start:
         checkpoints.check_classes(start, run.classes)

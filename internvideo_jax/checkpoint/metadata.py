@@ -45,6 +45,16 @@ def git_revision() -> str:
         return ""
 
 
+def weights_provenance(checkpoint: str, params: Params) -> dict[str, Any]:
+    """Which weights made a result, and with what; collective over processes."""
+    return {
+        "checkpoint": str(Path(checkpoint).absolute()),
+        "params_digest": params_digest(params),
+        "versions": versions(),
+        "git": git_revision(),
+    }
+
+
 def describe_tree(tree: Any) -> dict[str, str]:
     """path -> `float32(4, 96)` for every leaf."""
     return {

@@ -19,11 +19,12 @@ from internvideo_jax.evaluators.base import (
     EvalContext,
     Input,
     Result,
-    check_finite,
     describe_data,
+    finite,
 )
 from internvideo_jax.evaluators.per_video import Scored
 from internvideo_jax.evaluators.published import protocols
+from internvideo_jax.inference.vectors import gather
 from internvideo_jax.telemetry.pictures import confusion_picture
 
 CONFUSION = "Videos of each class (rows) by the class they are taken for (columns)."
@@ -82,22 +83,17 @@ class Classification:
                 f"the model has {context.model.config.classes} classes, the data set "
                 f"{views.dataset.manifest.directory} has {len(classes)}"
             )
-        rows = []
-        outputs = context.outputs(views, "logits", lambda: forward(context.model.apply), self.name)
-        for batch, logits in outputs:
-            check_finite(logits, batch, batch["valid"] & (batch["label"] >= 0), "scores")
-            rows.append((batch, logits))
-        valid = np.concatenate([batch["valid"] for batch, _ in rows])
-        record, view, label = (
-            np.concatenate([batch[key] for batch, _ in rows])[valid]
-            for key in ("index", "view", "label")
+        rows = gather(
+            finite(
+                context.outputs(views, "logits", lambda: forward(context.model.apply), self.name),
+                "scores",
+            )
         )
-        logits = np.concatenate([logits for _, logits in rows])[valid]
-        labelled = label >= 0
+        labelled = rows.where(rows.label >= 0)
         videos, scores = metrics.merge_views(
-            record[labelled], view[labelled], logits[labelled], self.merge
+            labelled.record, labelled.view, labelled.values, self.merge
         )
-        truth = dict(zip(record.tolist(), label.tolist(), strict=True))
+        truth = dict(zip(rows.record.tolist(), rows.label.tolist(), strict=True))
         label = np.array([truth[video] for video in videos.tolist()])
         table = metrics.confusion(scores, label, len(classes))
         return Result(
@@ -109,7 +105,7 @@ class Classification:
                 "ties": "first",
                 "mean_class_over": "classes of labels or predictions",
                 "unreadable": views.skipped,
-                "unlabelled": int((~labelled).sum()),
+                "unlabelled": len(rows) - len(labelled),
             },
             tables={
                 "per_class": per_class(table, classes),

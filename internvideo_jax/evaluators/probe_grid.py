@@ -9,9 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from data_pipelines.records import manifest
 from internvideo_jax.evaluators import metrics
-from internvideo_jax.evaluators.base import EvalContext, Input, Result, default_split, describe_data
+from internvideo_jax.evaluators.base import EvalContext, Input, Result, describe_data
 from internvideo_jax.evaluators.classification import Classification
 from internvideo_jax.telemetry.pictures import grid_picture
 
@@ -43,9 +42,8 @@ class ProbeGrid(Classification):
     def selection(self, context: EvalContext) -> tuple[Input, int]:
         """What selects, and of which every so many-th record alone does (0 = all do)."""
         data, hold_out = context.data, context.model.config.hold_out
-        directory = self.data or data.eval or data.train
-        test = self.split or default_split(directory)
-        present = manifest.load(directory).splits
+        tested = context.dataset(*self.inputs())
+        directory, test, present = tested.manifest.directory, tested.split, tested.manifest.splits
         options = [split for split in SELECTION_SPLITS if split in present and split != test]
         split = self.selection_split or next(iter(options), "")
         if split == test and split:

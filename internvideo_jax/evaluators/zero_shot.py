@@ -49,9 +49,7 @@ class ZeroShot(VideoTextTask):
                 f"unknown merge rule {self.merge!r}; known: {', '.join(templates.MERGES)}"
             )
         self._preset()
-        stream = context.open(*self.inputs())
-        stream.close()
-        self.prompts(stream.dataset.classes)
+        self.prompts(context.dataset(*self.inputs()).classes)
         super().check(context)
 
     def prompts(self, found: Sequence[str]) -> tuple[tuple[str, ...], int, list[str]]:

@@ -13,25 +13,29 @@ completes the companion.
 
 from __future__ import annotations
 
-import collections
 import dataclasses
+import functools
 import itertools
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from data_pipelines.clips import transforms
 from data_pipelines.records import schema
 from data_pipelines.records.companion import CompanionWriter
 from data_pipelines.records.dataset import Dataset, UnreadableRecordError
+from data_pipelines.stream.prefetch import in_order
+from internvideo_jax.inference.clips import AHEAD
+from internvideo_jax.inference.steps import Forward, Program, fetched
 from internvideo_jax.offline import by_shard
-from internvideo_jax.offline.by_shard import AHEAD, Job, say
-from internvideo_jax.parallel.mesh import batch_sharding, check_batch
+from internvideo_jax.offline.by_shard import Job, say
+from internvideo_jax.parallel.mesh import check_batch
 from internvideo_jax.types import Params
 
 NAME = "features"  # of the companion
@@ -78,8 +82,8 @@ def window_frames(n: int, T: int, r: int, stride: int) -> np.ndarray:
     return np.minimum(starts[:, None] + r * np.arange(T), last)
 
 
-def make_forward(model: Any, pool: str) -> Callable[[Params, jax.Array], jax.Array]:
-    """(params, video (B, T, H, W, 3) uint8) -> (B, D) float32.
+def make_forward(model: Any, pool: str) -> Forward:
+    """(params, batch with video (B, T, H, W, 3) uint8) -> (B, D) float32.
 
     Raises:
       ValueError: the model has no vector of that kind.
@@ -90,8 +94,8 @@ def make_forward(model: Any, pool: str) -> Callable[[Params, jax.Array], jax.Arr
             "classifier's recipe, or --pool=mean"
         )
 
-    def forward(params: Params, video: jax.Array) -> jax.Array:
-        tokens = model.apply(params, video, method="features")
+    def forward(params: Params, batch: Mapping[str, jax.Array]) -> jax.Array:
+        tokens = model.apply(params, batch["video"], method="features")
         if pool == "head":
             return model.apply(params, tokens, method="pool").astype(jnp.float32)
         return tokens.astype(jnp.float32).mean(axis=1)
@@ -105,7 +109,7 @@ class Extractor:
 
     model: Any
     params: Params
-    mesh: Any
+    mesh: Mesh
     dataset: Dataset
     windows: Windows
     threads: int = 4
@@ -113,7 +117,7 @@ class Extractor:
 
     def __post_init__(self) -> None:
         check_batch(self.mesh, self.windows.batch, "--batch")
-        self._forward = jax.jit(make_forward(self.model, self.windows.pool))
+        self._program = Program(jax.jit(make_forward(self.model, self.windows.pool)), self.mesh)
 
     def shard(self, records: range) -> Iterator[dict[str, np.ndarray]]:
         """The arrays of each record, in order. Batches do not reach over the end of a shard, so its
@@ -124,12 +128,9 @@ class Extractor:
         batches = [rows[start : start + size] for start in range(0, len(rows), size)]
         values: list[list[np.ndarray]] = [[] for _ in records]
         with ThreadPoolExecutor(self.threads) as pool:
-            waiting: collections.deque[Future[np.ndarray]] = collections.deque()
-            left = iter(batches)
-            for batch in batches:
-                for ahead in itertools.islice(left, AHEAD - len(waiting)):
-                    waiting.append(pool.submit(self._video, records, loaded, ahead))
-                found = self._run(waiting.popleft().result())
+            work = functools.partial(self._video, records, loaded)
+            videos = in_order(pool, work, batches, AHEAD)
+            for batch, found in fetched((batch, self._run(video)) for batch, video in videos):
                 if (bad := by_shard.first_not_finite(found[: len(batch)])) >= 0:
                     record = batch[bad][0]
                     address = self.dataset.address(records[record], loaded[record][0])
@@ -180,16 +181,14 @@ class Extractor:
         y, x, height, width = transforms.center_box(small.shape[0], small.shape[1], size)
         return small[y : y + height, x : x + width]
 
-    def _run(self, video: np.ndarray) -> np.ndarray:
-        with jax.set_mesh(self.mesh):
-            placed = jax.device_put(video, batch_sharding(self.mesh))
-            return np.asarray(jax.device_get(self._forward(self.params, placed)))
+    def _run(self, video: np.ndarray) -> jax.Array:
+        return self._program(self.params, {"video": video})[1]
 
     def _width(self) -> int:
         config, size = self.model.config, self.model.config.size
         shape = (self.windows.batch, config.frames, size, size, 3)
-        video = jax.ShapeDtypeStruct(shape, np.uint8)
-        return jax.eval_shape(self._forward, self.params, video).shape[1]
+        batch = {"video": jax.ShapeDtypeStruct(shape, np.uint8)}
+        return jax.eval_shape(self._program.function, self.params, batch).shape[1]
 
 
 def _times(record: schema.Record | None, frames: np.ndarray) -> np.ndarray:

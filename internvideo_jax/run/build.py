@@ -10,8 +10,8 @@ from typing import Any
 from jax.sharding import Mesh
 
 from data_pipelines.stream import mixture
-from data_pipelines.text import make_tokenizer
 from internvideo_jax.config import Records, TrainConfig, total_steps, warmup_steps
+from internvideo_jax.inference.texts import fitting_tokenizer
 from internvideo_jax.optim.factory import Optimizer, make_optimizer
 from internvideo_jax.optim.schedules import make_schedule
 from internvideo_jax.parallel.mesh import check_batch, make_mesh
@@ -38,6 +38,7 @@ class Run:
     summary: str
     # Networks of the step that do not learn, by field of the objective: teachers.
     frozen: Mapping[str, FrozenPlan] = dataclasses.field(default_factory=dict)
+    opened: mixture.Opened = ()  # the sets of the training data; empty where none were read
 
     @property
     def flops(self) -> float:
@@ -70,12 +71,14 @@ def build(
     """
     names: tuple[str, ...] = ()
     notes: list[str] = []
+    opened: mixture.Opened = ()
     if records is None:
-        records, names = read_data(config)
+        opened = mixture.open_components(config.data)
+        records, names = read_data(config, opened)
         classes = len(names)
         check_vocabulary(config)
         check_cached(config)
-        notes = check_targets(config)
+        notes = check_targets(config, opened)
     per_media = {"video": records} if isinstance(records, int) else records
     config = with_classes(config, classes)
     mesh = make_mesh(config.mesh, devices)
@@ -109,6 +112,7 @@ def build(
         steps,
         summary,
         frozen,
+        opened,
     )
 
 
@@ -200,13 +204,14 @@ def head_notes(model: Any, tensor: int) -> list[str]:
     ]
 
 
-def read_data(config: TrainConfig) -> tuple[Mapping[str, int], tuple[str, ...]]:
+def read_data(
+    config: TrainConfig, opened: mixture.Opened
+) -> tuple[Mapping[str, int], tuple[str, ...]]:
     """Records of each media type and the class names of the training data.
 
     Raises:
       ValueError: the model learns classes, and the sets of a mixture have different ones.
     """
-    opened = mixture.open_components(config.data)
     classes, _ = mixture.join_classes(opened, config.data.merge_classes)
     if classes is None and hasattr(config.model, "classes"):
         lists = ", ".join(f"{part.name} {len(dataset.classes)}" for part, dataset in opened)
@@ -275,13 +280,14 @@ def check_vocabulary(config: TrainConfig) -> None:
     data, vocab = config.data, getattr(config.model, "vocab", 0)
     if not vocab or not data.tokenizer:
         return
-    size = make_tokenizer(data.tokenizer, data.text_length).vocab_size
-    if size != vocab:
-        raise ValueError(
-            f"config.data.tokenizer = {data.tokenizer!r} has {size} ids, config.model.vocab = "
-            f"{vocab}; set it to {size} to train from nothing, or take the tokenizer that the "
-            "weights were made with"
-        )
+    fitting_tokenizer(
+        data.tokenizer,
+        data.text_length,
+        vocab,
+        misfit="config.data.tokenizer = {name!r} has {found} ids, config.model.vocab = {vocab}; "
+        "set it to {found} to train from nothing, or take the tokenizer that the weights were "
+        "made with",
+    )
 
 
 def check_clip(config: TrainConfig, media: str) -> None:

@@ -42,8 +42,11 @@ def target_settings(config: TrainConfig, component: Component, dataset: Dataset)
     }
 
 
-def check_targets(config: TrainConfig) -> list[str]:
+def check_targets(config: TrainConfig, opened: mixture.Opened = ()) -> list[str]:
     """Compares the cached targets of a run's sets with the run.
+
+    Args:
+      opened: the sets, where they are open already.
 
     Returns:
       A note for each set whose features do not say what they were made with.
@@ -55,7 +58,7 @@ def check_targets(config: TrainConfig) -> list[str]:
     if "features" not in getattr(config.objective, "reads", ()):
         return []
     notes = []
-    for component, dataset in mixture.open_components(config.data):
+    for component, dataset in opened or mixture.open_components(config.data):
         directory = directory_of(component.features, dataset)
         place = storage.join(directory, file_name(dataset.split))
         try:
