@@ -16,6 +16,7 @@ from typing import Any
 from data_pipelines.config import DataConfig
 from data_pipelines.limits import check_value, limited, limits_of
 from internvideo_jax import registry
+from internvideo_jax.protocols import Evaluator, ModelConfig
 
 
 def component(kind: str, *, optional: bool = False) -> Any:
@@ -126,7 +127,7 @@ class ProfileConfig:
 class TrainConfig:
     """One training run."""
 
-    model: Any = component("model")
+    model: ModelConfig = component("model")
     objective: Any = component("objective")
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
@@ -135,7 +136,7 @@ class TrainConfig:
     log: LogConfig = LogConfig()
     watchdog: WatchdogConfig = WatchdogConfig()
     profile: ProfileConfig = ProfileConfig()
-    evals: Mapping[str, Any] = dataclasses.field(
+    evals: Mapping[str, Evaluator] = dataclasses.field(
         default_factory=dict, metadata={"kind": "evaluator", "many": True}
     )
     seed: int = limited(0)  # parameters, masks and drop path; the data have data.seed

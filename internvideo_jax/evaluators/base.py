@@ -11,7 +11,6 @@ from collections.abc import (
     Hashable,
     Iterable,
     Iterator,
-    Mapping,
     Sequence,
 )
 from typing import Any, Protocol
@@ -26,44 +25,13 @@ from data_pipelines.records import manifest, split_names
 from data_pipelines.records.dataset import Dataset, open_dataset
 from data_pipelines.stream.identity import class_difference
 from data_pipelines.stream.pipeline import ViewPass
-from internvideo_jax.evaluators.per_video import Scored
 from internvideo_jax.inference.steps import Batch, Forward, Program, deal, fetched, tile_rows
 from internvideo_jax.parallel.mesh import BATCH_AXES
 from internvideo_jax.parallel.multihost import is_main
+from internvideo_jax.protocols import Input, Model, clip_of
 from internvideo_jax.types import Params
 
 ANIMATED = " animated"  # ends the name of an animation
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """Numbers, and everything needed to say what they mean."""
-
-    metrics: Mapping[str, float]
-    protocol: Mapping[str, Any]  # views, merge rule, data fingerprint ...
-    tables: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # JSON values
-    pictures: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)  # (H, W, 3)
-    animations: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)  # (T, H, W, 3)
-    captions: Mapping[str, str] = dataclasses.field(default_factory=dict)  # of pictures, by name
-    sheets: Mapping[str, str] = dataclasses.field(default_factory=dict)  # CSV, for people
-    scored: Scored | None = None  # of every video, for those who ask
-
-
-class Evaluator(Protocol):
-    """A frozen dataclass with the settings of one task."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def every(self) -> int:
-        """Steps between runs during training; 0 = only at the end, -1 = never."""
-        ...
-
-    def inputs(self) -> Sequence[Input]:
-        """What it will read, so that a run can check it before the first step."""
-        ...
-
-    def run(self, context: EvalContext) -> Result: ...
 
 
 class Pass(Protocol):
@@ -76,24 +44,11 @@ class Pass(Protocol):
     def close(self) -> None: ...
 
 
-@dataclasses.dataclass(frozen=True)
-class Input:
-    """One split that an evaluator reads."""
-
-    data: str  # directory; empty: the run's
-    split: str  # empty: that of `default_split`
-    views: ViewConfig
-    labelled: bool  # whether it needs labels
-    _: dataclasses.KW_ONLY
-    head: bool = False  # whether its classes must be those of the model's head
-    seconds: float = 0.0  # only so much from the beginning of every clip; 0 = all
-
-
 @dataclasses.dataclass
 class EvalContext:
     """One model on one mesh, with its compiled functions kept from run to run."""
 
-    model: Any
+    model: Model
     mesh: Mesh
     data: DataConfig
     seed: int = 0
@@ -126,11 +81,11 @@ class EvalContext:
 
     def open(self, source: Input) -> ViewPass:
         """A pass over a split; ValueError when it does not fit the model, the mesh or the task."""
-        config, views = self.model.config, source.views
-        if (views.clip.frames, views.clip.size) != (config.frames, config.size):
+        takes, views = clip_of(self.model.config), source.views
+        if (views.clip.frames, views.clip.size) != (takes.frames, takes.size):
             raise ValueError(
                 f"evaluation clips of {views.clip.frames} frames at {views.clip.size} pixels do "
-                f"not fit the model, which takes {config.frames} frames at {config.size}"
+                f"not fit the model, which takes {takes.frames} frames at {takes.size}"
             )
         dataset = self.dataset(source)
         directory, split = dataset.manifest.directory, dataset.split

@@ -6,8 +6,8 @@ import csv
 import dataclasses
 import hashlib
 import io
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Self
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Self
 
 import jax
 import numpy as np
@@ -24,6 +24,7 @@ from internvideo_jax.evaluators.base import (
 )
 from internvideo_jax.evaluators.per_video import Scored
 from internvideo_jax.evaluators.published import protocols
+from internvideo_jax.inference.steps import Forward
 from internvideo_jax.inference.vectors import gather
 from internvideo_jax.telemetry.pictures import confusion_picture
 
@@ -47,6 +48,8 @@ class Classification:
     views: ViewConfig = ViewConfig()
     merge: str = "probability"  # metrics.py: probability | logit | probability_sum
     mean_ap: bool = False  # also mAP over the classes, as reported for ActivityNet and HACS
+
+    compares_texts: ClassVar[bool] = False
 
     @classmethod
     def of_protocol(cls, name: str, *, frames: int, size: int, batch: int) -> Self:
@@ -75,12 +78,16 @@ class Classification:
             protocols.find(self.protocol)
         return (Input(self.data, self.split, self.views, labelled=True, head=True),)
 
+    def check(self, context: EvalContext) -> None:
+        """`inputs` says it all."""
+
     def run(self, context: EvalContext) -> Result:
         views = context.open(*self.inputs())
         classes = views.dataset.classes
-        if len(classes) != context.model.config.classes:
+        head = context.model.config.traits.classifier
+        if head is None or len(classes) != head.classes:
             raise ValueError(
-                f"the model has {context.model.config.classes} classes, the data set "
+                f"the model has {head.classes if head else 'no'} classes, the data set "
                 f"{views.dataset.manifest.directory} has {len(classes)}"
             )
         rows = gather(
@@ -149,7 +156,7 @@ class Classification:
         }
 
 
-def forward(apply: Callable[..., jax.Array]) -> Callable[[Any, Mapping[str, Any]], jax.Array]:
+def forward(apply: Callable[..., jax.Array]) -> Forward:
     """(params, batch) -> (R, K) float32 logits of its rows; what the evaluator compiles."""
     return lambda params, batch: apply(params, batch["video"])
 

@@ -47,8 +47,7 @@ def check_evaluators(evaluators: Mapping[str, Evaluator], context: EvalContext) 
                     text := held_out_warning(place.splits, stream.dataset.split)
                 ):
                     warnings.setdefault(f"{place.directory}: {text}", []).append(label)
-            if check := getattr(evaluator, "check", None):  # what is read beside the splits
-                check(context)
+            evaluator.check(context)
         except (ValueError, OSError, ImportError) as error:
             raise ValueError(
                 f"config.evals.{label}: {error} (to leave it out: --config.evals.{label}.every=-1)"

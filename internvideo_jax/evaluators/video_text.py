@@ -1,7 +1,6 @@
 """Embeddings of videos and texts in one space, for tasks that only compare them.
 
-The model has `encode_video` and `encode_text`; its config says in `context` how many ids a text
-has. Nothing is trained.
+The model has `encode_video` and `encode_text`. Nothing is trained.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import jax
 import numpy as np
@@ -51,6 +50,8 @@ class VideoTextTask:
     tokenizer: str = ""  # clip | clip:PATH | bert:PATH; empty: the run's, else clip
     clean: bool = True  # texts without case and punctuation (ViCLIP); InternVideo1 does not
 
+    compares_texts: ClassVar[bool] = True
+
     def inputs(self) -> tuple[Input, ...]:
         return (Input(self.data, self.split, self.views, labelled=False, seconds=self.seconds),)
 
@@ -61,14 +62,13 @@ class VideoTextTask:
     def text_encoder(self, context: EvalContext) -> TextEncoder:
         """Raises ValueError for a model without texts, or a tokenizer of another vocabulary."""
         config = context.model.config
-        if "text" not in getattr(config, "reads", ()):
-            kind = getattr(config, "name", type(config).__name__)
+        if config.inputs.text is None:
             raise ValueError(
                 f"the evaluator {self.name!r} compares videos with texts, and config.model is "
-                f"{kind!r}, which reads none; take a model such as viclip"
+                f"{config.name!r}, which reads none; take a model such as viclip"
             )
         name = self.tokenizer or context.data.tokenizer or "clip"
-        ids = Texts.of(config, name, clean=self.clean)
+        ids = Texts.of(config.inputs.text, name, clean=self.clean)
         return TextEncoder(ids.tokenizer, ids.longer, context)
 
     def protocol(self, videos: Videos, texts: TextEncoder) -> dict[str, Any]:

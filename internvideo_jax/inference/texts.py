@@ -11,6 +11,7 @@ import numpy as np
 
 from data_pipelines.text import Tokenizer, make_tokenizer
 from internvideo_jax.inference.steps import fetched
+from internvideo_jax.protocols import TextInput
 
 MISFIT = (
     "the tokenizer {name!r} has {found} ids, the model's table {vocab}: they belong to different "
@@ -47,11 +48,11 @@ class Texts:
     longer: Tokenizer
 
     @staticmethod
-    def of(config: Any, name: str, *, clean: bool, misfit: str = MISFIT) -> Texts:
-        """Those of a model with `context` and `vocab`; raises as `fitting_tokenizer`."""
+    def of(reads: TextInput, name: str, *, clean: bool, misfit: str = MISFIT) -> Texts:
+        """Those of a model that reads such texts; raises as `fitting_tokenizer`."""
         first, second = (
-            fitting_tokenizer(name, length, config.vocab, clean=clean, misfit=misfit)
-            for length in (config.context, config.context + 1)
+            fitting_tokenizer(name, length, reads.vocab, clean=clean, misfit=misfit)
+            for length in (reads.context, reads.context + 1)
         )
         return Texts(first, second)
 

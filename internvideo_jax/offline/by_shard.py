@@ -29,6 +29,7 @@ from internvideo_jax.evaluators.base import default_split
 from internvideo_jax.inference.weights import load
 from internvideo_jax.parallel.compile_cache import use_compile_cache
 from internvideo_jax.parallel.mesh import make_mesh
+from internvideo_jax.protocols import Model
 from internvideo_jax.types import Params, flatten_paths
 
 flags.disclaim_key_flags()  # what is defined here is a flag of the command, for its --help
@@ -40,7 +41,7 @@ SAY_SECONDS = 10.0
 class Job:
     """One command: a model with its parameters on the devices, a split, and where results go."""
 
-    model: Any
+    model: Model
     params: Params
     mesh: Mesh
     dataset: Dataset

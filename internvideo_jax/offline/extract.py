@@ -36,6 +36,7 @@ from internvideo_jax.inference.steps import Forward, Program, fetched
 from internvideo_jax.offline import by_shard
 from internvideo_jax.offline.by_shard import Job, say
 from internvideo_jax.parallel.mesh import check_batch
+from internvideo_jax.protocols import Model, clip_of
 from internvideo_jax.types import Params
 
 NAME = "features"  # of the companion
@@ -57,12 +58,15 @@ class Windows:
     skip_unreadable: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("stride", "frame_stride", "batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name}={getattr(self, name)}: expected at least 1")
-        for name, known in (("crop", CROPS), ("pool", POOLS)):
-            if getattr(self, name) not in known:
-                found = getattr(self, name)
+        for name, value in (
+            ("stride", self.stride),
+            ("frame_stride", self.frame_stride),
+            ("batch", self.batch),
+        ):
+            if value < 1:
+                raise ValueError(f"--{name}={value}: expected at least 1")
+        for name, found, known in (("crop", self.crop, CROPS), ("pool", self.pool, POOLS)):
+            if found not in known:
                 raise ValueError(f"--{name}={found}: expected one of {', '.join(known)}")
 
 
@@ -82,13 +86,14 @@ def window_frames(n: int, T: int, r: int, stride: int) -> np.ndarray:
     return np.minimum(starts[:, None] + r * np.arange(T), last)
 
 
-def make_forward(model: Any, pool: str) -> Forward:
+def make_forward(model: Model, pool: str) -> Forward:
     """(params, batch with video (B, T, H, W, 3) uint8) -> (B, D) float32.
 
     Raises:
       ValueError: the model has no vector of that kind.
     """
-    if pool == "head" and not hasattr(model.config, "pooling"):
+    head = model.config.traits.classifier
+    if pool == "head" and not (head and head.pooled):
         raise ValueError(
             f"--pool=head: {type(model.config).__name__} has no pooling before a head; take a "
             "classifier's recipe, or --pool=mean"
@@ -103,11 +108,15 @@ def make_forward(model: Any, pool: str) -> Forward:
     return forward
 
 
+Loaded = list[tuple[schema.Record | None, np.ndarray]]  # records with their windows (W, T)
+Windowed = list[tuple[int, np.ndarray]]  # number within those, frames (T,) of a window
+
+
 @dataclasses.dataclass
 class Extractor:
     """A model on the devices of this process, and the split that it runs over."""
 
-    model: Any
+    model: Model
     params: Params
     mesh: Mesh
     dataset: Dataset
@@ -117,6 +126,7 @@ class Extractor:
 
     def __post_init__(self) -> None:
         check_batch(self.mesh, self.windows.batch, "--batch")
+        self._clip = clip_of(self.model.config)
         self._program = Program(jax.jit(make_forward(self.model, self.windows.pool)), self.mesh)
 
     def shard(self, records: range) -> Iterator[dict[str, np.ndarray]]:
@@ -146,7 +156,7 @@ class Extractor:
 
     def _load(self, index: int) -> tuple[schema.Record | None, np.ndarray]:
         """A record without its pictures, and its windows (W, T)."""
-        clip = self.model.config.frames
+        clip = self._clip.frames
         try:
             record = self.dataset.load(index)
         except UnreadableRecordError:
@@ -158,15 +168,17 @@ class Extractor:
         count = len(record.frames)
         return record, window_frames(count, clip, options.frame_stride, options.stride)
 
-    def _video(self, records: range, loaded: list[Any], batch: list[Any]) -> np.ndarray:
+    def _video(self, records: range, loaded: Loaded, batch: Windowed) -> np.ndarray:
         """(B, T, H, W, 3) uint8; rows beyond those of the batch are 0."""
-        config, size = self.model.config, self.model.config.size
-        out = np.zeros((self.windows.batch, config.frames, size, size, 3), np.uint8)
+        clip = self._clip
+        out = np.zeros((self.windows.batch, clip.frames, clip.size, clip.size, 3), np.uint8)
         for record, group in itertools.groupby(enumerate(batch), key=lambda item: item[1][0]):
             members = list(group)
             # Windows overlap: every frame is decoded and resized once.
             wanted = np.unique(np.concatenate([frames for _, (_, frames) in members]))
-            frames = self.dataset.frames(records[record], loaded[record][0], wanted)
+            whole = loaded[record][0]
+            assert whole is not None  # noqa: S101  (it has windows)
+            frames = self.dataset.frames(records[record], whole, wanted)
             pixels = {int(n): self._resize(frame) for n, frame in zip(wanted, frames, strict=True)}
             for row, (_, numbers) in members:
                 for place, number in enumerate(numbers):
@@ -174,7 +186,7 @@ class Extractor:
         return out
 
     def _resize(self, frame: np.ndarray) -> np.ndarray:
-        size = self.model.config.size
+        size = self._clip.size
         if self.windows.crop == "squash":
             return transforms.resize(frame, size, size, "bilinear")
         small = transforms.resize_short_side(frame, size)
@@ -185,8 +197,8 @@ class Extractor:
         return self._program(self.params, {"video": video})[1]
 
     def _width(self) -> int:
-        config, size = self.model.config, self.model.config.size
-        shape = (self.windows.batch, config.frames, size, size, 3)
+        clip = self._clip
+        shape = (self.windows.batch, clip.frames, clip.size, clip.size, 3)
         batch = {"video": jax.ShapeDtypeStruct(shape, np.uint8)}
         return jax.eval_shape(self._program.function, self.params, batch).shape[1]
 

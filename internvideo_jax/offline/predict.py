@@ -47,6 +47,7 @@ from internvideo_jax.inference.weights import on_devices
 from internvideo_jax.offline.by_shard import say
 from internvideo_jax.parallel.compile_cache import use_compile_cache
 from internvideo_jax.parallel.mesh import make_mesh
+from internvideo_jax.protocols import clip_of
 from internvideo_jax.run.build import with_classes
 
 SUFFIXES = (".json", ".jsonl", ".csv")
@@ -102,12 +103,12 @@ class Predictor:
         template: str = "plain",
         threads: int = 2,
     ):
-        self.reads_text = "text" in getattr(config.model, "reads", ())
-        name = getattr(config.model, "name", "")
-        if not self.reads_text and (not hasattr(config.model, "classes") or name == "probe"):
+        self.reads_text = config.model.inputs.text is not None
+        traits = config.model.traits
+        if not self.reads_text and (traits.classifier is None or traits.heads is not None):
             raise ValueError(
-                f"config.model is {name!r}, which gives no classes; take a fine-tuned classifier, "
-                "or a model that reads texts, such as viclip, with --labels"
+                f"config.model is {config.model.name!r}, which gives no classes; take a fine-tuned "
+                "classifier, or a model that reads texts, such as viclip, with --labels"
             )
         if self.reads_text and not labels:
             raise ValueError("--labels=a,b,c or --labels=@FILE is needed: the model reads texts")
@@ -231,12 +232,13 @@ def _classes(
 
 def _views(config: TrainConfig, *, text: bool) -> tuple[ViewConfig, str]:
     """How videos are looked at, and how their views are merged: as the config's test does."""
-    kind = VideoTextTask if text else Classification
-    tests = [each for each in config.evals.values() if isinstance(each, kind)]
-    if tests:
-        found = tests[0]
-        return found.views, getattr(found, "merge", "probability")
-    size = {"frames": config.model.frames, "size": config.model.size}
+    for found in config.evals.values():
+        if not text and isinstance(found, Classification):
+            return found.views, found.merge
+        if text and isinstance(found, VideoTextTask):
+            return found.views, ""
+    takes = clip_of(config.model)
+    size = {"frames": takes.frames, "size": takes.size}
     if text:
         clip = dataclasses.replace(VideoTextTask().views.clip, **size)
         return dataclasses.replace(VideoTextTask().views, clip=clip), ""

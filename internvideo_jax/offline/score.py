@@ -39,6 +39,7 @@ from internvideo_jax.inference.vectors import no_direction, unit
 from internvideo_jax.offline import by_shard
 from internvideo_jax.offline.by_shard import Job, say
 from internvideo_jax.parallel.mesh import check_batch
+from internvideo_jax.protocols import Model, clip_of
 from internvideo_jax.types import Params
 
 NAME = "similarity"  # of the files and of the column
@@ -63,16 +64,16 @@ class Scoring:
             )
         if self.crop not in ("center", "squash"):
             raise ValueError(f"--crop={self.crop}: expected center or squash")
-        for name in ("stride", "batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name}={getattr(self, name)}: expected at least 1")
+        for name, value in (("stride", self.stride), ("batch", self.batch)):
+            if value < 1:
+                raise ValueError(f"--{name}={value}: expected at least 1")
 
 
 @dataclasses.dataclass
 class Scorer:
     """A model on the devices of this process, and the split that it runs over."""
 
-    model: Any
+    model: Model
     params: Params
     mesh: Mesh
     dataset: Dataset
@@ -84,14 +85,16 @@ class Scorer:
 
     def __post_init__(self) -> None:
         config = self.model.config
-        if "text" not in getattr(config, "reads", ()):
-            kind = getattr(config, "name", type(config).__name__)
-            raise ValueError(f"--config: the model {kind!r} reads no text; take one such as viclip")
+        if config.inputs.text is None:
+            raise ValueError(
+                f"--config: the model {config.name!r} reads no text; take one such as viclip"
+            )
+        self._clip_input = clip_of(config)
         check_batch(self.mesh, self.options.batch, "--batch")
         self._tokenize = fitting_tokenizer(
             self.options.tokenizer or "clip",
-            config.context,
-            config.vocab,
+            config.inputs.text.context,
+            config.inputs.text.vocab,
             clean=self.options.clean,
         )
         self._video = self._encoder("encode_video", "video")
@@ -150,11 +153,11 @@ class Scorer:
         self, loaded: Sequence[tuple[int, schema.Record]]
     ) -> tuple[np.ndarray, np.ndarray]:
         """(R, E), and (R,) bool: whether a record could be decoded."""
-        config, values, readable = self.model.config, [], []
+        clip, values, readable = self._clip_input, [], []
         clips = clip_batches(
             loaded,
             lambda each: self._clip(*each),
-            (config.frames, config.size, config.size, 3),
+            (clip.frames, clip.size, clip.size, 3),
             size=self.options.batch,
             threads=self.threads,
         )
@@ -169,13 +172,13 @@ class Scorer:
 
     def _clip(self, number: int, record: schema.Record) -> np.ndarray | None:
         """(T, H, W, 3) uint8; None for a record that cannot be read, if those are skipped."""
-        config, options = self.model.config, self.options
+        clip, options = self._clip_input, self.options
         try:
             (wanted,) = sampling.view_frames(
                 options.sampling,
                 record.timestamps_us,
                 record.fps,
-                config.frames,
+                clip.frames,
                 options.stride,
                 1,
             )
@@ -186,11 +189,11 @@ class Scorer:
             return None
         if options.crop == "squash":
             whole = (0, 0, *frames[0].shape[:2])
-            return transforms.crop_resize(frames, whole, config.size, method="bicubic")
-        small = {id(each): transforms.resize_short_side(each, config.size) for each in frames}
+            return transforms.crop_resize(frames, whole, clip.size, method="bicubic")
+        small = {id(each): transforms.resize_short_side(each, clip.size) for each in frames}
         height, width = small[id(frames[0])].shape[:2]
-        box = transforms.center_box(height, width, config.size)
-        return transforms.crop_resize([small[id(each)] for each in frames], box, config.size)
+        box = transforms.center_box(height, width, clip.size)
+        return transforms.crop_resize([small[id(each)] for each in frames], box, clip.size)
 
     def _check(
         self,

@@ -202,9 +202,13 @@ def _stack_depth(config: OptimConfig, shapes: Params) -> int:
         leaf.shape[0] for path, leaf in flatten_paths(shapes).items() if path.startswith(prefix)
     }
     if len(depths) != 1:
-        field = "freeze_layers" if config.freeze_layers else "layer_decay"
+        asked = (
+            f"freeze_layers = {config.freeze_layers}"
+            if config.freeze_layers
+            else f"layer_decay = {config.layer_decay}"
+        )
         raise ValueError(
-            f"config.optim.{field} = {getattr(config, field)} needs one stack of layers at "
+            f"config.optim.{asked} needs one stack of layers at "
             f"{config.layer_stack!r} (config.optim.layer_stack), found none"
         )
     return depths.pop()

@@ -33,8 +33,10 @@ def check_grid(grid: HeadGrid, config: OptimConfig, paths: Collection[str]) -> N
                 raise ValueError(
                     f"config.model.{field}: {value} is among them, expected finite numbers from 0"
                 )
-    for field, neutral in (("weight_decay", 0.0), ("layer_decay", 1.0)):
-        found = getattr(config, field)
+    for field, found, neutral in (
+        ("weight_decay", config.weight_decay, 0.0),
+        ("layer_decay", config.layer_decay, 1.0),
+    ):
         if found != neutral:
             raise ValueError(
                 f"config.optim.{field} = {found:g}, but every head of a probe has its own rate and "

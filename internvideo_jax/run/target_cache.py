@@ -18,6 +18,7 @@ from data_pipelines.stream.mixture import Component
 from data_pipelines.stream.parts.features import directory_of
 from data_pipelines.stream.views import view_settings
 from internvideo_jax.config import TrainConfig
+from internvideo_jax.protocols import clip_of
 
 NAME = "targets"  # of the companion, and of the file beside it
 
@@ -32,11 +33,11 @@ def target_settings(config: TrainConfig, component: Component, dataset: Dataset)
 
     The pixels of each view, the token grid, and what the objective names in `target_fields`.
     """
-    model, objective = config.model, config.objective
+    clip, objective = clip_of(config.model), config.objective
     fields = getattr(objective, "target_fields", ())
     return {
         "config.data": view_settings(config.data, component, dataset),
-        "config.model": {"frames": model.frames, "grid": list(model.grid)},
+        "config.model": {"frames": clip.frames, "grid": list(clip.grid)},
         "config.objective": {name: getattr(objective, name) for name in ("name", *fields)},
         "config.seed": config.seed,
     }

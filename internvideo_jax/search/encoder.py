@@ -16,6 +16,7 @@ from internvideo_jax.inference.steps import Batch, Program
 from internvideo_jax.inference.texts import Texts, embed_rows
 from internvideo_jax.inference.weights import load
 from internvideo_jax.parallel.mesh import make_mesh
+from internvideo_jax.protocols import Model, ModelConfig, TextInput
 from internvideo_jax.types import Params
 
 TEXTS = 16  # per step
@@ -30,7 +31,7 @@ class Encoder:
     """Both encoders with one shape each, so that each is compiled once, safe to call from threads.
 
     Args:
-      model: has `encode_video` and `encode_text`; `config.frames`, `size`, `context`, `vocab`.
+      model: has `encode_video` and `encode_text`.
       params: its parameters; `temperature` among them.
       tokenizer: name, as `data_pipelines.text.make_tokenizer` takes it.
       clean: whether texts are cleaned as captions in training.
@@ -43,17 +44,16 @@ class Encoder:
 
     def __init__(
         self,
-        model: Any,
+        model: Model,
         params: Params,
         tokenizer: str = "clip",
         *,
         clean: bool = False,
         clips: int = 8,
     ):
-        check_model(model.config)
-        self.model, self.clips = model, clips
+        self.model, self.clips, reads = model, clips, check_model(model.config)
         try:
-            self.ids = Texts.of(model.config, tokenizer, clean=clean, misfit=MISFIT)
+            self.ids = Texts.of(reads, tokenizer, clean=clean, misfit=MISFIT)
         except ImportError as error:
             raise RuntimeError(str(error)) from error
         self._params = params
@@ -104,14 +104,14 @@ class Encoder:
         return embed_rows(start, part, rows, size)
 
 
-def check_model(config: Any) -> None:
-    """ValueError for a model that cannot compare videos with texts."""
-    missing = [name for name in ("context", "vocab") if not hasattr(config, name)]
-    if missing or "text" not in getattr(config, "reads", ()):
+def check_model(config: ModelConfig) -> TextInput:
+    """The texts that a model reads; ValueError for one that cannot compare videos with texts."""
+    if config.inputs.text is None:
         raise ValueError(
-            f"config.model is {getattr(config, 'name', type(config).__name__)!r}, which reads no "
-            "text; searching needs a video-text model such as viclip"
+            f"config.model is {config.name!r}, which reads no text; searching needs a video-text "
+            "model such as viclip"
         )
+    return config.inputs.text
 
 
 def open_encoder(

@@ -76,7 +76,9 @@ def test_the_line_with_the_result_says_it():
 )
 def test_it_is_said_once_at_the_start(capsys, split, splits, said):
     source = Input("", split, ViewConfig(), labelled=True)
-    evaluator = SimpleNamespace(every=0, inputs=lambda: [source, source])
+    evaluator = SimpleNamespace(
+        every=0, inputs=lambda: [source, source], check=lambda context: None
+    )
     stream = SimpleNamespace(close=lambda: None, dataset=opened(*splits))
     context = SimpleNamespace(open=lambda source: stream)
     check_evaluators({"test": evaluator, "off": SimpleNamespace(every=-1)}, context)
