@@ -153,7 +153,7 @@ class TrainConfig:
     max_nonfinite: int = 10  # skipped steps of one start after which the run stops
 
 
-def as_plain(value: Any) -> Any:
+def as_plain(value: object) -> Any:
     """Dataclasses, mappings and sequences as dicts and tuples of plain values."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: as_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
@@ -203,13 +203,13 @@ def _required(field: dataclasses.Field) -> bool:
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
-def _mapping(found: Any, where: str) -> Mapping[str, Any]:
+def _mapping(found: object, where: str) -> Mapping[str, Any]:
     if not isinstance(found, Mapping):
         raise ValueError(f"{where}: expected a mapping, found {found!r}")
     return found
 
 
-def _component(kind: str, found: Any, where: str) -> Any:
+def _component(kind: str, found: object, where: str) -> Any:
     if dataclasses.is_dataclass(found):
         return found
     found = _mapping(found, where)
@@ -218,7 +218,7 @@ def _component(kind: str, found: Any, where: str) -> Any:
     return to_typed(registry.resolve(kind, found["name"]), found, where)
 
 
-def _convert(hint: Any, found: Any, where: str) -> Any:
+def _convert(hint: Any, found: object, where: str) -> Any:
     """`found` as the annotated type; ints become floats, lists become tuples, nothing else."""
     if dataclasses.is_dataclass(hint):
         if dataclasses.is_dataclass(found):

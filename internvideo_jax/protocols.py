@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from data_pipelines.config import ViewConfig
-from internvideo_jax.types import HeadGrid, Params
+from internvideo_jax.types import HeadGrid, Params, Tree
 
 # (regular expression on a parameter's path, its axes): see parallel/rules.py.
 ShardingRules = tuple[tuple[str, tuple[Any, ...]], ...]
@@ -252,6 +252,36 @@ class Model(Protocol):
 
     def has(self, method: str) -> bool: ...
     def apply(self, params: Params, *args: Any, method: str = ..., **kwargs: Any) -> Any: ...
+
+
+class TeacherConfig(ModelConfig, Protocol):
+    """The config of a network that never learns."""
+
+    @property
+    def init_from(self) -> str:
+        """Run or weight file; "random" to rehearse."""
+        ...
+
+    @property
+    def dtype(self) -> str: ...
+
+
+class FrozenNetwork(Protocol):
+    """A network in the step that never learns, before it is loaded."""
+
+    @property
+    def field(self) -> str:
+        """Where in the config it stands."""
+        ...
+
+    @property
+    def config(self) -> TeacherConfig: ...
+    @property
+    def model(self) -> Model: ...
+    @property
+    def shapes(self) -> Params: ...
+    @property
+    def shardings(self) -> Tree: ...
 
 
 @dataclasses.dataclass(frozen=True)

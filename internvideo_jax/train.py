@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 from absl import flags
@@ -62,7 +62,7 @@ IN_USE = (
 )
 
 
-def say(text: str, file: Any = None) -> None:
+def say(text: str, file: TextIO | None = None) -> None:
     """Prints on the main process, at once."""
     if multihost.is_main():
         print(text, file=file or sys.stdout, flush=True)

@@ -46,7 +46,7 @@ MAY_IMPORT = {
         "parallel": {"config", "types"},
         "ops": {"registry", "types"},
         "optim": {"config", "types"},
-        "telemetry": {"parallel"},
+        "telemetry": {"parallel", "protocols", "types"},
         "objectives": {"config", "ops", "parallel", "types"},
         "layers": {"ops", "parallel", "protocols", "registry", "types"},
         "weights": {"families", "layers", "ops", "registry", "types"},

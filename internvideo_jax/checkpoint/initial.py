@@ -17,7 +17,12 @@ from internvideo_jax.checkpoint.reading import Step, step_of
 from internvideo_jax.ops.resize import resize_table
 from internvideo_jax.parallel.multihost import to_host
 from internvideo_jax.protocols import ModelConfig, Traits, clip_of
-from internvideo_jax.types import Params, flatten_paths, unflatten_paths
+from internvideo_jax.types import (
+    Leaf,
+    Params,
+    flatten_paths,
+    unflatten_paths,
+)
 from internvideo_jax.weights import files, finite, folders
 
 TABLES = ("pos_embed",)  # leaves that may be resized to another token grid
@@ -272,7 +277,7 @@ def _head(
     return head_rows(rows, count=count, names=source.classes, wanted=wanted, classes=classes)
 
 
-def _head_values(head: HeadRows, value: np.ndarray, leaf: Any) -> np.ndarray:
+def _head_values(head: HeadRows, value: np.ndarray, leaf: Leaf) -> np.ndarray:
     if not head.absent:
         return np.ascontiguousarray(value[..., head.rows]).astype(leaf.dtype)
     # A caller that gives shapes only gets zeros here, and the report says for which classes.
@@ -282,7 +287,7 @@ def _head_values(head: HeadRows, value: np.ndarray, leaf: Any) -> np.ndarray:
 
 
 def _table(
-    value: np.ndarray, leaf: Any, known: Mapping[str, int], grid: Grid
+    value: np.ndarray, leaf: Leaf, known: Mapping[str, int], grid: Grid
 ) -> tuple[np.ndarray, bool]:
     """A learnable position table on the model's grid, and whether it was another one."""
     rows = value.shape[0]

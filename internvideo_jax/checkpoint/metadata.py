@@ -15,7 +15,11 @@ import numpy as np
 
 from internvideo_jax import __version__
 from internvideo_jax.parallel.multihost import to_host
-from internvideo_jax.types import Params, flatten_paths
+from internvideo_jax.types import (
+    Params,
+    Tree,
+    flatten_paths,
+)
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -55,7 +59,7 @@ def weights_provenance(checkpoint: str, params: Params) -> dict[str, Any]:
     }
 
 
-def describe_tree(tree: Any) -> dict[str, str]:
+def describe_tree(tree: Tree) -> dict[str, str]:
     """path -> `float32(4, 96)` for every leaf."""
     return {
         path: f"{np.dtype(leaf.dtype).name}{tuple(leaf.shape)}"

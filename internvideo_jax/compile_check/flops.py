@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
+Equation = Any  # jax's, of arrays
+
 
 @dataclasses.dataclass
 class Flops:
@@ -89,7 +91,7 @@ def _open(jaxpr: Jaxpr | ClosedJaxpr) -> Jaxpr:
     return jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
 
 
-def _dot(equation: Any) -> float:
+def _dot(equation: Equation) -> float:
     left, right = (variable.aval.shape for variable in equation.invars[:2])
     (contract, right_contract), (_, right_batch) = equation.params["dimension_numbers"]
     used = {*right_contract, *right_batch}
@@ -98,7 +100,7 @@ def _dot(equation: Any) -> float:
     return 2.0 * float(np.prod(left, dtype=float)) * float(np.prod(free, dtype=float))
 
 
-def _convolution(equation: Any) -> float:
+def _convolution(equation: Equation) -> float:
     kernel = equation.invars[1].aval.shape
     outputs = equation.params["dimension_numbers"].rhs_spec[0]
     per_output = np.prod(kernel, dtype=float) / kernel[outputs]

@@ -19,7 +19,10 @@ from internvideo_jax.evaluators.base import (
 from internvideo_jax.evaluators.per_video import jsonl, sheet
 from internvideo_jax.parallel.multihost import is_main
 from internvideo_jax.telemetry.pictures import write_gif, write_png
-from internvideo_jax.types import Params
+from internvideo_jax.types import (
+    Params,
+    Plain,
+)
 
 RESULTS = "results"
 PICTURES = "pictures"
@@ -134,7 +137,7 @@ def write_videos(folder: Path, label: str, result: Result, *, every: bool) -> No
         write_atomic(str(place.with_suffix(suffix)), text.encode("utf-8", "replace"))
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Plain) -> None:
     """Atomically, so that a killed run leaves the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")

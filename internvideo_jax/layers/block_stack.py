@@ -15,6 +15,7 @@ from internvideo_jax.layers.init import Init
 from internvideo_jax.ops.blocked_attention import RESIDUALS
 from internvideo_jax.parallel.mesh import constrain
 from internvideo_jax.registry import suggest
+from internvideo_jax.types import Tree
 
 Module = TypeVar("Module", bound=nnx.Module)
 
@@ -104,7 +105,7 @@ def run_layers(
     blocks: nnx.Module,
     x: jax.Array,
     *,
-    inputs: Any = (),
+    inputs: Tree = (),
     keys: jax.Array | None = None,
     drop_path: float = 0.0,
     remat: str = "none",

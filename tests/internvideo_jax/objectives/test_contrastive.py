@@ -49,8 +49,10 @@ class TwoTowersConfig:
     frames: int = 2
     size: int = 8
     temperature: float = 0.05
-    reads = ("text",)
-    grid = (2, 2, 2)
+    inputs = Inputs(
+        ClipInput(2, 8, (2, 2, 2), 1, 4, (0.5,) * 3, (0.5,) * 3), TextInput(context=32, vocab=49408)
+    )
+    traits = Traits()
     sharding_rules = ()
 
     def model(self):
@@ -189,6 +191,7 @@ import jax, jax.numpy as jnp, numpy as np
 from internvideo_jax.config import MeshConfig
 from internvideo_jax.objectives.contrastive import Contrastive
 from internvideo_jax.parallel.mesh import make_mesh
+from internvideo_jax.protocols import ClipInput, Inputs, TextInput, Traits
 rng = np.random.default_rng(0)
 embeddings = dict(zip(("video", "text"), rng.standard_normal((2, 16, 4), np.float32)))
 batch = {"index": jnp.arange(16)}
@@ -226,7 +229,7 @@ def test_settings_that_cannot_be_are_named(changes, message):
 def test_a_model_or_data_without_text_is_named(towers):
     @dataclasses.dataclass(frozen=True)
     class Silent(TwoTowersConfig):
-        reads = ()
+        inputs = dataclasses.replace(TwoTowersConfig.inputs, text=None)
 
     with pytest.raises(ValueError, match="needs a model that reads text.*'two_towers'"):
         Contrastive().check(Silent())
