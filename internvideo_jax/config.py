@@ -156,7 +156,7 @@ class TrainConfig:
 def as_plain(value: object) -> Any:
     """Dataclasses, mappings and sequences as dicts and tuples of plain values."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: as_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {f.name: as_plain(vars(value)[f.name]) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return {key: as_plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

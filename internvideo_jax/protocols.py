@@ -80,10 +80,12 @@ class Adaptation:
       weights: (weights by path, time steps of their position tables or 0 where these are not
         known) -> weights by path; ValueError where they do not fit.
       inside: beginning of the paths of a model inside this one, whose weights these may be.
+      of: the config of that model.
     """
 
     weights: Callable[[Mapping[str, np.ndarray], int], dict[str, np.ndarray]]
     inside: str = ""
+    of: ModelConfig | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,6 +219,20 @@ def clip_of(config: ModelConfig) -> ClipInput:
     return config.inputs.clip
 
 
+def heads_of(config: ModelConfig) -> Heads:
+    """The heads of a probe; ValueError for a model without them."""
+    if config.traits.heads is None:
+        raise ValueError(f"config.model is {config.name!r}, which has no heads side by side")
+    return config.traits.heads
+
+
+def classes_of(config: ModelConfig) -> Classes:
+    """The head of a classifier; ValueError for a model without one."""
+    if config.traits.classifier is None:
+        raise ValueError(f"config.model is {config.name!r}, which has no classes")
+    return config.traits.classifier
+
+
 class ModelConfig(Protocol):
     """A frozen dataclass that is config.model. What evaluators ask of a model stands in it."""
 
@@ -230,6 +246,12 @@ class ModelConfig(Protocol):
     def traits(self) -> Traits: ...
     @property
     def sharding_rules(self) -> ShardingRules: ...
+    @property
+    def forward_flops(self) -> Callable[..., float]:
+        """Of one example; (tokens that the encoder sees, tokens that are decoded), where a model
+        can leave some out."""
+        ...
+
     def model(self) -> Model:
         """The network; ValueError where a setting is missing that the data give."""
         ...

@@ -47,7 +47,7 @@ MAY_IMPORT = {
         "ops": {"registry", "types"},
         "optim": {"config", "types"},
         "telemetry": {"parallel", "protocols", "types"},
-        "objectives": {"config", "ops", "parallel", "types"},
+        "objectives": {"config", "ops", "parallel", "protocols", "types"},
         "layers": {"ops", "parallel", "protocols", "registry", "types"},
         "weights": {"families", "layers", "ops", "registry", "types"},
         "families": {

@@ -62,10 +62,15 @@ def settings_of(
 
 def differing_fields(found: Mapping[str, int], config: ModelConfig) -> list[str]:
     """A line for every field of WHY that says something else in the config."""
+    adaptation = config.traits.adaptation
+    model = adaptation.of if adaptation and adaptation.of else config
+    clip = model.inputs.clip
+    ours = {"": {"patch": clip.patch, "tubelet": clip.tubelet}} if clip else {}
+    ours |= {name: vars(stack) for name, stack in model.traits.stacks.items()}
     lines = []
     for name, value in found.items():
         tower, _, field = name.rpartition(".")
-        here = getattr(getattr(config, tower, None) if tower else config, field, None)
+        here = ours.get(tower, {}).get(field)
         if field in WHY and here is not None and here != value:
             lines.append(f"  {name} {value} there, config.model.{name} = {here}: {WHY[field]}")
     return lines

@@ -63,7 +63,7 @@ def _filled(stored: Plain, config: Plain) -> Any:
         return {key: _filled(value, config.get(key)) for key, value in stored.items()}
     if not dataclasses.is_dataclass(config):
         return stored
-    filled = {key: _filled(value, getattr(config, key, None)) for key, value in stored.items()}
+    filled = {key: _filled(value, vars(config).get(key)) for key, value in stored.items()}
     for field in dataclasses.fields(config):
         if field.name not in filled and field.default is not dataclasses.MISSING:
             filled[field.name] = as_plain(field.default)

@@ -36,7 +36,6 @@ from internvideo_jax.protocols import (
     Model,
     ModelConfig,
     ShardingRules,
-    Stack,
     Traits,
 )
 from internvideo_jax.types import HeadGrid, Params, flatten_paths, unflatten_paths
@@ -99,7 +98,7 @@ class ProbeConfig:
     def traits(self) -> Traits:
         return Traits(
             clip_tables=self.backbone.traits.clip_tables,
-            adaptation=Adaptation(self.adapt_weights, BACKBONE),
+            adaptation=Adaptation(self.adapt_weights, BACKBONE, self.backbone),
             classifier=Classes(self.classes, self.running_statistics),
             features=self.backbone.traits.features,
             heads=self,
@@ -134,10 +133,6 @@ class ProbeConfig:
     @property
     def tubelet(self) -> int:
         return self._clip.tubelet
-
-    @property
-    def encoder(self) -> Stack:
-        return self.backbone.traits.stacks["encoder"]
 
     @property
     def grid(self) -> Grid:
@@ -186,7 +181,7 @@ class ProbeConfig:
 
     def head_flops(self) -> float:
         """Of all heads on one clip, what the backbone pools itself not counted."""
-        width = self.encoder.width
+        width = self._features.width
         if self.head == "concat":
             width *= 1 + (self.grid[0] if self.per_frame else 1)
         return len(self.pairs) * head_flops(self.spec, width, self.tokens, self.classes)

@@ -16,6 +16,7 @@ from internvideo_jax.config import OptimConfig, TrainConfig
 from internvideo_jax.layers.functional import Model
 from internvideo_jax.objectives.contrastive import Contrastive, clamped
 from internvideo_jax.parallel.microbatch import cached_value_and_gradient, value_and_gradient
+from internvideo_jax.protocols import ClipInput, Inputs, TextInput, Traits
 from internvideo_jax.run.build import build
 from internvideo_jax.run.step import make_train_step, state_from
 from internvideo_jax.types import flatten_paths
@@ -191,7 +192,6 @@ import jax, jax.numpy as jnp, numpy as np
 from internvideo_jax.config import MeshConfig
 from internvideo_jax.objectives.contrastive import Contrastive
 from internvideo_jax.parallel.mesh import make_mesh
-from internvideo_jax.protocols import ClipInput, Inputs, TextInput, Traits
 rng = np.random.default_rng(0)
 embeddings = dict(zip(("video", "text"), rng.standard_normal((2, 16, 4), np.float32)))
 batch = {"index": jnp.arange(16)}
