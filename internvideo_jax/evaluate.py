@@ -22,7 +22,7 @@ from internvideo_jax import cli
 from internvideo_jax.checkpoint.initial import initialise
 from internvideo_jax.checkpoint.metadata import devices, weights_provenance
 from internvideo_jax.config import TrainConfig, as_plain
-from internvideo_jax.evaluators.base import EvalContext, Evaluator
+from internvideo_jax.evaluators.base import EvalContext
 from internvideo_jax.evaluators.classification import Classification
 from internvideo_jax.evaluators.published.protocols import PROTOCOLS
 from internvideo_jax.evaluators.run import (
@@ -36,6 +36,7 @@ from internvideo_jax.inference.weights import on_devices
 from internvideo_jax.parallel import multihost
 from internvideo_jax.parallel.compile_cache import use_compile_cache
 from internvideo_jax.parallel.mesh import make_mesh
+from internvideo_jax.protocols import Evaluator
 from internvideo_jax.registry import EVALUATORS, suggest
 from internvideo_jax.run.build import with_classes
 

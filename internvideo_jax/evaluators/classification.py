@@ -15,17 +15,12 @@ import numpy as np
 from data_pipelines.config import ClipConfig, ViewConfig
 from data_pipelines.limits import limited
 from internvideo_jax.evaluators import metrics
-from internvideo_jax.evaluators.base import (
-    EvalContext,
-    Input,
-    Result,
-    describe_data,
-    finite,
-)
+from internvideo_jax.evaluators.base import EvalContext, describe_data, finite
 from internvideo_jax.evaluators.per_video import Scored
 from internvideo_jax.evaluators.published import protocols
 from internvideo_jax.inference.steps import Forward
 from internvideo_jax.inference.vectors import gather
+from internvideo_jax.protocols import Input, Result
 from internvideo_jax.telemetry.pictures import confusion_picture
 
 CONFUSION = "Videos of each class (rows) by the class they are taken for (columns)."

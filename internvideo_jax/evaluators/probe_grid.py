@@ -10,9 +10,9 @@ import jax
 import numpy as np
 
 from internvideo_jax.evaluators import metrics
-from internvideo_jax.evaluators.base import EvalContext, Input, Result, describe_data
+from internvideo_jax.evaluators.base import EvalContext, describe_data
 from internvideo_jax.evaluators.classification import Classification
-from internvideo_jax.protocols import Heads, Model
+from internvideo_jax.protocols import Heads, Input, Model, Result
 from internvideo_jax.telemetry.pictures import grid_picture
 from internvideo_jax.types import Params
 

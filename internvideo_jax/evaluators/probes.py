@@ -18,13 +18,14 @@ import numpy as np
 
 from data_pipelines.limits import limited
 from internvideo_jax.config import OptimConfig
-from internvideo_jax.evaluators.base import EvalContext, Result
+from internvideo_jax.evaluators.base import EvalContext
 from internvideo_jax.evaluators.features import FeatureTask, extract
 from internvideo_jax.evaluators.probe_grid import grid_picture_of, grid_table
 from internvideo_jax.ops.losses import smooth_labels, soft_cross_entropy
 from internvideo_jax.ops.probe_heads import HeadSpec, apply_head, init_head
 from internvideo_jax.optim.factory import make_optimizer
 from internvideo_jax.optim.schedules import cosine
+from internvideo_jax.protocols import Result
 from internvideo_jax.types import (
     HeadGrid,
     Tree,

@@ -12,20 +12,13 @@ import numpy as np
 
 from data_pipelines.config import ViewConfig
 from data_pipelines.limits import limited
-from internvideo_jax.evaluators.base import (
-    ANIMATED,
-    EvalContext,
-    Input,
-    Result,
-    check_finite,
-    describe_data,
-)
+from internvideo_jax.evaluators.base import ANIMATED, EvalContext, check_finite, describe_data
 from internvideo_jax.inference.steps import Forward
 from internvideo_jax.ops import masking
 from internvideo_jax.ops.pixels import patchify, to_unit, unpatchify
 from internvideo_jax.ops.reconstruction import pixel_loss, restore_pixels
 from internvideo_jax.ops.tokens import scatter, take
-from internvideo_jax.protocols import clip_of
+from internvideo_jax.protocols import Input, Result, clip_of
 from internvideo_jax.telemetry.pictures import side_by_side, strip
 from internvideo_jax.types import Params
 

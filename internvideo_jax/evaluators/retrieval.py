@@ -10,7 +10,7 @@ import numpy as np
 from data_pipelines.limits import limited
 from data_pipelines.records.dataset import Dataset
 from internvideo_jax.evaluators import retrieval_metrics
-from internvideo_jax.evaluators.base import EvalContext, Result
+from internvideo_jax.evaluators.base import EvalContext
 from internvideo_jax.evaluators.published import video_text as presets
 from internvideo_jax.evaluators.retrieval_picture import Answer, Query, query_sheet
 from internvideo_jax.evaluators.video_text import (
@@ -21,6 +21,7 @@ from internvideo_jax.evaluators.video_text import (
     logit_scale,
 )
 from internvideo_jax.parallel.multihost import is_main
+from internvideo_jax.protocols import Result
 
 CAPTIONS = ("all", "first", "paragraph")
 FOUND = 5  # videos shown per query

@@ -12,12 +12,11 @@ from data_pipelines.records.storage import write_atomic
 from internvideo_jax.evaluators.base import (
     ANIMATED,
     EvalContext,
-    Evaluator,
-    Result,
     held_out_warning,
 )
 from internvideo_jax.evaluators.per_video import jsonl, sheet
 from internvideo_jax.parallel.multihost import is_main
+from internvideo_jax.protocols import Evaluator, Result
 from internvideo_jax.telemetry.pictures import write_gif, write_png
 from internvideo_jax.types import (
     Params,

@@ -32,7 +32,7 @@ from internvideo_jax.checkpoint.metadata import weights_provenance
 from internvideo_jax.config import TrainConfig, as_plain
 from internvideo_jax.evaluate import with_protocol
 from internvideo_jax.evaluators import metrics
-from internvideo_jax.evaluators.base import EvalContext, Input, Pass, default_split, describe_views
+from internvideo_jax.evaluators.base import EvalContext, Pass, default_split, describe_views
 from internvideo_jax.evaluators.classification import Classification, forward
 from internvideo_jax.evaluators.per_video import TOP, best, jsonl, sheet
 from internvideo_jax.evaluators.published import templates
@@ -47,7 +47,7 @@ from internvideo_jax.inference.weights import on_devices
 from internvideo_jax.offline.by_shard import say
 from internvideo_jax.parallel.compile_cache import use_compile_cache
 from internvideo_jax.parallel.mesh import make_mesh
-from internvideo_jax.protocols import clip_of
+from internvideo_jax.protocols import Input, clip_of
 from internvideo_jax.run.build import with_classes
 
 SUFFIXES = (".json", ".jsonl", ".csv")

@@ -7,8 +7,8 @@ import pytest
 from data_pipelines.config import ClipConfig, ViewConfig
 from data_pipelines.records import split_names
 from internvideo_jax.evaluators import base
-from internvideo_jax.evaluators.base import Input, Result
 from internvideo_jax.evaluators.run import check_evaluators, headline
+from internvideo_jax.protocols import Input, Result
 
 
 @pytest.mark.parametrize(
