@@ -112,7 +112,7 @@ def _sums(bits: Any, places: Any, limit: int, xp: Any) -> Any:
     return xp.stack([*sums, xp.asarray(large, np.uint32)])
 
 
-def _unsigned(dtype: Any) -> Any:
+def _unsigned(dtype: np.typing.DTypeLike) -> Any:
     """The type that holds the bits of an element, or of half an element of eight bytes."""
     return {1: np.uint8, 2: np.uint16}.get(np.dtype(dtype).itemsize, np.uint32)
 

@@ -40,7 +40,7 @@ def check_remat(name: str, where: str = "config.model.remat") -> None:
 
 
 def stacked_blocks(
-    config: BlockConfig, depth: int, *, init: Init, dtype: Any, rngs: nnx.Rngs
+    config: BlockConfig, depth: int, *, init: Init, dtype: np.dtype, rngs: nnx.Rngs
 ) -> Block:
     """`depth` blocks as one module whose parameters have a leading layer axis."""
     blocks = stacked(lambda rngs: Block(config, init=init, dtype=dtype, rngs=rngs), depth, rngs)

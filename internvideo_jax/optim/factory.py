@@ -124,7 +124,7 @@ def scale_updates(updates: Tree, scales: Params) -> Params:
     A factor of 0 gives +0 for every update, so that the parameter keeps its bits.
     """
 
-    def masked(node: Any) -> bool:
+    def masked(node: object) -> bool:
         return isinstance(node, optax.MaskedNode)
 
     def scaled(update: jax.Array, scale: np.ndarray) -> Any:

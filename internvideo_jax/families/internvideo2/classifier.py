@@ -8,7 +8,7 @@ mean of the patches of every frame.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -177,7 +177,7 @@ class Classifier(InternVideo2):
         self, x: jax.Array, keys: jax.Array | None = None
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Last tokens (B, 1 + N, D), class token first -> as `train`."""
-        config: Any = self.config
+        config = cast(ClassifierConfig, self.config)
         z, running = self.merged(x, keys is not None)
         if config.merge.endswith("proj"):
             pooled = self.normed_pool(x)
@@ -199,7 +199,7 @@ class Classifier(InternVideo2):
         With a LayerNorm all values of the class token come first; with a batch norm the first value
         of all tokens. The reference leaves out to transpose back, and weights are made for that.
         """
-        config: Any = self.config
+        config = cast(ClassifierConfig, self.config)
         if self.down_norm is None:
             return None, {}
         x = x.astype(jnp.float32)
