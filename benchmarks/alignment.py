@@ -36,6 +36,7 @@ from data_pipelines.config import ViewConfig
 from internvideo_jax.config import TrainConfig, to_typed
 from internvideo_jax.evaluate import evaluate
 from internvideo_jax.evaluators.probes import AttentiveProbe
+from internvideo_jax.protocols import clip_of
 
 STUDENT = "configs/internvideo2/pretrain.py:size=tiny,teachers="
 VIDEOMAE = "configs/videomae/pretrain.py:size=tiny"
@@ -77,7 +78,7 @@ def probe(
     if not out.exists():
         typed = recipe(config)
         typed = dataclasses.replace(typed, model=dataclasses.replace(typed.model, **model))
-        frames = typed.model.frames
+        frames = clip_of(typed.model).frames
         # All of them look at the same 13 frames of a video or more: every second or fourth.
         clip = dataclasses.replace(
             typed.data.clip, frames=frames, stride=16 // frames, sampling="dense"

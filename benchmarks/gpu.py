@@ -18,7 +18,7 @@ import json
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import turns
 from host import Host, spread
@@ -83,7 +83,7 @@ def config_of(spec: dict[str, Any]) -> TrainConfig:
 
 def torch_spec(config: TrainConfig, folder: Path, file: Path, variant: str) -> dict[str, Any]:
     """What `torch_peer.py` needs."""
-    model = config.model
+    model = cast(PretrainConfig, config.model)
     sizes = {
         "img_size": model.size,
         "patch_size": model.patch,

@@ -20,7 +20,7 @@ import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import train_step
@@ -30,6 +30,7 @@ from host import Host, ratio
 
 from internvideo_jax import cli
 from internvideo_jax.config import TrainConfig
+from internvideo_jax.families.internvideo2.student import StudentConfig
 from internvideo_jax.run.build import build
 from internvideo_jax.run.step import init_state
 from internvideo_jax.types import flatten_paths
@@ -59,7 +60,7 @@ def student_config() -> TrainConfig:
 
 def random_batch(config: TrainConfig) -> dict[str, np.ndarray]:
     """A batch of random clips, masks and targets of unit length."""
-    model, objective = config.model, config.objective
+    model, objective = cast(StudentConfig, config.model), config.objective
     batch = train_step.random_batch(config, 0)
     rng, count = np.random.default_rng(1), len(batch["video"])
     for name, (shape, dtype) in objective.cached_shapes(model).items():
@@ -91,7 +92,7 @@ def own_step(config: TrainConfig, folder: Path) -> tuple[Callable[[], float], di
     That is weights in torch names, and the batch with the student's frames.
     """
     run, batch = build(config, records=train_step.RECORDS), random_batch(config)
-    state, model = init_state(run), config.model
+    state, model = init_state(run), cast(StudentConfig, config.model)
     flat = {path: np.asarray(value) for path, value in flatten_paths(state.params).items()}
     geometry = {"patch": model.patch, "tubelet": model.tubelet}
     save_torch(folder / "weights.safetensors", Weights(model.name, flat, geometry))
@@ -103,7 +104,7 @@ def own_step(config: TrainConfig, folder: Path) -> tuple[Callable[[], float], di
 
 def torch_spec(config: TrainConfig, folder: Path, variant: str) -> dict[str, Any]:
     """What `torch_student.py` needs; ValueError where the reference has no such student."""
-    model, reference = config.model, Path(REFERENCE.value).resolve()
+    model, reference = cast(StudentConfig, config.model), Path(REFERENCE.value).resolve()
     if not (reference / MODEL_FILE).is_file():
         raise ValueError(f"--reference={REFERENCE.value}: expected {MODEL_FILE} in it")
     if model.dtype != "float32" or model.clip_decoder != "linear" or not model.mae_layers:

@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,7 @@ from host import Host, ratio, spread
 
 from internvideo_jax import cli
 from internvideo_jax.config import TrainConfig
+from internvideo_jax.families.videomae.model import PretrainConfig
 from internvideo_jax.ops import masking
 from internvideo_jax.parallel.mesh import batch_sharding
 from internvideo_jax.run.build import Run, build
@@ -132,7 +133,7 @@ def compiled_step(
 
 def leave_start(run: Run, params: Any, batch: dict[str, np.ndarray], folder: Path) -> None:
     """The reference's names of our initial weights, our masks of the first step, and the batch."""
-    model = run.config.model
+    model = cast(PretrainConfig, run.config.model)
     flat = {path: np.asarray(value) for path, value in flatten_paths(params).items()}
     geometry = {"patch": model.patch, "tubelet": model.tubelet}
     save_torch(folder / "weights.safetensors", Weights(model.name, flat, geometry))
@@ -149,7 +150,7 @@ def leave_start(run: Run, params: Any, batch: dict[str, np.ndarray], folder: Pat
 
 def torch_spec(config: TrainConfig, folder: Path, variant: str) -> dict[str, Any]:
     """What `torch_peer.py` needs; ValueError where the reference has no such model."""
-    model, objective = config.model, config.objective
+    model, objective = cast(PretrainConfig, config.model), config.objective
     if not hasattr(model, "decoder") or objective.decoder_ratio:
         raise ValueError("--torch_model serves VideoMAE V1 pre-training configs only")
     if model.frames != 16:
@@ -223,12 +224,13 @@ def judge(config: TrainConfig, sides: dict[str, turns.Side]) -> tuple[list[str],
       RuntimeError: the sides do not compute the same loss.
     """
     own, missed, count = sides["own"], [], 0
-    plain = config.model.dtype == "float32" and "cpu" in own.facts["device"].lower()
+    dtype = cast(PretrainConfig, config.model).dtype
+    plain = dtype == "float32" and "cpu" in own.facts["device"].lower()
     for name, side in sides.items():
         if name == "own":
             continue
         ours, theirs = own.facts["first_loss"], side.facts["first_loss"]
-        tolerance = LOSS_TOLERANCE if config.model.dtype == "float32" else 2e-2
+        tolerance = LOSS_TOLERANCE if dtype == "float32" else 2e-2
         if abs(ours - theirs) > tolerance * abs(theirs):
             raise RuntimeError(f"first loss {ours} here, {theirs} in {name}: not the same step")
         if not plain:

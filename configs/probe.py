@@ -31,6 +31,7 @@ from internvideo_jax.config import CheckpointConfig, LogConfig, OptimConfig, Tra
 from internvideo_jax.evaluators.probe_grid import ProbeGrid
 from internvideo_jax.families.probe.model import ProbeConfig
 from internvideo_jax.objectives.probe import Probe
+from internvideo_jax.protocols import clip_of
 from internvideo_jax.recipes.smoke import sized
 from internvideo_jax.registry import suggest
 
@@ -81,11 +82,9 @@ def recipe(name: str, arg: str) -> TrainConfig:
 
 def probe(base: TrainConfig, head: str, *, tiny: bool) -> TrainConfig:
     """The probe of a recipe's model on clips as it takes them."""
-    model, clip = base.model, base.data.clip
+    model, clip, frames = base.model, base.data.clip, clip_of(base.model).frames
     # A student beside a teacher of more frames reads every so many-th of the batch: here, all.
-    clip = dataclasses.replace(
-        clip, frames=model.frames, stride=clip.stride * clip.frames // model.frames
-    )
+    clip = dataclasses.replace(clip, frames=frames, stride=clip.stride * clip.frames // frames)
     fixed = dataclasses.replace(clip, sampling=VIEWS.get(clip.sampling, clip.sampling))
     return TrainConfig(
         model=ProbeConfig(backbone=model, head=head, hold_out=10, **GRIDS[head]),

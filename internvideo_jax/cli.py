@@ -246,7 +246,7 @@ def _values(flag: str, arguments: Sequence[str]) -> list[str]:
 
 def help_text(about: str, arguments: Sequence[str], *, full: bool) -> str:
     """What a command does, its flags, and with `full` the fields of the recipe in `arguments`."""
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    spec = vars(sys.modules["__main__"]).get("__spec__")
     module = spec.name.removesuffix(".__main__") if spec else ""
     name = os.path.basename(arguments[0])
     if module and not name.startswith("ivj "):

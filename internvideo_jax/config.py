@@ -16,6 +16,7 @@ from typing import Any
 from data_pipelines.config import DataConfig
 from data_pipelines.limits import check_value, limited, limits_of
 from internvideo_jax import registry
+from internvideo_jax.protocols import Evaluator, ModelConfig
 
 
 def component(kind: str, *, optional: bool = False) -> Any:
@@ -126,7 +127,7 @@ class ProfileConfig:
 class TrainConfig:
     """One training run."""
 
-    model: Any = component("model")
+    model: ModelConfig = component("model")
     objective: Any = component("objective")
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
@@ -135,7 +136,7 @@ class TrainConfig:
     log: LogConfig = LogConfig()
     watchdog: WatchdogConfig = WatchdogConfig()
     profile: ProfileConfig = ProfileConfig()
-    evals: Mapping[str, Any] = dataclasses.field(
+    evals: Mapping[str, Evaluator] = dataclasses.field(
         default_factory=dict, metadata={"kind": "evaluator", "many": True}
     )
     seed: int = limited(0)  # parameters, masks and drop path; the data have data.seed
@@ -152,10 +153,10 @@ class TrainConfig:
     max_nonfinite: int = 10  # skipped steps of one start after which the run stops
 
 
-def as_plain(value: Any) -> Any:
+def as_plain(value: object) -> Any:
     """Dataclasses, mappings and sequences as dicts and tuples of plain values."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: as_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {f.name: as_plain(vars(value)[f.name]) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return {key: as_plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -202,13 +203,13 @@ def _required(field: dataclasses.Field) -> bool:
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
-def _mapping(found: Any, where: str) -> Mapping[str, Any]:
+def _mapping(found: object, where: str) -> Mapping[str, Any]:
     if not isinstance(found, Mapping):
         raise ValueError(f"{where}: expected a mapping, found {found!r}")
     return found
 
 
-def _component(kind: str, found: Any, where: str) -> Any:
+def _component(kind: str, found: object, where: str) -> Any:
     if dataclasses.is_dataclass(found):
         return found
     found = _mapping(found, where)
@@ -217,7 +218,7 @@ def _component(kind: str, found: Any, where: str) -> Any:
     return to_typed(registry.resolve(kind, found["name"]), found, where)
 
 
-def _convert(hint: Any, found: Any, where: str) -> Any:
+def _convert(hint: Any, found: object, where: str) -> Any:
     """`found` as the annotated type; ints become floats, lists become tuples, nothing else."""
     if dataclasses.is_dataclass(hint):
         if dataclasses.is_dataclass(found):

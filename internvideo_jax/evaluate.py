@@ -14,16 +14,15 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-import jax
 from absl import flags
 
 from data_pipelines.commands.outputs import check_file, check_folder
 from data_pipelines.records import manifest
 from internvideo_jax import cli
 from internvideo_jax.checkpoint.initial import initialise
-from internvideo_jax.checkpoint.metadata import devices, git_revision, params_digest, versions
+from internvideo_jax.checkpoint.metadata import devices, weights_provenance
 from internvideo_jax.config import TrainConfig, as_plain
-from internvideo_jax.evaluators.base import EvalContext, Evaluator
+from internvideo_jax.evaluators.base import EvalContext
 from internvideo_jax.evaluators.classification import Classification
 from internvideo_jax.evaluators.published.protocols import PROTOCOLS
 from internvideo_jax.evaluators.run import (
@@ -33,10 +32,11 @@ from internvideo_jax.evaluators.run import (
     run_evaluators,
     write_json,
 )
+from internvideo_jax.inference.weights import on_devices
 from internvideo_jax.parallel import multihost
 from internvideo_jax.parallel.compile_cache import use_compile_cache
 from internvideo_jax.parallel.mesh import make_mesh
-from internvideo_jax.parallel.rules import param_shardings
+from internvideo_jax.protocols import Evaluator
 from internvideo_jax.registry import EVALUATORS, suggest
 from internvideo_jax.run.build import with_classes
 
@@ -70,18 +70,13 @@ def evaluate(
     mesh = make_mesh(config.mesh)
     context = EvalContext(model, mesh, config.data, config.seed, classes=classes)
     check_evaluators(wanted, context)
-    shapes = model.shapes()
     params, report = initialise(
-        checkpoint, shapes, config.model, rows=config.head_rows, classes=classes
+        checkpoint, model.shapes(), config.model, rows=config.head_rows, classes=classes
     )
     report.require_all()
-    shardings = param_shardings(shapes, config.model.sharding_rules, mesh, config.mesh.shard_above)
-    params = jax.tree.map(jax.device_put, params, shardings)
+    params = on_devices(config, model, params, mesh)
     provenance = {
-        "checkpoint": str(Path(checkpoint).absolute()),
-        "params_digest": params_digest(params),
-        "versions": versions(),
-        "git": git_revision(),
+        **weights_provenance(checkpoint, params),
         "devices": devices(),
         "head": report.head.note if report.head else "",
     }

@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 from absl import flags
@@ -63,7 +63,7 @@ IN_USE = (
 )
 
 
-def say(text: str, file: Any = None) -> None:
+def say(text: str, file: TextIO | None = None) -> None:
     """Prints on the main process, at once."""
     if multihost.is_main():
         print(text, file=file or sys.stdout, flush=True)
@@ -148,6 +148,7 @@ def begin(run: Run, checkpoints: Checkpoints) -> Begun:
         process=jax.process_index(),
         processes=jax.process_count(),
         start_step=start,
+        opened=run.opened,
     )
     if start:
         checkpoints.check_classes(start, run.classes)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 # A batch is a flat dict with fixed meanings:
 #   video     (B, T, H, W, 3) uint8, or float32 in [0, 1]
@@ -22,6 +23,13 @@ Batch = Mapping[str, Any]
 
 # Metrics of this name are no metrics: new values of running statistics, by parameter path.
 STATISTICS = "statistics/"
+
+# A pytree of jax: any nesting of arrays, of their shapes, or of their shardings.
+Tree = Any
+# A leaf of such a tree: an array on the devices or the host, or only its shape and type.
+Leaf = jax.Array | np.ndarray | jax.ShapeDtypeStruct
+# A value as JSON has it, or as a config has it when it is plain.
+Plain = Any
 
 # Nested dict of arrays, keys as in `encoder/blocks/attn/qkv/kernel`.
 Params = dict[str, Any]
@@ -68,7 +76,7 @@ class TrainState:
 
     step: jax.Array  # int32, number of finished steps
     params: Params
-    opt_state: Any
+    opt_state: Tree
     ema: Params | None  # averaged parameters, None when switched off
     nonfinite: jax.Array  # int32, steps skipped because loss or gradient was not finite
 
@@ -76,7 +84,7 @@ class TrainState:
         return dataclasses.replace(self, **changes)
 
 
-def flatten_paths(tree: Any) -> dict[str, Any]:
+def flatten_paths(tree: Tree) -> dict[str, Any]:
     """Flattens nested dicts, lists, tuples and dataclasses to `{"a/b/c": leaf}`."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {path_name(path): leaf for path, leaf in leaves}

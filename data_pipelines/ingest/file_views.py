@@ -6,10 +6,9 @@ the same pixels as ingesting the files first.
 
 from __future__ import annotations
 
-import collections
 import itertools
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +23,7 @@ from data_pipelines.ingest.rows import Row
 from data_pipelines.records import encoded
 from data_pipelines.stream import multiview
 from data_pipelines.stream.assemble import Batch
+from data_pipelines.stream.prefetch import in_order
 
 LISTS = (*lists.SUFFIXES, ".tsv", ".json", ".jsonl", ".gz")  # files that name videos
 
@@ -58,8 +58,7 @@ class FileViews(Iterator[Batch]):
         side = max(DecodeOptions().short_side, config.clip.size)
         self._options = DecodeOptions(short_side=side, min_frames=1)
         self._pool = ThreadPoolExecutor(threads)
-        self._ahead = threads + 1  # files decoded before they are needed; bounds the memory
-        self._decoded = self._in_order()
+        self._decoded = in_order(self._pool, self._views, range(len(rows)), threads + 1)
         self._left = len(self)
 
     def __len__(self) -> int:
@@ -93,17 +92,6 @@ class FileViews(Iterator[Batch]):
     def _shape(self) -> tuple[int, ...]:
         config, clip = self.config, self.config.clip
         return (config.segments * config.crops, clip.frames, clip.size, clip.size, 3)
-
-    def _in_order(self) -> Iterator[tuple[int, np.ndarray | None]]:
-        waiting: collections.deque[tuple[int, Future[np.ndarray | None]]] = collections.deque()
-        left = iter(range(len(self.rows)))
-        while True:
-            for number in itertools.islice(left, self._ahead - len(waiting)):
-                waiting.append((number, self._pool.submit(self._views, number)))
-            if not waiting:
-                return
-            number, future = waiting.popleft()
-            yield number, future.result()
 
     def _views(self, number: int) -> np.ndarray | None:
         """(segments * crops, T, H, W, 3) uint8; None for a file that cannot be used."""

@@ -151,7 +151,10 @@ def components_of(config: DataConfig) -> tuple[Component, ...]:
     )
 
 
-def open_components(config: DataConfig) -> tuple[tuple[Component, Dataset], ...]:
+Opened = tuple[tuple[Component, Dataset], ...]  # the sets of a stream
+
+
+def open_components(config: DataConfig) -> Opened:
     """The sets of a stream, opened; the number in this tuple is the `dataset` of an example."""
     if config.merge_classes not in MERGES:
         raise ValueError(

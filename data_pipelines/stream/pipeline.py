@@ -72,6 +72,7 @@ class TrainStream(Iterator[Batch]):
       tokenize: n captions -> (n, L) int32, instead of config.tokenizer. It must not depend on
         anything else; its attribute `identity` or `name`, or else its type's or its own name, is
         part of the stream's identity.
+      opened: the sets, where they are open already.
 
     Raises:
       ValueError: the settings contradict each other or the data set.
@@ -86,6 +87,7 @@ class TrainStream(Iterator[Batch]):
         processes: int = 1,
         start_step: int = 0,
         tokenize: Tokenize | None = None,
+        opened: mixture.Opened = (),
     ):
         multiview.check_clip(config.clip, sampling.TRAIN_RULES)
         check_reader(config.reader)
@@ -94,7 +96,7 @@ class TrainStream(Iterator[Batch]):
         sound.check(config.audio_seconds, config.audio_window)
         tokenize = _tokenizer(config, tokenize)
         self.config = config
-        opened = mixture.open_components(config)
+        opened = opened or mixture.open_components(config)
         self.classes, tables = mixture.join_classes(opened, config.merge_classes)
         self.sources = tuple(
             Source.of(number, *opened[number], tables[number], self.classes is not None, config)
@@ -321,6 +323,7 @@ class ViewPass(Iterator[Batch]):
 
     Args:
       seconds: look at so much from the beginning of every clip only; 0 = all of it.
+      dataset: the split, where it is open already.
     """
 
     def __init__(
@@ -332,6 +335,7 @@ class ViewPass(Iterator[Batch]):
         process: int = 0,
         processes: int = 1,
         seconds: float = 0.0,
+        dataset: Dataset | None = None,
     ):
         multiview.check_clip(config.clip, sampling.VIEW_RULES)
         check_reader(config.reader)
@@ -346,7 +350,9 @@ class ViewPass(Iterator[Batch]):
                 f"{processes} processes"
             )
         self.config = config
-        self.dataset = open_dataset(directory, split, check_crc=config.reader.check_crc)
+        if dataset is None:
+            dataset = open_dataset(directory, split, check_crc=config.reader.check_crc)
+        self.dataset = dataset
         self.steps = -(-len(self.dataset) // config.batch)
         self.skipped = 0
         self._pool = RowPool(row_threads(config.reader))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import collections
 import functools
+import itertools
 import os
 import re
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import grain
@@ -76,6 +78,25 @@ class RowPool:
         with self._lock:
             if self._executor is not None:
                 self._executor.shutdown(wait=False, cancel_futures=True)
+
+
+def in_order(
+    pool: Executor, work: Callable[[Item], Row], items: Iterable[Item], ahead: int
+) -> Iterator[tuple[Item, Row]]:
+    """(item, work(item)) in the order of the items; the error of an item comes in its place.
+
+    Args:
+      ahead: items that are begun before they are asked for; bounds the memory.
+    """
+    waiting: collections.deque[tuple[Item, Future[Row]]] = collections.deque()
+    left = iter(items)
+    while True:
+        for item in itertools.islice(left, ahead - len(waiting)):
+            waiting.append((item, pool.submit(work, item)))
+        if not waiting:
+            return
+        item, future = waiting.popleft()
+        yield item, future.result()
 
 
 class Ahead(Iterator[Any]):

@@ -25,7 +25,11 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 
 from internvideo_jax.parallel.mesh import replicated
-from internvideo_jax.types import flatten_paths
+from internvideo_jax.types import (
+    Leaf,
+    Tree,
+    flatten_paths,
+)
 
 # Spreads places over all words: odd, 2^32 by the golden ratio.
 _SPREAD = 0x9E3779B1
@@ -51,7 +55,7 @@ class Examined(NamedTuple):
     wrong: list[str]
 
 
-def examine(tree: Any) -> Examined:
+def examine(tree: Tree) -> Examined:
     """Digests of all arrays of a tree, and which of them hold values that cannot be right.
 
     Collective over processes. Arrays on accelerators are read where they are, and three words for
@@ -77,14 +81,14 @@ def examine(tree: Any) -> Examined:
     )
 
 
-def _limit(path: str, leaf: Any) -> int:
+def _limit(path: str, leaf: Leaf) -> int:
     """Bits of the largest absolute value that can be right; 0: all can."""
     kind = np.dtype(leaf.dtype).name
     finite = _FINITE.get(kind, 0)
     return _SANE.get(kind, finite) if path.split("/")[0] in _PARAMETERS else finite
 
 
-def _on_host(leaf: Any) -> bool:
+def _on_host(leaf: Leaf) -> bool:
     return not isinstance(leaf, jax.Array) or all(
         device.platform == "cpu" for device in leaf.sharding.device_set
     )
@@ -108,7 +112,7 @@ def _sums(bits: Any, places: Any, limit: int, xp: Any) -> Any:
     return xp.stack([*sums, xp.asarray(large, np.uint32)])
 
 
-def _unsigned(dtype: Any) -> Any:
+def _unsigned(dtype: np.typing.DTypeLike) -> Any:
     """The type that holds the bits of an element, or of half an element of eight bytes."""
     return {1: np.uint8, 2: np.uint16}.get(np.dtype(dtype).itemsize, np.uint32)
 
@@ -120,7 +124,7 @@ def _strides(shape: Sequence[int]) -> list[int]:
 # --- on the host: shards of CPU devices are there without a copy
 
 
-def _host_sums(leaf: Any, limit: int) -> np.ndarray:
+def _host_sums(leaf: Leaf, limit: int) -> np.ndarray:
     """(3,) uint32 of what this process has of an array, each element once over all processes."""
     if not isinstance(leaf, jax.Array):
         return _block_sums(np.asarray(leaf), leaf.shape, [0] * leaf.ndim, limit)

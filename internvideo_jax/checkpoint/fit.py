@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from internvideo_jax.protocols import ModelConfig, clip_of
+
 Grid = tuple[int, int, int]
 
 TOWERS = ("encoder", "decoder")
@@ -22,7 +24,7 @@ WHY = {
 
 
 def settings_of(
-    params: Mapping[str, np.ndarray], stated: Mapping[str, Any], config: Any
+    params: Mapping[str, np.ndarray], stated: Mapping[str, Any], config: ModelConfig
 ) -> dict[str, int]:
     """Fields of config.model that the weights were made with, as far as that is known.
 
@@ -51,19 +53,24 @@ def settings_of(
             found[name] = int(stated[name])
     table = params.get("encoder/pos_embed/table")
     # Of a class token and the places of one frame, or of all frames, which does not tell the size.
-    if table is not None and not hasattr(config, "pos_frames"):
+    if table is not None and not config.traits.clip_tables:
         side = round((len(table) - 1) ** 0.5)
         if side * side == len(table) - 1:
-            found.setdefault("size", side * found.get("patch", config.patch))
+            found.setdefault("size", side * found.get("patch", clip_of(config).patch))
     return found
 
 
-def differing_fields(found: Mapping[str, int], config: Any) -> list[str]:
+def differing_fields(found: Mapping[str, int], config: ModelConfig) -> list[str]:
     """A line for every field of WHY that says something else in the config."""
+    adaptation = config.traits.adaptation
+    model = adaptation.of if adaptation and adaptation.of else config
+    clip = model.inputs.clip
+    ours = {"": {"patch": clip.patch, "tubelet": clip.tubelet}} if clip else {}
+    ours |= {name: vars(stack) for name, stack in model.traits.stacks.items()}
     lines = []
     for name, value in found.items():
         tower, _, field = name.rpartition(".")
-        here = getattr(getattr(config, tower, None) if tower else config, field, None)
+        here = ours.get(tower, {}).get(field)
         if field in WHY and here is not None and here != value:
             lines.append(f"  {name} {value} there, config.model.{name} = {here}: {WHY[field]}")
     return lines

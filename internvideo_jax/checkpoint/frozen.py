@@ -4,27 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
 from internvideo_jax.checkpoint.initial import initialise
 from internvideo_jax.checkpoint.metadata import digest_of
+from internvideo_jax.protocols import FrozenNetwork
 from internvideo_jax.types import Params, flatten_paths, unflatten_paths
 
 RANDOM = "random"  # as init_from: fresh weights, to rehearse with
 
 
 def load_frozen(
-    plans: Mapping[str, Any], seed: int, say: Callable[[str], None]
+    plans: Mapping[str, FrozenNetwork], seed: int, say: Callable[[str], None]
 ) -> tuple[dict[str, Params], dict[str, str]]:
     """Parameters of frozen networks on their devices, and what they are.
 
     Every parameter must come from `init_from` of the network's config.
 
     Args:
-      plans: `state.FrozenPlan` by name.
+      plans: by name.
       seed: of random weights.
       say: is told what was loaded.
 
@@ -54,7 +54,7 @@ def load_frozen(
     return frozen, digests
 
 
-def _random(plan: Any, key: jax.Array) -> Params:
+def _random(plan: FrozenNetwork, key: jax.Array) -> Params:
     def create(key: jax.Array) -> Params:
         fresh = plan.model.init(key)
         return jax.tree.map(lambda leaf, shape: leaf.astype(shape.dtype), fresh, plan.shapes)
@@ -62,7 +62,7 @@ def _random(plan: Any, key: jax.Array) -> Params:
     return jax.jit(create, out_shardings=plan.shardings)(key)
 
 
-def _load(plan: Any, source: str) -> tuple[Params, str, str]:
+def _load(plan: FrozenNetwork, source: str) -> tuple[Params, str, str]:
     try:
         params, report = initialise(source, plan.model.shapes(), plan.config)
         report.require_all()

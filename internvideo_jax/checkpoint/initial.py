@@ -16,7 +16,13 @@ from internvideo_jax.checkpoint.fit import Grid, differing_fields, settings_of, 
 from internvideo_jax.checkpoint.reading import Step, step_of
 from internvideo_jax.ops.resize import resize_table
 from internvideo_jax.parallel.multihost import to_host
-from internvideo_jax.types import Params, flatten_paths, unflatten_paths
+from internvideo_jax.protocols import ModelConfig, Traits, clip_of
+from internvideo_jax.types import (
+    Leaf,
+    Params,
+    flatten_paths,
+    unflatten_paths,
+)
 from internvideo_jax.weights import files, finite, folders
 
 TABLES = ("pos_embed",)  # leaves that may be resized to another token grid
@@ -147,7 +153,7 @@ def checkpoint_weights(path: str | Path) -> files.Weights:
 def initialise(
     path: str,
     fresh: Params,
-    config: Any,
+    config: ModelConfig,
     *,
     rows: str = "",
     classes: Sequence[str] = (),
@@ -174,17 +180,18 @@ def initialise(
     source = loaded_from.params
     known = settings_of(source, loaded_from.stated, config)
     adapted: set[str] = set()
-    if hasattr(config, "check_source"):  # what no shape tells
+    traits = config.traits
+    if traits.check_source:  # what no shape tells
         try:
-            config.check_source(loaded_from.stated)
+            traits.check_source(loaded_from.stated)
         except ValueError as error:
             raise ValueError(f"{path} does not fit this model: {error}") from error
-    if hasattr(config, "adapt_weights"):  # what a model can make of weights of another kind
+    if traits.adaptation:  # what a model can make of weights of another kind
         try:
-            found, source = source, _adapted(config, source, known)
+            found, source = source, traits.adaptation.weights(source, _steps(traits, known))
         except ValueError as error:
             raise ValueError(f"{path} does not fit this model: {error}") from error
-        inside = getattr(config, "weights_prefix", "")  # of a model that holds another
+        inside = traits.adaptation.inside
         was = {name: found.get(name, found.get(name.removeprefix(inside))) for name in source}
         adapted = {
             name for name, old in was.items() if old is not None and _differ(old, source[name])
@@ -205,7 +212,7 @@ def initialise(
                 loaded.append(name)
         elif name.rsplit("/", 1)[-1] in TABLES:
             try:
-                values[name], changed = _table(value, leaf, known, config.grid)
+                values[name], changed = _table(value, leaf, known, clip_of(config).grid)
             except ValueError as error:
                 raise ValueError(f"{path} does not fit this model: {error}") from error
             (resized if changed else loaded).append(name)
@@ -218,7 +225,7 @@ def initialise(
     if any("pos_embed/table:" in line for line in other):
         fields.append(
             f"  size {known.get('size', 'of another number of patches')} there, "
-            f"config.model.size = {config.size}: this position table is not resized"
+            f"config.model.size = {clip_of(config).size}: this position table is not resized"
         )
     if other or fields:
         raise ValueError(
@@ -252,13 +259,11 @@ def _differ(one: np.ndarray, other: np.ndarray) -> bool:
     return one is not other and not np.array_equal(one, other)
 
 
-def _adapted(
-    config: Any, source: Mapping[str, np.ndarray], known: Mapping[str, int]
-) -> dict[str, np.ndarray]:
-    """`config.adapt_weights`; a model with position tables of a clip is told how long it was."""
-    if hasattr(config, "pos_frames") and {"frames", "tubelet"} <= known.keys():
-        return config.adapt_weights(source, known["frames"] // known["tubelet"])
-    return config.adapt_weights(source)
+def _steps(traits: Traits, known: Mapping[str, int]) -> int:
+    """Time steps of the position tables of weights that were made for `known`; 0 = not known."""
+    if traits.clip_tables and {"frames", "tubelet"} <= known.keys():
+        return known["frames"] // known["tubelet"]
+    return 0
 
 
 def _head(
@@ -272,7 +277,7 @@ def _head(
     return head_rows(rows, count=count, names=source.classes, wanted=wanted, classes=classes)
 
 
-def _head_values(head: HeadRows, value: np.ndarray, leaf: Any) -> np.ndarray:
+def _head_values(head: HeadRows, value: np.ndarray, leaf: Leaf) -> np.ndarray:
     if not head.absent:
         return np.ascontiguousarray(value[..., head.rows]).astype(leaf.dtype)
     # A caller that gives shapes only gets zeros here, and the report says for which classes.
@@ -282,7 +287,7 @@ def _head_values(head: HeadRows, value: np.ndarray, leaf: Any) -> np.ndarray:
 
 
 def _table(
-    value: np.ndarray, leaf: Any, known: Mapping[str, int], grid: Grid
+    value: np.ndarray, leaf: Leaf, known: Mapping[str, int], grid: Grid
 ) -> tuple[np.ndarray, bool]:
     """A learnable position table on the model's grid, and whether it was another one."""
     rows = value.shape[0]

@@ -19,7 +19,10 @@ from internvideo_jax.checkpoint.settings import Changes, changes, check
 from internvideo_jax.checkpoint.steps import FOLDER, complete_steps, shown
 from internvideo_jax.config import CheckpointConfig, TrainConfig
 from internvideo_jax.parallel import multihost
-from internvideo_jax.types import TrainState
+from internvideo_jax.types import (
+    TrainState,
+    Tree,
+)
 
 # Version of the layout: items `state` (step, params, opt_state, ema, nonfinite) and `meta`.
 LAYOUT = 1
@@ -101,7 +104,7 @@ class Checkpoints:
         except (OSError, ValueError, RuntimeError) as error:
             raise self._explain(step, error) from error
 
-    def _make_room(self, tree: Any) -> None:
+    def _make_room(self, tree: Tree) -> None:
         """RuntimeError when the disk cannot hold another checkpoint; nothing is written then.
 
         With config.keep = 1 the newest step, now known to be sound, is left alone before that.
@@ -174,7 +177,7 @@ class Checkpoints:
             f"--config.init_from={where} and --config.head_rows=names"
         )
 
-    def _check_fit(self, step: int, expected: Any) -> None:
+    def _check_fit(self, step: int, expected: Tree) -> None:
         meta, where = self.meta(step), f"{self.folder}/{step}"
         if meta.get("layout") != LAYOUT:
             raise ValueError(

@@ -15,7 +15,11 @@ import numpy as np
 
 from internvideo_jax import __version__
 from internvideo_jax.parallel.multihost import to_host
-from internvideo_jax.types import Params, flatten_paths
+from internvideo_jax.types import (
+    Params,
+    Tree,
+    flatten_paths,
+)
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -45,7 +49,17 @@ def git_revision() -> str:
         return ""
 
 
-def describe_tree(tree: Any) -> dict[str, str]:
+def weights_provenance(checkpoint: str, params: Params) -> dict[str, Any]:
+    """Which weights made a result, and with what; collective over processes."""
+    return {
+        "checkpoint": str(Path(checkpoint).absolute()),
+        "params_digest": params_digest(params),
+        "versions": versions(),
+        "git": git_revision(),
+    }
+
+
+def describe_tree(tree: Tree) -> dict[str, str]:
     """path -> `float32(4, 96)` for every leaf."""
     return {
         path: f"{np.dtype(leaf.dtype).name}{tuple(leaf.shape)}"

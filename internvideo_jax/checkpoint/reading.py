@@ -27,7 +27,11 @@ from internvideo_jax.checkpoint.digests import examine
 from internvideo_jax.checkpoint.metadata import describe_tree, first_difference
 from internvideo_jax.checkpoint.steps import FOLDER, complete_steps, shown
 from internvideo_jax.parallel import multihost
-from internvideo_jax.types import flatten_paths, unflatten_paths
+from internvideo_jax.types import (
+    Tree,
+    flatten_paths,
+    unflatten_paths,
+)
 
 META = "meta/metadata"
 STATE_FILES = ("_METADATA", "manifest.ocdbt", "d")  # without which no array can be found
@@ -97,7 +101,7 @@ class Step:
             what = f"its arrays cannot be read: {(*found, 'a file is missing, cut or changed')[0]}"
             raise damaged(self.path, what, self.named) from error
 
-    def check(self, tree: Any) -> None:
+    def check(self, tree: Tree) -> None:
         """DamagedStep where arrays that were read are not those that were saved.
 
         Collective over processes.
@@ -188,7 +192,7 @@ def _meta(step: Path) -> dict[str, Any]:
     return meta
 
 
-def _compare(meta: Mapping[str, Any], tree: Any) -> None:
+def _compare(meta: Mapping[str, Any], tree: Tree) -> None:
     found = describe_tree(tree)
     expected = (
         {path: meta["tree"].get(path, "absent") for path in found} if "tree" in meta else found

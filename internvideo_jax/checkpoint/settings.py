@@ -10,6 +10,7 @@ from typing import Any
 
 from internvideo_jax.checkpoint.steps import shown
 from internvideo_jax.config import as_plain
+from internvideo_jax.types import Plain
 
 Changes = dict[str, tuple[Any, Any]]  # field -> (value of the checkpoint, value now)
 
@@ -39,7 +40,7 @@ START = ("init_from", "init_whole", "head_rows")
 ABSENT = "absent"
 
 
-def changes(stored: Mapping[str, Any], config: Any) -> Changes:
+def changes(stored: Mapping[str, Any], config: Plain) -> Changes:
     """Fields of the config that are not those of the checkpoint.
 
     A component that only one side has, or of another name, counts as one field.
@@ -54,7 +55,7 @@ def changes(stored: Mapping[str, Any], config: Any) -> Changes:
     return dict(_differing("", there, here))
 
 
-def _filled(stored: Any, config: Any) -> Any:
+def _filled(stored: Plain, config: Plain) -> Any:
     """The stored config with the defaults of the fields that it lacks."""
     if not isinstance(stored, Mapping):
         return stored
@@ -62,7 +63,7 @@ def _filled(stored: Any, config: Any) -> Any:
         return {key: _filled(value, config.get(key)) for key, value in stored.items()}
     if not dataclasses.is_dataclass(config):
         return stored
-    filled = {key: _filled(value, getattr(config, key, None)) for key, value in stored.items()}
+    filled = {key: _filled(value, vars(config).get(key)) for key, value in stored.items()}
     for field in dataclasses.fields(config):
         if field.name not in filled and field.default is not dataclasses.MISSING:
             filled[field.name] = as_plain(field.default)
@@ -71,7 +72,7 @@ def _filled(stored: Any, config: Any) -> Any:
     return filled
 
 
-def _differing(path: str, there: Any, here: Any) -> Iterator[tuple[str, tuple[Any, Any]]]:
+def _differing(path: str, there: Plain, here: Plain) -> Iterator[tuple[str, tuple[Any, Any]]]:
     if there == here:
         return
     sides = there, here
@@ -104,7 +105,7 @@ def check(found: Changes, step: Path) -> None:
     )
 
 
-def _may_change(key: str, old: Any, new: Any) -> bool:
+def _may_change(key: str, old: Plain, new: Plain) -> bool:
     moved = key.endswith("_teacher") and None in (old, new)  # to cached features, or from them
     return moved or key.split(".")[-1] in FREE
 
@@ -117,7 +118,7 @@ def text(found: Changes) -> str:
     )
 
 
-def _shown(value: Any) -> str:
+def _shown(value: Plain) -> str:
     return repr(value) if value == "" else str(value)
 
 

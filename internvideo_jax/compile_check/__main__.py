@@ -80,13 +80,16 @@ def adjust(config: TrainConfig, *, mesh: str = "", batch: int = 0, remat: str = 
     """The config with another mesh, global batch or remat policy where given."""
     if mesh:
         given = parse_mesh(mesh, config.mesh.shard_above)
-        kept = {name: getattr(config.mesh, name) for name in ("whole_limit", "slices", "frozen")}
-        config = dataclasses.replace(config, mesh=dataclasses.replace(given, **kept))
+        now = config.mesh
+        given = dataclasses.replace(
+            given, whole_limit=now.whole_limit, slices=now.slices, frozen=now.frozen
+        )
+        config = dataclasses.replace(config, mesh=given)
     if batch:
         data = dataclasses.replace(config.data, global_batch=batch)
         config = dataclasses.replace(config, data=data)
     if remat:
-        if not hasattr(config.model, "remat"):
+        if config.model.traits.remat is None:
             raise ValueError(f"--remat={remat}: config.model has no remat policies")
         model = dataclasses.replace(config.model, remat=remat)
         config = dataclasses.replace(config, model=model)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr
+
+Equation = Any  # jax's, of arrays
 
 
 @dataclasses.dataclass
@@ -17,7 +20,7 @@ class Flops:
     unknown_loops: int = 0  # while loops with matrix products, counted as one pass
 
 
-def count(jaxpr: Any) -> Flops:
+def count(jaxpr: Jaxpr | ClosedJaxpr) -> Flops:
     """FLOPs of a (closed) jaxpr.
 
     The body of a scan counts `length` times and a kernel as often as its grid has points; the
@@ -26,11 +29,11 @@ def count(jaxpr: Any) -> Flops:
     kernel whose results nothing reads: where they were saved, the compiler drops it.
     """
     found = Flops()
-    found.total = _count(getattr(jaxpr, "jaxpr", jaxpr), found)
+    found.total = _count(_open(jaxpr), found)
     return found
 
 
-def _count(jaxpr: Any, found: Flops) -> float:
+def _count(jaxpr: Jaxpr, found: Flops) -> float:
     total = 0.0
     unread = _unread(jaxpr)
     for number, equation in enumerate(jaxpr.eqns):
@@ -51,7 +54,7 @@ def _count(jaxpr: Any, found: Flops) -> float:
     return total
 
 
-def _unread(jaxpr: Any) -> set[int]:
+def _unread(jaxpr: Jaxpr) -> set[int]:
     """Numbers of the kernels whose results nothing reads; jax itself never drops a kernel."""
     read = {id(variable) for equation in jaxpr.eqns for variable in equation.invars}
     read |= {id(variable) for variable in jaxpr.outvars}
@@ -64,7 +67,7 @@ def _unread(jaxpr: Any) -> set[int]:
     }
 
 
-def _times(name: str, params: Any) -> float:
+def _times(name: str, params: Mapping[str, Any]) -> float:
     """How often the inner jaxprs of an equation run, over all devices."""
     if name == "scan":
         return params["length"]
@@ -77,15 +80,18 @@ def _times(name: str, params: Any) -> float:
     return 1.0
 
 
-def _inner(params: Any) -> Iterator[Any]:
+def _inner(params: Mapping[str, Any]) -> Iterator[Jaxpr]:
     for value in params.values():
         for item in value if isinstance(value, tuple | list) else (value,):
-            item = getattr(item, "jaxpr", item)
-            if hasattr(item, "eqns"):
-                yield item
+            if isinstance(item, Jaxpr | ClosedJaxpr):
+                yield _open(item)
 
 
-def _dot(equation: Any) -> float:
+def _open(jaxpr: Jaxpr | ClosedJaxpr) -> Jaxpr:
+    return jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
+
+
+def _dot(equation: Equation) -> float:
     left, right = (variable.aval.shape for variable in equation.invars[:2])
     (contract, right_contract), (_, right_batch) = equation.params["dimension_numbers"]
     used = {*right_contract, *right_batch}
@@ -94,7 +100,7 @@ def _dot(equation: Any) -> float:
     return 2.0 * float(np.prod(left, dtype=float)) * float(np.prod(free, dtype=float))
 
 
-def _convolution(equation: Any) -> float:
+def _convolution(equation: Equation) -> float:
     kernel = equation.invars[1].aval.shape
     outputs = equation.params["dimension_numbers"].rhs_spec[0]
     per_output = np.prod(kernel, dtype=float) / kernel[outputs]

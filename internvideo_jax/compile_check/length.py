@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from data_pipelines.stream.mixture import open_components
 from internvideo_jax.config import Records, TrainConfig
 from internvideo_jax.registry import suggest
 from internvideo_jax.run.build import read_data
@@ -81,7 +82,7 @@ def find_records(asked: str, config: TrainConfig) -> tuple[Records, int, str]:
     if not train:
         return 0, 0, ""
     if Path(train).is_dir():
-        records, classes = read_data(config)
+        records, classes = read_data(config, open_components(config.data))
         return records, len(classes), train
     for part in re.split(r"[/_\-.]", train.lower()):
         name = SHORT.get(part, part)

@@ -121,11 +121,6 @@ def meshes(devices: int, heads: list[int]) -> Iterator[tuple[int, int, int]]:
                 yield devices // (fsdp * tensor), fsdp, tensor
 
 
-def towers(model: Any) -> list[Any]:
-    """The transformer stacks of a model's configuration."""
-    return [part for part in vars(model).values() if hasattr(part, "heads")]
-
-
 def place(run: Run, sizes: tuple[int, int, int]) -> tuple[Run, Place]:
     """`run` on another mesh; ValueError where a sharding rule does not fit it."""
     mesh: Any = AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
@@ -173,7 +168,7 @@ class Search:
 
     def candidates(self, batches: list[int]) -> list[Candidate]:
         """All combinations that could fit; the others are counted by reason."""
-        heads = [tower.heads for tower in towers(self.run.config.model)]
+        heads = [stack.heads for stack in self.run.config.model.traits.stacks.values()]
         found = []
         for sizes in meshes(len(self.target.devices), heads):
             try:
@@ -294,9 +289,9 @@ class Search:
         if candidate.tensor == 1:
             return 0.0
         # Two sums of the activations per layer forward, two backward; every token counted.
-        model = self.run.config.model
-        tokens = getattr(model, "tokens", 1)
-        sizes = sum(part.width * getattr(part, "depth", 12) for part in towers(model))
+        traits = self.run.config.model.traits
+        tokens = traits.features.tokens if traits.features else 1
+        sizes = sum(stack.width * stack.depth for stack in traits.stacks.values())
         clips = candidate.rows * candidate.microbatches
         return 8.0 * (candidate.tensor - 1) / candidate.tensor * 2 * tokens * sizes * clips
 
@@ -374,7 +369,7 @@ def search(
 
 def policies(run: Run) -> dict[str, float]:
     """Executed FLOPs of one clip by remat policy, for those that the model knows."""
-    if not hasattr(run.config.model, "remat"):
+    if run.config.model.traits.remat is None:
         return {"none": count_flops(run).total / run.config.data.global_batch}
     found = {}
     for policy in POLICIES:

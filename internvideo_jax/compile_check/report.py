@@ -70,7 +70,7 @@ def _what(run: Run, target: Slice) -> list[str]:
         f"host{'s' if hosts > 1 else ''}; mesh {mesh}",
         f"batch        {batch} clips, {batch / chips:g} per chip"
         + (f", in {micro} microbatches" if micro > 1 else "")
-        + f"; remat {getattr(config.model, 'remat', 'none')}",
+        + f"; remat {config.model.traits.remat or 'none'}",
         f"parameters   {params / 1e6:.1f} M; optimizer and average "
         f"{gib(optimizer_bytes(run))} over all chips",
         *_frozen(run),
@@ -301,7 +301,7 @@ def row(run: Run, target: Slice, check: Check) -> dict[str, Any]:
         "chips": target.chips,
         "mesh": dict(run.mesh.shape),
         "batch": run.config.data.global_batch,
-        "remat": getattr(run.config.model, "remat", None),
+        "remat": run.config.model.traits.remat,
         "microbatches": run.config.optim.accumulate,
         "steps": run.steps,
         "fits": check.fits(target.chip),

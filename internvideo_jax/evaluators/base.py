@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    Callable,
+    Collection,
+    Generator,
+    Hashable,
+    Iterable,
+    Iterator,
+    Sequence,
+)
 from typing import Any, Protocol
 
 import jax
@@ -14,100 +22,73 @@ from tqdm import tqdm
 
 from data_pipelines.config import DataConfig, ViewConfig
 from data_pipelines.records import manifest, split_names
-from data_pipelines.records.dataset import Dataset
+from data_pipelines.records.dataset import Dataset, open_dataset
 from data_pipelines.stream.identity import class_difference
 from data_pipelines.stream.pipeline import ViewPass
-from internvideo_jax.evaluators.per_video import Scored
-from internvideo_jax.parallel.mesh import BATCH_AXES, batch_sharding
-from internvideo_jax.parallel.multihost import is_main, to_global, to_host
+from internvideo_jax.inference.steps import Batch, Forward, Program, deal, fetched, tile_rows
+from internvideo_jax.parallel.mesh import BATCH_AXES
+from internvideo_jax.parallel.multihost import is_main
+from internvideo_jax.protocols import Input, Model, clip_of
 from internvideo_jax.types import Params
 
-# Clips of a device's share of a step, at most: matmuls of ten thousand rows for usual clips,
-# and little padding where a split is nearly empty.
-TILE = 8
 ANIMATED = " animated"  # ends the name of an animation
 
-Batch = dict[str, np.ndarray]
 
+class Pass(Protocol):
+    """Batches of all views of some clips, as `ViewPass` over records and `FileViews` over files."""
 
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """Numbers, and everything needed to say what they mean."""
+    config: ViewConfig
 
-    metrics: Mapping[str, float]
-    protocol: Mapping[str, Any]  # views, merge rule, data fingerprint ...
-    tables: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # JSON values
-    pictures: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)  # (H, W, 3)
-    animations: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)  # (T, H, W, 3)
-    captions: Mapping[str, str] = dataclasses.field(default_factory=dict)  # of pictures, by name
-    sheets: Mapping[str, str] = dataclasses.field(default_factory=dict)  # CSV, for people
-    scored: Scored | None = None  # of every video, for those who ask
-
-
-class Evaluator(Protocol):
-    """A frozen dataclass with the settings of one task."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def every(self) -> int:
-        """Steps between runs during training; 0 = only at the end, -1 = never."""
-        ...
-
-    def inputs(self) -> Sequence[Input]:
-        """What it will read, so that a run can check it before the first step."""
-        ...
-
-    def run(self, context: EvalContext) -> Result: ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Input:
-    """One split that an evaluator reads."""
-
-    data: str  # directory; empty: the run's
-    split: str  # empty: that of `default_split`
-    views: ViewConfig
-    labelled: bool  # whether it needs labels
-    _: dataclasses.KW_ONLY
-    head: bool = False  # whether its classes must be those of the model's head
-    seconds: float = 0.0  # only so much from the beginning of every clip; 0 = all
+    def __iter__(self) -> Iterator[Batch]: ...
+    def __len__(self) -> int: ...
+    def close(self) -> None: ...
 
 
 @dataclasses.dataclass
 class EvalContext:
     """One model on one mesh, with its compiled functions kept from run to run."""
 
-    model: Any
+    model: Model
     mesh: Mesh
     data: DataConfig
     seed: int = 0
     progress: bool = True
     params: Params | None = None  # set before every run
     classes: Sequence[str] = ()  # names of the classes of the model's head; empty: not known
-    _compiled: dict[Any, Any] = dataclasses.field(default_factory=dict)
+    _compiled: dict[Hashable, Any] = dataclasses.field(default_factory=dict)
+    _datasets: dict[tuple[str, str, bool], Dataset] = dataclasses.field(default_factory=dict)
 
-    def compiled(self, key: Any, build: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
+    def compiled(self, key: Hashable, build: Callable[[], Forward]) -> Forward:
         """`jax.jit` of what `build` returns, made once per key."""
         if key not in self._compiled:
             self._compiled[key] = jax.jit(build())
         return self._compiled[key]
 
-    def open(self, source: Input) -> ViewPass:
-        """A pass over a split; ValueError when it does not fit the model, the mesh or the task."""
-        config, views = self.model.config, source.views
-        if (views.clip.frames, views.clip.size) != (config.frames, config.size):
-            raise ValueError(
-                f"evaluation clips of {views.clip.frames} frames at {views.clip.size} pixels do "
-                f"not fit the model, which takes {config.frames} frames at {config.size}"
-            )
+    def dataset(self, source: Input) -> Dataset:
+        """The split of an input, opened once for all evaluators and all their runs."""
         directory = source.data or self.data.eval or self.data.train
         if not directory and self.data.mixture:
             raise ValueError(
                 "the run trains on a mixture, so its evaluators need a directory of their own: "
                 "pass --config.data.eval=DIR"
             )
-        split = source.split or default_split(directory)
+        check_crc = source.views.reader.check_crc
+        key = directory, source.split, check_crc
+        if key not in self._datasets:
+            split = source.split or default_split(directory)
+            self._datasets[key] = open_dataset(directory, split, check_crc=check_crc)
+        return self._datasets[key]
+
+    def open(self, source: Input) -> ViewPass:
+        """A pass over a split; ValueError when it does not fit the model, the mesh or the task."""
+        takes, views = clip_of(self.model.config), source.views
+        if (views.clip.frames, views.clip.size) != (takes.frames, takes.size):
+            raise ValueError(
+                f"evaluation clips of {views.clip.frames} frames at {views.clip.size} pixels do "
+                f"not fit the model, which takes {takes.frames} frames at {takes.size}"
+            )
+        dataset = self.dataset(source)
+        directory, split = dataset.manifest.directory, dataset.split
         stream = ViewPass(
             directory,
             split,
@@ -115,21 +96,20 @@ class EvalContext:
             process=jax.process_index(),
             processes=jax.process_count(),
             seconds=source.seconds,
+            dataset=dataset,
         )
-        info = stream.dataset.manifest.split(split)
-        if source.labelled and not sum(info.label_counts):
+        if source.labelled and not sum(dataset.manifest.split(split).label_counts):
             raise ValueError(f"split {split!r} of {directory} has no labels, which are needed here")
-        if source.head and self.classes:
-            found = stream.dataset.classes
-            if difference := class_difference(found, self.classes, "the model's head"):
-                raise ValueError(
-                    f"the classes of {directory} are not those of the model: {difference}. Ingest "
-                    "it with that class list"
-                )
+        wanted = self.classes if source.head else ()
+        if wanted and (difference := class_difference(dataset.classes, wanted, "the model's head")):
+            raise ValueError(
+                f"the classes of {directory} are not those of the model: {difference}. Ingest "
+                "it with that class list"
+            )
         return stream
 
     def outputs(
-        self, views: ViewPass, key: Any, build: Callable[[], Callable[..., Any]], title: str
+        self, views: Pass, key: Hashable, build: Callable[[], Forward], title: str
     ) -> Generator[tuple[dict[str, np.ndarray], Any]]:
         """Yields (batch without video, host copy of function(params, batch)), step by step.
 
@@ -138,8 +118,7 @@ class EvalContext:
         with shapes that followed the number of devices, results would too. On several hosts every
         host gets the rows of all of them.
         """
-        function = self.compiled(key, build)
-        sharding = batch_sharding(self.mesh)
+        program = Program(self.compiled(key, build), self.mesh)
         config = views.config
         rows = tile_rows(config.segments * config.crops) * self.shards()
         rows, rest = divmod(rows, jax.process_count())
@@ -157,24 +136,24 @@ class EvalContext:
             disable=None if self.progress and is_main() else True,
             mininterval=1.0,
         )
-        running: list[tuple[dict[str, jax.Array], Any]] = []
         try:
-            for batch in deal(steps, rows):
-                placed = to_global(batch, sharding)
-                with jax.set_mesh(self.mesh):
-                    result = function(self.params, placed)
-                placed.pop("video")
-                running.append((placed, result))
-                if len(running) > 1:  # one step computes while the one before is fetched
-                    yield to_host(running.pop(0))
-            if running:
-                yield to_host(running.pop(0))
+            started = ((None, program(self.params, batch)) for batch in deal(steps, rows))
+            yield from (step for _, step in fetched(started))
         finally:
             views.close()
 
     def shards(self) -> int:
         """Devices over which the mesh splits a batch."""
         return math.prod(self.mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def finite(
+    outputs: Iterable[tuple[Batch, np.ndarray]], what: str
+) -> Iterator[tuple[Batch, np.ndarray]]:
+    """The same steps; ValueError as `check_finite` for the rows that have a label."""
+    for batch, values in outputs:
+        check_finite(values, batch, batch["valid"] & (batch["label"] >= 0), what)
+        yield batch, values
 
 
 def check_finite(values: np.ndarray, batch: Batch, used: np.ndarray, what: str) -> None:
@@ -193,43 +172,6 @@ def check_finite(values: np.ndarray, batch: Batch, used: np.ndarray, what: str) 
             f"{len(bad)} of {np.count_nonzero(used)} clips of this step: the weights or the record "
             "are broken"
         )
-
-
-def tile_rows(views: int) -> int:
-    """Clips that a device computes at a time: whole videos, or an even share of one's views.
-
-    It depends on the number of views per video only, never on devices or processes.
-    """
-    if views < TILE:
-        return TILE // views * views
-    return max(rows for rows in range(1, TILE + 1) if views % rows == 0)
-
-
-def deal(batches: Iterable[Batch], rows: int) -> Iterator[Batch]:
-    """The same rows in batches of exactly `rows`; the last is padded with `valid` = False."""
-    parts: list[Batch] = []
-    held = 0
-    for batch in batches:
-        parts.append(batch)
-        held += len(batch["valid"])
-        while held >= rows:
-            whole = _joined(parts)
-            yield {name: value[:rows] for name, value in whole.items()}
-            parts, held = [{name: value[rows:] for name, value in whole.items()}], held - rows
-    if held:
-        last = _joined(parts)
-        padded = {
-            name: np.concatenate([value, np.repeat(value[-1:], rows - held, axis=0)])
-            for name, value in last.items()
-        }
-        padded["valid"][held:] = False
-        yield padded
-
-
-def _joined(parts: list[Batch]) -> Batch:
-    if len(parts) == 1:
-        return parts[0]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def default_split(directory: str) -> str:

@@ -6,8 +6,8 @@ import csv
 import dataclasses
 import hashlib
 import io
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Self
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Self
 
 import jax
 import numpy as np
@@ -15,15 +15,12 @@ import numpy as np
 from data_pipelines.config import ClipConfig, ViewConfig
 from data_pipelines.limits import limited
 from internvideo_jax.evaluators import metrics
-from internvideo_jax.evaluators.base import (
-    EvalContext,
-    Input,
-    Result,
-    check_finite,
-    describe_data,
-)
+from internvideo_jax.evaluators.base import EvalContext, describe_data, finite
 from internvideo_jax.evaluators.per_video import Scored
 from internvideo_jax.evaluators.published import protocols
+from internvideo_jax.inference.steps import Forward
+from internvideo_jax.inference.vectors import gather
+from internvideo_jax.protocols import Input, Result
 from internvideo_jax.telemetry.pictures import confusion_picture
 
 CONFUSION = "Videos of each class (rows) by the class they are taken for (columns)."
@@ -46,6 +43,8 @@ class Classification:
     views: ViewConfig = ViewConfig()
     merge: str = "probability"  # metrics.py: probability | logit | probability_sum
     mean_ap: bool = False  # also mAP over the classes, as reported for ActivityNet and HACS
+
+    compares_texts: ClassVar[bool] = False
 
     @classmethod
     def of_protocol(cls, name: str, *, frames: int, size: int, batch: int) -> Self:
@@ -74,30 +73,29 @@ class Classification:
             protocols.find(self.protocol)
         return (Input(self.data, self.split, self.views, labelled=True, head=True),)
 
+    def check(self, context: EvalContext) -> None:
+        """`inputs` says it all."""
+
     def run(self, context: EvalContext) -> Result:
         views = context.open(*self.inputs())
         classes = views.dataset.classes
-        if len(classes) != context.model.config.classes:
+        head = context.model.config.traits.classifier
+        if head is None or len(classes) != head.classes:
             raise ValueError(
-                f"the model has {context.model.config.classes} classes, the data set "
+                f"the model has {head.classes if head else 'no'} classes, the data set "
                 f"{views.dataset.manifest.directory} has {len(classes)}"
             )
-        rows = []
-        outputs = context.outputs(views, "logits", lambda: forward(context.model.apply), self.name)
-        for batch, logits in outputs:
-            check_finite(logits, batch, batch["valid"] & (batch["label"] >= 0), "scores")
-            rows.append((batch, logits))
-        valid = np.concatenate([batch["valid"] for batch, _ in rows])
-        record, view, label = (
-            np.concatenate([batch[key] for batch, _ in rows])[valid]
-            for key in ("index", "view", "label")
+        rows = gather(
+            finite(
+                context.outputs(views, "logits", lambda: forward(context.model.apply), self.name),
+                "scores",
+            )
         )
-        logits = np.concatenate([logits for _, logits in rows])[valid]
-        labelled = label >= 0
+        labelled = rows.where(rows.label >= 0)
         videos, scores = metrics.merge_views(
-            record[labelled], view[labelled], logits[labelled], self.merge
+            labelled.record, labelled.view, labelled.values, self.merge
         )
-        truth = dict(zip(record.tolist(), label.tolist(), strict=True))
+        truth = dict(zip(rows.record.tolist(), rows.label.tolist(), strict=True))
         label = np.array([truth[video] for video in videos.tolist()])
         table = metrics.confusion(scores, label, len(classes))
         return Result(
@@ -109,7 +107,7 @@ class Classification:
                 "ties": "first",
                 "mean_class_over": "classes of labels or predictions",
                 "unreadable": views.skipped,
-                "unlabelled": int((~labelled).sum()),
+                "unlabelled": len(rows) - len(labelled),
             },
             tables={
                 "per_class": per_class(table, classes),
@@ -153,7 +151,7 @@ class Classification:
         }
 
 
-def forward(apply: Callable[..., jax.Array]) -> Callable[[Any, Mapping[str, Any]], jax.Array]:
+def forward(apply: Callable[..., jax.Array]) -> Forward:
     """(params, batch) -> (R, K) float32 logits of its rows; what the evaluator compiles."""
     return lambda params, batch: apply(params, batch["video"])
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import jax.numpy as jnp
 import numpy as np
 
 from data_pipelines.config import ViewConfig
 from data_pipelines.limits import limited
-from internvideo_jax.evaluators.base import EvalContext, Input, check_finite, describe_data
+from internvideo_jax.evaluators.base import EvalContext, check_finite, describe_data
 from internvideo_jax.ops.probe_heads import HeadSpec, read
+from internvideo_jax.protocols import Input, clip_of
 
 MEAN = HeadSpec("linear")  # reads the mean over all tokens
 
@@ -28,6 +30,11 @@ class FeatureTask:
     train_split: str = "train"
     split: str = ""  # default: test, else val, else train
     views: ViewConfig = ViewConfig()
+
+    compares_texts: ClassVar[bool] = False
+
+    def check(self, context: EvalContext) -> None:
+        """Both splits say it all."""
 
     def inputs(self) -> tuple[Input, Input]:
         return (
@@ -60,11 +67,14 @@ def extract(context: EvalContext, source: Input, spec: HeadSpec, *, limit: int =
     if source.views.segments * source.views.crops != 1:
         raise ValueError("features are taken from one view per clip: set segments = crops = 1")
     stream = context.open(source)
-    model, config = context.model, context.model.config
+    model, grid = context.model, clip_of(context.model.config).grid
+    given = context.model.config.traits.features
+    if given is None:
+        raise ValueError(f"config.model is {model.config.name!r}, which gives no features")
     tokens = spec.kind == "attentive"
     if tokens:
         clips = min(limit or len(stream.dataset), len(stream.dataset))
-        size = clips * config.tokens * config.encoder.width * 2
+        size = clips * given.tokens * given.width * 2
         if size > MEMORY_LIMIT:
             raise ValueError(
                 f"token features of {clips} clips take {size / 2**30:.1f} GiB, the limit is "
@@ -77,7 +87,7 @@ def extract(context: EvalContext, source: Input, spec: HeadSpec, *, limit: int =
             found = model.apply(params, batch["video"], method="features")
             pools = spec.wants_pooled and model.has("pool")
             pooled = model.apply(params, found, method="pool") if pools else None
-            found = read(spec, found, config.grid, pooled)
+            found = read(spec, found, grid, pooled)
             return found.astype(jnp.float16) if tokens else found
 
         return forward

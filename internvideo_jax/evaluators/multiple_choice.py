@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 
 from data_pipelines.records import schema
-from internvideo_jax.evaluators.base import EvalContext, Input, Result
+from internvideo_jax.evaluators.base import EvalContext
 from internvideo_jax.evaluators.published import video_text as presets
 from internvideo_jax.evaluators.video_text import (
     Videos,
@@ -19,6 +19,7 @@ from internvideo_jax.evaluators.video_text import (
     embed_videos,
     some,
 )
+from internvideo_jax.protocols import Input, Result
 
 COLUMNS, CLASSES = "columns", "classes"
 TIES = ("share", "first")

@@ -9,11 +9,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from data_pipelines.records import manifest
 from internvideo_jax.evaluators import metrics
-from internvideo_jax.evaluators.base import EvalContext, Input, Result, default_split, describe_data
+from internvideo_jax.evaluators.base import EvalContext, describe_data
 from internvideo_jax.evaluators.classification import Classification
+from internvideo_jax.protocols import Heads, Input, Model, Result
 from internvideo_jax.telemetry.pictures import grid_picture
+from internvideo_jax.types import Params
 
 SELECTION_SPLITS = ("val", "validation")
 
@@ -33,19 +34,14 @@ class ProbeGrid(Classification):
 
     def check(self, context: EvalContext) -> None:
         """Opens what selects; ValueError where there is nothing that may."""
-        if not hasattr(context.model.config, "head_grid"):
-            raise ValueError(
-                f"probe_grid scores the heads of config.model = probe, found "
-                f"{context.model.config.name!r}; take the evaluator classification"
-            )
+        _heads(context)
         context.open(self.selection(context)[0]).close()
 
     def selection(self, context: EvalContext) -> tuple[Input, int]:
         """What selects, and of which every so many-th record alone does (0 = all do)."""
-        data, hold_out = context.data, context.model.config.hold_out
-        directory = self.data or data.eval or data.train
-        test = self.split or default_split(directory)
-        present = manifest.load(directory).splits
+        data, hold_out = context.data, _heads(context).hold_out
+        tested = context.dataset(*self.inputs())
+        directory, test, present = tested.manifest.directory, tested.split, tested.manifest.splits
         options = [split for split in SELECTION_SPLITS if split in present and split != test]
         split = self.selection_split or next(iter(options), "")
         if split == test and split:
@@ -65,11 +61,11 @@ class ProbeGrid(Classification):
         return Input(trained, self.train_split, self.views, labelled=True, head=True), hold_out
 
     def run(self, context: EvalContext) -> Result:
-        config = context.model.config
+        heads = _heads(context)
         source, hold_out = self.selection(context)
         accuracy, finite, protocol = self.all_heads(context, source, hold_out)
         best = int(np.where(finite, accuracy, -1.0).argmax())
-        rate, decay = config.pairs[best]
+        rate, decay = heads.pairs[best]
         # One compiled function per head, kept as the context keeps its own.
         compiled = context._compiled.setdefault((self.name, best), {})
         alone = dataclasses.replace(context, model=OneHead(context.model, best), _compiled=compiled)
@@ -86,15 +82,15 @@ class ProbeGrid(Classification):
                 **found.protocol,
                 "selection": protocol,
                 "head": {"number": best, "learning_rate": rate, "weight_decay": decay},
-                "heads": len(config.pairs),
+                "heads": len(heads.pairs),
             },
             tables={
                 **found.tables,
-                "grid": grid_table(config.pairs, selection_top1=accuracy),
+                "grid": grid_table(heads.pairs, selection_top1=accuracy),
             },
             pictures={
                 **found.pictures,
-                **grid_picture_of(config.learning_rates, config.weight_decays, accuracy),
+                **grid_picture_of(heads.learning_rates, heads.weight_decays, accuracy),
             },
         )
 
@@ -111,7 +107,7 @@ class ProbeGrid(Classification):
             # Rows first, as the context deals and gathers them.
             return lambda params, batch: apply(params, batch["video"]).swapaxes(0, 1)
 
-        hits, videos = np.zeros(len(context.model.config.pairs)), 0
+        hits, videos = np.zeros(len(_heads(context).pairs)), 0
         finite = np.ones(len(hits), bool)
         rows = context.outputs(views, (self.name, "all"), build, f"{self.name} selection")
         count = self.views.segments * self.views.crops
@@ -141,6 +137,16 @@ class ProbeGrid(Classification):
                 "not_finite": int((~finite).sum()),  # heads that diverged; no score, never chosen
             },
         )
+
+
+def _heads(context: EvalContext) -> Heads:
+    config = context.model.config
+    if config.traits.heads is None:
+        raise ValueError(
+            f"probe_grid scores the heads of config.model = probe, found {config.name!r}; take the "
+            "evaluator classification"
+        )
+    return config.traits.heads
 
 
 def _by_video(
@@ -176,13 +182,27 @@ def _by_video(
 class OneHead:
     """A probe of which only one head is left: an ordinary classifier."""
 
-    def __init__(self, model: Any, head: int):
+    def __init__(self, model: Model, head: int):
         self.config, self._model, self._head = model.config, model, head
 
-    def apply(self, params: Any, video: jax.Array) -> jax.Array:
+    def init(self, key: jax.Array) -> Params:
+        """Those of all heads."""
+        return self._model.init(key)
+
+    def shapes(self) -> Params:
+        """Those of all heads."""
+        return self._model.shapes()
+
+    def has(self, method: str) -> bool:
+        """It gives logits alone."""
+        return method == "__call__"
+
+    def apply(
+        self, params: Params, *args: Any, method: str = "__call__", **kwargs: Any
+    ) -> jax.Array:
         """(B, classes) logits."""
         one = jax.tree.map(lambda leaf: leaf[self._head : self._head + 1], params["heads"])
-        return self._model.apply({**params, "heads": one}, video)[0]
+        return self._model.apply({**params, "heads": one}, *args, **kwargs)[0]
 
 
 def grid_table(

@@ -18,14 +18,18 @@ import numpy as np
 
 from data_pipelines.limits import limited
 from internvideo_jax.config import OptimConfig
-from internvideo_jax.evaluators.base import EvalContext, Result
+from internvideo_jax.evaluators.base import EvalContext
 from internvideo_jax.evaluators.features import FeatureTask, extract
 from internvideo_jax.evaluators.probe_grid import grid_picture_of, grid_table
 from internvideo_jax.ops.losses import smooth_labels, soft_cross_entropy
 from internvideo_jax.ops.probe_heads import HeadSpec, apply_head, init_head
 from internvideo_jax.optim.factory import make_optimizer
 from internvideo_jax.optim.schedules import cosine
-from internvideo_jax.types import HeadGrid
+from internvideo_jax.protocols import Result
+from internvideo_jax.types import (
+    HeadGrid,
+    Tree,
+)
 
 HELD_OUT = 5  # every fifth training clip selects the learning rate and weight decay
 
@@ -157,29 +161,29 @@ class Fit:
             HeadGrid("", rates, decays),
         )
 
-        def loss(heads: Any, at: jax.Array) -> jax.Array:
+        def loss(heads: Tree, at: jax.Array) -> jax.Array:
             logits = logits_of(spec)(heads, features[at])
             target = smooth_labels(targets[at], self.classes, 0.0)
             return soft_cross_entropy(logits, target).mean(axis=1).sum()
 
-        def step(carry: Any, inputs: Any) -> tuple[Any, None]:
+        def step(carry: Tree, inputs: Tree) -> tuple[Any, None]:
             heads, state = carry
             number, at = inputs
             heads, state, _ = optimizer.update(jax.grad(loss)(heads, at), state, heads, number)
             return (heads, state), None
 
-        def run(heads: Any) -> Any:
+        def run(heads: Tree) -> Any:
             carry = heads, optimizer.init(heads)
             return jax.lax.scan(step, carry, (jnp.arange(probe.steps), rows))[0][0]
 
         return jax.jit(run)(heads)
 
-    def accuracy(self, heads: Any, values: np.ndarray, label: np.ndarray) -> np.ndarray:
+    def accuracy(self, heads: Tree, values: np.ndarray, label: np.ndarray) -> np.ndarray:
         """(pairs,) top-1 accuracy."""
         return self.judge(heads, values, label)[0]
 
     def judge(
-        self, heads: Any, values: np.ndarray, label: np.ndarray
+        self, heads: Tree, values: np.ndarray, label: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """(pairs,) top-1 accuracy, 0 for a head whose scores are not all finite, and (pairs,) bool
         whether they are."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Mapping
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -11,19 +12,15 @@ import numpy as np
 
 from data_pipelines.config import ViewConfig
 from data_pipelines.limits import limited
-from internvideo_jax.evaluators.base import (
-    ANIMATED,
-    EvalContext,
-    Input,
-    Result,
-    check_finite,
-    describe_data,
-)
+from internvideo_jax.evaluators.base import ANIMATED, EvalContext, check_finite, describe_data
+from internvideo_jax.inference.steps import Forward
 from internvideo_jax.ops import masking
 from internvideo_jax.ops.pixels import patchify, to_unit, unpatchify
 from internvideo_jax.ops.reconstruction import pixel_loss, restore_pixels
 from internvideo_jax.ops.tokens import scatter, take
+from internvideo_jax.protocols import Input, Result, clip_of
 from internvideo_jax.telemetry.pictures import side_by_side, strip
+from internvideo_jax.types import Params
 
 GREY = 0.5
 
@@ -47,12 +44,18 @@ class Reconstruction:
     pictures: int = 4  # videos shown
     scale: int = limited(2, least=1)  # enlargement of the pictures
 
+    compares_texts: ClassVar[bool] = False
+
+    def check(self, context: EvalContext) -> None:
+        """ValueError for a mask that does not fit the model's tokens."""
+        masking.check(self.mask, clip_of(context.model.config).grid, self.ratio)
+
     def inputs(self) -> tuple[Input, ...]:
         return (Input(self.data, self.split, self.views, labelled=False),)
 
     def run(self, context: EvalContext) -> Result:
         views = context.open(*self.inputs())
-        masking.check(self.mask, context.model.config.grid, self.ratio)
+        self.check(context)
         total = weight = 0.0
         shown: list[dict[str, np.ndarray]] = []
         outputs = context.outputs(views, self, lambda: self._forward(context), self.name)
@@ -104,14 +107,14 @@ class Reconstruction:
         found = {f"video{i}": f"Rows, from the top: {parts}" for i in range(count)}
         return found | {f"video{i}{ANIMATED}": f"From the left: {parts}" for i in range(count)}
 
-    def _forward(self, context: EvalContext) -> Any:
-        model, config = context.model, context.model.config
+    def _forward(self, context: EvalContext) -> Forward:
+        model, clip = context.model, clip_of(context.model.config)
         key = jax.random.key(context.seed)
 
-        def forward(params: Any, batch: Any) -> dict[str, jax.Array]:
+        def forward(params: Params, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
             video = batch["video"]
             keys = masking.example_keys(key, batch["index"])
-            visible, hidden = masking.sample(self.mask, keys, config.grid, self.ratio)
+            visible, hidden = masking.sample(self.mask, keys, clip.grid, self.ratio)
             predicted = model.apply(params, video, visible, hidden)
             error = jax.vmap(
                 lambda p, x, v, h: pixel_loss(
@@ -119,19 +122,19 @@ class Reconstruction:
                     x[None],
                     v[None],
                     h[None],
-                    tubelet=config.tubelet,
-                    patch=config.patch,
+                    tubelet=clip.tubelet,
+                    patch=clip.patch,
                     normalized=self.normalized,
                 ).value()
             )(predicted, video, visible, hidden)  # one mean per clip
-            tokens = to_unit(patchify(video, config.tubelet, config.patch))
+            tokens = to_unit(patchify(video, clip.tubelet, clip.patch))
             grey = jnp.full_like(predicted, GREY)
             if self.normalized:
                 predicted = restore_pixels(predicted, take(tokens, hidden))
 
             def picture(values: jax.Array) -> jax.Array:
                 whole = unpatchify(
-                    scatter(tokens, hidden, values), config.grid, config.tubelet, config.patch
+                    scatter(tokens, hidden, values), clip.grid, clip.tubelet, clip.patch
                 )
                 return (jnp.clip(whole, 0.0, 1.0) * 255.0).round().astype(jnp.uint8)
 

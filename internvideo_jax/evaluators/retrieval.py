@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
 from data_pipelines.limits import limited
+from data_pipelines.records.dataset import Dataset
 from internvideo_jax.evaluators import retrieval_metrics
-from internvideo_jax.evaluators.base import EvalContext, Result
+from internvideo_jax.evaluators.base import EvalContext
 from internvideo_jax.evaluators.published import video_text as presets
 from internvideo_jax.evaluators.retrieval_picture import Answer, Query, query_sheet
 from internvideo_jax.evaluators.video_text import (
@@ -20,6 +21,7 @@ from internvideo_jax.evaluators.video_text import (
     logit_scale,
 )
 from internvideo_jax.parallel.multihost import is_main
+from internvideo_jax.protocols import Result
 
 CAPTIONS = ("all", "first", "paragraph")
 FOUND = 5  # videos shown per query
@@ -67,10 +69,9 @@ class TextVideoRetrieval(VideoTextTask):
             )
         self._preset()
         super().check(context)
-        stream = context.open(*self.inputs())
-        stream.close()
-        if next(first_captions(stream.dataset), None) is None:
-            raise ValueError(_no_captions(stream.dataset))
+        dataset = context.dataset(*self.inputs())
+        if next(first_captions(dataset), None) is None:
+            raise ValueError(_no_captions(dataset))
 
     def run(self, context: EvalContext) -> Result:
         videos = embed_videos(context, *self.inputs(), title=self.name)
@@ -152,7 +153,7 @@ class TextVideoRetrieval(VideoTextTask):
         return presets.find(presets.RETRIEVAL, self.preset) if self.preset else None
 
 
-def _no_captions(dataset: Any, empty: int = 0) -> str:
+def _no_captions(dataset: Dataset, empty: int = 0) -> str:
     some = f"only empty captions ({empty})" if empty else "no captions"
     return (
         f"split {dataset.split!r} of {dataset.manifest.directory} has {some}, which retrieval "

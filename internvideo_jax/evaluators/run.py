@@ -12,14 +12,16 @@ from data_pipelines.records.storage import write_atomic
 from internvideo_jax.evaluators.base import (
     ANIMATED,
     EvalContext,
-    Evaluator,
-    Result,
     held_out_warning,
 )
 from internvideo_jax.evaluators.per_video import jsonl, sheet
 from internvideo_jax.parallel.multihost import is_main
+from internvideo_jax.protocols import Evaluator, Result
 from internvideo_jax.telemetry.pictures import write_gif, write_png
-from internvideo_jax.types import Params
+from internvideo_jax.types import (
+    Params,
+    Plain,
+)
 
 RESULTS = "results"
 PICTURES = "pictures"
@@ -47,8 +49,7 @@ def check_evaluators(evaluators: Mapping[str, Evaluator], context: EvalContext) 
                     text := held_out_warning(place.splits, stream.dataset.split)
                 ):
                     warnings.setdefault(f"{place.directory}: {text}", []).append(label)
-            if check := getattr(evaluator, "check", None):  # what is read beside the splits
-                check(context)
+            evaluator.check(context)
         except (ValueError, OSError, ImportError) as error:
             raise ValueError(
                 f"config.evals.{label}: {error} (to leave it out: --config.evals.{label}.every=-1)"
@@ -135,7 +136,7 @@ def write_videos(folder: Path, label: str, result: Result, *, every: bool) -> No
         write_atomic(str(place.with_suffix(suffix)), text.encode("utf-8", "replace"))
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Plain) -> None:
     """Atomically, so that a killed run leaves the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")

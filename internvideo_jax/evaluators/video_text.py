@@ -1,15 +1,15 @@
 """Embeddings of videos and texts in one space, for tasks that only compare them.
 
-The model has `encode_video` and `encode_text`; its config says in `context` how many ids a text
-has. Nothing is trained.
+The model has `encode_video` and `encode_text`. Nothing is trained.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import jax
 import numpy as np
@@ -18,11 +18,12 @@ from data_pipelines.config import ClipConfig, ViewConfig
 from data_pipelines.limits import limited
 from data_pipelines.records import schema
 from data_pipelines.records.dataset import Dataset
-from data_pipelines.text import Tokenizer, make_tokenizer
 from data_pipelines.text.caption import clean_caption
-from internvideo_jax.evaluators.base import EvalContext, Input, describe_data
-from internvideo_jax.parallel.mesh import batch_sharding
-from internvideo_jax.parallel.multihost import to_global, to_host
+from internvideo_jax.evaluators.base import EvalContext, Pass, describe_data
+from internvideo_jax.inference.steps import Forward, Program
+from internvideo_jax.inference.texts import Texts, embed_unique
+from internvideo_jax.inference.vectors import gather, mean_of_views, no_direction, unit
+from internvideo_jax.protocols import Input
 from internvideo_jax.types import Params
 
 # Texts that a device encodes at a time; fixed, so that one program does and results do not depend
@@ -50,6 +51,8 @@ class VideoTextTask:
     tokenizer: str = ""  # clip | clip:PATH | bert:PATH; empty: the run's, else clip
     clean: bool = True  # texts without case and punctuation (ViCLIP); InternVideo1 does not
 
+    compares_texts: ClassVar[bool] = True
+
     def inputs(self) -> tuple[Input, ...]:
         return (Input(self.data, self.split, self.views, labelled=False, seconds=self.seconds),)
 
@@ -60,23 +63,14 @@ class VideoTextTask:
     def text_encoder(self, context: EvalContext) -> TextEncoder:
         """Raises ValueError for a model without texts, or a tokenizer of another vocabulary."""
         config = context.model.config
-        if "text" not in getattr(config, "reads", ()):
-            kind = getattr(config, "name", type(config).__name__)
+        if config.inputs.text is None:
             raise ValueError(
                 f"the evaluator {self.name!r} compares videos with texts, and config.model is "
-                f"{kind!r}, which reads none; take a model such as viclip"
+                f"{config.name!r}, which reads none; take a model such as viclip"
             )
         name = self.tokenizer or context.data.tokenizer or "clip"
-        tokenizer = make_tokenizer(name, config.context, clean=self.clean)
-        if tokenizer.vocab_size != config.vocab:
-            raise ValueError(
-                f"the tokenizer {name!r} has {tokenizer.vocab_size} ids, the model's table "
-                f"{config.vocab}: they belong to different models"
-            )
-        # One id more shows which texts are cut.
-        return TextEncoder(
-            context, tokenizer, make_tokenizer(name, config.context + 1, clean=self.clean)
-        )
+        ids = Texts.of(config.inputs.text, name, clean=self.clean)
+        return TextEncoder(ids.tokenizer, ids.longer, context)
 
     def protocol(self, videos: Videos, texts: TextEncoder) -> dict[str, Any]:
         """What says how the embeddings were made."""
@@ -95,12 +89,10 @@ class VideoTextTask:
 
 
 @dataclasses.dataclass(frozen=True)
-class TextEncoder:
-    """A tokenizer and the model's text encoder."""
+class TextEncoder(Texts):
+    """Texts as ids, and the model's text encoder."""
 
     context: EvalContext
-    tokenizer: Tokenizer
-    longer: Tokenizer  # the same with one id more
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """(N, E) float32 embeddings as the model gives them; equal ids have equal ones.
@@ -108,55 +100,24 @@ class TextEncoder:
         Raises:
           ValueError: an embedding that has no direction; names the first such text.
         """
-        ids, place = np.unique(self.tokenizer(texts), axis=0, return_inverse=True)
-        place = place.ravel()
-        found = encode_texts(self.context, ids)
-        bad = np.flatnonzero(no_direction(found)[place])
+        context, model = self.context, self.context.model
+
+        def build() -> Forward:
+            return lambda params, batch: model.apply(params, batch["text"], method="encode_text")
+
+        program = Program(context.compiled("encode_text", build), context.mesh)
+        found = embed_unique(
+            functools.partial(program, context.params),
+            self.tokenizer(texts),
+            TEXT_TILE * context.shards(),
+        )
+        bad = np.flatnonzero(no_direction(found))
         if len(bad):
             raise ValueError(
                 f"the embedding of the text {texts[bad[0]]!r} is zero or not finite, as are those "
                 f"of {len(bad)} of {len(texts)} texts: the checkpoint's text encoder is broken"
             )
-        return found[place]
-
-    def cut(self, texts: Sequence[str]) -> int:
-        """How many texts are longer than the model's context, and lose their end."""
-        return int(self.longer.mask(self.longer(texts))[:, -1].sum()) if texts else 0
-
-
-def encode_texts(context: EvalContext, ids: np.ndarray) -> np.ndarray:
-    """(N, S) int32 -> (N, E) float32, in batches of one shape; whole on every host."""
-
-    def build() -> Callable[..., Any]:
-        def forward(params: Params, batch: dict[str, jax.Array]) -> jax.Array:
-            return context.model.apply(params, batch["text"], method="encode_text")
-
-        return forward
-
-    function = context.compiled("encode_text", build)
-    sharding = batch_sharding(context.mesh)
-    rows, count = TEXT_TILE * context.shards(), jax.process_count()
-    own = slice(jax.process_index() * rows // count, (jax.process_index() + 1) * rows // count)
-    out: np.ndarray | None = None
-    waiting: list[tuple[jax.Array, jax.Array]] = []
-
-    def store(index: np.ndarray, values: np.ndarray) -> np.ndarray:
-        table = np.empty((len(ids), values.shape[1]), np.float32) if out is None else out
-        table[index] = values  # rows that repeat the last text write what is there
-        return table
-
-    for start in range(0, len(ids), rows):
-        index = np.minimum(np.arange(start, start + rows, dtype=np.int32), len(ids) - 1)[own]
-        batch = to_global({"index": index, "text": ids[index]}, sharding)
-        with jax.set_mesh(context.mesh):
-            waiting.append((batch["index"], function(context.params, batch)))
-        if len(waiting) > 1:  # one batch computes while the one before is fetched
-            out = store(*to_host(waiting.pop(0)))
-    if waiting:
-        out = store(*to_host(waiting.pop(0)))
-    if out is None:
-        raise ValueError("there is no text to encode")
-    return out
+        return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,21 +156,13 @@ class Videos:
 def embed_videos(context: EvalContext, source: Input, title: str) -> Videos:
     """Raises ValueError for an embedding that has no direction; names the first such record."""
     stream = context.open(source)
-    rows = list(embeddings(context, stream, title))
-    valid = np.concatenate([batch["valid"] for batch, _ in rows])
-    record, view, label = (
-        np.concatenate([batch[key] for batch, _ in rows])[valid]
-        for key in ("index", "view", "label")
-    )
-    values = np.concatenate([embedding for _, embedding in rows])[valid].astype(np.float32)
+    rows = gather(embeddings(context, stream, title)).sorted()
+    record, values = rows.record, rows.values.astype(np.float32)
     if not len(record):
         raise ValueError(
             f"no record of split {stream.dataset.split!r} of {stream.dataset.manifest.directory} "
             "can be read"
         )
-    # Sorted by record and view, so that sums add up in one order on any mesh.
-    _, first = np.unique(np.stack([record, view], axis=1), axis=0, return_index=True)
-    record, label, values = record[first], label[first], values[first]
     if (bad := no_direction(values)).any():
         number = int(record[np.argmax(bad)])
         address = stream.dataset.address(number, stream.dataset.load(number))
@@ -223,45 +176,19 @@ def embed_videos(context: EvalContext, source: Input, title: str) -> Videos:
         raise ValueError(
             f"record {videos[np.argmax(bad)]}: the embeddings of its views cancel each other"
         )
-    return Videos(stream.dataset, videos, label[begin], unit(mean), stream.skipped)
+    return Videos(stream.dataset, videos, rows.label[begin], unit(mean), stream.skipped)
 
 
 def embeddings(
-    context: EvalContext, stream: Any, title: str
+    context: EvalContext, stream: Pass, title: str
 ) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
     """(batch without video, (B, E) embeddings) of the clips of a pass, step by step."""
+    model = context.model
 
-    def build() -> Callable[..., Any]:
-        def forward(params: Params, batch: dict[str, jax.Array]) -> jax.Array:
-            return context.model.apply(params, batch["video"], method="encode_video")
-
-        return forward
+    def build() -> Forward:
+        return lambda params, batch: model.apply(params, batch["video"], method="encode_video")
 
     return context.outputs(stream, "encode_video", build, title)
-
-
-def mean_of_views(
-    record: np.ndarray, values: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Numbers of the videos, their first rows, and the means (V, E) of their views of length 1.
-
-    Args:
-      record: (R,) ascending: which video a row belongs to.
-      values: (R, E), any length.
-    """
-    videos, begin = np.unique(record, return_index=True)
-    return videos, begin, np.add.reduceat(unit(values), begin, axis=0)
-
-
-def unit(values: np.ndarray) -> np.ndarray:
-    """Rows of length 1, float32; computed in double."""
-    rows = values.astype(np.float64)
-    return (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
-
-
-def no_direction(values: np.ndarray) -> np.ndarray:
-    """(N,) bool: rows that are zero or not finite, and so have no cosine with anything."""
-    return np.logical_not(np.isfinite(values).all(axis=1) & values.any(axis=1))
 
 
 def logit_scale(params: Params | None, wanted: float) -> float:

@@ -9,12 +9,13 @@ from typing import Self
 
 from data_pipelines.limits import limited
 from internvideo_jax.evaluators import metrics
-from internvideo_jax.evaluators.base import EvalContext, Input, Result
+from internvideo_jax.evaluators.base import EvalContext
 from internvideo_jax.evaluators.classification import CONFUSION, per_class, per_class_sheet
 from internvideo_jax.evaluators.per_video import Scored
 from internvideo_jax.evaluators.published import templates
 from internvideo_jax.evaluators.published import video_text as presets
 from internvideo_jax.evaluators.video_text import VideoTextTask, embed_videos, logit_scale
+from internvideo_jax.protocols import Input, Result
 from internvideo_jax.telemetry.pictures import confusion_picture
 
 
@@ -49,9 +50,7 @@ class ZeroShot(VideoTextTask):
                 f"unknown merge rule {self.merge!r}; known: {', '.join(templates.MERGES)}"
             )
         self._preset()
-        stream = context.open(*self.inputs())
-        stream.close()
-        self.prompts(stream.dataset.classes)
+        self.prompts(context.dataset(*self.inputs()).classes)
         super().check(context)
 
     def prompts(self, found: Sequence[str]) -> tuple[tuple[str, ...], int, list[str]]:

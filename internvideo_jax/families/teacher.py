@@ -17,6 +17,7 @@ from flax import nnx
 from internvideo_jax.layers.attention import unit
 from internvideo_jax.layers.tower import last_layers
 from internvideo_jax.ops.resize import resize_frames
+from internvideo_jax.protocols import ModelConfig
 
 Draw = Callable[[jax.Array | None], jax.Array]
 
@@ -135,7 +136,9 @@ class Teacher(nnx.Module):
         return jnp.concatenate([token, picked], axis=2)
 
 
-def check_stated(config: Any, stated: Mapping[str, Any], fields: Sequence[str] = ()) -> None:
+def check_stated(
+    config: ModelConfig, stated: Mapping[str, Any], fields: Sequence[str] = ()
+) -> None:
     """Compares a teacher with the run that its weights come from, where no shape tells.
 
     Args:
@@ -147,7 +150,7 @@ def check_stated(config: Any, stated: Mapping[str, Any], fields: Sequence[str] =
     """
     differing = []
     for name in ("pixel_mean", "pixel_std", *fields):
-        here = getattr(config, name)
+        here = vars(config)[name]
         there = stated.get(name, here)
         if isinstance(here, Sequence) and not isinstance(here, str):
             here, there = tuple(here), tuple(there)

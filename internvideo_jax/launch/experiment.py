@@ -153,14 +153,14 @@ def parse_sweep(items: Sequence[str], flag: str = "--set") -> dict[str, list[str
 def _values(text: str) -> list[str]:
     if text.startswith("["):
         try:
-            found: Any = json.loads(text)
+            found: list[object] = json.loads(text)
         except json.JSONDecodeError as error:
             raise ValueError(f"{text}: starts with [ but is no JSON list ({error})") from error
         return [one if isinstance(one, str) else _override(one) for one in found]
     return text.split(",")
 
 
-def _override(value: Any) -> str:
+def _override(value: object) -> str:
     """A JSON value as the command line of train takes it: tuples in brackets."""
     if isinstance(value, list):
         return f"({''.join(f'{one!r},' for one in value)})"

@@ -16,6 +16,7 @@ from internvideo_jax.ops.attention import Cache
 from internvideo_jax.ops.blocked_attention import RESIDUALS
 from internvideo_jax.parallel.mesh import constrain
 from internvideo_jax.registry import suggest
+from internvideo_jax.types import Tree
 
 Module = TypeVar("Module", bound=nnx.Module)
 
@@ -40,7 +41,7 @@ def check_remat(name: str, where: str = "config.model.remat") -> None:
 
 
 def stacked_blocks(
-    config: BlockConfig, depth: int, *, init: Init, dtype: Any, rngs: nnx.Rngs
+    config: BlockConfig, depth: int, *, init: Init, dtype: np.dtype, rngs: nnx.Rngs
 ) -> Block:
     """`depth` blocks as one module whose parameters have a leading layer axis."""
     blocks = stacked(lambda rngs: Block(config, init=init, dtype=dtype, rngs=rngs), depth, rngs)
@@ -137,8 +138,8 @@ def run_layers(
     blocks: nnx.Module,
     x: jax.Array,
     *,
-    inputs: Any = (),
-    shared: Any = (),
+    inputs: Tree = (),
+    shared: Tree = (),
     keys: jax.Array | None = None,
     drop_path: float = 0.0,
     remat: str = "none",

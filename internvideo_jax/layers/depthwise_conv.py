@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -58,7 +57,7 @@ def shifted_sum(x: jax.Array, kernel: jax.Array) -> jax.Array:
     offsets = np.array(list(itertools.product(*map(range, size))), np.int32)
 
     @jax.checkpoint  # else the backward pass keeps one copy per offset
-    def add(total: jax.Array, tap: Any) -> tuple[jax.Array, None]:
+    def add(total: jax.Array, tap: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         (t, h, w), weight = tap
         shifted = jax.lax.dynamic_slice(padded, (0, t, h, w, 0), x.shape)
         return total + shifted.astype(jnp.float32) * weight.astype(jnp.float32), None

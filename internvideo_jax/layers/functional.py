@@ -13,6 +13,7 @@ from typing import Any
 import jax
 from flax import nnx
 
+from internvideo_jax.protocols import ModelConfig
 from internvideo_jax.types import Params
 
 
@@ -23,7 +24,7 @@ class Model:
     token grid and the like from it.
     """
 
-    def __init__(self, config: Any, build: Callable[[nnx.Rngs], nnx.Module]):
+    def __init__(self, config: ModelConfig, build: Callable[[nnx.Rngs], nnx.Module]):
         self.config = config
         self._build = build
         abstract = nnx.eval_shape(lambda: build(nnx.Rngs(params=0)))

@@ -20,6 +20,7 @@ from internvideo_jax.ops.pixels import (
     token_grid,
 )
 from internvideo_jax.ops.tokens import take
+from internvideo_jax.protocols import ClipInput, Inputs, Traits
 from internvideo_jax.registry import suggest
 
 Size = TypeVar("Size")
@@ -123,6 +124,29 @@ class VideoTowerConfig:
     def tokens(self) -> int:
         """Patch tokens of a clip; a class token, where there is one, comes on top."""
         return int(np.prod(self.grid))
+
+    @property
+    def inputs(self) -> Inputs:
+        """Clips; models that read more say so."""
+        return Inputs(self.clip_input())
+
+    def clip_input(self, **changes: Any) -> ClipInput:
+        """Its clips, with changes."""
+        return ClipInput(
+            self.frames,
+            self.size,
+            self.grid,
+            self.tubelet,
+            self.patch,
+            self.pixel_mean,
+            self.pixel_std,
+            **changes,
+        )
+
+    @property
+    def traits(self) -> Traits:
+        """What all encoders of clips can do; models add their own."""
+        return Traits(stacks={"encoder": self.encoder}, remat=self.remat)
 
     @property
     def token_pixels(self) -> int:

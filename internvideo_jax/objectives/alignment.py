@@ -17,6 +17,7 @@ from data_pipelines.limits import limited
 from internvideo_jax.config import component
 from internvideo_jax.ops import masking
 from internvideo_jax.ops.alignment import DISTANCES, alignment_loss
+from internvideo_jax.protocols import Model, ModelConfig, Student, clip_of
 from internvideo_jax.types import Batch, Mean, Params
 
 MASKS = ("attention", "random", "tube")
@@ -59,7 +60,11 @@ class Alignment:
     @property
     def wanted(self) -> dict[str, float]:
         """Heads that are compared, and their weights."""
-        return {head: weight for head in HEADS if (weight := getattr(self, head))}
+        return {head: weight for head, weight in self._weights.items() if weight}
+
+    @property
+    def _weights(self) -> dict[str, float]:
+        return {"middle": self.middle, "final": self.final, "mae": self.mae}
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -79,7 +84,7 @@ class Alignment:
             absent.add("visible")
         return absent
 
-    def check(self, config: Any) -> None:
+    def check(self, config: ModelConfig) -> None:
         """Raises ValueError where settings, student and teachers do not fit each other."""
         for field, value, known in (
             ("mask", self.mask, MASKS),
@@ -89,36 +94,30 @@ class Alignment:
                 raise ValueError(
                     f"config.objective.{field} = {value!r}; expected one of {', '.join(known)}"
                 )
-        if not hasattr(config, "clip_layers"):
-            raise ValueError(
-                "config.objective=alignment needs a student with decoders for a teacher's "
-                "features, such as internvideo2_student or umt_student; config.model is "
-                f"{getattr(config, 'name', type(config).__name__)!r}"
-            )
-        weights = {head: getattr(self, head) for head in HEADS}
+        student, weights = _student(config), self._weights
         if not self.wanted or not all(0 <= w < math.inf for w in weights.values()):
             raise ValueError(
                 f"config.objective has the weights {weights}; expected finite ones, none of them "
                 "negative and at least one positive"
             )
         visible = self.visible(config)
-        if not 0 < visible < math.prod(config.grid):
+        if not 0 < visible < math.prod(student.grid):
             raise ValueError(
                 f"config.objective.ratio = {self.ratio} leaves {visible} of "
-                f"{math.prod(config.grid)} tokens visible on the grid {config.grid}; expected at "
+                f"{math.prod(student.grid)} tokens visible on the grid {student.grid}; expected at "
                 "least one visible and one hidden token"
             )
-        self._check_heads(config)
+        self._check_heads(student)
         if self.clip_teacher is not None:
-            self._check_clip_teacher(config)
+            self._check_clip_teacher(student)
         if self.mae_teacher is not None:
-            self._check_mae_teacher(config)
+            self._check_mae_teacher(student)
 
-    def _check_heads(self, config: Any) -> None:
+    def _check_heads(self, student: Student) -> None:
         fields = {
-            "middle": ("clip_layers", bool(config.clip_layers)),
-            "final": ("final_width", getattr(config, "final_width", 0) > 0),
-            "mae": ("mae_layers", bool(getattr(config, "mae_layers", ()))),
+            "middle": ("clip_layers", bool(student.clip_layers)),
+            "final": ("final_width", student.final_width > 0),
+            "mae": ("mae_layers", bool(student.mae_layers)),
         }
         for head, weight in self.wanted.items():
             field, there = fields[head]
@@ -128,7 +127,7 @@ class Alignment:
                     f"(config.model.{field} is empty or 0); set the weight to 0 or give it one"
                 )
 
-    def _check_clip_teacher(self, config: Any) -> None:
+    def _check_clip_teacher(self, student: Student) -> None:
         teacher, wanted, field = self.clip_teacher, self.wanted, "config.objective.clip_teacher"
         if self.mask != "attention" and not {"middle", "final"} & set(wanted):
             raise ValueError(
@@ -136,18 +135,17 @@ class Alignment:
                 f"{self.mask!r} computes nothing that is used; set it to None or give it a use"
             )
         pairs = [
-            ("frames", teacher.frames, "frames", config.frames),
-            ("grid", tuple(teacher.grid), "grid", tuple(config.grid)),
+            ("frames", teacher.frames, "frames", student.frames),
+            ("grid", tuple(teacher.grid), "grid", tuple(student.grid)),
         ]
         if "middle" in wanted:
-            has = getattr(config, "class_token", False)
             pairs += [
-                ("class_token", teacher.class_token, "class_token", has),
-                ("width", teacher.width, "clip_width", config.clip_width),
-                _layers(teacher, "clip_layers", config.clip_layers),
+                ("class_token", teacher.class_token, "class_token", student.class_token),
+                ("width", teacher.width, "clip_width", student.clip_width),
+                _layers(teacher, "clip_layers", student.clip_layers),
             ]
         if "final" in wanted:
-            pairs += [("final_width", teacher.final_width, "final_width", config.final_width)]
+            pairs += [("final_width", teacher.final_width, "final_width", student.final_width)]
         _agree(field, pairs)
         if self.mask == "attention" and teacher.per_frame != self.per_frame:
             raise ValueError(
@@ -156,46 +154,41 @@ class Alignment:
                 f" set config.objective.per_frame to {teacher.per_frame}"
             )
 
-    def _check_mae_teacher(self, config: Any) -> None:
+    def _check_mae_teacher(self, student: Student) -> None:
         teacher, field = self.mae_teacher, "config.objective.mae_teacher"
         if "mae" not in self.wanted:
             raise ValueError(
                 f"{field} = {teacher.name!r} with config.objective.mae = 0 computes nothing that "
                 "is used; set it to None or give the loss a weight"
             )
-        frames = getattr(config, "clip_frames", config.frames)
         pairs = [
-            ("frames", teacher.frames, "clip_frames", frames),
-            ("grid", tuple(teacher.grid), "grid", tuple(config.grid)),
+            ("frames", teacher.frames, "clip_frames", student.clip_frames),
+            ("grid", tuple(teacher.grid), "grid", tuple(student.grid)),
             ("class_token", teacher.class_token, "class_token of its MAE head", False),
-            ("width", teacher.width, "mae_width", config.mae_width),
-            _layers(teacher, "mae_layers", config.mae_layers),
+            ("width", teacher.width, "mae_width", student.mae_width),
+            _layers(teacher, "mae_layers", student.mae_layers),
         ]
         _agree(field, pairs)
 
-    def visible(self, config: Any) -> int:
+    def visible(self, config: ModelConfig) -> int:
         """Number of patch tokens of an example that the student sees."""
         kind = self.mask
         if kind == "attention":  # the counts of the kinds that draw from the same groups
             kind = "tube" if self.per_frame else "random"
-        return sum(masking.visible_per_frame(kind, config.grid, self.ratio))
+        return sum(masking.visible_per_frame(kind, clip_of(config).grid, self.ratio))
 
-    def cached_shapes(self, config: Any) -> dict[str, tuple[tuple[int, ...], Any]]:
+    def cached_shapes(self, config: ModelConfig) -> dict[str, tuple[tuple[int, ...], Any]]:
         """Parts of a batch that come with it: shapes of one example's, and types.
 
         Of the floating arrays the type is the one that a companion is written in; any other does.
         """
-        tokens = self.visible(config)
-        classed = tokens + getattr(config, "class_token", False)
-        clip = (len(config.clip_layers), classed, config.clip_width)
+        tokens, student = self.visible(config), _student(config)
+        clip = (len(student.clip_layers), tokens + student.class_token, student.clip_width)
         shapes = {
             "visible": ((tokens,), jnp.int32),
             "clip_middle": (clip, jnp.float16),
-            "clip_final": ((getattr(config, "final_width", 0),), jnp.float16),
-            "mae": (
-                (len(getattr(config, "mae_layers", ())), tokens, getattr(config, "mae_width", 0)),
-                jnp.float16,
-            ),
+            "clip_final": ((student.final_width,), jnp.float16),
+            "mae": ((len(student.mae_layers), tokens, student.mae_width), jnp.float16),
         }
         absent = self._absent()
         return {PREFIX + name: shape for name, shape in shapes.items() if name in absent}
@@ -220,8 +213,9 @@ class Alignment:
         found: dict[str, jax.Array] = {}
         if "clip_teacher" in frozen:
             model, params = frozen["clip_teacher"]
-            draw = self._draw(keys, model.config.grid, visible)
-            made = _visible_targets(model, params, strided(video, model.config.frames), draw)
+            clip = clip_of(model.config)
+            draw = self._draw(keys, clip.grid, visible)
+            made = _visible_targets(model, params, strided(video, clip.frames), draw)
             visible = made["visible"]
             if "middle" in self.wanted:
                 found["clip_middle"] = made["middle"].swapaxes(0, 1)
@@ -229,7 +223,7 @@ class Alignment:
                 found["clip_final"] = made["final"]
         if "mae_teacher" in frozen:
             model, params = frozen["mae_teacher"]
-            visible = self._draw(keys, model.config.grid, visible)(None)
+            visible = self._draw(keys, clip_of(model.config).grid, visible)(None)
             made = _visible_targets(model, params, video, lambda _: visible)
             found["mae"] = made["middle"].swapaxes(0, 1)
         if visible is not None:
@@ -245,7 +239,7 @@ class Alignment:
             if self.mask != "attention":
                 return masking.sample(self.mask, keys, grid, self.ratio)[0]
             if attention is None:
-                name = getattr(self.clip_teacher, "name", "the teacher")
+                name = self.clip_teacher.name if self.clip_teacher else "the teacher"
                 raise ValueError(
                     f"config.objective.mask = 'attention', but {name} has no attention to draw "
                     f"by; set it to {' or '.join(MASKS[1:])}, or take another clip_teacher"
@@ -255,7 +249,7 @@ class Alignment:
         return draw
 
     def loss(
-        self, model: Any, params: Params, batch: Batch, key: jax.Array, step: jax.Array
+        self, model: Model, params: Params, batch: Batch, key: jax.Array, step: jax.Array
     ) -> tuple[Mean, dict[str, Mean]]:
         """The weighted sum of the losses as an exact mean, and each of them to log.
 
@@ -275,7 +269,7 @@ class Alignment:
                 "mask and per_frame the values that the features were made with"
             )
         keys = masking.example_keys(jax.random.fold_in(key, step), batch["position"])
-        video = strided(batch["video"], model.config.frames)
+        video = strided(batch["video"], clip_of(model.config).frames)
         outputs = model.apply(params, video, visible, keys)
         metrics = {
             head: alignment_loss(
@@ -289,7 +283,7 @@ class Alignment:
         total = sum(weight * metrics[head].total for head, weight in self.wanted.items())
         return Mean(jnp.asarray(total), next(iter(metrics.values())).weight), metrics
 
-    def flops(self, config: Any) -> float:
+    def flops(self, config: ModelConfig) -> float:
         """Model FLOPs of one training example: the student's forward pass, and twice that for the
         backward pass. Those of the teachers are not training: `teacher_flops`.
         """
@@ -300,32 +294,40 @@ class Alignment:
         teachers = (self.clip_teacher, self.mae_teacher)
         return sum(teacher.forward_flops() for teacher in teachers if teacher is not None)
 
-    def smallest(self, student: Any) -> tuple[Alignment, Any]:
+    def smallest(self, student: ModelConfig) -> tuple[Alignment, ModelConfig]:
         """For a rehearsal: the smallest random teachers, and the student with heads that fit them.
 
         The teachers take the student's grid, the student the teachers' widths; both keep as many
         of the last aligned layers as the shallower one has.
         """
-        teachers, changes = {}, {}
-        for field, layers, width, frames in (
-            ("clip_teacher", "clip_layers", "clip_width", student.frames),
-            ("mae_teacher", "mae_layers", "mae_width", getattr(student, "clip_frames", 0)),
+        teachers, changes, fits = {}, {}, _student(student)
+        for branch, teacher, layers, frames in (
+            ("clip", self.clip_teacher, tuple(fits.clip_layers), fits.frames),
+            ("mae", self.mae_teacher, tuple(fits.mae_layers), fits.clip_frames),
         ):
-            teacher = getattr(self, field)
             if teacher is None:
                 continue
             small = teacher.smallest()
-            ours, theirs = tuple(getattr(student, layers, ())), tuple(small.layers)
-            if count := min(len(ours), len(theirs)):
+            theirs = tuple(small.layers)
+            if count := min(len(layers), len(theirs)):
                 theirs = theirs[-count:]
-                changes |= {layers: ours[-count:], width: small.width}
-            size = student.grid[1] * small.patch
-            teachers[field] = dataclasses.replace(
+                changes |= {f"{branch}_layers": layers[-count:], f"{branch}_width": small.width}
+            size = fits.grid[1] * small.patch
+            teachers[f"{branch}_teacher"] = dataclasses.replace(
                 small, init_from="random", frames=frames, size=size, layers=theirs
             )
-            if field == "clip_teacher" and getattr(student, "final_width", 0):
+            if branch == "clip" and fits.final_width:
                 changes["final_width"] = small.final_width
         return dataclasses.replace(self, **teachers), dataclasses.replace(student, **changes)
+
+
+def _student(config: ModelConfig) -> Student:
+    if config.traits.student is None:
+        raise ValueError(
+            "config.objective=alignment needs a student with decoders for a teacher's features, "
+            f"such as internvideo2_student or umt_student; config.model is {config.name!r}"
+        )
+    return config.traits.student
 
 
 def _part(batch: Batch, name: str) -> jax.Array:
@@ -355,7 +357,7 @@ def strided(video: jax.Array, frames: int) -> jax.Array:
 
 
 def _visible_targets(
-    model: Any, params: Params, video: jax.Array, draw: Callable[[Any], jax.Array]
+    model: Model, params: Params, video: jax.Array, draw: Callable[[Any], jax.Array]
 ) -> dict[str, jax.Array]:
     return model.apply(params, video, draw, method="visible_targets")
 

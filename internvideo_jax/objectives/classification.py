@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +13,7 @@ from internvideo_jax.ops import erasing, masking
 from internvideo_jax.ops.losses import smooth_labels, soft_cross_entropy
 from internvideo_jax.ops.mixup import mix_batch, mix_targets
 from internvideo_jax.ops.pixels import to_unit
+from internvideo_jax.protocols import Model, ModelConfig, classes_of, clip_of
 from internvideo_jax.types import STATISTICS, Batch, Mean, Params
 
 ERASING = 0x45  # folded into the keys of random erasing
@@ -39,19 +39,20 @@ class Classification:
         """Whether the clips of a microbatch are mixed in pairs, so that it must be even."""
         return self.mixup > 0 or self.cutmix > 0
 
-    def check(self, config: Any) -> None:
+    def check(self, config: ModelConfig) -> None:
         del config
         erasing.check(self.erasing_mode, self.erasing, self.erasing_area, self.erasing_ratio)
 
     def loss(
-        self, model: Any, params: Params, batch: Batch, key: jax.Array, step: jax.Array
+        self, model: Model, params: Params, batch: Batch, key: jax.Array, step: jax.Array
     ) -> tuple[Mean, dict[str, Mean]]:
         """The loss as an exact mean, and the training accuracy where nothing is mixed.
 
         Args:
           batch: `video` (B, T, H, W, 3), `label` (B,), `position` (B,).
         """
-        classes = model.config.classes
+        head = classes_of(model.config)
+        classes = head.classes
         video, label = batch["video"], batch["label"]
         keys = masking.example_keys(key, batch["position"])
         if self.erasing > 0:
@@ -66,7 +67,7 @@ class Classification:
         else:
             target = smooth_labels(label, classes, self.smoothing)
         metrics = {}
-        if getattr(model.config, "running_statistics", False):
+        if head.trains_statistics:
             logits, statistics = model.apply(params, video, keys, method="train")
             for path, value in statistics.items():
                 metrics[STATISTICS + path] = Mean(value, jnp.float32(1.0))
@@ -76,7 +77,7 @@ class Classification:
         return mean, {**metrics, **more}
 
     def measure(
-        self, logits: jax.Array, target: jax.Array, batch: Batch, config: Any
+        self, logits: jax.Array, target: jax.Array, batch: Batch, config: ModelConfig
     ) -> tuple[Mean, dict[str, Mean]]:
         """Loss and metrics of (B, K) logits for (B, K) targets."""
         del config
@@ -89,10 +90,11 @@ class Classification:
             metrics["accuracy"] = Mean.of(jnp.argmax(logits, axis=-1) == label)
         return Mean.of(soft_cross_entropy(logits, target)), metrics
 
-    def erase(self, video: jax.Array, keys: jax.Array, config: Any) -> jax.Array:
+    def erase(self, video: jax.Array, keys: jax.Array, config: ModelConfig) -> jax.Array:
         """Random erasing in the model's units: (B, T, H, W, 3) float, 0..1 but for the noise."""
         # Apart from the draws of the model, which start from the same keys.
         keys = jax.vmap(lambda key: jax.random.fold_in(key, ERASING))(keys)
+        clip = clip_of(config)
         return erasing.erase(
             to_unit(video),
             keys,
@@ -100,10 +102,10 @@ class Classification:
             mode=self.erasing_mode,
             area=self.erasing_area,
             ratio=self.erasing_ratio,
-            mean=config.pixel_mean,
-            std=config.pixel_std,
+            mean=clip.pixel_mean,
+            std=clip.pixel_std,
         )
 
-    def flops(self, config: Any) -> float:
+    def flops(self, config: ModelConfig) -> float:
         """Model FLOPs of one training example: forward and twice that for the backward pass."""
         return 3.0 * config.forward_flops()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 from data_pipelines.limits import limited
 from internvideo_jax.ops import contrastive, masking
 from internvideo_jax.parallel.mesh import BATCH_AXES
+from internvideo_jax.protocols import Model, ModelConfig, clip_of
 from internvideo_jax.types import Batch, Mean, Params
 
 SCALES = ("true", "reference")
@@ -40,7 +40,7 @@ class Contrastive:
     min_temperature: float = limited(0.01, least=0)
     bias: float = -10.0  # of the sigmoid's logits, where the model has no parameter `bias`
 
-    def check(self, config: Any) -> None:
+    def check(self, config: ModelConfig) -> None:
         """Raises ValueError for settings that contradict each other or the model."""
         for field, value, known in (
             ("kind", self.kind, contrastive.KINDS),
@@ -57,16 +57,16 @@ class Contrastive:
                 f"config.objective.min_temperature = {self.min_temperature}; expected a positive "
                 "number, 0.01 for ViCLIP: logits are divided by the temperature"
             )
-        if "text" not in getattr(config, "reads", ()):
+        if config.inputs.text is None:
             raise ValueError(
                 "config.objective=contrastive needs a model that reads text, such as viclip; "
-                f"config.model is {getattr(config, 'name', type(config).__name__)!r}"
+                f"config.model is {config.name!r}"
             )
         if self.ratio:
-            masking.check("random", config.grid, self.ratio)
+            masking.check("random", clip_of(config).grid, self.ratio)
 
     def embed(
-        self, model: Any, params: Params, batch: Batch, key: jax.Array, step: jax.Array
+        self, model: Model, params: Params, batch: Batch, key: jax.Array, step: jax.Array
     ) -> dict[str, jax.Array]:
         """`video` and `text`, both (B, E) float32, not normalised; each row of its example only."""
         del step
@@ -78,8 +78,9 @@ class Contrastive:
         keys = masking.example_keys(key, batch["position"])
         visible = None
         if self.ratio:
-            t, h, w = model.config.grid
-            t = t * batch["video"].shape[1] // model.config.frames  # a picture has one frame
+            clip = clip_of(model.config)
+            t, h, w = clip.grid
+            t = t * batch["video"].shape[1] // clip.frames  # a picture has one frame
             visible, _ = masking.sample("random", keys, (t, h, w), self.ratio)
         video = model.apply(
             params, batch["video"], keys=keys, visible=visible, method="encode_video"
@@ -115,7 +116,7 @@ class Contrastive:
         return loss, metrics | {"temperature": Mean.of(jax.lax.stop_gradient(temperature))}
 
     def loss(
-        self, model: Any, params: Params, batch: Batch, key: jax.Array, step: jax.Array
+        self, model: Model, params: Params, batch: Batch, key: jax.Array, step: jax.Array
     ) -> tuple[Mean, dict[str, Mean]]:
         """The loss as an exact mean over this batch, and further means to log.
 
@@ -130,14 +131,14 @@ class Contrastive:
         bounded = jnp.maximum(params["temperature"], self.min_temperature)
         return params | {"temperature": bounded}
 
-    def flops(self, config: Any) -> float:
+    def flops(self, config: ModelConfig) -> float:
         """Model FLOPs of one training example: forward and twice that for the backward pass.
 
         Those of the loss, which depend on the batch, are not counted: 6 B E beside two towers.
         """
         if not self.ratio:
             return 3.0 * config.forward_flops()
-        visible = sum(masking.visible_per_frame("random", config.grid, self.ratio))
+        visible = sum(masking.visible_per_frame("random", clip_of(config).grid, self.ratio))
         return 3.0 * config.forward_flops(visible)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import math
 
 import jax
 
 from internvideo_jax.ops import masking
 from internvideo_jax.ops.reconstruction import pixel_loss
+from internvideo_jax.protocols import Model, ModelConfig, clip_of
 from internvideo_jax.types import Batch, Mean, Params
 
 
@@ -26,22 +27,24 @@ class MaskedPixels:
     decoder_ratio: float = 0.0  # share of tokens not decoded; 0 = decode all hidden ones
     normalized: bool = True  # per-tubelet normalised target
 
-    def check(self, config: Any) -> None:
+    def check(self, config: ModelConfig) -> None:
         """Raises ValueError when the masks do not fit the model's token grid."""
-        masking.check(self.mask, config.grid, self.ratio)
+        grid = clip_of(config).grid
+        masking.check(self.mask, grid, self.ratio)
         if self.decoder_ratio > 0:
-            masking.running_cell_maps(config.grid, self.decoder_ratio)
+            masking.running_cell_maps(grid, self.decoder_ratio)
 
-    def draw(self, config: Any, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def draw(self, config: ModelConfig, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Visible (B, V) and decoded (B, M) token indices for (B,) keys."""
-        visible, hidden = masking.sample(self.mask, keys, config.grid, self.ratio)
+        grid = clip_of(config).grid
+        visible, hidden = masking.sample(self.mask, keys, grid, self.ratio)
         if self.decoder_ratio <= 0:
             return visible, hidden
         cell_keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
-        return visible, masking.sample_running_cell(cell_keys, config.grid, self.decoder_ratio)
+        return visible, masking.sample_running_cell(cell_keys, grid, self.decoder_ratio)
 
     def loss(
-        self, model: Any, params: Params, batch: Batch, key: jax.Array, step: jax.Array
+        self, model: Model, params: Params, batch: Batch, key: jax.Array, step: jax.Array
     ) -> tuple[Mean, dict[str, Mean]]:
         """The loss as an exact mean, and further means to log.
 
@@ -54,21 +57,24 @@ class MaskedPixels:
         keys = masking.example_keys(key, batch["position"])
         visible, decoded = self.draw(model.config, keys)
         predicted = model.apply(params, batch["video"], visible, decoded)
+        clip = clip_of(model.config)
         loss = pixel_loss(
             predicted,
             batch["video"],
             visible,
             decoded,
-            tubelet=model.config.tubelet,
-            patch=model.config.patch,
+            tubelet=clip.tubelet,
+            patch=clip.patch,
             normalized=self.normalized,
         )
         return loss, {}
 
-    def flops(self, config: Any) -> float:
+    def flops(self, config: ModelConfig) -> float:
         """Model FLOPs of one training example: forward and twice that for the backward pass."""
-        visible = sum(masking.visible_per_frame(self.mask, config.grid, self.ratio))
-        decoded = config.tokens - visible
+        grid = clip_of(config).grid
+        tokens = math.prod(grid)
+        visible = sum(masking.visible_per_frame(self.mask, grid, self.ratio))
+        decoded = tokens - visible
         if self.decoder_ratio > 0:
-            decoded = config.tokens * (4 - int(4 * self.decoder_ratio)) // 4
+            decoded = tokens * (4 - int(4 * self.decoder_ratio)) // 4
         return 3.0 * config.forward_flops(visible, decoded)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from internvideo_jax.objectives.classification import Classification
 from internvideo_jax.ops.losses import soft_cross_entropy
+from internvideo_jax.protocols import ModelConfig, heads_of
 from internvideo_jax.types import Batch, Mean
 
 
@@ -27,16 +27,16 @@ class Probe(Classification):
     mixup: float = 0.0
     cutmix: float = 0.0
 
-    def check(self, config: Any) -> None:
+    def check(self, config: ModelConfig) -> None:
         super().check(config)
-        if not hasattr(config, "head_grid"):
+        if config.traits.heads is None:
             raise ValueError(
                 f"config.objective = probe trains the heads of config.model = probe, found "
                 f"{config.name!r}; take config.objective.name = 'classification' for that model"
             )
 
     def measure(
-        self, logits: jax.Array, target: jax.Array, batch: Batch, config: Any
+        self, logits: jax.Array, target: jax.Array, batch: Batch, config: ModelConfig
     ) -> tuple[Mean, dict[str, Mean]]:
         """Loss and metrics of (P, B, K) logits for (B, K) targets.
 
@@ -47,8 +47,9 @@ class Probe(Classification):
         logits = jnp.where(sound[:, None, None], logits, 0.0)
         losses = jnp.where(sound[:, None], soft_cross_entropy(logits, target), 0.0)  # (P, B)
         weight = jnp.ones(len(target))
-        if config.hold_out:
-            weight = (batch["index"] % config.hold_out != 0).astype(jnp.float32)
+        hold_out = heads_of(config).hold_out
+        if hold_out:
+            weight = (batch["index"] % hold_out != 0).astype(jnp.float32)
             if self.pairs:  # clip i is mixed with clip B-1-i
                 weight = weight * weight[::-1]
         heads = len(logits)
@@ -61,7 +62,7 @@ class Probe(Classification):
             metrics["accuracy"] = Mean.of(hits.mean(axis=0), weight)  # mean over heads
         return Mean.of(losses.sum(axis=0), weight), metrics
 
-    def flops(self, config: Any) -> float:
+    def flops(self, config: ModelConfig) -> float:
         """Of one training example: the backbone forward, the heads forward and backward."""
-        heads = config.head_flops()
+        heads = heads_of(config).head_flops()
         return config.forward_flops() + 2.0 * heads

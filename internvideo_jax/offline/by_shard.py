@@ -14,27 +14,26 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from absl import flags
+from jax.sharding import Mesh
 
 from data_pipelines.commands.outputs import check_folder
 from data_pipelines.records.dataset import Dataset, open_dataset
 from data_pipelines.records.storage import write_atomic
 from data_pipelines.stream.identity import differences
 from internvideo_jax import cli
-from internvideo_jax.checkpoint.initial import initialise
-from internvideo_jax.checkpoint.metadata import git_revision, params_digest, versions
+from internvideo_jax.checkpoint.metadata import weights_provenance
 from internvideo_jax.config import TrainConfig, as_plain
 from internvideo_jax.evaluators.base import default_split
+from internvideo_jax.inference.weights import load
 from internvideo_jax.parallel.compile_cache import use_compile_cache
 from internvideo_jax.parallel.mesh import make_mesh
-from internvideo_jax.parallel.rules import param_shardings
+from internvideo_jax.protocols import Model
 from internvideo_jax.types import Params, flatten_paths
 
 flags.disclaim_key_flags()  # what is defined here is a flag of the command, for its --help
 
-AHEAD = 3  # batches prepared while the device works; bounds the memory
 SAY_SECONDS = 10.0
 
 
@@ -42,9 +41,9 @@ SAY_SECONDS = 10.0
 class Job:
     """One command: a model with its parameters on the devices, a split, and where results go."""
 
-    model: Any
+    model: Model
     params: Params
-    mesh: Any
+    mesh: Mesh
     dataset: Dataset
     options: Any  # the command's own dataclass
     threads: int
@@ -105,14 +104,11 @@ def command(
         mesh = make_mesh(config.mesh)
         model, params = load(config, checkpoint.value, mesh)
         provenance = {
+            **weights_provenance(checkpoint.value, params),
             settings: dataclasses.asdict(given),
             "model": as_plain(model.config),
-            "params_digest": params_digest(params),
             "parameters": len(flatten_paths(params)),
-            "checkpoint": str(Path(checkpoint.value).absolute()),
             "data_fingerprint": dataset.manifest.fingerprint(dataset.split),
-            "versions": versions(),
-            "git": git_revision(),
         }
         threads = max(config.data.reader.threads, 1)
         start(
@@ -210,30 +206,6 @@ def mine(missing: Sequence[int], part: int, parts: int, videos: Mapping[int, int
                 f"ETA {(total - done) / rate:.0f} s"
             )
             said = now
-
-
-def load(config: TrainConfig, checkpoint: str, mesh: Any) -> tuple[Any, Params]:
-    """The model and its parameters; a head that the checkpoint lacks is 0, as it is not used."""
-    settings = config.model
-    if getattr(settings, "classes", None) == 0:
-        settings = dataclasses.replace(settings, classes=1)
-    model = settings.model()
-    shapes = model.shapes()
-    params, report = initialise(checkpoint, shapes, settings)
-    absent = [name for name in report.fresh if not name.startswith("head/")]
-    if absent:
-        raise ValueError(
-            f"{checkpoint} lacks {len(absent)} parameters of the model, first {absent[0]}; take "
-            "the recipe that it was trained with"
-        )
-    params = jax.tree.map(
-        lambda leaf: (
-            np.zeros(leaf.shape, leaf.dtype) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf
-        ),
-        params,
-    )
-    shardings = param_shardings(shapes, settings.sharding_rules, mesh, config.mesh.shard_above)
-    return model, jax.tree.map(jax.device_put, params, shardings)
 
 
 def first_not_finite(rows: np.ndarray) -> int:

@@ -13,25 +13,30 @@ completes the companion.
 
 from __future__ import annotations
 
-import collections
 import dataclasses
+import functools
 import itertools
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from data_pipelines.clips import transforms
 from data_pipelines.records import schema
 from data_pipelines.records.companion import CompanionWriter
 from data_pipelines.records.dataset import Dataset, UnreadableRecordError
+from data_pipelines.stream.prefetch import in_order
+from internvideo_jax.inference.clips import AHEAD
+from internvideo_jax.inference.steps import Forward, Program, fetched
 from internvideo_jax.offline import by_shard
-from internvideo_jax.offline.by_shard import AHEAD, Job, say
-from internvideo_jax.parallel.mesh import batch_sharding, check_batch
+from internvideo_jax.offline.by_shard import Job, say
+from internvideo_jax.parallel.mesh import check_batch
+from internvideo_jax.protocols import Model, clip_of
 from internvideo_jax.types import Params
 
 NAME = "features"  # of the companion
@@ -53,12 +58,15 @@ class Windows:
     skip_unreadable: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("stride", "frame_stride", "batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name}={getattr(self, name)}: expected at least 1")
-        for name, known in (("crop", CROPS), ("pool", POOLS)):
-            if getattr(self, name) not in known:
-                found = getattr(self, name)
+        for name, value in (
+            ("stride", self.stride),
+            ("frame_stride", self.frame_stride),
+            ("batch", self.batch),
+        ):
+            if value < 1:
+                raise ValueError(f"--{name}={value}: expected at least 1")
+        for name, found, known in (("crop", self.crop, CROPS), ("pool", self.pool, POOLS)):
+            if found not in known:
                 raise ValueError(f"--{name}={found}: expected one of {', '.join(known)}")
 
 
@@ -78,20 +86,21 @@ def window_frames(n: int, T: int, r: int, stride: int) -> np.ndarray:
     return np.minimum(starts[:, None] + r * np.arange(T), last)
 
 
-def make_forward(model: Any, pool: str) -> Callable[[Params, jax.Array], jax.Array]:
-    """(params, video (B, T, H, W, 3) uint8) -> (B, D) float32.
+def make_forward(model: Model, pool: str) -> Forward:
+    """(params, batch with video (B, T, H, W, 3) uint8) -> (B, D) float32.
 
     Raises:
       ValueError: the model has no vector of that kind.
     """
-    if pool == "head" and not hasattr(model.config, "pooling"):
+    head = model.config.traits.classifier
+    if pool == "head" and not (head and head.pooled):
         raise ValueError(
             f"--pool=head: {type(model.config).__name__} has no pooling before a head; take a "
             "classifier's recipe, or --pool=mean"
         )
 
-    def forward(params: Params, video: jax.Array) -> jax.Array:
-        tokens = model.apply(params, video, method="features")
+    def forward(params: Params, batch: Mapping[str, jax.Array]) -> jax.Array:
+        tokens = model.apply(params, batch["video"], method="features")
         if pool == "head":
             return model.apply(params, tokens, method="pool").astype(jnp.float32)
         return tokens.astype(jnp.float32).mean(axis=1)
@@ -99,13 +108,17 @@ def make_forward(model: Any, pool: str) -> Callable[[Params, jax.Array], jax.Arr
     return forward
 
 
+Loaded = list[tuple[schema.Record | None, np.ndarray]]  # records with their windows (W, T)
+Windowed = list[tuple[int, np.ndarray]]  # number within those, frames (T,) of a window
+
+
 @dataclasses.dataclass
 class Extractor:
     """A model on the devices of this process, and the split that it runs over."""
 
-    model: Any
+    model: Model
     params: Params
-    mesh: Any
+    mesh: Mesh
     dataset: Dataset
     windows: Windows
     threads: int = 4
@@ -113,7 +126,8 @@ class Extractor:
 
     def __post_init__(self) -> None:
         check_batch(self.mesh, self.windows.batch, "--batch")
-        self._forward = jax.jit(make_forward(self.model, self.windows.pool))
+        self._clip = clip_of(self.model.config)
+        self._program = Program(jax.jit(make_forward(self.model, self.windows.pool)), self.mesh)
 
     def shard(self, records: range) -> Iterator[dict[str, np.ndarray]]:
         """The arrays of each record, in order. Batches do not reach over the end of a shard, so its
@@ -124,12 +138,9 @@ class Extractor:
         batches = [rows[start : start + size] for start in range(0, len(rows), size)]
         values: list[list[np.ndarray]] = [[] for _ in records]
         with ThreadPoolExecutor(self.threads) as pool:
-            waiting: collections.deque[Future[np.ndarray]] = collections.deque()
-            left = iter(batches)
-            for batch in batches:
-                for ahead in itertools.islice(left, AHEAD - len(waiting)):
-                    waiting.append(pool.submit(self._video, records, loaded, ahead))
-                found = self._run(waiting.popleft().result())
+            work = functools.partial(self._video, records, loaded)
+            videos = in_order(pool, work, batches, AHEAD)
+            for batch, found in fetched((batch, self._run(video)) for batch, video in videos):
                 if (bad := by_shard.first_not_finite(found[: len(batch)])) >= 0:
                     record = batch[bad][0]
                     address = self.dataset.address(records[record], loaded[record][0])
@@ -145,7 +156,7 @@ class Extractor:
 
     def _load(self, index: int) -> tuple[schema.Record | None, np.ndarray]:
         """A record without its pictures, and its windows (W, T)."""
-        clip = self.model.config.frames
+        clip = self._clip.frames
         try:
             record = self.dataset.load(index)
         except UnreadableRecordError:
@@ -157,15 +168,17 @@ class Extractor:
         count = len(record.frames)
         return record, window_frames(count, clip, options.frame_stride, options.stride)
 
-    def _video(self, records: range, loaded: list[Any], batch: list[Any]) -> np.ndarray:
+    def _video(self, records: range, loaded: Loaded, batch: Windowed) -> np.ndarray:
         """(B, T, H, W, 3) uint8; rows beyond those of the batch are 0."""
-        config, size = self.model.config, self.model.config.size
-        out = np.zeros((self.windows.batch, config.frames, size, size, 3), np.uint8)
+        clip = self._clip
+        out = np.zeros((self.windows.batch, clip.frames, clip.size, clip.size, 3), np.uint8)
         for record, group in itertools.groupby(enumerate(batch), key=lambda item: item[1][0]):
             members = list(group)
             # Windows overlap: every frame is decoded and resized once.
             wanted = np.unique(np.concatenate([frames for _, (_, frames) in members]))
-            frames = self.dataset.frames(records[record], loaded[record][0], wanted)
+            whole = loaded[record][0]
+            assert whole is not None  # noqa: S101  (it has windows)
+            frames = self.dataset.frames(records[record], whole, wanted)
             pixels = {int(n): self._resize(frame) for n, frame in zip(wanted, frames, strict=True)}
             for row, (_, numbers) in members:
                 for place, number in enumerate(numbers):
@@ -173,23 +186,21 @@ class Extractor:
         return out
 
     def _resize(self, frame: np.ndarray) -> np.ndarray:
-        size = self.model.config.size
+        size = self._clip.size
         if self.windows.crop == "squash":
             return transforms.resize(frame, size, size, "bilinear")
         small = transforms.resize_short_side(frame, size)
         y, x, height, width = transforms.center_box(small.shape[0], small.shape[1], size)
         return small[y : y + height, x : x + width]
 
-    def _run(self, video: np.ndarray) -> np.ndarray:
-        with jax.set_mesh(self.mesh):
-            placed = jax.device_put(video, batch_sharding(self.mesh))
-            return np.asarray(jax.device_get(self._forward(self.params, placed)))
+    def _run(self, video: np.ndarray) -> jax.Array:
+        return self._program(self.params, {"video": video})[1]
 
     def _width(self) -> int:
-        config, size = self.model.config, self.model.config.size
-        shape = (self.windows.batch, config.frames, size, size, 3)
-        video = jax.ShapeDtypeStruct(shape, np.uint8)
-        return jax.eval_shape(self._forward, self.params, video).shape[1]
+        clip = self._clip
+        shape = (self.windows.batch, clip.frames, clip.size, clip.size, 3)
+        batch = {"video": jax.ShapeDtypeStruct(shape, np.uint8)}
+        return jax.eval_shape(self._program.function, self.params, batch).shape[1]
 
 
 def _times(record: schema.Record | None, frames: np.ndarray) -> np.ndarray:

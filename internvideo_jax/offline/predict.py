@@ -28,11 +28,11 @@ from data_pipelines.records.storage import write_atomic
 from internvideo_jax import cli
 from internvideo_jax.checkpoint.classes import HEAD
 from internvideo_jax.checkpoint.initial import initialise, load_source
-from internvideo_jax.checkpoint.metadata import git_revision, params_digest, versions
+from internvideo_jax.checkpoint.metadata import weights_provenance
 from internvideo_jax.config import TrainConfig, as_plain
 from internvideo_jax.evaluate import with_protocol
 from internvideo_jax.evaluators import metrics
-from internvideo_jax.evaluators.base import EvalContext, Input, default_split, describe_views
+from internvideo_jax.evaluators.base import EvalContext, Pass, default_split, describe_views
 from internvideo_jax.evaluators.classification import Classification, forward
 from internvideo_jax.evaluators.per_video import TOP, best, jsonl, sheet
 from internvideo_jax.evaluators.published import templates
@@ -41,13 +41,13 @@ from internvideo_jax.evaluators.video_text import (
     VideoTextTask,
     embeddings,
     logit_scale,
-    mean_of_views,
-    no_direction,
 )
+from internvideo_jax.inference.vectors import gather, mean_of_views, no_direction
+from internvideo_jax.inference.weights import on_devices
 from internvideo_jax.offline.by_shard import say
 from internvideo_jax.parallel.compile_cache import use_compile_cache
 from internvideo_jax.parallel.mesh import make_mesh
-from internvideo_jax.parallel.rules import param_shardings
+from internvideo_jax.protocols import Input, clip_of
 from internvideo_jax.run.build import with_classes
 
 SUFFIXES = (".json", ".jsonl", ".csv")
@@ -103,12 +103,12 @@ class Predictor:
         template: str = "plain",
         threads: int = 2,
     ):
-        self.reads_text = "text" in getattr(config.model, "reads", ())
-        name = getattr(config.model, "name", "")
-        if not self.reads_text and (not hasattr(config.model, "classes") or name == "probe"):
+        self.reads_text = config.model.inputs.text is not None
+        traits = config.model.traits
+        if not self.reads_text and (traits.classifier is None or traits.heads is not None):
             raise ValueError(
-                f"config.model is {name!r}, which gives no classes; take a fine-tuned classifier, "
-                "or a model that reads texts, such as viclip, with --labels"
+                f"config.model is {config.model.name!r}, which gives no classes; take a fine-tuned "
+                "classifier, or a model that reads texts, such as viclip, with --labels"
             )
         if self.reads_text and not labels:
             raise ValueError("--labels=a,b,c or --labels=@FILE is needed: the model reads texts")
@@ -119,18 +119,17 @@ class Predictor:
         self.views, self.merge = _views(config, text=self.reads_text)
         mesh = make_mesh(config.mesh, jax.devices()[:1])
         model = config.model.model()
-        shapes = model.shapes()
         self.context = EvalContext(model, mesh, config.data, config.seed)
         if self.reads_text:
             self._task = VideoTextTask(name="predict", clean=config.data.text_clean)
             self._encoder = self._task.text_encoder(self.context)
-        params, report = initialise(checkpoint, shapes, config.model)
+        params, report = initialise(checkpoint, model.shapes(), config.model)
         report.require_all()
-        shardings = param_shardings(
-            shapes, config.model.sharding_rules, mesh, config.mesh.shard_above
-        )
-        params = jax.tree.map(jax.device_put, params, shardings)
-        self.context.params, self.digest = params, params_digest(params)
+        self.context.params = on_devices(config, model, params, mesh)
+        self.provenance = {
+            **weights_provenance(checkpoint, self.context.params),
+            "model": as_plain(config.model),
+        }
 
     def files(self, places: Sequence[str]) -> Prediction:
         """Of the videos that `list_files` finds there."""
@@ -158,37 +157,32 @@ class Predictor:
         lost = {number: why for number in range(len(dataset)) if number not in used}
         return self._prediction(names, record, scores, lost, {})
 
-    def _scores(self, stream: Any) -> tuple[np.ndarray, np.ndarray]:
+    def _scores(self, stream: Pass) -> tuple[np.ndarray, np.ndarray]:
         """(V,) numbers of the videos that can be used, ascending, and (V, K) scores."""
         if self.reads_text:
-            found = list(embeddings(self.context, stream, "predict"))
+            rows = gather(embeddings(self.context, stream, "predict"))
         else:
             build = lambda: forward(self.context.model.apply)  # noqa: E731
-            found = list(self.context.outputs(stream, "logits", build, "predict"))
-        valid = np.concatenate([batch["valid"] for batch, _ in found])
-        record, view = (
-            np.concatenate([batch[key] for batch, _ in found])[valid] for key in ("index", "view")
-        )
-        values = np.concatenate([each for _, each in found])[valid]
-        if not len(record):
-            return record, np.zeros((0, len(self.labels)))
-        if not np.isfinite(values).all():
+            rows = gather(self.context.outputs(stream, "logits", build, "predict"))
+        if not len(rows):
+            return rows.record, np.zeros((0, len(self.labels)))
+        if not np.isfinite(rows.values).all():
             raise ValueError(
                 "the model gives values that are not finite, so there is nothing to rank: the "
                 "checkpoint is broken"
             )
         if not self.reads_text:
-            record, scores = metrics.merge_views(record, view, values, self.merge)
+            record, scores = metrics.merge_views(rows.record, rows.view, rows.values, self.merge)
             if self.merge == "logit":
                 scores = metrics.softmax(scores)
             elif self.merge == "probability_sum":
                 scores /= scores.sum(axis=1, keepdims=True)
             return record, scores
-        order = np.lexsort((view, record))
-        record, values = record[order], values[order].astype(np.float32)
+        rows = rows.sorted()
+        values = rows.values.astype(np.float32)
         if no_direction(values).any():
             raise ValueError("the model gives an embedding of zero: the checkpoint is broken")
-        record, _, mean = mean_of_views(record, values)
+        record, _, mean = mean_of_views(rows.record, values)
         text = self._encoder(self._prompts()).reshape(len(self.labels), -1, mean.shape[1])
         scale = logit_scale(self.context.params, 0.0)
         return record, metrics.softmax(scale * templates.class_scores(mean, text))
@@ -238,12 +232,13 @@ def _classes(
 
 def _views(config: TrainConfig, *, text: bool) -> tuple[ViewConfig, str]:
     """How videos are looked at, and how their views are merged: as the config's test does."""
-    kind = VideoTextTask if text else Classification
-    tests = [each for each in config.evals.values() if isinstance(each, kind)]
-    if tests:
-        found = tests[0]
-        return found.views, getattr(found, "merge", "probability")
-    size = {"frames": config.model.frames, "size": config.model.size}
+    for found in config.evals.values():
+        if not text and isinstance(found, Classification):
+            return found.views, found.merge
+        if text and isinstance(found, VideoTextTask):
+            return found.views, ""
+    takes = clip_of(config.model)
+    size = {"frames": takes.frames, "size": takes.size}
     if text:
         clip = dataclasses.replace(VideoTextTask().views.clip, **size)
         return dataclasses.replace(VideoTextTask().views, clip=clip), ""
@@ -313,17 +308,9 @@ def predict(
     report(found)
     if not found.names:
         raise ValueError("none of the videos can be used")
-    if outs:
-        provenance = {
-            "checkpoint": str(Path(checkpoint).absolute()),
-            "params_digest": predictor.digest,
-            "model": as_plain(predictor.config.model),
-            "versions": versions(),
-            "git": git_revision(),
-        }
-        for out in outs:
-            write(found, out, count, provenance)
-            say(f"written to {out}")
+    for out in outs:
+        write(found, out, count, predictor.provenance)
+        say(f"written to {out}")
     return found
 
 

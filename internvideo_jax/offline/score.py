@@ -12,31 +12,34 @@ Every shard of the split gives one JSONL file; the same command again keeps the 
 
 from __future__ import annotations
 
-import collections
 import dataclasses
+import functools
 import itertools
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from data_pipelines.clips import sampling, transforms
 from data_pipelines.records import schema
 from data_pipelines.records.dataset import Dataset, UnreadableRecordError
 from data_pipelines.records.storage import write_atomic
-from data_pipelines.text import make_tokenizer
 from data_pipelines.text.caption import clean_caption
 from internvideo_jax.config import TrainConfig
-from internvideo_jax.evaluators.video_text import no_direction, unit
+from internvideo_jax.inference.clips import clip_batches
+from internvideo_jax.inference.steps import Program, fetched
+from internvideo_jax.inference.texts import embed_unique, fitting_tokenizer
+from internvideo_jax.inference.vectors import no_direction, unit
 from internvideo_jax.offline import by_shard
-from internvideo_jax.offline.by_shard import AHEAD, Job, say
-from internvideo_jax.parallel.mesh import batch_sharding, check_batch
+from internvideo_jax.offline.by_shard import Job, say
+from internvideo_jax.parallel.mesh import check_batch
+from internvideo_jax.protocols import Model, clip_of
 from internvideo_jax.types import Params
 
 NAME = "similarity"  # of the files and of the column
@@ -61,18 +64,18 @@ class Scoring:
             )
         if self.crop not in ("center", "squash"):
             raise ValueError(f"--crop={self.crop}: expected center or squash")
-        for name in ("stride", "batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name}={getattr(self, name)}: expected at least 1")
+        for name, value in (("stride", self.stride), ("batch", self.batch)):
+            if value < 1:
+                raise ValueError(f"--{name}={value}: expected at least 1")
 
 
 @dataclasses.dataclass
 class Scorer:
     """A model on the devices of this process, and the split that it runs over."""
 
-    model: Any
+    model: Model
     params: Params
-    mesh: Any
+    mesh: Mesh
     dataset: Dataset
     options: Scoring
     threads: int = 4
@@ -82,30 +85,25 @@ class Scorer:
 
     def __post_init__(self) -> None:
         config = self.model.config
-        if "text" not in getattr(config, "reads", ()):
-            kind = getattr(config, "name", type(config).__name__)
-            raise ValueError(f"--config: the model {kind!r} reads no text; take one such as viclip")
-        check_batch(self.mesh, self.options.batch, "--batch")
-        self._tokenize = make_tokenizer(
-            self.options.tokenizer or "clip", config.context, clean=self.options.clean
-        )
-        if self._tokenize.vocab_size != config.vocab:
+        if config.inputs.text is None:
             raise ValueError(
-                f"--tokenizer={self.options.tokenizer} has {self._tokenize.vocab_size} ids, the "
-                f"model's table {config.vocab}: they belong to different models"
+                f"--config: the model {config.name!r} reads no text; take one such as viclip"
             )
-        self._video = self._encoder("encode_video")
-        self._text = self._encoder("encode_text")
+        self._clip_input = clip_of(config)
+        check_batch(self.mesh, self.options.batch, "--batch")
+        self._tokenize = fitting_tokenizer(
+            self.options.tokenizer or "clip",
+            config.inputs.text.context,
+            config.inputs.text.vocab,
+            clean=self.options.clean,
+        )
+        self._video = self._encoder("encode_video", "video")
+        self._text = self._encoder("encode_text", "text")
 
-    def _encoder(self, method: str) -> Callable[[np.ndarray], np.ndarray]:
-        forward = jax.jit(lambda params, rows: self.model.apply(params, rows, method=method))
-
-        def encode(rows: np.ndarray) -> np.ndarray:
-            with jax.set_mesh(self.mesh):
-                placed = jax.device_put(rows, batch_sharding(self.mesh))
-                return np.asarray(jax.device_get(forward(self.params, placed)))
-
-        return encode
+    def _encoder(self, method: str, part: str) -> Program:
+        apply = self.model.apply
+        forward = jax.jit(lambda params, batch: apply(params, batch[part], method=method))
+        return Program(forward, self.mesh)
 
     def shard(self, numbers: range) -> list[dict[str, Any]]:
         """A row per caption, records and captions in order.
@@ -129,7 +127,8 @@ class Scorer:
         kept = [(place, text) for place, text in kept if readable[place]]
         if not kept:
             return []
-        texts = self._embed_texts([text for _, text in kept])
+        ids = self._tokenize([text for _, text in kept])
+        texts = embed_unique(functools.partial(self._text, self.params), ids, self.options.batch)
         self._check(videos[[place for place, _ in kept]], loaded, kept, "video")
         self._check(texts, loaded, kept, "caption")
         cosines = (unit(videos[[place for place, _ in kept]]) * unit(texts)).sum(axis=1)
@@ -154,35 +153,32 @@ class Scorer:
         self, loaded: Sequence[tuple[int, schema.Record]]
     ) -> tuple[np.ndarray, np.ndarray]:
         """(R, E), and (R,) bool: whether a record could be decoded."""
-        size = self.options.batch
-        batches = [loaded[start : start + size] for start in range(0, len(loaded), size)]
-        values, readable = [], []
-        with ThreadPoolExecutor(self.threads) as pool:
-            waiting: collections.deque[list[Future[np.ndarray | None]]] = collections.deque()
-            left = iter(batches)
-            for batch in batches:
-                for ahead in itertools.islice(left, AHEAD - len(waiting)):
-                    waiting.append([pool.submit(self._clip, *each) for each in ahead])
-                clips = [future.result() for future in waiting.popleft()]
-                config = self.model.config
-                video = np.zeros((size, config.frames, config.size, config.size, 3), np.uint8)
-                for place, clip in enumerate(clips):
-                    if clip is not None:
-                        video[place] = clip
-                readable += [clip is not None for clip in clips]
-                values.append(self._video(video)[: len(batch)])
+        clip, values, readable = self._clip_input, [], []
+        clips = clip_batches(
+            loaded,
+            lambda each: self._clip(*each),
+            (clip.frames, clip.size, clip.size, 3),
+            size=self.options.batch,
+            threads=self.threads,
+        )
+        started = (
+            (there, self._video(self.params, {"video": video})[1]) for _, there, video in clips
+        )
+        for there, found in fetched(started):
+            readable += there.tolist()
+            values.append(found[: len(there)])
         self.unreadable += len(readable) - sum(readable)
         return np.concatenate(values) if values else np.zeros((0, 1)), np.array(readable, bool)
 
     def _clip(self, number: int, record: schema.Record) -> np.ndarray | None:
         """(T, H, W, 3) uint8; None for a record that cannot be read, if those are skipped."""
-        config, options = self.model.config, self.options
+        clip, options = self._clip_input, self.options
         try:
             (wanted,) = sampling.view_frames(
                 options.sampling,
                 record.timestamps_us,
                 record.fps,
-                config.frames,
+                clip.frames,
                 options.stride,
                 1,
             )
@@ -193,19 +189,11 @@ class Scorer:
             return None
         if options.crop == "squash":
             whole = (0, 0, *frames[0].shape[:2])
-            return transforms.crop_resize(frames, whole, config.size, method="bicubic")
-        small = {id(each): transforms.resize_short_side(each, config.size) for each in frames}
+            return transforms.crop_resize(frames, whole, clip.size, method="bicubic")
+        small = {id(each): transforms.resize_short_side(each, clip.size) for each in frames}
         height, width = small[id(frames[0])].shape[:2]
-        box = transforms.center_box(height, width, config.size)
-        return transforms.crop_resize([small[id(each)] for each in frames], box, config.size)
-
-    def _embed_texts(self, texts: Sequence[str]) -> np.ndarray:
-        ids, place = np.unique(self._tokenize(texts), axis=0, return_inverse=True)
-        size, values = self.options.batch, []
-        for start in range(0, len(ids), size):
-            index = np.minimum(np.arange(start, start + size), len(ids) - 1)
-            values.append(self._text(ids[index])[: len(ids) - start])
-        return np.concatenate(values)[place.ravel()]
+        box = transforms.center_box(height, width, clip.size)
+        return transforms.crop_resize([small[id(each)] for each in frames], box, clip.size)
 
     def _check(
         self,

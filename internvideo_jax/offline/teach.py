@@ -15,13 +15,11 @@ completes the companion.
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import itertools
 import math
 import shutil
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from jax.sharding import Mesh
 
 from data_pipelines.commands.outputs import check_folder
 from data_pipelines.records.companion import CompanionWriter, encode
@@ -39,10 +38,12 @@ from internvideo_jax import cli
 from internvideo_jax.checkpoint.frozen import load_frozen
 from internvideo_jax.checkpoint.metadata import git_revision, versions
 from internvideo_jax.config import TrainConfig, as_plain
+from internvideo_jax.inference.clips import clip_batches
+from internvideo_jax.inference.steps import Program, fetched
 from internvideo_jax.offline import by_shard
-from internvideo_jax.offline.by_shard import AHEAD, say
+from internvideo_jax.offline.by_shard import say
 from internvideo_jax.parallel.compile_cache import use_compile_cache
-from internvideo_jax.parallel.mesh import batch_sharding, check_batch, make_mesh
+from internvideo_jax.parallel.mesh import check_batch, make_mesh
 from internvideo_jax.run import target_cache
 from internvideo_jax.run.build import check_clip
 from internvideo_jax.run.state import plan_frozen
@@ -83,7 +84,7 @@ class Teacher:
 
     config: TrainConfig
     networks: Networks
-    mesh: Any
+    mesh: Mesh
     views: FixedViews
     options: Teaching
     skipped: int = 0
@@ -105,7 +106,7 @@ class Teacher:
                 for name, value in made.items()
             }
 
-        self._targets = jax.jit(targets)
+        self._targets = Program(jax.jit(targets), self.mesh)
 
     def shapes(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         """Name -> shape and type of what is stored of one view."""
@@ -115,7 +116,7 @@ class Teacher:
             "position": jax.ShapeDtypeStruct((size,), np.uint32),
         }
         with jax.set_mesh(self.mesh):
-            made = jax.eval_shape(self._targets, self._params, batch)
+            made = jax.eval_shape(self._targets.function, self._params, batch)
         return {name: (leaf.shape[1:], np.dtype(leaf.dtype)) for name, leaf in made.items()}
 
     def record_bytes(self) -> int:
@@ -133,30 +134,29 @@ class Teacher:
     def shard(self, records: range) -> Iterator[dict[str, np.ndarray]]:
         """The arrays of each record, in order. Batches do not reach over the end of a shard, so its
         bytes do not depend on which shards were there before."""
-        views, size = self.views.views, self.options.batch
-        rows = list(itertools.product(records, range(views)))
-        batches = [rows[start : start + size] for start in range(0, len(rows), size)]
+        clip, views = self.views.clip, self.views.views
+        batches = clip_batches(
+            list(itertools.product(records, range(views))),
+            lambda row: self._clip(*row),
+            (clip.frames, clip.size, clip.size, 3),
+            size=self.options.batch,
+            threads=max(self.config.data.reader.threads, 1),
+        )
+        started = (((rows, readable), self._run(rows, video)) for rows, readable, video in batches)
         kept: list[dict[str, np.ndarray] | None] = []  # views of the record that is under way
-        with ThreadPoolExecutor(max(self.config.data.reader.threads, 1)) as pool:
-            waiting: collections.deque[list[Future[np.ndarray | None]]] = collections.deque()
-            left = iter(batches)
-            for batch in batches:
-                for ahead in itertools.islice(left, AHEAD - len(waiting)):
-                    waiting.append([pool.submit(self._clip, *row) for row in ahead])
-                clips = [future.result() for future in waiting.popleft()]
-                made = self._run(batch, clips)
-                readable = [place for place, clip in enumerate(clips) if clip is not None]
-                for name, array in made.items():
-                    if (bad := by_shard.first_not_finite(array[readable])) >= 0:
-                        record = batch[readable[bad]][0]
-                        raise by_shard.not_finite(self.views.dataset.address(record), name)
-                for place, clip in enumerate(clips):
-                    # Copies, so that a record under way does not hold its whole batch.
-                    each = {name: array[place].copy() for name, array in made.items()}
-                    kept.append(None if clip is None else each)
-                    if len(kept) == views:
-                        yield self._record(kept)
-                        kept = []
+        for (rows, readable), made in fetched(started):
+            places = np.flatnonzero(readable)
+            for name, array in made.items():
+                if (bad := by_shard.first_not_finite(array[places])) >= 0:
+                    record = rows[places[bad]][0]
+                    raise by_shard.not_finite(self.views.dataset.address(record), name)
+            for place, there in enumerate(readable):
+                # Copies, so that a record under way does not hold its whole batch.
+                each = {name: array[place].copy() for name, array in made.items()}
+                kept.append(each if there else None)
+                if len(kept) == views:
+                    yield self._record(kept)
+                    kept = []
 
     def _record(self, kept: list[dict[str, np.ndarray] | None]) -> dict[str, np.ndarray]:
         found = [each for each in kept if each is not None]
@@ -176,21 +176,10 @@ class Teacher:
             return None
         return out
 
-    def _run(
-        self, rows: list[tuple[int, int]], clips: list[np.ndarray | None]
-    ) -> dict[str, np.ndarray]:
-        clip, size = self.views.clip, self.options.batch
-        video = np.zeros((size, clip.frames, clip.size, clip.size, 3), np.uint8)
-        position = np.zeros(size, np.uint32)
-        for place, (row, pixels) in enumerate(zip(rows, clips, strict=True)):
-            position[place] = self.views.position(*row) & 0xFFFFFFFF
-            if pixels is not None:
-                video[place] = pixels
-        with jax.set_mesh(self.mesh):
-            placed = jax.device_put(
-                {"video": video, "position": position}, batch_sharding(self.mesh)
-            )
-            return jax.device_get(self._targets(self._params, placed))
+    def _run(self, rows: list[tuple[int, int]], video: np.ndarray) -> dict[str, jax.Array]:
+        position = np.zeros(len(video), np.uint32)
+        position[: len(rows)] = [self.views.position(*row) & 0xFFFFFFFF for row in rows]
+        return self._targets(self._params, {"video": video, "position": position})[1]
 
 
 def teach(

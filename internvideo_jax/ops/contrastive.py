@@ -25,7 +25,10 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from internvideo_jax.ops.attention import free_axes
-from internvideo_jax.types import Mean
+from internvideo_jax.types import (
+    Mean,
+    Tree,
+)
 
 KINDS = ("softmax", "sigmoid")
 FORMS = ("global", "ring")
@@ -236,7 +239,7 @@ def _known(plan: _Plan, across: _Sums, down: _Sums) -> tuple[_Known, _Known] | N
 
 
 def _slopes(
-    plan: _Plan, logits: jax.Array, same: jax.Array, rows: _Side, columns: _Side, known: Any
+    plan: _Plan, logits: jax.Array, same: jax.Array, rows: _Side, columns: _Side, known: Tree
 ) -> jax.Array:
     """(r, c) derivative of the summed loss by the logits."""
     if plan.kind == "sigmoid":
@@ -289,7 +292,7 @@ _loss.defvjp(_loss_forward, _loss_backward)
 
 
 def _tile_backward(
-    plan: _Plan, rows: _Side, columns: _Side, scale: Any, bias: Any, known: Any
+    plan: _Plan, rows: _Side, columns: _Side, scale: Tree, bias: Tree, known: Tree
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """What a tile adds to the gradients of rows (r, E) and columns (c, E), and sums of slopes."""
     logits, same = _tile(plan, rows, columns, scale, bias)
@@ -319,7 +322,7 @@ def _dealt(plan: _Plan, x: jax.Array) -> jax.Array:
     return _pin(plan, parts, 1)
 
 
-def _global_forward(plan: _Plan, rows: _Side, columns: _Side, scale: Any, bias: Any) -> Any:
+def _global_forward(plan: _Plan, rows: _Side, columns: _Side, scale: Tree, bias: Tree) -> Any:
     def add(sums: _Sums, part: _Side) -> tuple[_Sums, _Sums]:
         part = jax.tree.map(lambda x: _pin(plan, x, None), part)
         logits, same = _tile(plan, rows, part, scale, bias)
@@ -334,9 +337,9 @@ def _global_forward(plan: _Plan, rows: _Side, columns: _Side, scale: Any, bias: 
 
 
 def _global_backward(
-    plan: _Plan, rows: _Side, columns: _Side, scale: Any, bias: Any, known: Any
+    plan: _Plan, rows: _Side, columns: _Side, scale: Tree, bias: Tree, known: Tree
 ) -> Any:
-    def add(sums: Any, item: Any) -> Any:
+    def add(sums: Tree, item: Tree) -> Any:
         part, of_part = item
         part = jax.tree.map(lambda x: _pin(plan, x, None), part)
         both = None if known is None else (known[0], of_part)
@@ -361,7 +364,7 @@ def _ring(plan: _Plan, function: Callable[..., Any]) -> Callable[..., Any]:
         return function
     split = PartitionSpec(plan.axes or None)
 
-    def mapped(sides: Any, numbers: Any) -> Any:
+    def mapped(sides: Tree, numbers: Tree) -> Any:
         return jax.shard_map(
             function,
             in_specs=(split, PartitionSpec()),
@@ -373,7 +376,7 @@ def _ring(plan: _Plan, function: Callable[..., Any]) -> Callable[..., Any]:
     return mapped
 
 
-def _passed_on(plan: _Plan, tree: Any) -> Any:
+def _passed_on(plan: _Plan, tree: Tree) -> Any:
     """What the previous device of the ring holds."""
     if plan.devices == 1:
         return tree
@@ -381,15 +384,15 @@ def _passed_on(plan: _Plan, tree: Any) -> Any:
     return jax.tree.map(lambda x: jax.lax.ppermute(x, plan.axes, pairs), tree)
 
 
-def _in_parts(plan: _Plan, tree: Any) -> Any:
+def _in_parts(plan: _Plan, tree: Tree) -> Any:
     return jax.tree.map(lambda x: x.reshape(plan.parts, -1, *x.shape[1:]), tree)
 
 
-def _joined(tree: Any) -> Any:
+def _joined(tree: Tree) -> Any:
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
 
 
-def _ring_forward(plan: _Plan, rows: _Side, columns: _Side, scale: Any, bias: Any) -> Any:
+def _ring_forward(plan: _Plan, rows: _Side, columns: _Side, scale: Tree, bias: Tree) -> Any:
     def on_device(sides: tuple[_Side, _Side], numbers: tuple[jax.Array, jax.Array]) -> Any:
         rows, columns = sides
 
@@ -398,7 +401,7 @@ def _ring_forward(plan: _Plan, rows: _Side, columns: _Side, scale: Any, bias: An
             logits, same = _tile(plan, rows, part, *numbers)
             return _added(plan, across, logits, same, 1), _added(plan, down, logits, same, 0)
 
-        def turn(carry: Any, _: None) -> tuple[Any, None]:
+        def turn(carry: Tree, _: None) -> tuple[Any, None]:
             visiting, down, across = carry
             following = _passed_on(plan, visiting)  # on its way while this one is used
             across, down = jax.lax.scan(add, across, (visiting, down))
@@ -415,18 +418,18 @@ def _ring_forward(plan: _Plan, rows: _Side, columns: _Side, scale: Any, bias: An
 
 
 def _ring_backward(
-    plan: _Plan, rows: _Side, columns: _Side, scale: Any, bias: Any, known: Any
+    plan: _Plan, rows: _Side, columns: _Side, scale: Tree, bias: Tree, known: Tree
 ) -> Any:
-    def on_device(sides: Any, numbers: tuple[jax.Array, jax.Array]) -> Any:
+    def on_device(sides: Tree, numbers: tuple[jax.Array, jax.Array]) -> Any:
         rows, columns, known = sides
 
-        def add(sums: Any, item: Any) -> Any:
+        def add(sums: Tree, item: Tree) -> Any:
             part, of_part = item
             both = None if known is None else (known[0], of_part)
             dv, dt, slopes = _tile_backward(plan, rows, part, *numbers, both)
             return (sums[0] + dv, sums[1] + slopes), dt
 
-        def turn(carry: Any, _: None) -> tuple[Any, None]:
+        def turn(carry: Tree, _: None) -> tuple[Any, None]:
             visiting, arriving, sums = carry
             following, arrived = _passed_on(plan, (visiting, arriving))
             sums, dt = jax.lax.scan(add, sums, visiting)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from internvideo_jax.types import Params
+from internvideo_jax.types import (
+    Params,
+    Tree,
+)
 
 
 class BertAdamState(NamedTuple):
@@ -28,7 +31,7 @@ def scale_by_bert_adam(
       max_norm: largest norm of a tensor's gradient; 0 does not clip.
     """
 
-    def init(params: Any) -> BertAdamState:
+    def init(params: Tree) -> BertAdamState:
         zeros = jax.tree.map(jnp.zeros_like, params)
         return BertAdamState(zeros, zeros)
 

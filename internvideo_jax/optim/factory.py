@@ -16,7 +16,15 @@ from internvideo_jax.config import OptimConfig
 from internvideo_jax.optim.bert_adam import scale_by_bert_adam
 from internvideo_jax.optim.head_grid import check_grid, head_chain
 from internvideo_jax.optim.schedules import Schedule
-from internvideo_jax.types import HeadGrid, Params, flatten_paths, path_name, unflatten_paths
+from internvideo_jax.types import (
+    HeadGrid,
+    Leaf,
+    Params,
+    Tree,
+    flatten_paths,
+    path_name,
+    unflatten_paths,
+)
 
 # Matmul weights. Everything else is free of weight decay by name: the rank would not tell, since
 # stacked biases have two axes.
@@ -50,7 +58,7 @@ class Optimizer:
         )
 
     def update(
-        self, gradients: Params, state: Any, params: Params, step: jax.Array
+        self, gradients: Params, state: Tree, params: Params, step: jax.Array
     ) -> tuple[Params, Any, dict[str, jax.Array]]:
         """Returns (parameters, optimizer state, {"lr", "grad_norm"}) after one step."""
         rate = jnp.asarray(self.schedule(step), jnp.float32)
@@ -110,16 +118,16 @@ def _moments(config: OptimConfig) -> optax.GradientTransformation:
     )
 
 
-def scale_updates(updates: Any, scales: Params) -> Params:
+def scale_updates(updates: Tree, scales: Params) -> Params:
     """Updates times their factors; what freezing masked out is passed through.
 
     A factor of 0 gives +0 for every update, so that the parameter keeps its bits.
     """
 
-    def masked(node: Any) -> bool:
+    def masked(node: object) -> bool:
         return isinstance(node, optax.MaskedNode)
 
-    def scaled(update: Any, scale: np.ndarray) -> Any:
+    def scaled(update: jax.Array, scale: np.ndarray) -> Any:
         if masked(update):
             return update
         product = update * jnp.asarray(scale, update.dtype)
@@ -165,7 +173,7 @@ def layer_scales(config: OptimConfig, shapes: Params) -> Params | None:
     values = layer_values(config.layer_decay, depth)
     values[1 : 1 + config.freeze_layers] = 0.0
 
-    def scale(path: str, leaf: Any) -> np.ndarray:
+    def scale(path: str, leaf: Leaf) -> np.ndarray:
         if path.startswith(prefix):
             return values[1 : depth + 1].reshape(depth, *[1] * (len(leaf.shape) - 1))
         if any(part in EMBEDDINGS for part in path.split("/")) and path not in free:
@@ -202,9 +210,13 @@ def _stack_depth(config: OptimConfig, shapes: Params) -> int:
         leaf.shape[0] for path, leaf in flatten_paths(shapes).items() if path.startswith(prefix)
     }
     if len(depths) != 1:
-        field = "freeze_layers" if config.freeze_layers else "layer_decay"
+        asked = (
+            f"freeze_layers = {config.freeze_layers}"
+            if config.freeze_layers
+            else f"layer_decay = {config.layer_decay}"
+        )
         raise ValueError(
-            f"config.optim.{field} = {getattr(config, field)} needs one stack of layers at "
+            f"config.optim.{asked} needs one stack of layers at "
             f"{config.layer_stack!r} (config.optim.layer_stack), found none"
         )
     return depths.pop()

@@ -15,7 +15,10 @@ import numpy as np
 import optax
 
 from internvideo_jax.config import OptimConfig
-from internvideo_jax.types import HeadGrid
+from internvideo_jax.types import (
+    HeadGrid,
+    Tree,
+)
 
 
 def check_grid(grid: HeadGrid, config: OptimConfig, paths: Collection[str]) -> None:
@@ -33,8 +36,10 @@ def check_grid(grid: HeadGrid, config: OptimConfig, paths: Collection[str]) -> N
                 raise ValueError(
                     f"config.model.{field}: {value} is among them, expected finite numbers from 0"
                 )
-    for field, neutral in (("weight_decay", 0.0), ("layer_decay", 1.0)):
-        found = getattr(config, field)
+    for field, found, neutral in (
+        ("weight_decay", config.weight_decay, 0.0),
+        ("layer_decay", config.layer_decay, 1.0),
+    ):
         if found != neutral:
             raise ValueError(
                 f"config.optim.{field} = {found:g}, but every head of a probe has its own rate and "
@@ -43,7 +48,7 @@ def check_grid(grid: HeadGrid, config: OptimConfig, paths: Collection[str]) -> N
 
 
 def head_chain(
-    grid: HeadGrid, clip_norm: float, moments: optax.GradientTransformation, decayed: Any
+    grid: HeadGrid, clip_norm: float, moments: optax.GradientTransformation, decayed: Tree
 ) -> list[optax.GradientTransformation]:
     """Clipping by the norm of each head (0 = off), moments, decay and rate of each head."""
     rates, decays = (np.asarray(values, np.float32) for values in (grid.rates, grid.decays))
@@ -66,7 +71,7 @@ def head_chain(
     ]
 
 
-def clip_heads(updates: Any, limit: float) -> Any:
+def clip_heads(updates: Tree, limit: float) -> Any:
     """Every head's gradient cut to an L2 norm of `limit`."""
     squares = [
         jnp.square(leaf).sum(axis=tuple(range(1, leaf.ndim))) for leaf in jax.tree.leaves(updates)
@@ -76,6 +81,6 @@ def clip_heads(updates: Any, limit: float) -> Any:
     return jax.tree.map(lambda leaf: leaf * along(factor, leaf), updates)
 
 
-def along(values: Any, leaf: jax.Array) -> jax.Array:
+def along(values: jax.typing.ArrayLike, leaf: jax.Array) -> jax.Array:
     """(P,) values so that they broadcast over the first axis of a (P, ...) leaf."""
     return jnp.asarray(values, leaf.dtype).reshape(-1, *[1] * (leaf.ndim - 1))

@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-Schedule = Callable[[Any], Any]  # step -> value
+Step = int | float | np.ndarray | jax.Array
+Schedule = Callable[[Step], Any]  # step -> value
 
 
-def _numeric(step: Any) -> Any:
+def _numeric(step: Step) -> Any:
     return jnp if isinstance(step, jax.Array) else np
 
 
@@ -28,7 +29,7 @@ def cosine(base: float, final: float, total: int, warmup: int = 0, start: float 
     if warmup >= total > 0:
         raise ValueError(f"warm-up takes {warmup} of {total} steps; expected it to be shorter")
 
-    def rate(step: Any) -> Any:
+    def rate(step: Step) -> Any:
         xp = _numeric(step)
         ramp = start + (base - start) * step / max(warmup - 1, 1)
         # Past the end the rate stays where it is.
@@ -49,7 +50,7 @@ def slowfast_cosine(
     if warmup >= total > 0:
         raise ValueError(f"warm-up takes {warmup} of {total} steps; expected it to be shorter")
 
-    def rate(epoch: Any) -> Any:
+    def rate(epoch: Step) -> Any:
         xp = _numeric(epoch)
         ramp = start + (base - start) * epoch / max(warmup, 1e-9)
         decay = final + 0.5 * (base - final) * (
@@ -68,7 +69,7 @@ def floored_cosine(base: float, floor: float, total: int, warmup: int = 0) -> Sc
     if warmup >= total > 0:
         raise ValueError(f"warm-up takes {warmup} of {total} steps; expected it to be shorter")
 
-    def rate(step: Any) -> Any:
+    def rate(step: Step) -> Any:
         xp = _numeric(step)
         done = xp.clip((step - warmup) / max(total - warmup, 1), 0.0, 1.0)
         factor = xp.where(step < warmup, step / max(warmup, 1), 0.5 * (1.0 + xp.cos(np.pi * done)))
@@ -86,7 +87,7 @@ def unshifted_cosine(base: float, total: int, warmup: float) -> Schedule:
     if not 0 <= warmup < total:
         raise ValueError(f"warm-up takes {warmup} of {total} steps; expected it to be shorter")
 
-    def rate(step: Any) -> Any:
+    def rate(step: Step) -> Any:
         xp = _numeric(step)
         ramp = step / max(warmup, 1e-9)
         # Past the end it rises again, as in the reference.

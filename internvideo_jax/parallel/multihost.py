@@ -18,6 +18,7 @@ from jax.sharding import NamedSharding
 
 from data_pipelines.commands.exit_codes import ExitCode, exit_code_of
 from internvideo_jax.parallel import peers
+from internvideo_jax.types import Tree
 
 JOB_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 JOB_FLAGS = ("--coordinator", "--processes", "--process")
@@ -200,7 +201,7 @@ def to_global(batch: Mapping[str, np.ndarray], sharding: NamedSharding) -> dict[
     }
 
 
-def to_host(tree: Any) -> Any:
+def to_host(tree: Tree) -> Any:
     """numpy copies of (possibly sharded) arrays, whole on every process."""
     if jax.process_count() == 1:
         return jax.tree.map(np.asarray, jax.device_get(tree))

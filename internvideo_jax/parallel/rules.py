@@ -10,7 +10,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from internvideo_jax.types import flatten_paths, path_name
+from internvideo_jax.types import (
+    Leaf,
+    Tree,
+    flatten_paths,
+    path_name,
+)
 
 # A spec has one entry per dimension, or begins with `...` and is for the last dimensions.
 Rules = Sequence[tuple[str, tuple[Any, ...]]]
@@ -19,7 +24,7 @@ UNMATCHED_LIMIT = 1 << 20  # bytes of optimizer state that may stay whole on eve
 TILE = (16, 128)  # of a bfloat16 matrix on a TPU
 
 
-def param_shardings(shapes: Any, rules: Rules, mesh: Mesh, shard_above: int) -> Any:
+def param_shardings(shapes: Tree, rules: Rules, mesh: Mesh, shard_above: int) -> Any:
     """Sharding of every parameter, from the rule whose pattern is found in its path.
 
     A large array that no rule names is split over `fsdp` along its largest dimension that divides.
@@ -29,7 +34,7 @@ def param_shardings(shapes: Any, rules: Rules, mesh: Mesh, shard_above: int) -> 
         or an axis that does not divide the dimension.
     """
 
-    def one(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+    def one(path: tuple[Any, ...], leaf: Leaf) -> NamedSharding:
         name = path_name(path)
         spec = _spec(name, leaf.shape, rules)
         if spec is None:
@@ -66,7 +71,7 @@ def _spec(name: str, shape: tuple[int, ...], rules: Rules) -> tuple[str | None, 
     return next(iter(found.values()), None)
 
 
-def idle_rules(shapes: Any, rules: Rules) -> list[str]:
+def idle_rules(shapes: Tree, rules: Rules) -> list[str]:
     """Patterns that are found in no path: a misspelt one would leave its parameters whole."""
     paths = list(flatten_paths(shapes))
     return [pattern for pattern, _ in rules if not any(re.search(pattern, p) for p in paths)]
@@ -99,7 +104,7 @@ def _check_divides(
             )
 
 
-def whole_parameters(shapes: Any, shardings: Any, mesh: Mesh, limit: int) -> dict[str, int]:
+def whole_parameters(shapes: Tree, shardings: Tree, mesh: Mesh, limit: int) -> dict[str, int]:
     """Parameters of more than `limit` bytes that no axis splits although the mesh has one: bytes.
 
     Empty on a mesh that is not meant to split parameters.
@@ -115,7 +120,7 @@ def whole_parameters(shapes: Any, shardings: Any, mesh: Mesh, limit: int) -> dic
     return {name: size for name, size in sizes.items() if size > limit}
 
 
-def check_whole(shapes: Any, shardings: Any, mesh: Mesh, limit: int) -> None:
+def check_whole(shapes: Tree, shardings: Tree, mesh: Mesh, limit: int) -> None:
     """ValueError for `whole_parameters`, with the fsdp sizes that would split all of them."""
     whole = whole_parameters(shapes, shardings, mesh, limit)
     if not whole:
@@ -146,7 +151,7 @@ def check_whole(shapes: Any, shardings: Any, mesh: Mesh, limit: int) -> None:
     )
 
 
-def ragged_shards(shapes: Any, shardings: Any) -> dict[str, tuple[int, ...]]:
+def ragged_shards(shapes: Tree, shardings: Tree) -> dict[str, tuple[int, ...]]:
     """Split matrices whose shards are no whole tiles (16 x 128 in bfloat16): shard shapes.
 
     The TPU compiler pads such shards and moves rows between devices at every gather.
@@ -162,7 +167,7 @@ def ragged_shards(shapes: Any, shardings: Any) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def sharding_notes(shapes: Any, shardings: Any, rules: Rules, mesh: Mesh) -> list[str]:
+def sharding_notes(shapes: Tree, shardings: Tree, rules: Rules, mesh: Mesh) -> list[str]:
     """What a person should know before the first step, a line each; often nothing.
 
     Shards that are no whole tiles are told on TPUs only, where tiles exist.
@@ -181,7 +186,7 @@ def sharding_notes(shapes: Any, shardings: Any, rules: Rules, mesh: Mesh) -> lis
     return notes
 
 
-def state_shardings(shapes: Any, params: Any, shardings: Any, mesh: Mesh) -> Any:
+def state_shardings(shapes: Tree, params: Tree, shardings: Tree, mesh: Mesh) -> Any:
     """Shardings of optimizer state and averages from those of the parameters.
 
     A leaf belongs to the parameter with the longest path that ends the leaf's own path and has its
@@ -193,7 +198,7 @@ def state_shardings(shapes: Any, params: Any, shardings: Any, mesh: Mesh) -> Any
     known = flatten_paths(params)
     target = flatten_paths(shardings)
 
-    def one(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+    def one(path: tuple[Any, ...], leaf: Leaf) -> NamedSharding:
         parts = path_name(path).split("/")
         for start in range(len(parts)):
             name = "/".join(parts[start:])
@@ -210,7 +215,7 @@ def state_shardings(shapes: Any, params: Any, shardings: Any, mesh: Mesh) -> Any
     return jax.tree_util.tree_map_with_path(one, shapes)
 
 
-def bytes_per_device(shapes: Any, shardings: Any) -> int:
+def bytes_per_device(shapes: Tree, shardings: Tree) -> int:
     """Bytes that one device holds of a tree."""
     total = 0
     for leaf, sharding in zip(jax.tree.leaves(shapes), jax.tree.leaves(shardings), strict=True):

@@ -8,6 +8,7 @@ from typing import Any
 
 from data_pipelines.config import ClipConfig, ViewConfig
 from internvideo_jax.config import TrainConfig
+from internvideo_jax.protocols import ModelConfig, clip_of
 from internvideo_jax.recipes.smoke import sized
 
 FOLDER = "features"  # of cached targets, in the folder of the data set
@@ -32,12 +33,15 @@ def cached_targets(config: TrainConfig) -> TrainConfig:
     )
 
 
-def student_clip(model: Any) -> ClipConfig:
+def student_clip(model: ModelConfig) -> ClipConfig:
     """What students train on: one random frame of each part of the video."""
-    return ClipConfig(frames=model.clip_frames, stride=1, size=model.size, sampling="parts")
+    takes = clip_of(model)
+    frames = takes.stride * takes.frames
+    return ClipConfig(frames=frames, stride=1, size=takes.size, sampling="parts")
 
 
-def student_views(model: Any, batch: int) -> ViewConfig:
+def student_views(model: ModelConfig, batch: int) -> ViewConfig:
     """The clips of evaluators: the student's own frames, one of each part of the video."""
-    clip = ClipConfig(frames=model.frames, stride=1, size=model.size, sampling="stepped")
+    takes = clip_of(model)
+    clip = ClipConfig(frames=takes.frames, stride=1, size=takes.size, sampling="stepped")
     return ViewConfig(clip=clip, batch=batch)

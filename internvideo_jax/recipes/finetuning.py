@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 from data_pipelines.config import AugmentConfig, ClipConfig, DataConfig
 from internvideo_jax.config import CheckpointConfig, LogConfig, OptimConfig, TrainConfig
 from internvideo_jax.evaluators.classification import Classification as Accuracy
 from internvideo_jax.objectives.classification import Classification
+from internvideo_jax.protocols import ModelConfig, clip_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,10 +46,11 @@ class Recipe:
     reported: str = ""  # top-1 / top-5 and who says so
     like: str = ""  # no script was released: whose values these are
 
-    def config(self, model: Any) -> TrainConfig:
+    def config(self, model: ModelConfig) -> TrainConfig:
         """The run of a classifier `model`, whose drop path and head the caller has set."""
+        takes = clip_of(model)
         clip = ClipConfig(
-            frames=model.frames, stride=self.stride, size=model.size, sampling=self.sampling
+            frames=takes.frames, stride=self.stride, size=takes.size, sampling=self.sampling
         )
         return TrainConfig(
             model=model,
@@ -78,7 +79,7 @@ class Recipe:
             log=LogConfig(every=50),
             evals={
                 "test": Accuracy.of_protocol(
-                    self.protocol, frames=model.frames, size=model.size, batch=16
+                    self.protocol, frames=takes.frames, size=takes.size, batch=16
                 )
             },
             epochs=self.epochs,

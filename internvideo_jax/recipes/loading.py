@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines import recipe_files
 from internvideo_jax.config import TrainConfig, as_plain, to_typed
+from internvideo_jax.protocols import clip_of
 from internvideo_jax.registry import EVALUATORS, resolve, suggest
 
 
@@ -51,15 +52,16 @@ def load_recipe(recipe: str) -> dict[str, Any]:
     sys.modules[spec.name] = module  # where its dataclasses look for their annotations
     try:
         spec.loader.exec_module(module)
-        if not hasattr(module, "get_config"):
+        get = vars(module).get("get_config")
+        if get is None:
             raise ValueError("has no function get_config, so it is no recipe")
-        found = module.get_config(options)
+        found = get(options)
     except ValueError:
         raise
     except Exception as error:
         kind = type(error).__name__
         raise ValueError(f"--config: {name}: is broken: {kind}: {error}") from error
-    plain = found.to_dict() if hasattr(found, "to_dict") else found
+    plain = found.to_dict() if isinstance(found, ConfigDict) else found
     if not isinstance(plain, Mapping):
         kind = type(plain).__name__
         raise ValueError(f"--config: {name}: its get_config() gives {kind}, expected a mapping")
@@ -126,14 +128,15 @@ def added(plain: Mapping[str, Any], labels: Sequence[str]) -> dict[str, Any]:
     if not wanted:
         return {}
     config = to_typed(TrainConfig, plain)
-    others = [each.views for each in config.evals.values() if hasattr(each, "views")]
+    others = [each.views for each in config.evals.values()]
     found = {}
     for name in wanted:
         evaluator = resolve("evaluator", name)()
         views = evaluator.views
-        if others and not hasattr(evaluator, "tokenizer"):
+        if others and not evaluator.compares_texts:
             views = others[0]
-        clip = dataclasses.replace(views.clip, frames=config.model.frames, size=config.model.size)
+        takes = clip_of(config.model)
+        clip = dataclasses.replace(views.clip, frames=takes.frames, size=takes.size)
         batch = others[0].batch if others else views.batch
         views = dataclasses.replace(views, clip=clip, batch=batch)
         found[name] = as_plain(dataclasses.replace(evaluator, views=views))

@@ -16,6 +16,7 @@ from typing import Any
 
 from data_pipelines.config import ClipConfig
 from internvideo_jax.config import CheckpointConfig, LogConfig, TrainConfig
+from internvideo_jax.protocols import Evaluator, clip_of
 
 CLIPS = 4  # per step and repeat
 
@@ -40,12 +41,14 @@ def smoke(config: TrainConfig) -> TrainConfig:
     if hasattr(objective, "smallest"):  # its teachers and the student must fit each other
         objective, model = objective.smallest(model)
 
-    def small(clip: ClipConfig, frames: int = model.frames) -> ClipConfig:
+    takes = clip_of(model)
+
+    def small(clip: ClipConfig, frames: int = takes.frames) -> ClipConfig:
         # Short strides, so that clips of the built-in world are long enough for every rule.
         stride = min(clip.stride, 2)
-        return dataclasses.replace(clip, frames=frames, size=model.size, stride=stride)
+        return dataclasses.replace(clip, frames=frames, size=takes.size, stride=stride)
 
-    def small_pass(evaluator: Any) -> Any:
+    def small_pass(evaluator: Evaluator) -> Evaluator:
         views = evaluator.views
         views = dataclasses.replace(views, clip=small(views.clip), batch=CLIPS)
         return dataclasses.replace(evaluator, views=views)
@@ -57,9 +60,9 @@ def smoke(config: TrainConfig) -> TrainConfig:
         objective=objective,
         data=dataclasses.replace(
             data,
-            clip=small(data.clip, getattr(model, "clip_frames", model.frames)),
+            clip=small(data.clip, takes.stride * takes.frames),
             global_batch=CLIPS * data.repeats * optim.accumulate,
-            augment=dataclasses.replace(data.augment, short_side=(model.size, model.size + 8)),
+            augment=dataclasses.replace(data.augment, short_side=(takes.size, takes.size + 8)),
         ),
         optim=dataclasses.replace(optim, warmup_steps=1, warmup_epochs=0.0),
         checkpoint=CheckpointConfig(every=2),

@@ -10,12 +10,13 @@ from typing import Any
 from jax.sharding import Mesh
 
 from data_pipelines.stream import mixture
-from data_pipelines.text import make_tokenizer
 from internvideo_jax.config import Records, TrainConfig, total_steps, warmup_steps
+from internvideo_jax.inference.texts import fitting_tokenizer
 from internvideo_jax.optim.factory import Optimizer, make_optimizer
 from internvideo_jax.optim.schedules import make_schedule
 from internvideo_jax.parallel.mesh import check_batch, make_mesh
 from internvideo_jax.parallel.rules import sharding_notes
+from internvideo_jax.protocols import Model, ModelConfig
 from internvideo_jax.run import small
 from internvideo_jax.run.state import FrozenPlan, StatePlan, plan_frozen, plan_state
 from internvideo_jax.run.target_cache import check_targets
@@ -29,7 +30,7 @@ class Run:
     config: TrainConfig  # resolved: classes filled in
     classes: tuple[str, ...]  # names for the rows of the head; empty: no head, or not known
     mesh: Mesh
-    model: Any
+    model: Model
     objective: Any
     optimizer: Optimizer
     plan: StatePlan
@@ -38,6 +39,7 @@ class Run:
     summary: str
     # Networks of the step that do not learn, by field of the objective: teachers.
     frozen: Mapping[str, FrozenPlan] = dataclasses.field(default_factory=dict)
+    opened: mixture.Opened = ()  # the sets of the training data; empty where none were read
 
     @property
     def flops(self) -> float:
@@ -70,12 +72,14 @@ def build(
     """
     names: tuple[str, ...] = ()
     notes: list[str] = []
+    opened: mixture.Opened = ()
     if records is None:
-        records, names = read_data(config)
+        opened = mixture.open_components(config.data)
+        records, names = read_data(config, opened)
         classes = len(names)
         check_vocabulary(config)
         check_cached(config)
-        notes = check_targets(config)
+        notes = check_targets(config, opened)
     per_media = {"video": records} if isinstance(records, int) else records
     config = with_classes(config, classes)
     mesh = make_mesh(config.mesh, devices)
@@ -84,7 +88,8 @@ def build(
     model = config.model.model()
     steps, warmup = total_steps(config, records), warmup_steps(config, records)
     check_warmup(config, warmup, steps)
-    grid = getattr(config.model, "head_grid", None)
+    heads = config.model.traits.heads
+    grid = heads.head_grid if heads else None
     optimizer = make_optimizer(config.optim, model.shapes(), _schedule(config, warmup, steps), grid)
     plan = plan_state(config, model, optimizer, mesh)
     frozen = plan_frozen(config, mesh)
@@ -96,7 +101,7 @@ def build(
         ]
     )
     total = sum(per_media.values())
-    names = names if hasattr(config.model, "classes") else ()
+    names = names if config.model.traits.classifier else ()
     return Run(
         config,
         names,
@@ -109,6 +114,7 @@ def build(
         steps,
         summary,
         frozen,
+        opened,
     )
 
 
@@ -150,7 +156,7 @@ def _schedule(config: TrainConfig, warmup: int, steps: int) -> Any:
 
 def _tables(
     config: TrainConfig,
-    model: Any,
+    model: Model,
     plan: StatePlan,
     frozen: Mapping[str, FrozenPlan],
     mesh: Mesh,
@@ -189,26 +195,27 @@ def batch_unit(config: TrainConfig, mesh: Mesh) -> int:
     return config.optim.accumulate * math.lcm(devices, pairs)
 
 
-def head_notes(model: Any, tensor: int) -> list[str]:
+def head_notes(model: ModelConfig, tensor: int) -> list[str]:
     """A line for every stack of blocks whose heads the `tensor` axis would cut."""
     return [
         f"config.mesh.tensor = {tensor} does not divide the {tower.heads} heads of "
         f"config.model.{name}: its attention moves data between devices; sizes that do: "
         f"{[n for n in range(1, tensor + 1) if tower.heads % n == 0]}"
-        for name, tower in vars(model).items()
-        if getattr(tower, "heads", tensor) % tensor
+        for name, tower in model.traits.stacks.items()
+        if tower.heads % tensor
     ]
 
 
-def read_data(config: TrainConfig) -> tuple[Mapping[str, int], tuple[str, ...]]:
+def read_data(
+    config: TrainConfig, opened: mixture.Opened
+) -> tuple[Mapping[str, int], tuple[str, ...]]:
     """Records of each media type and the class names of the training data.
 
     Raises:
       ValueError: the model learns classes, and the sets of a mixture have different ones.
     """
-    opened = mixture.open_components(config.data)
     classes, _ = mixture.join_classes(opened, config.data.merge_classes)
-    if classes is None and hasattr(config.model, "classes"):
+    if classes is None and config.model.traits.classifier:
         lists = ", ".join(f"{part.name} {len(dataset.classes)}" for part, dataset in opened)
         raise ValueError(
             f"the sets of config.data.mixture have different class lists ({lists} classes); join "
@@ -226,10 +233,10 @@ def read_data(config: TrainConfig) -> tuple[Mapping[str, int], tuple[str, ...]]:
 def check_reads(config: TrainConfig) -> None:
     """ValueError for a part of the batch that nothing reads, or no device can hold.
 
-    Model and objective say in `reads` what they take beside the video: text, audio, features.
+    A model says in `inputs`, an objective in `reads` what it takes: text, audio, features.
     """
     data = config.data
-    reads = (*getattr(config.model, "reads", ()), *getattr(config.objective, "reads", ()))
+    reads = (*config.model.inputs.parts, *getattr(config.objective, "reads", ()))
     parts = [part.features for part in mixture.components_of(data)]
     for kind, field, value, off in (
         ("text", "text", data.text, "off"),
@@ -246,10 +253,10 @@ def check_reads(config: TrainConfig) -> None:
             f"config.data.text = {data.text!r} without config.data.tokenizer gives strings, which "
             "no device takes; set it to clip, clip:PATH or bert:PATH"
         )
-    context = getattr(config.model, "context", data.text_length)
-    if data.text != "off" and data.text_length != context:
+    text = config.model.inputs.text
+    if data.text != "off" and text and data.text_length != text.context:
         raise ValueError(
-            f"config.data.text_length = {data.text_length}, config.model.context = {context}; "
+            f"config.data.text_length = {data.text_length}, config.model.context = {text.context}; "
             "a caption has as many ids as the model reads"
         )
 
@@ -272,32 +279,34 @@ def check_cached(config: TrainConfig) -> None:
 
 def check_vocabulary(config: TrainConfig) -> None:
     """ValueError where the tokenizer's ids are not those that the model has vectors for."""
-    data, vocab = config.data, getattr(config.model, "vocab", 0)
-    if not vocab or not data.tokenizer:
+    data, text = config.data, config.model.inputs.text
+    if text is None or not data.tokenizer:
         return
-    size = make_tokenizer(data.tokenizer, data.text_length).vocab_size
-    if size != vocab:
-        raise ValueError(
-            f"config.data.tokenizer = {data.tokenizer!r} has {size} ids, config.model.vocab = "
-            f"{vocab}; set it to {size} to train from nothing, or take the tokenizer that the "
-            "weights were made with"
-        )
+    fitting_tokenizer(
+        data.tokenizer,
+        data.text_length,
+        text.vocab,
+        misfit="config.data.tokenizer = {name!r} has {found} ids, config.model.vocab = {vocab}; "
+        "set it to {found} to train from nothing, or take the tokenizer that the weights were "
+        "made with",
+    )
 
 
 def check_clip(config: TrainConfig, media: str) -> None:
     """ValueError where the model does not take the clips of a media type."""
-    clip, model = config.data.clip_of(media), config.model
-    takes = getattr(model, "media", ("video",))
-    if media not in takes:
+    clip, takes = config.data.clip_of(media), config.model.inputs.clip
+    if takes is None:
+        return
+    if media not in takes.media:
         raise ValueError(
             f"config.data.mixture has sets of media={media}, config.model takes "
-            f"{', '.join(takes)} only"
+            f"{', '.join(takes.media)} only"
         )
-    frames = 1 if media == "image" else getattr(model, "clip_frames", model.frames)
-    if (clip.frames, clip.size) != (frames, model.size):
+    frames = 1 if media == "image" else takes.stride * takes.frames
+    if (clip.frames, clip.size) != (frames, takes.size):
         raise ValueError(
             f"config.data.clip gives {clip.frames} frames of {clip.size} pixels, config.model "
-            f"takes {frames} frames of {model.size}"
+            f"takes {frames} frames of {takes.size}"
         )
 
 
@@ -329,11 +338,12 @@ def with_classes(config: TrainConfig, classes: int) -> TrainConfig:
     Raises:
       ValueError: the model's number is another than the data set's.
     """
-    if not hasattr(config.model, "classes"):
+    head = config.model.traits.classifier
+    if head is None:
         return config
-    if config.model.classes not in (0, classes):
+    if head.classes not in (0, classes):
         raise ValueError(
-            f"config.model.classes = {config.model.classes}, the data set has {classes} classes; "
+            f"config.model.classes = {head.classes}, the data set has {classes} classes; "
             "set it to 0 to take the number from the data"
         )
     return dataclasses.replace(config, model=dataclasses.replace(config.model, classes=classes))

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import jax
+
 from internvideo_jax.checkpoint.manager import Checkpoints
 from internvideo_jax.types import TrainState
 
@@ -41,8 +43,8 @@ class Guard:
         self._start, self._first = step, count
         self._seen = step, count  # up to where skipped steps were reported
         self._saved = step, count  # the newest checkpoint
-        self._before: Any = count
-        self._newest: Any = count
+        self._before: int | jax.Array = count
+        self._newest: int | jax.Array = count
         self.owes = False  # whether a save is due that fell on a skipped step
 
     def stepped(self, metrics: dict[str, Any]) -> None:

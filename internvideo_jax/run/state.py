@@ -14,8 +14,20 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 from internvideo_jax.config import MeshConfig, TrainConfig
 from internvideo_jax.optim.factory import Optimizer
 from internvideo_jax.parallel.mesh import AXES, BATCH_AXES, replicated
-from internvideo_jax.parallel.rules import check_whole, param_shardings, state_shardings
-from internvideo_jax.types import Params, TrainState, path_name
+from internvideo_jax.parallel.rules import (
+    Rules,
+    check_whole,
+    param_shardings,
+    state_shardings,
+)
+from internvideo_jax.protocols import Model, TeacherConfig
+from internvideo_jax.types import (
+    Leaf,
+    Params,
+    TrainState,
+    Tree,
+    path_name,
+)
 
 FROZEN = ("fsdp", "all", "none")  # config.mesh.frozen
 
@@ -24,8 +36,8 @@ FROZEN = ("fsdp", "all", "none")  # config.mesh.frozen
 class StatePlan:
     """Shapes and shardings of the train state, known before anything is allocated."""
 
-    shapes: Any  # a TrainState of jax.ShapeDtypeStruct
-    shardings: Any  # a TrainState of NamedSharding
+    shapes: Tree  # a TrainState of jax.ShapeDtypeStruct
+    shardings: Tree  # a TrainState of NamedSharding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,10 +49,10 @@ class FrozenPlan:
     """
 
     field: str  # config.objective.clip_teacher
-    config: Any
-    model: Any
+    config: TeacherConfig
+    model: Model
     shapes: Params  # jax.ShapeDtypeStruct
-    shardings: Any  # NamedSharding
+    shardings: Tree  # NamedSharding
 
 
 def plan_frozen(config: TrainConfig, mesh: Mesh) -> Mapping[str, FrozenPlan]:
@@ -75,7 +87,7 @@ def plan_frozen(config: TrainConfig, mesh: Mesh) -> Mapping[str, FrozenPlan]:
     return plans
 
 
-def _frozen_shardings(shapes: Params, rules: Any, mesh: Mesh, config: MeshConfig) -> Any:
+def _frozen_shardings(shapes: Params, rules: Rules, mesh: Mesh, config: MeshConfig) -> Any:
     if config.frozen not in FROZEN:
         raise ValueError(f"expected one of {', '.join(FROZEN)}")
     if config.frozen == "fsdp":
@@ -88,7 +100,7 @@ def _frozen_shardings(shapes: Params, rules: Any, mesh: Mesh, config: MeshConfig
     planned: Any = AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
     shardings = param_shardings(shapes, rules, planned, config.shard_above)
 
-    def place(path: Any, leaf: Any, sharding: Any) -> NamedSharding:
+    def place(path: Any, leaf: Leaf, sharding: NamedSharding) -> NamedSharding:
         spec = [*sharding.spec, *[None] * (len(leaf.shape) - len(sharding.spec))]
         if config.frozen == "all" and parts > 1 and leaf.size >= config.shard_above:
             found = _spread(leaf.shape, spec, mesh)
@@ -126,7 +138,7 @@ def _spread(shape: tuple[int, ...], spec: list[Any], mesh: Mesh) -> bool:
     return False
 
 
-def plan_state(config: TrainConfig, model: Any, optimizer: Optimizer, mesh: Mesh) -> StatePlan:
+def plan_state(config: TrainConfig, model: Model, optimizer: Optimizer, mesh: Mesh) -> StatePlan:
     """Plans the state; ValueError where a sharding rule does not fit the mesh or splits nothing."""
     params = model.shapes()
     shapes = jax.eval_shape(lambda p: new_state(p, optimizer, config), params)
@@ -144,7 +156,7 @@ def plan_state(config: TrainConfig, model: Any, optimizer: Optimizer, mesh: Mesh
     return StatePlan(shapes, shardings)
 
 
-def new_state(params: Any, optimizer: Optimizer, config: TrainConfig) -> TrainState:
+def new_state(params: Tree, optimizer: Optimizer, config: TrainConfig) -> TrainState:
     """State at step 0 around `params`."""
     # Python numbers make weakly typed arrays. A step returns strong ones and would be compiled anew
     # for them at its second call.

@@ -20,6 +20,7 @@ from internvideo_jax.types import (
     Batch,
     Params,
     TrainState,
+    Tree,
     flatten_paths,
     unflatten_paths,
 )
@@ -40,23 +41,23 @@ class TrainStep:
         with jax.set_mesh(self.mesh):
             return self.jitted(state, batch, self.frozen)
 
-    def trace(self, state: Any, batch: Any) -> Any:
+    def trace(self, state: Tree, batch: Tree) -> Any:
         """The step traced for these shapes (`jax.ShapeDtypeStruct` suffice)."""
         with jax.set_mesh(self.mesh):
             return self.jitted.trace(state, batch, self.frozen)
 
-    def lower(self, state: Any, batch: Any) -> Any:
+    def lower(self, state: Tree, batch: Tree) -> Any:
         """The step lowered for these shapes, not yet compiled."""
         with jax.set_mesh(self.mesh):
             return self.jitted.lower(state, batch, self.frozen)
 
-    def text(self, run: Run, batch: Any) -> str:
+    def text(self, run: Run, batch: Tree) -> str:
         """The compiled program for a batch. Compiles anew where no compilation cache has it."""
         state = placed(run.plan.shapes, run.plan.shardings)
         return self.lower(state, batch).compile().as_text()
 
 
-def placed(shapes: Any, shardings: Any) -> Any:
+def placed(shapes: Tree, shardings: Tree) -> Any:
     """Shapes that know their shardings."""
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -133,7 +134,7 @@ def make_train_step(run: Run, frozen: Mapping[str, Params] | None = None) -> Tra
             params = optimizer.stop_frozen(params)
             return objective.embed(run.model, params, part, key, state.step)
 
-        def compare(params: Params, embeddings: Any, rows: Batch) -> Any:
+        def compare(params: Params, embeddings: Tree, rows: Batch) -> Any:
             return objective.compare(optimizer.stop_frozen(params), embeddings, rows)
 
         if optim.accumulate > 1 and hasattr(objective, "compare"):

@@ -18,6 +18,7 @@ from data_pipelines.stream.mixture import Component
 from data_pipelines.stream.parts.features import directory_of
 from data_pipelines.stream.views import view_settings
 from internvideo_jax.config import TrainConfig
+from internvideo_jax.protocols import clip_of
 
 NAME = "targets"  # of the companion, and of the file beside it
 
@@ -32,18 +33,21 @@ def target_settings(config: TrainConfig, component: Component, dataset: Dataset)
 
     The pixels of each view, the token grid, and what the objective names in `target_fields`.
     """
-    model, objective = config.model, config.objective
+    clip, objective = clip_of(config.model), config.objective
     fields = getattr(objective, "target_fields", ())
     return {
         "config.data": view_settings(config.data, component, dataset),
-        "config.model": {"frames": model.frames, "grid": list(model.grid)},
+        "config.model": {"frames": clip.frames, "grid": list(clip.grid)},
         "config.objective": {name: getattr(objective, name) for name in ("name", *fields)},
         "config.seed": config.seed,
     }
 
 
-def check_targets(config: TrainConfig) -> list[str]:
+def check_targets(config: TrainConfig, opened: mixture.Opened = ()) -> list[str]:
     """Compares the cached targets of a run's sets with the run.
+
+    Args:
+      opened: the sets, where they are open already.
 
     Returns:
       A note for each set whose features do not say what they were made with.
@@ -55,7 +59,7 @@ def check_targets(config: TrainConfig) -> list[str]:
     if "features" not in getattr(config.objective, "reads", ()):
         return []
     notes = []
-    for component, dataset in mixture.open_components(config.data):
+    for component, dataset in opened or mixture.open_components(config.data):
         directory = directory_of(component.features, dataset)
         place = storage.join(directory, file_name(dataset.split))
         try:

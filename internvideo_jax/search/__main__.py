@@ -16,7 +16,6 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from absl import flags
 from tqdm import tqdm
@@ -27,6 +26,7 @@ from internvideo_jax import cli
 from internvideo_jax.cli import read_labels
 from internvideo_jax.evaluators.published.templates import TEMPLATES
 from internvideo_jax.parallel.compile_cache import use_compile_cache
+from internvideo_jax.protocols import clip_of
 from internvideo_jax.registry import suggest
 from internvideo_jax.search.answers import Answers
 from internvideo_jax.search.cache import EmbeddingCache, default_folder
@@ -60,9 +60,9 @@ def open_parts(settings: Settings) -> tuple[Encoder, Sampling, EmbeddingCache]:
     encoder = open_encoder(
         cli.typed_config(), settings.checkpoint, tokenizer=settings.tokenizer, clips=settings.batch
     )
-    model = encoder.model.config
+    clip = clip_of(encoder.model.config)
     sampling = Sampling(
-        model.frames, model.size, settings.crop, settings.resize, settings.window, settings.fps
+        clip.frames, clip.size, settings.crop, settings.resize, settings.window, settings.fps
     )
     cache = EmbeddingCache(settings.cache, encoder.identity, sampling.identity())
     return encoder, sampling, cache
@@ -200,7 +200,7 @@ def main() -> None:
         if not checkpoint.value or not videos.value:
             raise ValueError("--checkpoint and --videos are needed, see --help")
         use_compile_cache(cli.COMPILE_CACHE.value)
-        folder: Any = Path(cache.value) if cache.value else default_folder()
+        folder = Path(cache.value) if cache.value else default_folder()
         settings = Settings(
             checkpoint=checkpoint.value,
             videos=videos.value,

@@ -13,7 +13,7 @@ from data_pipelines.text.caption import replace_surrogates
 from internvideo_jax.evaluators.metrics import softmax
 from internvideo_jax.evaluators.published import templates
 from internvideo_jax.search.encoder import Encoder
-from internvideo_jax.search.index import VideoIndex, unit
+from internvideo_jax.search.index import VideoIndex, directions
 
 LONGEST = 1000  # characters of a query that are looked at
 MOST = 100  # results of one query
@@ -72,11 +72,13 @@ class Answers:
             text = text[:LONGEST]
         if not text:
             raise BadQuestion("the query is empty; say what should happen in the video")
-        some, whole = self.encoder.words(text)
+        some, whole = self.encoder.ids.words(text)
         if not some:
             raise BadQuestion("the query has no word that the model reads")
         if not whole:
-            notes.append(f"the model reads its first {self.encoder.tokenizer.length - 2} tokens")
+            notes.append(
+                f"the model reads its first {self.encoder.ids.tokenizer.length - 2} tokens"
+            )
         if not self.index.clips:
             return Found(text, "; ".join(notes), ())
         order, similarity = self.index.nearest(self.encoder.text([text])[0], count)
@@ -126,7 +128,7 @@ class Answers:
                     f"the label {name[:20]!r}... has {len(name)} characters, expected at most "
                     f"{LONGEST_LABEL}"
                 )
-            if not self.encoder.words(name)[0]:
+            if not self.encoder.ids.words(name)[0]:
                 raise BadQuestion(f"the label {name!r} has no word that the model reads")
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
@@ -142,7 +144,7 @@ class Answers:
             if key in self._classes:
                 self._classes.move_to_end(key)
                 return self._classes[key]
-        vectors = unit(self.encoder.text(templates.prompts(names, prompts)))
+        vectors = directions(self.encoder.text(templates.prompts(names, prompts)))
         vectors = vectors.reshape(len(names), len(prompts), -1)
         with self._lock:
             self._classes[key] = vectors

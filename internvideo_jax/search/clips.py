@@ -47,13 +47,15 @@ class Sampling:
     fps: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, known in (("crop", CROPS), ("resize", transforms.RESIZE)):
-            if getattr(self, name) not in known:
-                found = getattr(self, name)
+        for name, found, known in (
+            ("crop", self.crop, CROPS),
+            ("resize", self.resize, transforms.RESIZE),
+        ):
+            if found not in known:
                 raise ValueError(f"--{name}={found}: expected one of {', '.join(known)}")
-        for name in ("window", "fps"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"--{name}={getattr(self, name)}: expected 0 or more")
+        for name, value in (("window", self.window), ("fps", self.fps)):
+            if not 0 <= value < math.inf:
+                raise ValueError(f"--{name}={value}: expected 0 or more")
 
     def identity(self) -> str:
         """Equal texts mean equal clips."""

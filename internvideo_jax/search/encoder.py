@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from data_pipelines.text import Tokenizer, make_tokenizer
 from internvideo_jax.checkpoint.metadata import params_digest
 from internvideo_jax.config import MeshConfig, TrainConfig, as_plain
-from internvideo_jax.offline.by_shard import load
+from internvideo_jax.inference.steps import Batch, Program
+from internvideo_jax.inference.texts import Texts, embed_rows
+from internvideo_jax.inference.weights import load
 from internvideo_jax.parallel.mesh import make_mesh
+from internvideo_jax.protocols import Model, ModelConfig, TextInput
 from internvideo_jax.types import Params
 
 TEXTS = 16  # per step
+MISFIT = (
+    "the tokenizer {name!r} has {found} ids, the model reads {vocab}; give the --tokenizer that it "
+    "was trained with"
+)
 LEAST_TEMPERATURE = 0.01  # as the objective clamps it
 
 
@@ -25,7 +31,7 @@ class Encoder:
     """Both encoders with one shape each, so that each is compiled once, safe to call from threads.
 
     Args:
-      model: has `encode_video` and `encode_text`; `config.frames`, `size`, `context`, `vocab`.
+      model: has `encode_video` and `encode_text`.
       params: its parameters; `temperature` among them.
       tokenizer: name, as `data_pipelines.text.make_tokenizer` takes it.
       clean: whether texts are cleaned as captions in training.
@@ -38,31 +44,27 @@ class Encoder:
 
     def __init__(
         self,
-        model: Any,
+        model: Model,
         params: Params,
         tokenizer: str = "clip",
         *,
         clean: bool = False,
         clips: int = 8,
     ):
-        check_model(model.config)
-        self.model, self.clips = model, clips
-        context = model.config.context
+        self.model, self.clips, reads = model, clips, check_model(model.config)
         try:
-            self.tokenizer: Tokenizer = make_tokenizer(tokenizer, context, clean=clean)
-            # One id longer than the model reads shows whether a text was cut.
-            self._longer = make_tokenizer(tokenizer, context + 1, clean=clean)
+            self.ids = Texts.of(reads, tokenizer, clean=clean, misfit=MISFIT)
         except ImportError as error:
             raise RuntimeError(str(error)) from error
-        if self.tokenizer.vocab_size > model.config.vocab:
-            raise ValueError(
-                f"the tokenizer {tokenizer!r} has {self.tokenizer.vocab_size} ids, the model reads "
-                f"{model.config.vocab}; give the --tokenizer that it was trained with"
-            )
         self._params = params
         self._lock = threading.Lock()
-        self._video: Any = jax.jit(lambda p, x: model.apply(p, x, method="encode_video"))
-        self._text: Any = jax.jit(lambda p, x: model.apply(p, x, method="encode_text"))
+        mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+        self._video = Program(
+            jax.jit(lambda p, batch: model.apply(p, batch["video"], method="encode_video")), mesh
+        )
+        self._text = Program(
+            jax.jit(lambda p, batch: model.apply(p, batch["text"], method="encode_text")), mesh
+        )
         # Of everything beside the pixels that decides an embedding.
         settings = json.dumps(as_plain(model.config), sort_keys=True, default=str)
         self.identity = f"{params_digest(params)} {type(model.config).__name__} {settings}"
@@ -80,7 +82,7 @@ class Encoder:
     @property
     def compiled(self) -> int:
         """Programs made so far; at most one per encoder."""
-        return self._video._cache_size() + self._text._cache_size()
+        return sum(each.function._cache_size() for each in (self._video, self._text))
 
     def warm_up(self) -> None:
         """Compiles the text encoder, so that the first query need not wait."""
@@ -88,38 +90,28 @@ class Encoder:
 
     def video(self, pixels: np.ndarray) -> np.ndarray:
         """(N, T, size, size, 3) uint8 -> (N, E) float32, not normalised."""
-        return self._batched(self._video, pixels, self.clips)
+        return self._batched(self._video, "video", pixels, self.clips)
 
     def text(self, texts: Sequence[str]) -> np.ndarray:
         """N texts -> (N, E) float32, not normalised."""
-        return self._batched(self._text, self.tokenizer(texts), TEXTS)
+        return self._batched(self._text, "text", self.ids.tokenizer(texts), TEXTS)
 
-    def words(self, text: str) -> tuple[bool, bool]:
-        """Whether the model gets anything of a text, and whether it gets all of it."""
-        longer = self._longer
-        ids = int(longer.mask(longer([text])).sum())
-        return ids > 2, ids <= self.tokenizer.length
+    def _batched(self, program: Program, part: str, rows: np.ndarray, size: int) -> np.ndarray:
+        def start(batch: Batch) -> tuple[dict[str, jax.Array], Any]:
+            with self._lock:  # one thread compiles
+                return program(self._params, batch)
 
-    def _batched(self, run: Callable[..., jax.Array], rows: np.ndarray, size: int) -> np.ndarray:
-        """`run` over fixed numbers of rows, the last ones padded with zeros."""
-        found = []
-        for start in range(0, len(rows), size):
-            part = rows[start : start + size]
-            padded = np.zeros((size, *rows.shape[1:]), rows.dtype)
-            padded[: len(part)] = part
-            with self._lock:
-                found.append(np.asarray(run(self._params, padded), np.float32)[: len(part)])
-        return np.concatenate(found)
+        return embed_rows(start, part, rows, size)
 
 
-def check_model(config: Any) -> None:
-    """ValueError for a model that cannot compare videos with texts."""
-    missing = [name for name in ("context", "vocab") if not hasattr(config, name)]
-    if missing or "text" not in getattr(config, "reads", ()):
+def check_model(config: ModelConfig) -> TextInput:
+    """The texts that a model reads; ValueError for one that cannot compare videos with texts."""
+    if config.inputs.text is None:
         raise ValueError(
-            f"config.model is {getattr(config, 'name', type(config).__name__)!r}, which reads no "
-            "text; searching needs a video-text model such as viclip"
+            f"config.model is {config.name!r}, which reads no text; searching needs a video-text "
+            "model such as viclip"
         )
+    return config.inputs.text
 
 
 def open_encoder(

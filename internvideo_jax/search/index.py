@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
-import itertools
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from data_pipelines.ingest.container import VideoError, check_file
 from data_pipelines.ingest.rows import Row
+from data_pipelines.stream.prefetch import in_order
+from internvideo_jax.inference.vectors import no_direction, unit
 from internvideo_jax.search.cache import EmbeddingCache, Entry, content_digest
 from internvideo_jax.search.clips import Decoded, Sampling, decode
 from internvideo_jax.search.encoder import Encoder
@@ -88,7 +88,7 @@ class VideoIndex:
         Raises:
           ValueError: `text` is zero or not finite, so it has no direction.
         """
-        similarity = self.embeddings @ unit(text[None])[0]
+        similarity = self.embeddings @ directions(text[None])[0]
         order = np.argsort(-similarity, kind="stable")[:count]
         return order, similarity[order]
 
@@ -100,12 +100,11 @@ class Stopped(Exception):
     """The building of an index was called off."""
 
 
-def unit(rows: np.ndarray) -> np.ndarray:
+def directions(rows: np.ndarray) -> np.ndarray:
     """(N, E) float32 of length 1; ValueError for a row that is zero or not finite."""
-    lengths = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
-    if not (np.isfinite(lengths) & (lengths > 0)).all():
+    if no_direction(rows).any():
         raise ValueError("the model gives an embedding that is zero or not finite for this")
-    return (rows / lengths).astype(np.float32)
+    return unit(rows)
 
 
 def build_index(
@@ -216,7 +215,7 @@ def _embedded(
 
 
 def _entry(decoded: Decoded, vectors: np.ndarray) -> Entry | str:
-    if not np.isfinite(vectors).all() or not np.linalg.norm(vectors, axis=1).all():
+    if no_direction(vectors).any():
         return "the model gives an embedding that is zero or not finite for it"
     return Entry(vectors, decoded.windows_us, decoded.thumbnails, decoded.note)
 
@@ -235,15 +234,8 @@ def _decoded(
             return str(error)
 
     with ThreadPoolExecutor(threads) as pool:
-        waiting: collections.deque[tuple[str, Future[Decoded | str]]] = collections.deque()
-        left = iter(wanted.items())
-        while True:
-            for digest, row in itertools.islice(left, threads + 1 - len(waiting)):
-                waiting.append((digest, pool.submit(work, row)))
-            if not waiting:
-                return
-            digest, future = waiting.popleft()
-            outcome = future.result()
+        files = in_order(pool, lambda digest: work(wanted[digest]), wanted, threads + 1)
+        for digest, outcome in files:
             if stop.is_set():
                 raise Stopped
             yield digest, outcome
@@ -277,7 +269,7 @@ def _assemble(
         vectors.append(entry.embeddings)
         path, identity = places[row.path]
         videos.append(Video(path, row.name, entry.note, identity))
-    matrix = unit(np.concatenate(vectors)) if vectors else np.zeros((0, 0), np.float32)
+    matrix = directions(np.concatenate(vectors)) if vectors else np.zeros((0, 0), np.float32)
     return VideoIndex(
         tuple(videos), tuple(clips), matrix, tuple(skipped), embedded=embedded, reused=reused
     )

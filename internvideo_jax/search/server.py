@@ -13,7 +13,7 @@ import socketserver
 import stat
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from internvideo_jax.search.answers import MOST, Answers, BadQuestion
 from internvideo_jax.search.connections import BoundedHandler, BoundedServer
 from internvideo_jax.search.index import Video, identity_of
 from internvideo_jax.search.media import Unsatisfiable, byte_range, media_type
+from internvideo_jax.types import Plain
 
 LARGEST_REQUEST = 64 * 2**10  # bytes of a body
 MOST_LABELS = 200
@@ -156,7 +157,7 @@ class _Handler(BoundedHandler):
         self.request_version = "HTTP/1.1"  # a line that is none counts as HTTP/0.9: no headers
         self._json(code, {"error": HTTPStatus(code).phrase})
 
-    def _answer(self, work: Any) -> None:
+    def _answer(self, work: Callable[[str], None]) -> None:
         try:
             work(self._checked_path())
         except Refused as error:
@@ -343,7 +344,7 @@ class _Handler(BoundedHandler):
                 self.wfile.write(data)
                 start += len(data)
 
-    def _json(self, status: int, content: Any, headers: dict[str, str] | None = None) -> None:
+    def _json(self, status: int, content: Plain, headers: dict[str, str] | None = None) -> None:
         self._send(status, "application/json", json.dumps(content).encode(), headers)
 
     def _send(
@@ -387,7 +388,7 @@ def _take(asked: dict[str, Any], name: str, kind: type, default: Any = None) -> 
     return value
 
 
-def serve(server: SearchServer, build: Any) -> None:
+def serve(server: SearchServer, build: Callable[[threading.Event], None]) -> None:
     """Answers until ctrl-c, while `build` makes the index beside it.
 
     Args:

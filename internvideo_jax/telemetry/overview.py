@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 from clu import parameter_overview
 
 from internvideo_jax.parallel.rules import bytes_per_device
+from internvideo_jax.protocols import FrozenNetwork
+from internvideo_jax.types import Tree
 
 
-def parameter_table(shapes: Any, shardings: Any) -> str:
+def parameter_table(shapes: Tree, shardings: Tree) -> str:
     """Name, shape, dtype, size and sharding of every parameter."""
     placed = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -21,8 +22,8 @@ def parameter_table(shapes: Any, shardings: Any) -> str:
     return parameter_overview.get_parameter_overview(placed, include_stats="sharding")
 
 
-def frozen_table(network: Any) -> str:
-    """The table of a frozen network (a `state.FrozenPlan`)."""
+def frozen_table(network: FrozenNetwork) -> str:
+    """The table of a frozen network."""
     count = sum(leaf.size for leaf in jax.tree.leaves(network.shapes))
     return (
         f"{network.field}: {network.config.name}, {count / 1e6:.1f} M frozen parameters\n"
@@ -31,7 +32,7 @@ def frozen_table(network: Any) -> str:
 
 
 def memory_estimate(
-    shapes: Any, shardings: Any, batch_bytes: int, frozen: Sequence[tuple[Any, Any]] = ()
+    shapes: Tree, shardings: Tree, batch_bytes: int, frozen: Sequence[tuple[Tree, Tree]] = ()
 ) -> str:
     """What the state and one batch take on a device, activations not included.
 

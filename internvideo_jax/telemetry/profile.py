@@ -18,6 +18,7 @@ from typing import Any
 import jax
 
 from internvideo_jax.parallel.multihost import is_main
+from internvideo_jax.types import Tree
 
 FOLDER, SUMMARY = "profile", "summary.md"
 TOP = 25  # operations in the table
@@ -64,7 +65,7 @@ class Profiler:
         self._range = range(start, start + steps) if start and is_main() else range(0)
         self._begun: tuple[float, float, int] | None = None
 
-    def before(self, step: int, settled: Any) -> None:
+    def before(self, step: int, settled: Tree) -> None:
         """Call before a step; `settled` is what earlier steps still compute."""
         if self._begun is not None or step not in self._range:
             return
@@ -82,7 +83,7 @@ class Profiler:
         """True after the last traced step."""
         return self._begun is not None and step == self._range[-1]
 
-    def finish(self, step: int, settled: Any, program: Callable[[], str] | None = None) -> str:
+    def finish(self, step: int, settled: Tree, program: Callable[[], str] | None = None) -> str:
         """Ends the trace and writes the summary; returns the lines to print, "" without a trace.
 
         Args:

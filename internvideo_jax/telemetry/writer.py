@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
 from internvideo_jax.parallel.multihost import is_main
 
@@ -65,7 +65,7 @@ class MetricWriter:
             self._board.close()
 
 
-def _plain(value: Any) -> int | float:
+def _plain(value: SupportsFloat) -> int | float:
     # float() of a float32 is exact, so the text identifies the bits.
     return value if isinstance(value, int) else float(value)
 

@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
     if options.command == "average":
         average.run(options, sound)
         return 0
-    weights = read(options.source, getattr(options, "key", ""))
+    weights = read(options.source, vars(options).get("key", ""))
     print(describe(options.source, weights))
     bad = files.not_finite(weights)
     if options.command == "inspect":
@@ -172,12 +172,12 @@ def listing(words: Sequence[str]) -> str:
 def export_huggingface(options: argparse.Namespace, weights: files.Weights) -> None:
     is_run = options.source.is_dir() and not is_weights(options.source)
     if is_run:
-        asked = [name for name in FROM_FILE if getattr(options, name)]
+        asked = [name for name in FROM_FILE if vars(options)[name]]
         if asked:
             raise ValueError(f"--{asked[0]} is for files; a run knows its own")
         config = run_config(options.source)
     else:
-        given = {name: getattr(options, name) for name in FROM_FILE}
+        given = {name: vars(options)[name] for name in FROM_FILE}
         config = huggingface.guess_config(weights.kind, weights.params, weights.geometry, given)
         print(
             f"taken for granted, since a file does not tell: {config.frames} frames, {config.size} "

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ import numpy as np
 from data_pipelines.ingest.rows import Row
 from data_pipelines.synthetic import encode_mp4
 from data_pipelines.text import make_tokenizer
+from internvideo_jax.protocols import ClipInput, Inputs, TextInput
 from internvideo_jax.search.cache import EmbeddingCache
 from internvideo_jax.search.clips import Sampling, list_videos
 from internvideo_jax.search.encoder import Encoder
@@ -34,7 +35,11 @@ class ColourConfig:
     context: int = CONTEXT
     vocab: int = 49408
     shift: float = 0.0  # another value makes another model
-    reads: ClassVar[tuple[str, ...]] = ("text",)
+
+    @property
+    def inputs(self) -> Inputs:
+        clip = ClipInput(self.frames, self.size, (self.frames, 1, 1), 1, self.size, (0,), (1,))
+        return Inputs(clip, TextInput(self.context, self.vocab))
 
 
 class ColourModel:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from data_pipelines.config import ClipConfig, ViewConfig
+from internvideo_jax.protocols import Evaluator, ModelConfig, clip_of
 from internvideo_jax.registry import suggest
 
 VICLIP = "InternVid (Wang et al. 2023), released evaluation of ViCLIP"
@@ -276,8 +277,8 @@ def settings(name: str, preset: Preset, *, size: int, batch: int, frames: int) -
     """
     clip = ClipConfig(frames=frames or preset.frames, size=size, sampling=preset.sampling)
     views = ViewConfig(clip=clip, crop_rule=preset.crop_rule, batch=batch)
-    own = {each.name for each in dataclasses.fields(preset)} - _NO_FIELDS
-    return {"preset": name, "views": views, **{key: getattr(preset, key) for key in own}}
+    own = {key: value for key, value in vars(preset).items() if key not in _NO_FIELDS}
+    return {"preset": name, "views": views, **own}
 
 
 # Of a preset, but no fields of an evaluator: told in words, or part of the views or the model.
@@ -285,7 +286,9 @@ _WORDS = {"source", "split", "reported", "note"}
 _NO_FIELDS = {*_WORDS, "frames", "sampling", "crop_rule", "text_length"}
 
 
-def compared(name: str, preset: Preset | None, task: Any, config: Any) -> dict[str, Any]:
+def compared(
+    name: str, preset: Preset | None, task: Evaluator, config: ModelConfig
+) -> dict[str, Any]:
     """The part of a protocol that names the preset, and where the run departs from it.
 
     Args:
@@ -295,22 +298,25 @@ def compared(name: str, preset: Preset | None, task: Any, config: Any) -> dict[s
     """
     if preset is None:
         return {"preset": None, "source": None, "modified": {}}
-    views = task.views
+    views, text = task.views, config.inputs.text
     used = {
-        "frames": config.frames,
+        **vars(task),
+        "frames": clip_of(config).frames,
         "sampling": views.clip.sampling,
         "crop_rule": views.crop_rule,
-        "text_length": config.context,
+        "text_length": text and text.context,
     }
     modified = {}
-    for field in (each.name for each in dataclasses.fields(preset) if each.name not in _WORDS):
-        wanted, found = getattr(preset, field), used.get(field, getattr(task, field, None))
+    for field, wanted in vars(preset).items():
+        if field in _WORDS:
+            continue
+        found = used.get(field)
         unstated = field in ("frames", "text_length") and not wanted
         if found != wanted and not unstated:
             modified[field] = {"preset": wanted, "used": found}
-    for field, only in (("segments", 1), ("crops", 1)):
-        if getattr(views, field) != only:
-            modified[field] = {"preset": only, "used": getattr(views, field)}
+    for field, found in (("segments", views.segments), ("crops", views.crops)):
+        if found != 1:
+            modified[field] = {"preset": 1, "used": found}
     return {
         "preset": name,
         "source": preset.source,

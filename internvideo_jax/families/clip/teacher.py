@@ -16,6 +16,7 @@ from internvideo_jax.layers.block_stack import layer
 from internvideo_jax.layers.functional import Model
 from internvideo_jax.layers.init import Init
 from internvideo_jax.layers.tower import SMALLEST, check_layers, preset_size, tower
+from internvideo_jax.protocols import Traits
 
 LAYERS = 6  # that a student is aligned with, the last ones
 
@@ -38,6 +39,10 @@ class _Config(VideoTransformerConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_layers(f"layers of the teacher {self.name!r}", self.layers, self.encoder.depth)
+
+    @property
+    def traits(self) -> Traits:
+        return dataclasses.replace(super().traits, check_source=self.check_source)
 
     def check_source(self, stated: Mapping[str, Any]) -> None:
         """ValueError where a run computed something else with the same weights."""

@@ -8,7 +8,7 @@ mean of the patches of every frame.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from internvideo_jax.layers.functional import Model
 from internvideo_jax.layers.init import Init
 from internvideo_jax.layers.mlp import MLP
 from internvideo_jax.ops.activations import gelu
+from internvideo_jax.protocols import Classes, Traits
 from internvideo_jax.registry import suggest
 
 NORM_EPS = 1e-5
@@ -49,9 +50,11 @@ class ClassifierConfig(EncoderConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for field, known in (("merge", MERGES), ("merge_norm", MERGE_NORMS)):
-            if getattr(self, field) not in known:
-                found = getattr(self, field)
+        for field, found, known in (
+            ("merge", self.merge, MERGES),
+            ("merge_norm", self.merge_norm, MERGE_NORMS),
+        ):
+            if found not in known:
                 raise ValueError(
                     f"config.model.{field}: unknown {found!r}: {suggest(found, known)}"
                 )
@@ -60,6 +63,11 @@ class ClassifierConfig(EncoderConfig):
                 f"config.model.extra_mlp stands between pooled vector and head; with merge = "
                 f"{self.merge!r} the head reads other tokens too. Set one of them to its default"
             )
+
+    @property
+    def traits(self) -> Traits:
+        classifier = Classes(self.classes, self.running_statistics)
+        return dataclasses.replace(super().traits, classifier=classifier)
 
     def model(self) -> Model:
         if self.classes < 1:
@@ -169,7 +177,7 @@ class Classifier(InternVideo2):
         self, x: jax.Array, keys: jax.Array | None = None
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Last tokens (B, 1 + N, D), class token first -> as `train`."""
-        config: Any = self.config
+        config = cast(ClassifierConfig, self.config)
         z, running = self.merged(x, keys is not None)
         if config.merge.endswith("proj"):
             pooled = self.normed_pool(x)
@@ -191,7 +199,7 @@ class Classifier(InternVideo2):
         With a LayerNorm all values of the class token come first; with a batch norm the first value
         of all tokens. The reference leaves out to transpose back, and weights are made for that.
         """
-        config: Any = self.config
+        config = cast(ClassifierConfig, self.config)
         if self.down_norm is None:
             return None, {}
         x = x.astype(jnp.float32)

@@ -27,6 +27,7 @@ from internvideo_jax.layers.pos_adapt import FORMS, adapt_tables
 from internvideo_jax.layers.pos_embed import Grid, start_table
 from internvideo_jax.layers.tower import SMALLEST, VideoTowerConfig, preset_size, tower
 from internvideo_jax.parallel.mesh import constrain
+from internvideo_jax.protocols import Adaptation, Features, ShardingRules, Traits
 from internvideo_jax.registry import suggest
 
 INIT = Init("normal", by_depth=True)
@@ -68,8 +69,10 @@ class EncoderConfig(VideoTowerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for field, known in (("pos_table", POS_TABLES), ("activation", ACTIVATIONS)):
-            value = getattr(self, field)
+        for field, value, known in (
+            ("pos_table", self.pos_table, POS_TABLES),
+            ("activation", self.activation, ACTIVATIONS),
+        ):
             if value not in known:
                 raise ValueError(f"config.model.{field} = {value!r}: {suggest(value, known)}")
         if self.encoder.width % self.pool_heads:
@@ -99,7 +102,16 @@ class EncoderConfig(VideoTowerConfig):
         return Model(self, lambda rngs: InternVideo2(self, rngs=rngs))
 
     @property
-    def sharding_rules(self) -> tuple[tuple[str, tuple[Any, ...]], ...]:
+    def traits(self) -> Traits:
+        return dataclasses.replace(
+            super().traits,
+            clip_tables=True,
+            adaptation=Adaptation(self.adapt_weights),
+            features=Features(self.tokens, self.encoder.width, self.forward_flops()),
+        )
+
+    @property
+    def sharding_rules(self) -> ShardingRules:
         return (*block_sharding(self.block()), *POOL_SHARDING, POSITION_SHARDING)
 
     def block(self) -> BlockConfig:

@@ -34,6 +34,8 @@ from internvideo_jax.layers.functional import Model
 from internvideo_jax.layers.init import Init
 from internvideo_jax.layers.pos_embed import check_sincos_width
 from internvideo_jax.layers.tower import SMALLEST, check_layers, last_layers
+from internvideo_jax.protocols import Inputs, ShardingRules, Traits
+from internvideo_jax.types import Params
 
 DECODER_EPS = 1e-5
 CLIP_COUNT, MAE_COUNT = 6, 4  # aligned layers of the published models
@@ -61,8 +63,10 @@ class StudentConfig(EncoderConfig):
         # Its tables start from sines: there are no weights of a student before it.
         check_sincos_width(self.encoder.width, self.pos_table)
         depth = self.encoder.depth
-        for branch, count in (("clip", CLIP_COUNT), ("mae", MAE_COUNT)):
-            width, layers = getattr(self, f"{branch}_width"), getattr(self, f"{branch}_layers")
+        for branch, count, width, layers in (
+            ("clip", CLIP_COUNT, self.clip_width, self.clip_layers),
+            ("mae", MAE_COUNT, self.mae_width, self.mae_layers),
+        ):
             layers = tuple(layers) or (last_layers(depth, min(depth, count)) if width else ())
             object.__setattr__(self, f"{branch}_layers", layers)
             if bool(layers) != (width > 0):
@@ -80,6 +84,14 @@ class StudentConfig(EncoderConfig):
             raise ValueError(f"config.model.stride = {self.stride}: expected 1 at least")
 
     @property
+    def inputs(self) -> Inputs:
+        return Inputs(self.clip_input(stride=self.stride))
+
+    @property
+    def traits(self) -> Traits:
+        return dataclasses.replace(super().traits, student=self)
+
+    @property
     def clip_frames(self) -> int:
         """Frames of a clip in the batch."""
         return self.stride * self.frames
@@ -93,8 +105,8 @@ class StudentConfig(EncoderConfig):
         """Two thin layers; of a branch as many are aligned as were, at most both."""
         depth = SMALLEST.depth
         layers = {
-            name: last_layers(depth, min(depth, len(getattr(self, name))))
-            for name in ("clip_layers", "mae_layers")
+            name: last_layers(depth, min(depth, len(found)))
+            for name, found in (("clip_layers", self.clip_layers), ("mae_layers", self.mae_layers))
         }
         return super(StudentConfig, dataclasses.replace(self, **layers)).smallest()
 
@@ -102,7 +114,7 @@ class StudentConfig(EncoderConfig):
         return Model(self, lambda rngs: Student(self, rngs=rngs))
 
     @property
-    def sharding_rules(self) -> tuple[tuple[str, tuple[Any, ...]], ...]:
+    def sharding_rules(self) -> ShardingRules:
         first, second = DECODER_SHARDING
         if not (self.clip_width or self.final_width or self.mae_width):
             return super().sharding_rules
@@ -183,7 +195,7 @@ class Student(nnx.Module):
         """Each layer through its decoder: (K, B, V, D) and (B, V, D) -> (K, B, V, C) float32."""
         graph, params = nnx.split(decoders)
 
-        def run(params: Any, kept: jax.Array, positions: jax.Array) -> jax.Array:
+        def run(params: Params, kept: jax.Array, positions: jax.Array) -> jax.Array:
             return decode(nnx.merge(graph, params), kept + positions.astype(kept.dtype))
 
         if self.config.remat != "none":

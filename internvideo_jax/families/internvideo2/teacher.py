@@ -22,6 +22,7 @@ from internvideo_jax.families.internvideo2.model import (
 from internvideo_jax.families.teacher import Form, Reading, Teacher, check_stated, last, per_frame
 from internvideo_jax.layers.functional import Model
 from internvideo_jax.layers.tower import SMALLEST, check_layers, preset_size
+from internvideo_jax.protocols import Traits
 
 LAYERS = 6  # that a student is aligned with, the last ones
 
@@ -61,6 +62,10 @@ class _Config(EncoderConfig):
     @property
     def final_width(self) -> int:
         return self.embedding
+
+    @property
+    def traits(self) -> Traits:
+        return dataclasses.replace(super().traits, check_source=self.check_source)
 
     def check_source(self, stated: Mapping[str, Any]) -> None:
         """ValueError where a run computed something else with the same weights."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,6 @@ import numpy as np
 
 from data_pipelines.limits import limited
 from internvideo_jax.config import component
-from internvideo_jax.layers.functional import Model
 from internvideo_jax.ops.probe_heads import (
     HeadSpec,
     apply_head,
@@ -26,6 +25,18 @@ from internvideo_jax.ops.probe_heads import (
     init_head,
     layer_normed,
     read,
+)
+from internvideo_jax.protocols import (
+    Adaptation,
+    Classes,
+    ClipInput,
+    Features,
+    Grid,
+    Inputs,
+    Model,
+    ModelConfig,
+    ShardingRules,
+    Traits,
 )
 from internvideo_jax.types import HeadGrid, Params, flatten_paths, unflatten_paths
 
@@ -39,7 +50,7 @@ class ProbeConfig:
     """Any model with `features(video)` under linear, attentive or concatenating heads."""
 
     name: str = "probe"
-    backbone: Any = component("model")
+    backbone: ModelConfig = component("model")
     classes: int = 0  # 0 = as many as the data set has
     head: str = "attentive"  # linear | attentive | concat; see ops/probe_heads.py
     # Every pair is one head.
@@ -52,8 +63,6 @@ class ProbeConfig:
     # Every so many-th record of the training split teaches no head and may choose between them;
     # 0 = all records teach.
     hold_out: int = 0
-
-    weights_prefix: ClassVar[str] = BACKBONE
 
     def __post_init__(self) -> None:
         self.spec  # noqa: B018  (raises for an unknown head)
@@ -80,48 +89,66 @@ class ProbeConfig:
         rates, decays = zip(*self.pairs, strict=True)
         return HeadGrid(HEADS, rates, decays)
 
+    @property
+    def inputs(self) -> Inputs:
+        """The clips that the backbone's features are made of."""
+        return Inputs(dataclasses.replace(self._clip, stride=1, media=("video",)))
+
+    @property
+    def traits(self) -> Traits:
+        return Traits(
+            clip_tables=self.backbone.traits.clip_tables,
+            adaptation=Adaptation(self.adapt_weights, BACKBONE, self.backbone),
+            classifier=Classes(self.classes, self.running_statistics),
+            features=self.backbone.traits.features,
+            heads=self,
+        )
+
+    @property
+    def _clip(self) -> ClipInput:
+        if self.backbone.inputs.clip is None:
+            raise ValueError(f"config.model.backbone = {self.backbone.name!r} reads no clips")
+        return self.backbone.inputs.clip
+
+    @property
+    def _features(self) -> Features:
+        if self.backbone.traits.features is None:
+            raise ValueError(f"config.model.backbone = {self.backbone.name!r} gives no features")
+        return self.backbone.traits.features
+
     # What the rest asks a model: the backbone's own.
 
     @property
     def frames(self) -> int:
-        return self.backbone.frames
+        return self._clip.frames
 
     @property
     def size(self) -> int:
-        return self.backbone.size
+        return self._clip.size
 
     @property
     def patch(self) -> int:
-        return self.backbone.patch
+        return self._clip.patch
 
     @property
     def tubelet(self) -> int:
-        return self.backbone.tubelet
+        return self._clip.tubelet
 
     @property
-    def encoder(self) -> Any:
-        return self.backbone.encoder
-
-    @property
-    def grid(self) -> tuple[int, int, int]:
-        return self.backbone.grid
+    def grid(self) -> Grid:
+        return self._clip.grid
 
     @property
     def tokens(self) -> int:
-        return self.backbone.tokens
-
-    @property
-    def pos_frames(self) -> int:
-        """Only where the backbone has it, as loaders ask whether it is there."""
-        return self.backbone.pos_frames
+        return self._features.tokens
 
     @property
     def pixel_mean(self) -> Sequence[float]:
-        return self.backbone.pixel_mean
+        return self._clip.pixel_mean
 
     @property
     def pixel_std(self) -> Sequence[float]:
-        return self.backbone.pixel_std
+        return self._clip.pixel_std
 
     @property
     def running_statistics(self) -> bool:
@@ -129,7 +156,7 @@ class ProbeConfig:
         return self.head != "attentive"
 
     @property
-    def sharding_rules(self) -> tuple[tuple[str, tuple[Any, ...]], ...]:
+    def sharding_rules(self) -> ShardingRules:
         """The backbone's. Heads follow the general rule: large ones are split over `fsdp`."""
         return tuple(
             (
@@ -150,17 +177,11 @@ class ProbeConfig:
 
     def backbone_flops(self) -> float:
         """Of the features of one clip."""
-        backbone = self.backbone
-        if hasattr(backbone, "video_flops"):  # a model that also reads text
-            return backbone.video_flops()
-        if hasattr(backbone, "decoder"):  # a masked autoencoder, whose decoder stays idle
-            tokens = backbone.tokens
-            return backbone.embed_flops(tokens) + backbone.encoder.flops(tokens)
-        return backbone.forward_flops()
+        return self._features.flops
 
     def head_flops(self) -> float:
         """Of all heads on one clip, what the backbone pools itself not counted."""
-        width = self.encoder.width
+        width = self._features.width
         if self.head == "concat":
             width *= 1 + (self.grid[0] if self.per_frame else 1)
         return len(self.pairs) * head_flops(self.spec, width, self.tokens, self.classes)
@@ -183,9 +204,8 @@ class ProbeConfig:
         found = {path.removeprefix(BACKBONE): value for path, value in probe.items()}
         own = {path: value for path, value in source.items() if probe and path not in probe}
         found = found or dict(source)
-        if hasattr(self.backbone, "adapt_weights"):
-            known = (frames,) if frames else ()
-            found = self.backbone.adapt_weights(found, *known)
+        if adaptation := self.backbone.traits.adaptation:
+            found = adaptation.weights(found, frames)
         return {**own, **{BACKBONE + path: value for path, value in found.items()}}
 
 
@@ -208,7 +228,8 @@ class ProbeModel:
     def __init__(self, config: ProbeConfig):
         self.config = config
         backbone = config.backbone
-        if getattr(backbone, "classes", 1) == 0:  # its own head stays unused
+        classifier = backbone.traits.classifier
+        if classifier and not classifier.classes:  # its own head stays unused
             backbone = dataclasses.replace(backbone, classes=1)
         self.backbone: Model = backbone.model()
         if not self.backbone.has("features"):
@@ -241,6 +262,10 @@ class ProbeModel:
             width = jnp.zeros(self.width)
             params[SCALE] = {"mean": width, "square": width, "count": jnp.float32(0.0)}
         return params
+
+    def has(self, method: str) -> bool:
+        """Whether `apply` knows this method."""
+        return method in ("__call__", "train", "features")
 
     def apply(self, params: Params, *args: Any, method: str = "__call__", **kwargs: Any) -> Any:
         """`__call__`, `train` or `features`; pure, safe under jit and grad."""

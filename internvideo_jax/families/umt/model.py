@@ -27,6 +27,7 @@ from internvideo_jax.layers.functional import Model
 from internvideo_jax.layers.init import Init
 from internvideo_jax.layers.pos_embed import fixed_table
 from internvideo_jax.layers.tower import SMALLEST, check_layers, last_layers, preset_size
+from internvideo_jax.protocols import Features, Inputs, ShardingRules, Traits
 
 DECODER_EPS = 1e-6  # of the norms in the decoders, as in the encoder
 
@@ -73,7 +74,19 @@ class UMTStudentConfig(VideoConfig):
         return self.stride * self.frames
 
     @property
-    def sharding_rules(self) -> tuple[tuple[str, tuple[Any, ...]], ...]:
+    def inputs(self) -> Inputs:
+        return Inputs(self.clip_input(stride=self.stride))
+
+    @property
+    def traits(self) -> Traits:
+        return dataclasses.replace(
+            super().traits,
+            student=self,
+            features=Features(self.tokens, self.encoder.width, self.forward_flops()),
+        )
+
+    @property
+    def sharding_rules(self) -> ShardingRules:
         return (*super().sharding_rules, DECODER_SHARDING[0])
 
     def smallest(self) -> Self:

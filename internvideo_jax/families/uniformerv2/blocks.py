@@ -92,7 +92,7 @@ class LocalUniBlock(Block):
         return drop_path(y, keys, rate, which, (1, y.shape[2]))
 
     def _local(self, name, x, keys, rate, which, running):
-        layer = getattr(self, name)
+        layer = vars(self)[name]
         if layer is None:
             return x
         y, statistics = layer(x[:, :, 1:], keys is not None)

@@ -35,6 +35,7 @@ from internvideo_jax.layers.tower import (
 )
 from internvideo_jax.ops.pixels import normalize, patchify
 from internvideo_jax.parallel.mesh import constrain
+from internvideo_jax.protocols import Adaptation, Classes, Features, ShardingRules, Traits
 from internvideo_jax.registry import suggest
 from internvideo_jax.types import flatten_paths
 
@@ -171,7 +172,16 @@ class UniFormerV2Config(VideoTowerConfig):
         return self.local_blocks > 0
 
     @property
-    def sharding_rules(self) -> tuple[tuple[str, tuple[Any, ...]], ...]:
+    def traits(self) -> Traits:
+        return dataclasses.replace(
+            super().traits,
+            adaptation=Adaptation(lambda source, _: self.adapt_weights(source)),
+            classifier=Classes(self.classes, self.running_statistics),
+            features=Features(self.tokens, self.encoder.width, self.forward_flops()),
+        )
+
+    @property
+    def sharding_rules(self) -> ShardingRules:
         return BLOCK_SHARDING
 
     def block(self) -> BlockConfig:

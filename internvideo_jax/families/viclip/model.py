@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,14 @@ from internvideo_jax.layers.init import Init
 from internvideo_jax.layers.pos_embed import resize_length, resize_picture
 from internvideo_jax.layers.tower import SMALLEST, TowerConfig, VideoTowerConfig, preset_size, tower
 from internvideo_jax.parallel.mesh import constrain
+from internvideo_jax.protocols import (
+    Adaptation,
+    Features,
+    Inputs,
+    ShardingRules,
+    TextInput,
+    Traits,
+)
 
 VOCABULARY = 49408  # of CLIP's tokenizer
 PICTURE = "encoder/pos_embed/table"
@@ -71,7 +79,15 @@ class VideoTransformerConfig(VideoTowerConfig):
             raise ValueError(f"config.model.embedding = {self.embedding}: expected 1 at least")
 
     @property
-    def sharding_rules(self) -> tuple[tuple[str, tuple[Any, ...]], ...]:
+    def traits(self) -> Traits:
+        return dataclasses.replace(
+            super().traits,
+            adaptation=Adaptation(lambda source, _: self.adapt_weights(source)),
+            features=Features(self.tokens, self.encoder.width, self.video_flops()),
+        )
+
+    @property
+    def sharding_rules(self) -> ShardingRules:
         return BLOCK_SHARDING
 
     def block(self) -> BlockConfig:
@@ -114,16 +130,11 @@ class ViCLIPConfig(VideoTransformerConfig):
     # -10, since nearly all pairs of a batch are wrong. Published files have none.
     logit_bias: bool = False
 
-    reads: ClassVar[tuple[str, ...]] = ("text",)  # parts of the batch beside the video
-    media: ClassVar[tuple[str, ...]] = ("video", "image")
-
     def __post_init__(self) -> None:
         super().__post_init__()
-        for field, least in (("context", 2), ("vocab", 2)):
-            if getattr(self, field) < least:
-                raise ValueError(
-                    f"config.model.{field} = {getattr(self, field)}: expected {least} at least"
-                )
+        for field, value in (("context", self.context), ("vocab", self.vocab)):
+            if value < 2:
+                raise ValueError(f"config.model.{field} = {value}: expected 2 at least")
         if self.temperature <= 0:
             raise ValueError(f"config.model.temperature = {self.temperature}: expected more than 0")
 
@@ -152,7 +163,17 @@ class ViCLIPConfig(VideoTransformerConfig):
         return Model(self, lambda rngs: ViCLIP(self, rngs=rngs))
 
     @property
-    def sharding_rules(self) -> tuple[tuple[str, tuple[Any, ...]], ...]:
+    def inputs(self) -> Inputs:
+        clip = self.clip_input(media=("video", "image"))
+        return Inputs(clip, TextInput(self.context, self.vocab))
+
+    @property
+    def traits(self) -> Traits:
+        stacks = {"encoder": self.encoder, "text": self.text}
+        return dataclasses.replace(super().traits, stacks=stacks)
+
+    @property
+    def sharding_rules(self) -> ShardingRules:
         return (*BLOCK_SHARDING, (r"text/token_embed$", ("tensor", "fsdp")))
 
     def text_block(self) -> BlockConfig:

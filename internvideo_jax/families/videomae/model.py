@@ -26,6 +26,7 @@ from internvideo_jax.layers.pos_embed import Grid, fixed_table
 from internvideo_jax.layers.tower import SMALLEST, TowerConfig, VideoTowerConfig, preset_size, tower
 from internvideo_jax.ops.pixels import token_grid
 from internvideo_jax.parallel.mesh import constrain
+from internvideo_jax.protocols import Classes, Features, ShardingRules, Traits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,16 +75,18 @@ class VideoConfig(VideoTowerConfig):
 
     def smallest(self) -> Self:
         """The same kind of model with two thin layers and four tokens a frame pair."""
-        thin: dict[str, Any] = {"encoder": SMALLEST}
-        if hasattr(self, "decoder"):
-            thin["decoder"] = SMALLEST
+        thin = dict.fromkeys(self.traits.stacks, SMALLEST)
         frames = min(self.frames, 4 * self.tubelet)
         return dataclasses.replace(
             self, **thin, frames=frames, size=2 * self.patch, dtype="float32"
         )
 
     @property
-    def sharding_rules(self) -> tuple[tuple[str, tuple[Any, ...]], ...]:
+    def traits(self) -> Traits:
+        return dataclasses.replace(super().traits, clip_tables=True)
+
+    @property
+    def sharding_rules(self) -> ShardingRules:
         return BLOCK_SHARDING
 
     def block(self, tower: TowerConfig) -> BlockConfig:
@@ -182,6 +185,16 @@ class PretrainConfig(VideoConfig):
         preset = preset_size(SIZES, name)
         settings = {"patch": preset.patch, **changes}
         return cls(encoder=preset.encoder, decoder=preset.decoder(decoder_depth), **settings)
+
+    @property
+    def traits(self) -> Traits:
+        # The decoder stays idle.
+        flops = self.embed_flops(self.tokens) + self.encoder.flops(self.tokens)
+        return dataclasses.replace(
+            super().traits,
+            stacks={"encoder": self.encoder, "decoder": self.decoder},
+            features=Features(self.tokens, self.encoder.width, flops),
+        )
 
     def model(self) -> Model:
         return Model(self, lambda rngs: PretrainModel(self, rngs=rngs))
@@ -284,6 +297,14 @@ class ClassifierConfig(VideoConfig):
     def of_size(cls, name: str, /, **changes: Any) -> ClassifierConfig:
         preset = preset_size(SIZES, name)
         return cls(encoder=preset.encoder, **{"patch": preset.patch, **changes})
+
+    @property
+    def traits(self) -> Traits:
+        return dataclasses.replace(
+            super().traits,
+            classifier=Classes(self.classes, pooled=True),
+            features=Features(self.tokens, self.encoder.width, self.forward_flops()),
+        )
 
     def model(self) -> Model:
         if self.classes < 1:

@@ -17,6 +17,7 @@ from internvideo_jax.layers.block import BlockConfig
 from internvideo_jax.layers.functional import Model
 from internvideo_jax.layers.init import Init
 from internvideo_jax.layers.tower import SMALLEST, TowerConfig, check_layers, preset_size
+from internvideo_jax.protocols import Traits
 
 LAYERS = 4  # that a student is aligned with, the last ones
 
@@ -73,6 +74,10 @@ class VideoMAETeacherConfig(VideoConfig):
     def smallest(self) -> Self:
         layers = last(SMALLEST.depth, len(self.layers))
         return cast(Self, VideoConfig.smallest(dataclasses.replace(self, layers=layers)))
+
+    @property
+    def traits(self) -> Traits:
+        return dataclasses.replace(super().traits, check_source=self.check_source)
 
     def check_source(self, stated: Mapping[str, Any]) -> None:
         """ValueError where a run computed something else with the same weights.

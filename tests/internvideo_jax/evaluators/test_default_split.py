@@ -7,8 +7,8 @@ import pytest
 from data_pipelines.config import ClipConfig, ViewConfig
 from data_pipelines.records import split_names
 from internvideo_jax.evaluators import base
-from internvideo_jax.evaluators.base import Input, Result
 from internvideo_jax.evaluators.run import check_evaluators, headline
+from internvideo_jax.protocols import Input, Result
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,9 @@ def test_the_line_with_the_result_says_it():
 )
 def test_it_is_said_once_at_the_start(capsys, split, splits, said):
     source = Input("", split, ViewConfig(), labelled=True)
-    evaluator = SimpleNamespace(every=0, inputs=lambda: [source, source])
+    evaluator = SimpleNamespace(
+        every=0, inputs=lambda: [source, source], check=lambda context: None
+    )
     stream = SimpleNamespace(close=lambda: None, dataset=opened(*splits))
     context = SimpleNamespace(open=lambda source: stream)
     check_evaluators({"test": evaluator, "off": SimpleNamespace(every=-1)}, context)

@@ -19,8 +19,8 @@ from internvideo_jax.evaluators.probe_grid import ProbeGrid
 from internvideo_jax.evaluators.probes import AttentiveProbe, ConcatProbe, LinearProbe
 from internvideo_jax.evaluators.reconstruction import Reconstruction
 from internvideo_jax.evaluators.video_text import logit_scale
-from internvideo_jax.layers.tower import tower
 from internvideo_jax.parallel.mesh import make_mesh
+from internvideo_jax.protocols import Classes, ClipInput, Features, Inputs, Traits
 
 WIDTH = 8
 VIEWS = ViewConfig(clip=ClipConfig(frames=4, size=16, sampling="dense"), batch=8)
@@ -34,19 +34,23 @@ class Config:
     frames: int = 4
     size: int = 16
     classes: int = 0
-    tokens: int = 4
-    grid: tuple[int, int, int] = (1, 2, 2)
-    tubelet: int = 4
-    patch: int = 8
-    encoder: object = dataclasses.field(default_factory=lambda: tower(WIDTH, 1, 2))
     hold_out: int = 5
     learning_rates: tuple[float, ...] = (0.1, 0.2, 0.3)
     weight_decays: tuple[float, ...] = (0.0,)
-    head_grid: object = None
 
     @property
     def pairs(self):
         return tuple((rate, 0.0) for rate in self.learning_rates)
+
+    @property
+    def inputs(self):
+        grid, tubelet, patch = (1, 2, 2), 4, 8
+        return Inputs(ClipInput(self.frames, self.size, grid, tubelet, patch, (0,) * 3, (1,) * 3))
+
+    @property
+    def traits(self):
+        features = Features(tokens=4, width=WIDTH, flops=0.0)
+        return Traits(classifier=Classes(self.classes), features=features, heads=self)
 
 
 class StandIn:

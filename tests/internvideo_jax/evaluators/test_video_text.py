@@ -28,6 +28,7 @@ from internvideo_jax.families.viclip.model import ViCLIPConfig
 from internvideo_jax.families.videomae.model import PretrainConfig
 from internvideo_jax.layers.tower import tower
 from internvideo_jax.parallel.mesh import make_mesh
+from internvideo_jax.protocols import ClipInput, Inputs, TextInput, Traits
 from internvideo_jax.registry import resolve
 
 
@@ -40,7 +41,15 @@ class Config:
     size: int = 32
     context: int = 16
     vocab: int = 49408
-    reads: tuple[str, ...] = ("text",)
+
+    @property
+    def inputs(self) -> Inputs:
+        clip = ClipInput(self.frames, self.size, (4, 4, 4), 1, 8, (0,) * 3, (1,) * 3)
+        return Inputs(clip, TextInput(self.context, self.vocab))
+
+    @property
+    def traits(self) -> Traits:
+        return Traits()
 
 
 class StandIn:

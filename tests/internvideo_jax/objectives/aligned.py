@@ -18,6 +18,7 @@ from internvideo_jax.layers.functional import Model
 from internvideo_jax.objectives.alignment import Alignment
 from internvideo_jax.ops.pixels import patchify, to_unit
 from internvideo_jax.ops.tokens import take
+from internvideo_jax.protocols import ClipInput, Inputs, Traits
 from internvideo_jax.run.build import Run, build
 from internvideo_jax.run.step import init_state, make_train_step
 from internvideo_jax.types import Batch
@@ -76,6 +77,15 @@ class Network:
     @property
     def pixels(self) -> int:
         return self.tubelet * self.patch**2 * 3
+
+    @property
+    def inputs(self) -> Inputs:
+        half, shape = (0.5,) * 3, (self.frames, self.size, self.grid, self.tubelet, self.patch)
+        return Inputs(ClipInput(*shape, half, half))
+
+    @property
+    def traits(self) -> Traits:
+        return Traits()
 
     def smallest(self) -> Any:
         return self
@@ -140,6 +150,16 @@ class Student(Network):
     mae_layers: Sequence[int] = (1,)
     mae_width: int = 16
     class_token: ClassVar[bool] = True
+
+    @property
+    def inputs(self) -> Inputs:
+        clip = super().inputs.clip
+        assert clip is not None
+        return Inputs(dataclasses.replace(clip, stride=self.stride))
+
+    @property
+    def traits(self) -> Traits:
+        return Traits(student=self)
 
     @property
     def clip_frames(self) -> int:

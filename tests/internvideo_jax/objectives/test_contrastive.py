@@ -16,6 +16,7 @@ from internvideo_jax.config import OptimConfig, TrainConfig
 from internvideo_jax.layers.functional import Model
 from internvideo_jax.objectives.contrastive import Contrastive, clamped
 from internvideo_jax.parallel.microbatch import cached_value_and_gradient, value_and_gradient
+from internvideo_jax.protocols import ClipInput, Inputs, TextInput, Traits
 from internvideo_jax.run.build import build
 from internvideo_jax.run.step import make_train_step, state_from
 from internvideo_jax.types import flatten_paths
@@ -49,8 +50,10 @@ class TwoTowersConfig:
     frames: int = 2
     size: int = 8
     temperature: float = 0.05
-    reads = ("text",)
-    grid = (2, 2, 2)
+    inputs = Inputs(
+        ClipInput(2, 8, (2, 2, 2), 1, 4, (0.5,) * 3, (0.5,) * 3), TextInput(context=32, vocab=49408)
+    )
+    traits = Traits()
     sharding_rules = ()
 
     def model(self):
@@ -226,7 +229,7 @@ def test_settings_that_cannot_be_are_named(changes, message):
 def test_a_model_or_data_without_text_is_named(towers):
     @dataclasses.dataclass(frozen=True)
     class Silent(TwoTowersConfig):
-        reads = ()
+        inputs = dataclasses.replace(TwoTowersConfig.inputs, text=None)
 
     with pytest.raises(ValueError, match="needs a model that reads text.*'two_towers'"):
         Contrastive().check(Silent())

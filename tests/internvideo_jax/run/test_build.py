@@ -12,6 +12,7 @@ from internvideo_jax.config import TrainConfig
 from internvideo_jax.families.videomae.model import ClassifierConfig, PretrainConfig
 from internvideo_jax.objectives.classification import Classification
 from internvideo_jax.objectives.masked_pixels import MaskedPixels
+from internvideo_jax.protocols import Inputs, TextInput
 from internvideo_jax.run.build import build, check_reads
 from tests.data_pipelines.sets import write_set
 
@@ -78,10 +79,11 @@ def test_what_nothing_reads_is_refused(sets):
 
 
 def test_strings_are_for_no_device(sets):
-    class Reader:
-        reads = ("text",)
-
     run = pretrain(f"a={sets}/a", text="first")
+
+    class Reader:
+        inputs = Inputs(text=TextInput(run.data.text_length, vocab=9))
+
     reading = SimpleNamespace(data=run.data, model=Reader(), objective=run.objective)
     with pytest.raises(ValueError, match="text = 'first' without config.data.tokenizer gives str"):
         check_reads(reading)  # type: ignore[arg-type]

@@ -14,9 +14,10 @@ from data_pipelines.stream.pipeline import ViewPass
 from internvideo_jax.config import TrainConfig, to_typed
 from internvideo_jax.evaluate import with_protocol
 from internvideo_jax.evaluators import metrics
-from internvideo_jax.evaluators.base import TILE, deal, describe_data, tile_rows
+from internvideo_jax.evaluators.base import describe_data
 from internvideo_jax.evaluators.classification import Classification, per_class_sheet
 from internvideo_jax.evaluators.published import protocols
+from internvideo_jax.inference.steps import TILE, deal, tile_rows
 from internvideo_jax.recipes.loading import load_recipe
 from tests.data_pipelines.sets import write_set
 from tests.recipes import shipped

@@ -1,0 +1,43 @@
+"""A checkpoint as a model with its parameters on the devices."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from internvideo_jax.checkpoint.initial import initialise
+from internvideo_jax.config import TrainConfig
+from internvideo_jax.parallel.rules import param_shardings
+from internvideo_jax.protocols import Model
+from internvideo_jax.types import Params
+
+
+def on_devices(config: TrainConfig, model: Model, params: Params, mesh: Mesh) -> Params:
+    """Parameters in the shards that the model's rules say."""
+    rules, above = model.config.sharding_rules, config.mesh.shard_above
+    return jax.tree.map(jax.device_put, params, param_shardings(model.shapes(), rules, mesh, above))
+
+
+def load(config: TrainConfig, checkpoint: str, mesh: Mesh) -> tuple[Model, Params]:
+    """The model and its parameters; a head that the checkpoint lacks is 0, as it is not used."""
+    settings, head = config.model, config.model.traits.classifier
+    if head and not head.classes:
+        settings = dataclasses.replace(settings, classes=1)
+    model = settings.model()
+    params, report = initialise(checkpoint, model.shapes(), settings)
+    absent = [name for name in report.fresh if not name.startswith("head/")]
+    if absent:
+        raise ValueError(
+            f"{checkpoint} lacks {len(absent)} parameters of the model, first {absent[0]}; take "
+            "the recipe that it was trained with"
+        )
+    params = jax.tree.map(
+        lambda leaf: (
+            np.zeros(leaf.shape, leaf.dtype) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf
+        ),
+        params,
+    )
+    return model, on_devices(config, model, params, mesh)

@@ -1,0 +1,371 @@
+"""What rooms ask of each other: of models, their configs, frozen networks and tasks.
+
+What everything of a kind has is an attribute. What only some have is an object that may be None:
+it is asked for once, and says by its type what it can do. Nothing is probed by name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Protocol, Self
+
+import jax
+import numpy as np
+
+from data_pipelines.config import ViewConfig
+from internvideo_jax.types import HeadGrid, Params, Tree
+
+# (regular expression on a parameter's path, its axes): see parallel/rules.py.
+ShardingRules = tuple[tuple[str, tuple[Any, ...]], ...]
+Grid = tuple[int, int, int]  # patch tokens in time, height, width
+Shape = tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipInput:
+    """Clips (T, size, size, 3) that a model reads.
+
+    Attributes:
+      frames: T as the model looks at it, in evaluation too.
+      tubelet, patch: frames and pixels of a token.
+      pixel_mean, pixel_std: of its normalisation, for pixels from 0 to 1.
+      stride: the batch of a training step has stride * frames frames; teachers see them all.
+      media: types of the data sets whose clips it takes; a clip of `image` has one frame.
+    """
+
+    frames: int
+    size: int
+    grid: Grid
+    tubelet: int
+    patch: int
+    pixel_mean: Sequence[float]
+    pixel_std: Sequence[float]
+    stride: int = 1
+    media: tuple[str, ...] = ("video",)
+
+
+@dataclasses.dataclass(frozen=True)
+class TextInput:
+    """Ids (context,) below `vocab` that a model reads."""
+
+    context: int
+    vocab: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """The parts of an example that a model reads; None: not that one.
+
+    Of sound, features and segments the shape of one example's array is known.
+    """
+
+    clip: ClipInput | None = None
+    text: TextInput | None = None
+    audio: Shape | None = None
+    features: Shape | None = None
+    segments: Shape | None = None
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of those that it reads."""
+        return tuple(name for name, part in vars(self).items() if part is not None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Adaptation:
+    """Weights of another size, length or family as those of this model.
+
+    Attributes:
+      weights: (weights by path, time steps of their position tables or 0 where these are not
+        known) -> weights by path; ValueError where they do not fit.
+      inside: beginning of the paths of a model inside this one, whose weights these may be.
+      of: the config of that model.
+    """
+
+    weights: Callable[[Mapping[str, np.ndarray], int], dict[str, np.ndarray]]
+    inside: str = ""
+    of: ModelConfig | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Classes:
+    """A head on classes: `model(video)` gives logits (B, classes).
+
+    Attributes:
+      classes: rows of the head; 0 = as many as the data set has.
+      trains_statistics: whether training goes through the method `train`, which gives new values of
+        running statistics beside the logits.
+      pooled: whether the method `pool` gives the vector that enters the head.
+    """
+
+    classes: int
+    trains_statistics: bool = False
+    pooled: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Features:
+    """The method `features` gives tokens (B, tokens, width) of a clip, a class token not counted.
+
+    Attributes:
+      flops: of one clip.
+    """
+
+    tokens: int
+    width: int
+    flops: float
+
+
+class Stack(Protocol):
+    """Transformer blocks of one size."""
+
+    @property
+    def width(self) -> int: ...
+    @property
+    def depth(self) -> int: ...
+    @property
+    def heads(self) -> int: ...
+
+
+class Heads(Protocol):
+    """Heads that train side by side on one backbone: logits are (P, B, classes).
+
+    Attributes:
+      hold_out: every so many-th record teaches no head and may choose between them; 0 = none.
+    """
+
+    @property
+    def head_grid(self) -> HeadGrid: ...
+    @property
+    def pairs(self) -> Sequence[tuple[float, float]]:
+        """(learning rate, weight decay) of every head, the decay changing fastest."""
+        ...
+
+    @property
+    def learning_rates(self) -> Sequence[float]: ...
+    @property
+    def weight_decays(self) -> Sequence[float]: ...
+    @property
+    def hold_out(self) -> int: ...
+    def head_flops(self) -> float:
+        """Of all heads on one clip."""
+        ...
+
+
+class Student(Protocol):
+    """A model with decoders for the features of teachers; a width of 0, no layers: no decoder."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def frames(self) -> int: ...
+    @property
+    def grid(self) -> Grid: ...
+    @property
+    def patch(self) -> int: ...
+    @property
+    def clip_frames(self) -> int:
+        """Frames of a clip in the batch."""
+        ...
+
+    @property
+    def class_token(self) -> bool:
+        """Whether it is the first of the aligned tokens."""
+        ...
+
+    @property
+    def clip_layers(self) -> Sequence[int]: ...
+    @property
+    def clip_width(self) -> int: ...
+    @property
+    def final_width(self) -> int: ...
+    @property
+    def mae_layers(self) -> Sequence[int]: ...
+    @property
+    def mae_width(self) -> int: ...
+    def forward_flops(self, visible: int | None = None, /) -> float: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Traits:
+    """What a model can do beside being trained.
+
+    Attributes:
+      stacks: its stacks of blocks, by field of config.model.
+      remat: what backward passes compute anew; None: it cannot choose.
+      clip_tables: whether its position tables are of a whole clip, not of a single frame.
+      check_source: raises ValueError for the stated settings of a run whose weights of the same
+        shapes mean something else.
+    """
+
+    stacks: Mapping[str, Stack] = dataclasses.field(default_factory=dict)
+    remat: str | None = None
+    clip_tables: bool = False
+    adaptation: Adaptation | None = None
+    check_source: Callable[[Mapping[str, Any]], None] | None = None
+    classifier: Classes | None = None
+    features: Features | None = None
+    heads: Heads | None = None
+    student: Student | None = None
+
+
+def clip_of(config: ModelConfig) -> ClipInput:
+    """The clips that a model reads; ValueError for one that reads none."""
+    if config.inputs.clip is None:
+        raise ValueError(f"config.model is {config.name!r}, which reads no clips")
+    return config.inputs.clip
+
+
+def heads_of(config: ModelConfig) -> Heads:
+    """The heads of a probe; ValueError for a model without them."""
+    if config.traits.heads is None:
+        raise ValueError(f"config.model is {config.name!r}, which has no heads side by side")
+    return config.traits.heads
+
+
+def classes_of(config: ModelConfig) -> Classes:
+    """The head of a classifier; ValueError for a model without one."""
+    if config.traits.classifier is None:
+        raise ValueError(f"config.model is {config.name!r}, which has no classes")
+    return config.traits.classifier
+
+
+class ModelConfig(Protocol):
+    """A frozen dataclass that is config.model. What evaluators ask of a model stands in it."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def inputs(self) -> Inputs: ...
+    @property
+    def traits(self) -> Traits: ...
+    @property
+    def sharding_rules(self) -> ShardingRules: ...
+    @property
+    def forward_flops(self) -> Callable[..., float]:
+        """Of one example; (tokens that the encoder sees, tokens that are decoded), where a model
+        can leave some out."""
+        ...
+
+    def model(self) -> Model:
+        """The network; ValueError where a setting is missing that the data give."""
+        ...
+
+    def smallest(self) -> Self:
+        """The same kind of model in small, for rehearsals."""
+        ...
+
+
+class Model(Protocol):
+    """Pure functions around a nested dict of arrays."""
+
+    @property
+    def config(self) -> ModelConfig: ...
+
+    def init(self, key: jax.Array) -> Params: ...
+    def shapes(self) -> Params:
+        """The parameter tree as `jax.ShapeDtypeStruct`s."""
+        ...
+
+    def has(self, method: str) -> bool: ...
+    def apply(self, params: Params, *args: Any, method: str = ..., **kwargs: Any) -> Any: ...
+
+
+class TeacherConfig(ModelConfig, Protocol):
+    """The config of a network that never learns."""
+
+    @property
+    def init_from(self) -> str:
+        """Run or weight file; "random" to rehearse."""
+        ...
+
+    @property
+    def dtype(self) -> str: ...
+
+
+class FrozenNetwork(Protocol):
+    """A network in the step that never learns, before it is loaded."""
+
+    @property
+    def field(self) -> str:
+        """Where in the config it stands."""
+        ...
+
+    @property
+    def config(self) -> TeacherConfig: ...
+    @property
+    def model(self) -> Model: ...
+    @property
+    def shapes(self) -> Params: ...
+    @property
+    def shardings(self) -> Tree: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Input:
+    """One split that an evaluator reads."""
+
+    data: str  # directory; empty: the run's
+    split: str  # empty: that of `default_split`
+    views: ViewConfig
+    labelled: bool  # whether it needs labels
+    _: dataclasses.KW_ONLY
+    head: bool = False  # whether its classes must be those of the model's head
+    seconds: float = 0.0  # only so much from the beginning of every clip; 0 = all
+
+
+class Scores(Protocol):
+    """Scores of the videos of a split."""
+
+    def rows(self, *, every: bool = ...) -> Iterator[dict[str, Any]]:
+        """A row per video; with `every` it has the scores of all classes."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """Numbers, and everything needed to say what they mean."""
+
+    metrics: Mapping[str, float]
+    protocol: Mapping[str, Any]  # views, merge rule, data fingerprint ...
+    tables: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # JSON values
+    pictures: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)  # (H, W, 3)
+    animations: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)  # (T, H, W, 3)
+    captions: Mapping[str, str] = dataclasses.field(default_factory=dict)  # of pictures, by name
+    sheets: Mapping[str, str] = dataclasses.field(default_factory=dict)  # CSV, for people
+    scored: Scores | None = None  # of every video, for those who ask
+
+
+class Evaluator(Protocol):
+    """A frozen dataclass with the settings of one task, config.evals.LABEL.
+
+    Attributes:
+      every: steps between runs during training; 0 = only at the end, -1 = never.
+      views: which clips of a video it looks at.
+      compares_texts: whether it compares videos with texts.
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+    compares_texts: ClassVar[bool]
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def every(self) -> int: ...
+    @property
+    def views(self) -> ViewConfig: ...
+    def inputs(self) -> Sequence[Input]:
+        """The splits that it will read, so that a run can check them before the first step."""
+        ...
+
+    # The context is an EvalContext of evaluators/base.py, which knows more than this floor.
+    def check(self, context: Any) -> None:
+        """ValueError, OSError or ImportError for what a run would stumble over beside `inputs`."""
+        ...
+
+    def run(self, context: Any) -> Result: ...
