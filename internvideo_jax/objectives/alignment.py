@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from data_pipelines.limits import limited
 from internvideo_jax.config import component
+from internvideo_jax.objectives.base import Frozen, Objective
 from internvideo_jax.ops import masking
 from internvideo_jax.ops.alignment import DISTANCES, alignment_loss
 from internvideo_jax.types import Batch, Mean, Params
@@ -25,11 +26,9 @@ VISIBLE = PREFIX + "visible"
 # Weight of the objective -> its feature, which is also the student's output.
 HEADS = {"middle": "clip_middle", "final": "clip_final", "mae": "mae"}
 
-Frozen = Mapping[str, tuple[Any, Params]]  # clip_teacher, mae_teacher -> model and parameters
-
 
 @dataclasses.dataclass(frozen=True)
-class Alignment:
+class Alignment(Objective):
     """Distances between the student's features and those of up to two teachers, at visible tokens.
 
     The clip teacher gives tokens of several layers (`middle`), one vector (`final`) and the
@@ -52,9 +51,6 @@ class Alignment:
     distance: str = "cosine"  # cosine | mse | smooth_l1: ops/alignment.py
     clip_teacher: Any = component("teacher", optional=True)
     mae_teacher: Any = component("teacher", optional=True)
-
-    # Those that decide the targets beside the teachers: target_cache.py.
-    target_fields: ClassVar[tuple[str, ...]] = ("mask", "per_frame", "ratio")
 
     @property
     def wanted(self) -> dict[str, float]:
@@ -295,18 +291,21 @@ class Alignment:
         """
         return 3.0 * config.forward_flops(self.visible(config))
 
-    def teacher_flops(self) -> float:
-        """FLOPs of the teachers in the step for one training example."""
-        teachers = (self.clip_teacher, self.mae_teacher)
-        return sum(teacher.forward_flops() for teacher in teachers if teacher is not None)
+    def networks(self) -> dict[str, Any]:
+        teachers = {"clip_teacher": self.clip_teacher, "mae_teacher": self.mae_teacher}
+        return {name: teacher for name, teacher in teachers.items() if teacher is not None}
 
-    def smallest(self, student: Any) -> tuple[Alignment, Any]:
+    def target_settings(self) -> dict[str, Any]:
+        fields = ("name", "mask", "per_frame", "ratio")
+        return {name: getattr(self, name) for name in fields}
+
+    def smallest(self, model: Any) -> tuple[Alignment, Any]:
         """For a rehearsal: the smallest random teachers, and the student with heads that fit them.
 
         The teachers take the student's grid, the student the teachers' widths; both keep as many
         of the last aligned layers as the shallower one has.
         """
-        teachers, changes = {}, {}
+        student, teachers, changes = model, {}, {}
         for field, layers, width, frames in (
             ("clip_teacher", "clip_layers", "clip_width", student.frames),
             ("mae_teacher", "mae_layers", "mae_width", getattr(student, "clip_frames", 0)),

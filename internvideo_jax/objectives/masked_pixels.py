@@ -7,13 +7,14 @@ from typing import Any
 
 import jax
 
+from internvideo_jax.objectives.base import Objective
 from internvideo_jax.ops import masking
 from internvideo_jax.ops.reconstruction import pixel_loss
-from internvideo_jax.types import Batch, Mean, Params
+from internvideo_jax.types import Batch, Loss, Params
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskedPixels:
+class MaskedPixels(Objective):
     """Mean squared error on the pixels of hidden tokens.
 
     With `decoder_ratio` > 0 the decoder reconstructs only the tokens that a running cell leaves
@@ -42,8 +43,8 @@ class MaskedPixels:
 
     def loss(
         self, model: Any, params: Params, batch: Batch, key: jax.Array, step: jax.Array
-    ) -> tuple[Mean, dict[str, Mean]]:
-        """The loss as an exact mean, and further means to log.
+    ) -> Loss:
+        """The mean over hidden tokens that are decoded.
 
         Args:
           model: gives `apply` and the model's `config`.
@@ -63,7 +64,7 @@ class MaskedPixels:
             patch=model.config.patch,
             normalized=self.normalized,
         )
-        return loss, {}
+        return Loss(loss)
 
     def flops(self, config: Any) -> float:
         """Model FLOPs of one training example: forward and twice that for the backward pass."""

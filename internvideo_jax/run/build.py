@@ -47,7 +47,7 @@ class Run:
     @property
     def frozen_flops(self) -> float:
         """FLOPs of the frozen networks for one training example."""
-        return self.objective.teacher_flops() if self.frozen else 0.0
+        return self.objective.teacher_flops()
 
 
 def build(
@@ -184,7 +184,7 @@ def _length_line(config: TrainConfig, mesh: Mesh, clips: int, warmup: int, steps
 
 def batch_unit(config: TrainConfig, mesh: Mesh) -> int:
     """What a batch must be a multiple of: devices x microbatches, whole pairs where clips mix."""
-    pairs = 2 if getattr(config.objective, "pairs", False) else 1
+    pairs = 2 if config.objective.pairs else 1
     devices = mesh.shape["data"] * mesh.shape["fsdp"]
     return config.optim.accumulate * math.lcm(devices, pairs)
 
@@ -229,7 +229,7 @@ def check_reads(config: TrainConfig) -> None:
     Model and objective say in `reads` what they take beside the video: text, audio, features.
     """
     data = config.data
-    reads = (*getattr(config.model, "reads", ()), *getattr(config.objective, "reads", ()))
+    reads = (*getattr(config.model, "reads", ()), *config.objective.reads)
     parts = [part.features for part in mixture.components_of(data)]
     for kind, field, value, off in (
         ("text", "text", data.text, "off"),
@@ -257,7 +257,7 @@ def check_reads(config: TrainConfig) -> None:
 def check_cached(config: TrainConfig) -> None:
     """ValueError where the objective takes features from the batch and a set has none."""
     objective = config.objective
-    if "features" not in getattr(objective, "reads", ()):
+    if "features" not in objective.reads:
         return
     for part in mixture.components_of(config.data):
         if not part.features:
@@ -308,7 +308,7 @@ def check_pairs(config: TrainConfig, media: str, mesh: Mesh) -> None:
     the global batch, repeats of a video counted, over optim.accumulate.
     """
     batch, parts = config.data.batch_of(media), config.optim.accumulate
-    if not getattr(config.objective, "pairs", False) or batch // parts % 2 == 0:
+    if not config.objective.pairs or batch // parts % 2 == 0:
         return
     devices = mesh.shape["data"] * mesh.shape["fsdp"]
     unit = math.lcm(parts * math.lcm(devices, 2), config.data.repeats)

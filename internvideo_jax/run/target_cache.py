@@ -30,14 +30,13 @@ def file_name(split: str) -> str:
 def target_settings(config: TrainConfig, component: Component, dataset: Dataset) -> dict[str, Any]:
     """What of a run decides the targets of a set beside teachers and records, as JSON values.
 
-    The pixels of each view, the token grid, and what the objective names in `target_fields`.
+    The pixels of each view, the token grid, and the objective's `target_settings`.
     """
-    model, objective = config.model, config.objective
-    fields = getattr(objective, "target_fields", ())
+    model = config.model
     return {
         "config.data": view_settings(config.data, component, dataset),
         "config.model": {"frames": model.frames, "grid": list(model.grid)},
-        "config.objective": {name: getattr(objective, name) for name in ("name", *fields)},
+        "config.objective": config.objective.target_settings(),
         "config.seed": config.seed,
     }
 
@@ -52,7 +51,7 @@ def check_targets(config: TrainConfig) -> list[str]:
       ValueError: targets of other settings; names every difference.
       FileNotFoundError: a set is not there.
     """
-    if "features" not in getattr(config.objective, "reads", ()):
+    if "features" not in config.objective.reads:
         return []
     notes = []
     for component, dataset in mixture.open_components(config.data):
