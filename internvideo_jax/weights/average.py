@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from internvideo_jax.families.viclip.model import FRAMES, TEXT
-from internvideo_jax.layers.pos_embed import resize_length
+from internvideo_jax.ops.position_tables import resize_length
 from internvideo_jax.weights import files
 from internvideo_jax.weights.rules import Tensors
 
