@@ -19,8 +19,13 @@ from internvideo_jax import registry
 from internvideo_jax.protocols import Evaluator, ModelConfig
 
 
-def component(kind: str, *, optional: bool = False) -> Any:
-    """A field that holds one registered component, chosen by its `name`; or None if `optional`."""
+def component(kind: str, *, optional: bool = False, many: bool = False) -> Any:
+    """A field that holds one registered component, chosen by its `name`; or None if `optional`.
+
+    With `many` it holds a mapping of them by label, empty by default.
+    """
+    if many:
+        return dataclasses.field(default_factory=dict, metadata={"kind": kind, "many": True})
     if optional:
         return dataclasses.field(default=None, metadata={"kind": kind, "optional": True})
     return dataclasses.field(metadata={"kind": kind})
@@ -136,9 +141,7 @@ class TrainConfig:
     log: LogConfig = LogConfig()
     watchdog: WatchdogConfig = WatchdogConfig()
     profile: ProfileConfig = ProfileConfig()
-    evals: Mapping[str, Evaluator] = dataclasses.field(
-        default_factory=dict, metadata={"kind": "evaluator", "many": True}
-    )
+    evals: Mapping[str, Evaluator] = component("evaluator", many=True)
     seed: int = limited(0)  # parameters, masks and drop path; the data have data.seed
     steps: int = 0  # length of the run; either this or epochs
     epochs: float = limited(0.0, least=0)

@@ -42,6 +42,7 @@ OBJECTIVES = {
     "alignment": "internvideo_jax.objectives.alignment:Alignment",
     "contrastive": "internvideo_jax.objectives.contrastive:Contrastive",
     "probe": "internvideo_jax.objectives.probe:Probe",
+    "several": "internvideo_jax.objectives.several:Several",
 }
 
 TEACHERS = {

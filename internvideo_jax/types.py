@@ -1,8 +1,9 @@
-"""The few types every room shares: the batch, the parameter tree, the train state, a mean."""
+"""The few types every room shares: the batch, the parameter tree, the train state, the loss."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -20,9 +21,6 @@ import numpy as np
 #   text      (B, L) int32 and has_text (B,) bool, where captions are asked for: token numbers
 #   valid     (B,)   bool, False for rows that only pad an evaluation batch
 Batch = Mapping[str, Any]
-
-# Metrics of this name are no metrics: new values of running statistics, by parameter path.
-STATISTICS = "statistics/"
 
 # A pytree of jax: any nesting of arrays, of their shapes, or of their shardings.
 Tree = Any
@@ -67,6 +65,65 @@ class Mean(NamedTuple):
     def value(self) -> jax.Array:
         """`total / weight`; 0 when nothing was counted."""
         return self.total / jnp.maximum(self.weight, 1e-9)
+
+
+class Running(NamedTuple):
+    """A count that is smoothed over steps before it divides: `keep * old + (1 - keep) * count`.
+
+    Attributes:
+      path: of the scalar parameter that holds the old value and takes the new one. No gradient
+        moves it, nor must weight decay.
+      keep: share of the old value. A count below 1 enters as 1.
+    """
+
+    path: str
+    keep: float
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["mean"], meta_fields=["weight", "running"]
+)
+@dataclasses.dataclass(frozen=True)
+class Term:
+    """One addend of a loss: `weight * mean.total / mean.weight`, each term over its own count.
+
+    Attributes:
+      mean: over the examples (tokens, pairs, anchors ...) that this term counts. The count must
+        not depend on the parameters.
+      weight: factor of the term.
+      running: takes the place of the count; for losses that divide by a running average of it.
+    """
+
+    mean: Mean
+    weight: float = 1.0
+    running: Running | None = None
+
+
+# A lone Mean is the one term of its objective.
+Terms = Mean | Mapping[str, Term]
+
+
+class Loss(NamedTuple):
+    """What an objective says of a part of a batch. A plain pair (terms, metrics) does as well.
+
+    Attributes:
+      terms: their sum is minimised; with several of them each is logged under its name.
+      metrics: further means to log.
+      updates: new values of parameters that no gradient moves, such as the running statistics of a
+        normalisation, by parameter path. Microbatches are averaged.
+    """
+
+    terms: Terms
+    metrics: Mapping[str, Mean] = {}
+    updates: Mapping[str, Mean] = {}
+
+    @classmethod
+    def of(cls, found: Found) -> Loss:
+        """What an objective returned, pair or not."""
+        return found if isinstance(found, Loss) else cls(*found)
+
+
+Found = Loss | tuple[Terms, Mapping[str, Mean]]
 
 
 @jax.tree_util.register_dataclass

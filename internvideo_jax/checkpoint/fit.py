@@ -9,8 +9,6 @@ import numpy as np
 
 from internvideo_jax.protocols import ModelConfig, clip_of
 
-Grid = tuple[int, int, int]
-
 TOWERS = ("encoder", "decoder")
 # Fields of config.model that decide what a weight means -> why nothing is done about another value.
 WHY = {
@@ -74,30 +72,3 @@ def differing_fields(found: Mapping[str, int], config: ModelConfig) -> list[str]
         if field in WHY and here is not None and here != value:
             lines.append(f"  {name} {value} there, config.model.{name} = {here}: {WHY[field]}")
     return lines
-
-
-def source_grid(rows: int, found: Mapping[str, int], grid: Grid) -> Grid:
-    """The token grid (time, height, width) of a learnable position table of `rows` rows.
-
-    A run says it. A weight file does not: then, as in the reference, the table is of as many frames
-    as the model takes, and its frames are square.
-
-    Raises:
-      ValueError: it is not.
-    """
-    if {"patch", "tubelet", "frames", "size"} <= found.keys():
-        side = found["size"] // found["patch"]
-        return found["frames"] // found["tubelet"], side, side
-    side = round((rows / grid[0]) ** 0.5)
-    if grid[0] * side * side == rows:
-        return grid[0], side, side
-    squares = [time for time in range(1, rows + 1) if _square(rows, time)]
-    raise ValueError(
-        f"its position table has {rows} rows, which is no square grid over the {grid[0]} "
-        f"time steps of config.model.frames. A file does not say its own, and is resized in space "
-        f"only; numbers of time steps that would give a square: {squares}"
-    )
-
-
-def _square(rows: int, time: int) -> bool:
-    return rows % time == 0 and round((rows // time) ** 0.5) ** 2 == rows // time

@@ -12,9 +12,9 @@ import jax
 import numpy as np
 
 from internvideo_jax.checkpoint.classes import HEAD, HeadRows, head_rows, some
-from internvideo_jax.checkpoint.fit import Grid, differing_fields, settings_of, source_grid
+from internvideo_jax.checkpoint.fit import differing_fields, settings_of
 from internvideo_jax.checkpoint.reading import Step, step_of
-from internvideo_jax.ops.resize import resize_table
+from internvideo_jax.ops.position_tables import Grid, resize_patches
 from internvideo_jax.parallel.multihost import to_host
 from internvideo_jax.protocols import ModelConfig, Traits, clip_of
 from internvideo_jax.types import (
@@ -176,83 +176,128 @@ def initialise(
     Raises:
       ValueError: nothing matches, a shape differs that must not, or the classes do.
     """
-    loaded_from = load_source(path)
-    source = loaded_from.params
-    known = settings_of(source, loaded_from.stated, config)
-    adapted: set[str] = set()
+    source, target = load_source(path), flatten_paths(fresh)
+    try:
+        adapted = _adapt(source, config)
+        head = _head(source, target, rows, classes)
+        matched = _match(adapted, target, clip_of(config).grid, head)
+    except _Unfit as error:
+        raise ValueError(f"{path} does not fit this model: {error}") from error
+    _check(path, adapted, matched, target, config)
+    taken = {*matched.loaded, *matched.resized}
+    report = LoadReport(
+        path,
+        tuple(matched.loaded),
+        tuple(matched.resized),
+        tuple(name for name in adapted.params if name not in taken),
+        tuple(name for name in target if name not in taken),
+        head,
+    )
+    return unflatten_paths(matched.values), report
+
+
+class _Unfit(ValueError):
+    """Weights that the model makes nothing of."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Adapted:
+    """What the model made of the source: parameters by path, which of them are other ones now."""
+
+    params: Mapping[str, np.ndarray]
+    changed: frozenset[str]
+    known: Mapping[str, int]  # fields of config.model that they were made with
+
+
+@dataclasses.dataclass
+class _Matched:
+    """The target with what the source has, and paths by what became of them."""
+
+    values: dict[str, Any]
+    loaded: list[str] = dataclasses.field(default_factory=list)
+    resized: list[str] = dataclasses.field(default_factory=list)
+    other: list[str] = dataclasses.field(default_factory=list)  # lines: shapes that differ
+
+
+def _adapt(source: Source, config: ModelConfig) -> _Adapted:
+    """The source as the model's traits would have it; _Unfit where they refuse it."""
+    known = settings_of(source.params, source.stated, config)
     traits = config.traits
-    if traits.check_source:  # what no shape tells
-        try:
-            traits.check_source(loaded_from.stated)
-        except ValueError as error:
-            raise ValueError(f"{path} does not fit this model: {error}") from error
-    if traits.adaptation:  # what a model can make of weights of another kind
-        try:
-            found, source = source, traits.adaptation.weights(source, _steps(traits, known))
-        except ValueError as error:
-            raise ValueError(f"{path} does not fit this model: {error}") from error
-        inside = traits.adaptation.inside
-        was = {name: found.get(name, found.get(name.removeprefix(inside))) for name in source}
-        adapted = {
-            name for name, old in was.items() if old is not None and _differ(old, source[name])
-        }
-        if f"{inside}encoder/patch_embed/kernel" in adapted:
-            known.pop("tubelet", None)  # made another one
-    target = flatten_paths(fresh)
-    head = _head(loaded_from, target, rows, classes)
-    values: dict[str, Any] = dict(target)
-    loaded, resized, other = [], [], []
+    try:
+        if traits.check_source:  # what no shape tells
+            traits.check_source(source.stated)
+        if not traits.adaptation:  # what a model makes of weights of another kind
+            return _Adapted(source.params, frozenset(), known)
+        params = traits.adaptation.weights(source.params, _steps(traits, known))
+    except ValueError as error:
+        raise _Unfit(str(error)) from error
+    inside = traits.adaptation.inside
+    found = source.params
+    was = {name: found.get(name, found.get(name.removeprefix(inside))) for name in params}
+    changed = frozenset(
+        name for name, old in was.items() if old is not None and _differ(old, params[name])
+    )
+    if f"{inside}encoder/patch_embed/kernel" in changed:
+        known.pop("tubelet", None)  # made another one
+    return _Adapted(params, changed, known)
+
+
+def _match(
+    source: _Adapted, target: Mapping[str, Any], grid: Grid, head: HeadRows | None
+) -> _Matched:
+    """Parameters of the same path; _Unfit where a position table is of no square grid."""
+    found = _Matched(dict(target))
     for name, leaf in target.items():
-        if name not in source:
+        if name not in source.params:
             continue
-        value = source[name]
+        value = source.params[name]
         if name in HEAD and head is not None:
             if not head.fresh:
-                values[name] = _head_values(head, value, leaf)
-                loaded.append(name)
-        elif name.rsplit("/", 1)[-1] in TABLES:
+                found.values[name] = _head_values(head, value, leaf)
+                found.loaded.append(name)
+            continue
+        changed = name in source.changed
+        if name.rsplit("/", 1)[-1] in TABLES:
             try:
-                values[name], changed = _table(value, leaf, known, clip_of(config).grid)
+                value, changed = resize_patches(value, leaf.shape[0], source.known, grid)
             except ValueError as error:
-                raise ValueError(f"{path} does not fit this model: {error}") from error
-            (resized if changed else loaded).append(name)
-        elif value.shape == leaf.shape:
-            values[name] = value.astype(leaf.dtype)
-            (resized if name in adapted else loaded).append(name)
-        else:
-            other.append(f"  {name}: found {value.shape}, expected {leaf.shape}")
-    fields = differing_fields(known, config) if loaded or resized or other else []
-    if any("pos_embed/table:" in line for line in other):
+                raise _Unfit(str(error)) from error
+        elif value.shape != leaf.shape:
+            found.other.append(f"  {name}: found {value.shape}, expected {leaf.shape}")
+            continue
+        found.values[name] = value.astype(leaf.dtype)
+        (found.resized if changed else found.loaded).append(name)
+    return found
+
+
+def _check(
+    path: str, source: _Adapted, found: _Matched, target: Mapping[str, Any], config: Any
+) -> None:
+    """ValueError where shapes or settings differ, nothing was found, or values are not finite."""
+    matched = [*found.loaded, *found.resized]
+    fields = differing_fields(source.known, config) if matched or found.other else []
+    if any("pos_embed/table:" in line for line in found.other):
+        size = source.known.get("size", "of another number of patches")
         fields.append(
-            f"  size {known.get('size', 'of another number of patches')} there, "
-            f"config.model.size = {clip_of(config).size}: this position table is not resized"
+            f"  size {size} there, config.model.size = {clip_of(config).size}: this position table "
+            "is not resized"
         )
-    if other or fields:
+    if found.other or fields:
         raise ValueError(
             f"{path} does not fit this model:\n"
-            + "\n".join([*fields, *other[:5]])
+            + "\n".join([*fields, *found.other[:5]])
             + "\nGive these fields the values that the weights were made with"
         )
-    if not loaded:
+    if not found.loaded:
         raise ValueError(
-            f"{path} shares no parameter with this model; it has {', '.join(list(source)[:3])}, "
-            f"the model has {', '.join(list(target)[:3])}"
+            f"{path} shares no parameter with this model; it has "
+            f"{', '.join(list(source.params)[:3])}, the model has {', '.join(list(target)[:3])}"
         )
-    if bad := finite.describe({name: values[name] for name in (*loaded, *resized)}, len(values)):
+    if bad := finite.describe({name: found.values[name] for name in matched}, len(target)):
         raise ValueError(
             f"{path}: {bad}. Take an earlier checkpoint, or the file of another precision; "
             "`ivj weights inspect` names what a file holds"
         )
-    matched = {*loaded, *resized}
-    report = LoadReport(
-        path,
-        tuple(loaded),
-        tuple(resized),
-        tuple(name for name in source if name not in matched),
-        tuple(name for name in target if name not in matched),
-        head,
-    )
-    return unflatten_paths(values), report
 
 
 def _differ(one: np.ndarray, other: np.ndarray) -> bool:
@@ -284,13 +329,3 @@ def _head_values(head: HeadRows, value: np.ndarray, leaf: Leaf) -> np.ndarray:
     abstract = isinstance(leaf, jax.ShapeDtypeStruct)
     initial = np.zeros(leaf.shape, leaf.dtype) if abstract else to_host(leaf)
     return head.take(value, initial).astype(leaf.dtype)
-
-
-def _table(
-    value: np.ndarray, leaf: Leaf, known: Mapping[str, int], grid: Grid
-) -> tuple[np.ndarray, bool]:
-    """A learnable position table on the model's grid, and whether it was another one."""
-    rows = value.shape[0]
-    its = grid if rows == leaf.shape[0] and "frames" not in known else None
-    its = its or source_grid(rows, known, grid)
-    return resize_table(value, its, grid).astype(leaf.dtype), its != grid

@@ -110,8 +110,7 @@ def batch_shapes(config: TrainConfig, mesh: jax.sharding.Mesh) -> dict[str, jax.
     if data.text != "off":
         shapes["text"] = ((data.text_length,), jnp.int32)
         shapes["has_text"] = ((), jnp.bool_)
-    if hasattr(config.objective, "cached_shapes"):
-        shapes |= config.objective.cached_shapes(config.model)
+    shapes |= config.objective.cached_shapes(config.model)
     return {
         name: jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=sharding)
         for name, (shape, dtype) in shapes.items()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from internvideo_jax.ops.resize import linear_weights, resize_table
+from internvideo_jax.ops.resize import resize_table
 
 Grid = tuple[int, int, int]
 SHARES = {"joint": 16, "separable": 4}  # what divides a width of sines and cosines on all axes
@@ -132,45 +132,3 @@ def fixed_table(kind: str, grid: Grid, width: int, base: Grid) -> np.ndarray:
     raise ValueError(
         f"unknown position table {kind!r}; known: sincos, resized, separable, learnable"
     )
-
-
-def resize_picture(table: np.ndarray, side: int) -> np.ndarray:
-    """A CLIP table for another number of patches: bicubic, the class token's row stays.
-
-    Args:
-      table: (1 + s*s, D).
-      side: patches along an edge.
-
-    Returns:
-      (1 + side*side, D) in the dtype of `table`.
-
-    Raises:
-      ValueError: the places of `table` are no square.
-    """
-    old = round((len(table) - 1) ** 0.5)
-    if 1 + old * old != len(table):
-        raise ValueError(
-            f"a position table of {len(table)} rows is not that of a class token and a square grid"
-        )
-    places = resize_table(table[1:], (1, old, old), (1, side, side))
-    return np.concatenate([table[:1], places])
-
-
-def resize_length(table: np.ndarray, rows: int, *, longer: str) -> np.ndarray:
-    """A table of frames or text positions for another length; a shorter one is its beginning.
-
-    Args:
-      table: (n, D).
-      longer: `linear` stretches the table (another ViCLIP), `zero` appends zeros (text of CLIP).
-
-    Returns:
-      (rows, D) in the dtype of `table`.
-    """
-    if rows <= len(table):
-        return table[:rows]
-    if longer == "linear":
-        stretched = linear_weights(len(table), rows) @ table.astype(np.float64)
-        return stretched.astype(table.dtype)
-    if longer == "zero":
-        return np.pad(table, [(0, rows - len(table)), (0, 0)])
-    raise ValueError(f"unknown rule {longer!r} for a longer table; known: linear, zero")

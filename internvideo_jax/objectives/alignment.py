@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from data_pipelines.limits import limited
 from internvideo_jax.config import component
+from internvideo_jax.objectives.base import Frozen, Objective
 from internvideo_jax.ops import masking
 from internvideo_jax.ops.alignment import DISTANCES, alignment_loss
 from internvideo_jax.protocols import Model, ModelConfig, Student, clip_of
@@ -26,11 +27,9 @@ VISIBLE = PREFIX + "visible"
 # Weight of the objective -> its feature, which is also the student's output.
 HEADS = {"middle": "clip_middle", "final": "clip_final", "mae": "mae"}
 
-Frozen = Mapping[str, tuple[Any, Params]]  # clip_teacher, mae_teacher -> model and parameters
-
 
 @dataclasses.dataclass(frozen=True)
-class Alignment:
+class Alignment(Objective):
     """Distances between the student's features and those of up to two teachers, at visible tokens.
 
     The clip teacher gives tokens of several layers (`middle`), one vector (`final`) and the
@@ -53,9 +52,6 @@ class Alignment:
     distance: str = "cosine"  # cosine | mse | smooth_l1: ops/alignment.py
     clip_teacher: Any = component("teacher", optional=True)
     mae_teacher: Any = component("teacher", optional=True)
-
-    # Those that decide the targets beside the teachers: target_cache.py.
-    target_fields: ClassVar[tuple[str, ...]] = ("mask", "per_frame", "ratio")
 
     @property
     def wanted(self) -> dict[str, float]:
@@ -289,18 +285,25 @@ class Alignment:
         """
         return 3.0 * config.forward_flops(self.visible(config))
 
-    def teacher_flops(self) -> float:
-        """FLOPs of the teachers in the step for one training example."""
-        teachers = (self.clip_teacher, self.mae_teacher)
-        return sum(teacher.forward_flops() for teacher in teachers if teacher is not None)
+    def networks(self) -> dict[str, Any]:
+        teachers = {"clip_teacher": self.clip_teacher, "mae_teacher": self.mae_teacher}
+        return {name: teacher for name, teacher in teachers.items() if teacher is not None}
 
-    def smallest(self, student: ModelConfig) -> tuple[Alignment, ModelConfig]:
+    def target_settings(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "mask": self.mask,
+            "per_frame": self.per_frame,
+            "ratio": self.ratio,
+        }
+
+    def smallest(self, model: ModelConfig) -> tuple[Alignment, ModelConfig]:
         """For a rehearsal: the smallest random teachers, and the student with heads that fit them.
 
         The teachers take the student's grid, the student the teachers' widths; both keep as many
         of the last aligned layers as the shallower one has.
         """
-        teachers, changes, fits = {}, {}, _student(student)
+        teachers, changes, fits = {}, {}, _student(model)
         for branch, teacher, layers, frames in (
             ("clip", self.clip_teacher, tuple(fits.clip_layers), fits.frames),
             ("mae", self.mae_teacher, tuple(fits.mae_layers), fits.clip_frames),
@@ -318,7 +321,7 @@ class Alignment:
             )
             if branch == "clip" and fits.final_width:
                 changes["final_width"] = small.final_width
-        return dataclasses.replace(self, **teachers), dataclasses.replace(student, **changes)
+        return dataclasses.replace(self, **teachers), dataclasses.replace(model, **changes)
 
 
 def _student(config: ModelConfig) -> Student:

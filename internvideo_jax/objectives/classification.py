@@ -9,18 +9,19 @@ import jax
 import jax.numpy as jnp
 
 from data_pipelines.limits import limited
+from internvideo_jax.objectives.base import Objective
 from internvideo_jax.ops import erasing, masking
 from internvideo_jax.ops.losses import smooth_labels, soft_cross_entropy
 from internvideo_jax.ops.mixup import mix_batch, mix_targets
 from internvideo_jax.ops.pixels import to_unit
 from internvideo_jax.protocols import Model, ModelConfig, classes_of, clip_of
-from internvideo_jax.types import STATISTICS, Batch, Mean, Params
+from internvideo_jax.types import Batch, Loss, Mean, Params
 
 ERASING = 0x45  # folded into the keys of random erasing
 
 
 @dataclasses.dataclass(frozen=True)
-class Classification:
+class Classification(Objective):
     """Cross entropy against soft targets."""
 
     name: str = "classification"
@@ -45,8 +46,8 @@ class Classification:
 
     def loss(
         self, model: Model, params: Params, batch: Batch, key: jax.Array, step: jax.Array
-    ) -> tuple[Mean, dict[str, Mean]]:
-        """The loss as an exact mean, and the training accuracy where nothing is mixed.
+    ) -> Loss:
+        """Cross entropy, and the training accuracy where nothing is mixed.
 
         Args:
           batch: `video` (B, T, H, W, 3), `label` (B,), `position` (B,).
@@ -66,15 +67,14 @@ class Classification:
             target = mix_targets(label, classes, lam, self.smoothing)
         else:
             target = smooth_labels(label, classes, self.smoothing)
-        metrics = {}
+        statistics = {}
         if head.trains_statistics:
             logits, statistics = model.apply(params, video, keys, method="train")
-            for path, value in statistics.items():
-                metrics[STATISTICS + path] = Mean(value, jnp.float32(1.0))
         else:
             logits = model.apply(params, video, keys)
-        mean, more = self.measure(logits, target, batch, model.config)
-        return mean, {**metrics, **more}
+        mean, metrics = self.measure(logits, target, batch, model.config)
+        updates = {path: Mean(value, jnp.float32(1.0)) for path, value in statistics.items()}
+        return Loss(mean, metrics, updates)
 
     def measure(
         self, logits: jax.Array, target: jax.Array, batch: Batch, config: ModelConfig

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from data_pipelines.limits import limited
+from internvideo_jax.objectives.base import Objective
 from internvideo_jax.ops import contrastive, masking
 from internvideo_jax.parallel.mesh import BATCH_AXES
 from internvideo_jax.protocols import Model, ModelConfig, clip_of
@@ -18,7 +19,7 @@ SCALES = ("true", "reference")
 
 
 @dataclasses.dataclass(frozen=True)
-class Contrastive:
+class Contrastive(Objective):
     """Symmetric InfoNCE or the pairwise sigmoid loss over the batch of all devices.
 
     Rows of one record (equal `index`, in a mixture of the same set) are right for each other; rows
@@ -39,6 +40,10 @@ class Contrastive:
     scale: str = "true"
     min_temperature: float = limited(0.01, least=0)
     bias: float = -10.0  # of the sigmoid's logits, where the model has no parameter `bias`
+
+    @property
+    def across(self) -> bool:
+        return True
 
     def check(self, config: ModelConfig) -> None:
         """Raises ValueError for settings that contradict each other or the model."""
@@ -118,7 +123,7 @@ class Contrastive:
     def loss(
         self, model: Model, params: Params, batch: Batch, key: jax.Array, step: jax.Array
     ) -> tuple[Mean, dict[str, Mean]]:
-        """The loss as an exact mean over this batch, and further means to log.
+        """`compare` of this batch.
 
         Args:
           batch: `video` (B, T, H, W, 3), `text` (B, S), `index` (B,), `position` (B,), and as

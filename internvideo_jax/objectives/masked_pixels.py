@@ -7,14 +7,15 @@ import math
 
 import jax
 
+from internvideo_jax.objectives.base import Objective
 from internvideo_jax.ops import masking
 from internvideo_jax.ops.reconstruction import pixel_loss
 from internvideo_jax.protocols import Model, ModelConfig, clip_of
-from internvideo_jax.types import Batch, Mean, Params
+from internvideo_jax.types import Batch, Loss, Params
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskedPixels:
+class MaskedPixels(Objective):
     """Mean squared error on the pixels of hidden tokens.
 
     With `decoder_ratio` > 0 the decoder reconstructs only the tokens that a running cell leaves
@@ -45,8 +46,8 @@ class MaskedPixels:
 
     def loss(
         self, model: Model, params: Params, batch: Batch, key: jax.Array, step: jax.Array
-    ) -> tuple[Mean, dict[str, Mean]]:
-        """The loss as an exact mean, and further means to log.
+    ) -> Loss:
+        """The mean over hidden tokens that are decoded.
 
         Args:
           model: gives `apply` and the model's `config`.
@@ -67,7 +68,7 @@ class MaskedPixels:
             patch=clip.patch,
             normalized=self.normalized,
         )
-        return loss, {}
+        return Loss(loss)
 
     def flops(self, config: ModelConfig) -> float:
         """Model FLOPs of one training example: forward and twice that for the backward pass."""

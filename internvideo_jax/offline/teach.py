@@ -270,7 +270,7 @@ def prepare(config: TrainConfig, options: Teaching) -> tuple[Teacher, dict[str, 
       FileNotFoundError: data or weights are not there.
     """
     objective = config.objective
-    if not hasattr(objective, "targets"):
+    if not (objective.networks() or objective.cached_shapes(config.model)):
         raise ValueError(
             f"config.objective = {objective.name!r} takes no targets from a teacher; take a recipe "
             "whose objective does, such as alignment"

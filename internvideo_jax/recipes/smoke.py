@@ -37,9 +37,8 @@ def sized(config: TrainConfig, options: Mapping[str, Any]) -> TrainConfig:
 
 def smoke(config: TrainConfig) -> TrainConfig:
     """The config with the smallest model of its kind, a tiny batch and three steps."""
-    model, objective = config.model.smallest(), config.objective
-    if hasattr(objective, "smallest"):  # its teachers and the student must fit each other
-        objective, model = objective.smallest(model)
+    # Teachers and the student must fit each other.
+    objective, model = config.objective.smallest(config.model.smallest())
 
     takes = clip_of(model)
 

@@ -49,7 +49,7 @@ class Run:
     @property
     def frozen_flops(self) -> float:
         """FLOPs of the frozen networks for one training example."""
-        return self.objective.teacher_flops() if self.frozen else 0.0
+        return self.objective.teacher_flops()
 
 
 def build(
@@ -190,7 +190,7 @@ def _length_line(config: TrainConfig, mesh: Mesh, clips: int, warmup: int, steps
 
 def batch_unit(config: TrainConfig, mesh: Mesh) -> int:
     """What a batch must be a multiple of: devices x microbatches, whole pairs where clips mix."""
-    pairs = 2 if getattr(config.objective, "pairs", False) else 1
+    pairs = 2 if config.objective.pairs else 1
     devices = mesh.shape["data"] * mesh.shape["fsdp"]
     return config.optim.accumulate * math.lcm(devices, pairs)
 
@@ -236,7 +236,7 @@ def check_reads(config: TrainConfig) -> None:
     A model says in `inputs`, an objective in `reads` what it takes: text, audio, features.
     """
     data = config.data
-    reads = (*config.model.inputs.parts, *getattr(config.objective, "reads", ()))
+    reads = (*config.model.inputs.parts, *config.objective.reads)
     parts = [part.features for part in mixture.components_of(data)]
     for kind, field, value, off in (
         ("text", "text", data.text, "off"),
@@ -264,7 +264,7 @@ def check_reads(config: TrainConfig) -> None:
 def check_cached(config: TrainConfig) -> None:
     """ValueError where the objective takes features from the batch and a set has none."""
     objective = config.objective
-    if "features" not in getattr(objective, "reads", ()):
+    if "features" not in objective.reads:
         return
     for part in mixture.components_of(config.data):
         if not part.features:
@@ -317,7 +317,7 @@ def check_pairs(config: TrainConfig, media: str, mesh: Mesh) -> None:
     the global batch, repeats of a video counted, over optim.accumulate.
     """
     batch, parts = config.data.batch_of(media), config.optim.accumulate
-    if not getattr(config.objective, "pairs", False) or batch // parts % 2 == 0:
+    if not config.objective.pairs or batch // parts % 2 == 0:
         return
     devices = mesh.shape["data"] * mesh.shape["fsdp"]
     unit = math.lcm(parts * math.lcm(devices, 2), config.data.repeats)

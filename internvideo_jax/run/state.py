@@ -65,11 +65,8 @@ def plan_frozen(config: TrainConfig, mesh: Mesh) -> Mapping[str, FrozenPlan]:
         split them.
     """
     plans = {}
-    for field in dataclasses.fields(config.objective):
-        network = getattr(config.objective, field.name)
-        if field.metadata.get("kind") != "teacher" or network is None:
-            continue
-        where = f"config.objective.{field.name}"
+    for name, network in config.objective.networks().items():
+        where = f"config.objective.{name}"
         model = network.model()
         shapes = jax.tree_util.tree_map_with_path(
             lambda path, leaf, dtype=network.dtype: jax.ShapeDtypeStruct(
@@ -83,7 +80,7 @@ def plan_frozen(config: TrainConfig, mesh: Mesh) -> Mapping[str, FrozenPlan]:
             raise ValueError(
                 f"{where} with config.mesh.frozen = {config.mesh.frozen!r}: {error}"
             ) from error
-        plans[field.name] = FrozenPlan(where, network, model, shapes, shardings)
+        plans[name] = FrozenPlan(where, network, model, shapes, shardings)
     return plans
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +17,6 @@ from internvideo_jax.parallel.microbatch import cached_value_and_gradient, value
 from internvideo_jax.run.build import Run
 from internvideo_jax.run.state import new_state
 from internvideo_jax.types import (
-    STATISTICS,
     Batch,
     Params,
     TrainState,
@@ -99,11 +99,9 @@ def state_from(run: Run, params: Params) -> TrainState:
 def make_train_step(run: Run, frozen: Mapping[str, Params] | None = None) -> TrainStep:
     """One optimizer step: loss, gradient, update, average, non-finite guard.
 
-    An objective whose loss compares the examples of a batch offers `embed` and `compare`, so that
-    microbatches leave the loss as it is (see `cached_value_and_gradient`). One whose parameters
-    have bounds offers `project`, which puts them back after the update.
-
-    Frozen networks (teachers) look at each microbatch first, and what they make of it joins it.
+    An objective whose loss compares the examples of a batch (`across`) goes through gradient
+    caching where there are microbatches. Frozen networks (teachers) look at each microbatch first,
+    and what they make of it joins it.
 
     The state is donated. A step whose loss or gradient norm is not finite changes nothing but the
     step number and the counter `nonfinite`.
@@ -120,10 +118,10 @@ def make_train_step(run: Run, frozen: Mapping[str, Params] | None = None) -> Tra
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         networks = {name: (plan.model, frozen[name]) for name, plan in run.frozen.items()}
 
-        def loss_fn(params: Params, part: Batch) -> Any:
+        def loss_fn(objective: Any, params: Params, part: Batch) -> Any:
             params = optimizer.stop_frozen(params)
             if networks:
-                made = jax.lax.stop_gradient(objective.targets(networks, part, key))
+                made = jax.lax.stop_gradient(run.objective.targets(networks, part, key))
                 # Split as if they had come with the batch. Without this the step on CPU devices,
                 # with microbatches and all three axes, gave another loss than on one device.
                 made = jax.tree.map(lambda x: constrain(x, "batch"), made)
@@ -137,23 +135,26 @@ def make_train_step(run: Run, frozen: Mapping[str, Params] | None = None) -> Tra
         def compare(params: Params, embeddings: Tree, rows: Batch) -> Any:
             return objective.compare(optimizer.stop_frozen(params), embeddings, rows)
 
-        if optim.accumulate > 1 and hasattr(objective, "compare"):
-            loss, gradients, metrics = cached_value_and_gradient(
-                embed, compare, state.params, batch, optim.accumulate
+        if optim.accumulate > 1 and objective.across:
+            rest = objective.beside
+            found = cached_value_and_gradient(
+                embed,
+                compare,
+                state.params,
+                batch,
+                optim.accumulate,
+                None if rest is None else functools.partial(loss_fn, rest),
             )
         else:
-            loss, gradients, metrics = value_and_gradient(
-                loss_fn, state.params, batch, optim.accumulate
-            )
+            whole = functools.partial(loss_fn, objective)
+            found = value_and_gradient(whole, state.params, batch, optim.accumulate)
+        loss, gradients, metrics, updates = found
         params, opt_state, report = optimizer.update(
             gradients, state.opt_state, state.params, state.step
         )
-        if hasattr(objective, "project"):
-            params = objective.project(params)
-        statistics = [name for name in metrics if name.startswith(STATISTICS)]
-        if statistics:  # no gradient reaches them, so the optimizer left them as they were
-            new = {name.removeprefix(STATISTICS): metrics.pop(name) for name in statistics}
-            params = unflatten_paths({**flatten_paths(params), **new})
+        params = objective.project(params)
+        if updates:  # no gradient reaches them, so the optimizer left them as they were
+            params = unflatten_paths({**flatten_paths(params), **updates})
         averaged = state.ema
         if averaged is not None:
             averaged = update_ema(

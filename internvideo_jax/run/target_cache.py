@@ -31,14 +31,13 @@ def file_name(split: str) -> str:
 def target_settings(config: TrainConfig, component: Component, dataset: Dataset) -> dict[str, Any]:
     """What of a run decides the targets of a set beside teachers and records, as JSON values.
 
-    The pixels of each view, the token grid, and what the objective names in `target_fields`.
+    The pixels of each view, the token grid, and the objective's `target_settings`.
     """
-    clip, objective = clip_of(config.model), config.objective
-    fields = getattr(objective, "target_fields", ())
+    clip = clip_of(config.model)
     return {
         "config.data": view_settings(config.data, component, dataset),
         "config.model": {"frames": clip.frames, "grid": list(clip.grid)},
-        "config.objective": {name: getattr(objective, name) for name in ("name", *fields)},
+        "config.objective": config.objective.target_settings(),
         "config.seed": config.seed,
     }
 
@@ -56,7 +55,7 @@ def check_targets(config: TrainConfig, opened: mixture.Opened = ()) -> list[str]
       ValueError: targets of other settings; names every difference.
       FileNotFoundError: a set is not there.
     """
-    if "features" not in getattr(config.objective, "reads", ()):
+    if "features" not in config.objective.reads:
         return []
     notes = []
     for component, dataset in opened or mixture.open_components(config.data):

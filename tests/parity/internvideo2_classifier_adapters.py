@@ -19,9 +19,9 @@ from internvideo_jax.families.internvideo2.classifier import ClassifierConfig
 from internvideo_jax.families.internvideo2.student import StudentConfig
 from internvideo_jax.families.videomae import model as videomae_model
 from internvideo_jax.families.videomae import weights as videomae
-from internvideo_jax.layers.pos_adapt import adapt_tables
 from internvideo_jax.layers.tower import last_layers
 from internvideo_jax.ops.losses import soft_cross_entropy
+from internvideo_jax.ops.position_tables import adapt_tables
 from internvideo_jax.optim.factory import decay_mask, layer_scales, layer_values
 from internvideo_jax.optim.schedules import cosine
 from internvideo_jax.types import flatten_paths

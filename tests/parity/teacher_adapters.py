@@ -16,8 +16,9 @@ from internvideo_jax.families.internvideo2.teacher import InternVLConfig
 from internvideo_jax.families.videomae import weights as videomae
 from internvideo_jax.families.videomae.teacher import VideoMAETeacherConfig
 from internvideo_jax.layers.clip import inflate
-from internvideo_jax.layers.pos_embed import fixed_table, resize_picture
+from internvideo_jax.layers.pos_embed import fixed_table
 from internvideo_jax.layers.tower import tower
+from internvideo_jax.ops.position_tables import resize_picture
 from internvideo_jax.ops.resize import resize_frames
 from internvideo_jax.types import Params
 from tests.parity.cases import Case, adapter

@@ -14,11 +14,11 @@ from internvideo_jax.families.clip import weights as clip
 from internvideo_jax.families.viclip import weights as viclip
 from internvideo_jax.families.viclip.model import FRAMES, PICTURE, TEXT, ViCLIPConfig
 from internvideo_jax.layers.clip import inflate
-from internvideo_jax.layers.pos_embed import resize_length, resize_picture
 from internvideo_jax.layers.tower import TowerConfig, tower
 from internvideo_jax.objectives.contrastive import Contrastive, clamped
 from internvideo_jax.ops.contrastive import contrastive_loss
 from internvideo_jax.ops.pixels import IMAGENET_MEAN, IMAGENET_STD
+from internvideo_jax.ops.position_tables import resize_length, resize_picture
 from internvideo_jax.optim.schedules import floored_cosine
 from internvideo_jax.types import Params, flatten_paths, unflatten_paths
 from internvideo_jax.weights.family import recognise

@@ -23,9 +23,9 @@ from internvideo_jax.layers.block_stack import run_stack, stacked_blocks
 from internvideo_jax.layers.clip import inflate
 from internvideo_jax.layers.functional import Model
 from internvideo_jax.layers.init import Init, torch_layer
-from internvideo_jax.layers.pos_adapt import FORMS, adapt_tables
 from internvideo_jax.layers.pos_embed import Grid, start_table
 from internvideo_jax.layers.tower import SMALLEST, VideoTowerConfig, preset_size, tower
+from internvideo_jax.ops.position_tables import FORMS, adapt_tables
 from internvideo_jax.parallel.mesh import constrain
 from internvideo_jax.protocols import Adaptation, Features, ShardingRules, Traits
 from internvideo_jax.registry import suggest

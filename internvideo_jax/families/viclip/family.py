@@ -9,7 +9,7 @@ from internvideo_jax.families.clip.family import SHAPES
 from internvideo_jax.families.viclip import weights
 from internvideo_jax.families.viclip.model import FRAMES, SIZES, TEXT
 from internvideo_jax.families.viclip.zoo import PRETRAIN, VICLIP
-from internvideo_jax.layers.pos_embed import resize_length
+from internvideo_jax.ops.position_tables import resize_length
 from internvideo_jax.weights.family import Facts, Family, Kind, named
 from internvideo_jax.weights.rules import Tensors
 

@@ -23,8 +23,8 @@ from internvideo_jax.layers.block_stack import run_stack, stacked_blocks
 from internvideo_jax.layers.clip import NORM_EPS, ImageTokens, clip_block, projection
 from internvideo_jax.layers.functional import Model
 from internvideo_jax.layers.init import Init
-from internvideo_jax.layers.pos_embed import resize_length, resize_picture
 from internvideo_jax.layers.tower import SMALLEST, TowerConfig, VideoTowerConfig, preset_size, tower
+from internvideo_jax.ops.position_tables import resize_length, resize_picture
 from internvideo_jax.parallel.mesh import constrain
 from internvideo_jax.protocols import (
     Adaptation,

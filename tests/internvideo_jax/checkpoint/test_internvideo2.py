@@ -11,8 +11,8 @@ from internvideo_jax.checkpoint import initial
 from internvideo_jax.families.internvideo2.classifier import ClassifierConfig
 from internvideo_jax.families.internvideo2.student import StudentConfig
 from internvideo_jax.layers.clip import inflate
-from internvideo_jax.layers.pos_adapt import resize_joint
 from internvideo_jax.layers.tower import SMALLEST
+from internvideo_jax.ops.position_tables import resize_joint
 from internvideo_jax.types import flatten_paths
 from internvideo_jax.weights import files
 from tests.internvideo_jax.checkpoint.test_classes import random_params, write_run

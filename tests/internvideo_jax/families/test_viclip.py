@@ -12,9 +12,9 @@ import pytest
 from flax import nnx
 
 from internvideo_jax.families.viclip.model import FRAMES, PICTURE, TEXT, ViCLIPConfig
-from internvideo_jax.layers.pos_embed import resize_length, resize_picture
 from internvideo_jax.layers.tower import tower
 from internvideo_jax.objectives.contrastive import Contrastive
+from internvideo_jax.ops.position_tables import resize_length, resize_picture
 from internvideo_jax.run.build import check_clip, check_reads, check_vocabulary
 from internvideo_jax.types import flatten_paths, unflatten_paths
 from tests.recipes import shipped

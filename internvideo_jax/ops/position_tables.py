@@ -1,7 +1,8 @@
-"""Learnable position tables of other clips, as those of this one: InternVideo2's two forms.
+"""Learnable position tables of other clips and lengths, as those of this model.
 
-`joint`: a row for every patch token of the clip, time-major, and before them one for the class
-token. `separable`: a row for every place, one for every time step, one for the class token.
+InternVideo2 has two forms, `joint`: a row for every patch token of the clip, time-major, and before
+them one for the class token; `separable`: a row for every place, one for every time step, one for
+the class token. CLIP has a table of one picture and one of text. VideoMAE's has patches only.
 """
 
 from __future__ import annotations
@@ -115,3 +116,91 @@ def adapt_tables(
     if temporal in source:
         adapted[temporal] = resize_times(source[temporal], grid)
     return adapted
+
+
+def resize_picture(table: np.ndarray, side: int) -> np.ndarray:
+    """A CLIP table for another number of patches: bicubic, the class token's row stays.
+
+    Args:
+      table: (1 + s*s, D).
+      side: patches along an edge.
+
+    Returns:
+      (1 + side*side, D) in the dtype of `table`.
+
+    Raises:
+      ValueError: the places of `table` are no square.
+    """
+    old = round((len(table) - 1) ** 0.5)
+    if 1 + old * old != len(table):
+        raise ValueError(
+            f"a position table of {len(table)} rows is not that of a class token and a square grid"
+        )
+    places = resize_table(table[1:], (1, old, old), (1, side, side))
+    return np.concatenate([table[:1], places])
+
+
+def resize_length(table: np.ndarray, rows: int, *, longer: str) -> np.ndarray:
+    """A table of frames or text positions for another length; a shorter one is its beginning.
+
+    Args:
+      table: (n, D).
+      longer: `linear` stretches the table (another ViCLIP), `zero` appends zeros (text of CLIP).
+
+    Returns:
+      (rows, D) in the dtype of `table`.
+    """
+    if rows <= len(table):
+        return table[:rows]
+    if longer == "linear":
+        stretched = linear_weights(len(table), rows) @ table.astype(np.float64)
+        return stretched.astype(table.dtype)
+    if longer == "zero":
+        return np.pad(table, [(0, rows - len(table)), (0, 0)])
+    raise ValueError(f"unknown rule {longer!r} for a longer table; known: linear, zero")
+
+
+def resize_patches(
+    table: np.ndarray, rows: int, known: Mapping[str, int], grid: Grid
+) -> tuple[np.ndarray, bool]:
+    """A table of patches alone on the grid of a model, and whether it was another one.
+
+    Args:
+      table: (t*h*w, D).
+      rows: of the model's table.
+      known: what is known of the model that it comes from: `frames`, `tubelet`, `size`, `patch`.
+      grid: (t, h, w) of the model.
+
+    Raises:
+      ValueError: it is no square grid over the time steps.
+    """
+    its = grid if len(table) == rows and "frames" not in known else None
+    its = its or _source_grid(len(table), known, grid)
+    return resize_table(table, its, grid), its != grid
+
+
+def _source_grid(rows: int, found: Mapping[str, int], grid: Grid) -> Grid:
+    """The token grid (time, height, width) of a learnable position table of `rows` rows.
+
+    A run says it. A weight file does not: then, as in the reference, the table is of as many frames
+    as the model takes, and its frames are square.
+
+    Raises:
+      ValueError: it is not.
+    """
+    if {"patch", "tubelet", "frames", "size"} <= found.keys():
+        side = found["size"] // found["patch"]
+        return found["frames"] // found["tubelet"], side, side
+    side = round((rows / grid[0]) ** 0.5)
+    if grid[0] * side * side == rows:
+        return grid[0], side, side
+    squares = [time for time in range(1, rows + 1) if _square(rows, time)]
+    raise ValueError(
+        f"its position table has {rows} rows, which is no square grid over the {grid[0]} "
+        f"time steps of config.model.frames. A file does not say its own, and is resized in space "
+        f"only; numbers of time steps that would give a square: {squares}"
+    )
+
+
+def _square(rows: int, time: int) -> bool:
+    return rows % time == 0 and round((rows // time) ** 0.5) ** 2 == rows // time
