@@ -129,7 +129,7 @@ assert y.sharding.spec == P(("data", "fsdp"), "tensor")
 )
 def test_model_values_do_not_depend_on_the_mesh(on_eight_devices, mesh):
     on_eight_devices(f"""
-from internvideo_jax import masking
+from internvideo_jax.ops import masking
 config = dataclasses.replace(MODEL, dtype="float32",
                              encoder=dataclasses.replace(MODEL.encoder, heads=8),
                              decoder=dataclasses.replace(MODEL.decoder, heads=8))
