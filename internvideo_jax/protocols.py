@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
-import jax
 import numpy as np
 
 from data_pipelines.config import ViewConfig
-from internvideo_jax.types import HeadGrid, Params, Tree
+
+if TYPE_CHECKING:  # the schema of a config is read without jax
+    import jax
+
+    from internvideo_jax.types import HeadGrid, Params, Tree
 
 # (regular expression on a parameter's path, its axes): see parallel/rules.py.
 ShardingRules = tuple[tuple[str, tuple[Any, ...]], ...]
@@ -105,7 +108,7 @@ class Classes:
 
 
 @dataclasses.dataclass(frozen=True)
-class Features:
+class TokenFeatures:
     """The method `features` gives tokens (B, tokens, width) of a clip, a class token not counted.
 
     Attributes:
@@ -207,7 +210,7 @@ class Traits:
     adaptation: Adaptation | None = None
     check_source: Callable[[Mapping[str, Any]], None] | None = None
     classifier: Classes | None = None
-    features: Features | None = None
+    features: TokenFeatures | None = None
     heads: Heads | None = None
     student: Student | None = None
 

@@ -82,7 +82,8 @@ class Encoder:
     @property
     def compiled(self) -> int:
         """Programs made so far; at most one per encoder."""
-        return sum(each.function._cache_size() for each in (self._video, self._text))
+        jitted: list[Any] = [self._video.function, self._text.function]
+        return sum(each._cache_size() for each in jitted)
 
     def warm_up(self) -> None:
         """Compiles the text encoder, so that the first query need not wait."""

@@ -27,7 +27,7 @@ from internvideo_jax.layers.pos_embed import Grid, start_table
 from internvideo_jax.layers.tower import SMALLEST, VideoTowerConfig, preset_size, tower
 from internvideo_jax.ops.position_tables import FORMS, adapt_tables
 from internvideo_jax.parallel.mesh import constrain
-from internvideo_jax.protocols import Adaptation, Features, ShardingRules, Traits
+from internvideo_jax.protocols import Adaptation, ShardingRules, TokenFeatures, Traits
 from internvideo_jax.registry import suggest
 
 INIT = Init("normal", by_depth=True)
@@ -107,7 +107,7 @@ class EncoderConfig(VideoTowerConfig):
             super().traits,
             clip_tables=True,
             adaptation=Adaptation(self.adapt_weights),
-            features=Features(self.tokens, self.encoder.width, self.forward_flops()),
+            features=TokenFeatures(self.tokens, self.encoder.width, self.forward_flops()),
         )
 
     @property

@@ -30,12 +30,12 @@ from internvideo_jax.protocols import (
     Adaptation,
     Classes,
     ClipInput,
-    Features,
     Grid,
     Inputs,
     Model,
     ModelConfig,
     ShardingRules,
+    TokenFeatures,
     Traits,
 )
 from internvideo_jax.types import HeadGrid, Params, flatten_paths, unflatten_paths
@@ -111,7 +111,7 @@ class ProbeConfig:
         return self.backbone.inputs.clip
 
     @property
-    def _features(self) -> Features:
+    def _features(self) -> TokenFeatures:
         if self.backbone.traits.features is None:
             raise ValueError(f"config.model.backbone = {self.backbone.name!r} gives no features")
         return self.backbone.traits.features

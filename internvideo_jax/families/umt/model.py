@@ -27,7 +27,7 @@ from internvideo_jax.layers.functional import Model
 from internvideo_jax.layers.init import Init
 from internvideo_jax.layers.pos_embed import fixed_table
 from internvideo_jax.layers.tower import SMALLEST, check_layers, last_layers, preset_size
-from internvideo_jax.protocols import Features, Inputs, ShardingRules, Traits
+from internvideo_jax.protocols import Inputs, ShardingRules, TokenFeatures, Traits
 
 DECODER_EPS = 1e-6  # of the norms in the decoders, as in the encoder
 
@@ -82,7 +82,7 @@ class UMTStudentConfig(VideoConfig):
         return dataclasses.replace(
             super().traits,
             student=self,
-            features=Features(self.tokens, self.encoder.width, self.forward_flops()),
+            features=TokenFeatures(self.tokens, self.encoder.width, self.forward_flops()),
         )
 
     @property

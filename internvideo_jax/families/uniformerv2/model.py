@@ -35,7 +35,7 @@ from internvideo_jax.layers.tower import (
 )
 from internvideo_jax.ops.pixels import normalize, patchify
 from internvideo_jax.parallel.mesh import constrain
-from internvideo_jax.protocols import Adaptation, Classes, Features, ShardingRules, Traits
+from internvideo_jax.protocols import Adaptation, Classes, ShardingRules, TokenFeatures, Traits
 from internvideo_jax.registry import suggest
 from internvideo_jax.types import flatten_paths
 
@@ -177,7 +177,7 @@ class UniFormerV2Config(VideoTowerConfig):
             super().traits,
             adaptation=Adaptation(lambda source, _: self.adapt_weights(source)),
             classifier=Classes(self.classes, self.running_statistics),
-            features=Features(self.tokens, self.encoder.width, self.forward_flops()),
+            features=TokenFeatures(self.tokens, self.encoder.width, self.forward_flops()),
         )
 
     @property

@@ -28,10 +28,10 @@ from internvideo_jax.ops.position_tables import resize_length, resize_picture
 from internvideo_jax.parallel.mesh import constrain
 from internvideo_jax.protocols import (
     Adaptation,
-    Features,
     Inputs,
     ShardingRules,
     TextInput,
+    TokenFeatures,
     Traits,
 )
 
@@ -83,7 +83,7 @@ class VideoTransformerConfig(VideoTowerConfig):
         return dataclasses.replace(
             super().traits,
             adaptation=Adaptation(lambda source, _: self.adapt_weights(source)),
-            features=Features(self.tokens, self.encoder.width, self.video_flops()),
+            features=TokenFeatures(self.tokens, self.encoder.width, self.video_flops()),
         )
 
     @property

@@ -26,7 +26,7 @@ from internvideo_jax.layers.pos_embed import Grid, fixed_table
 from internvideo_jax.layers.tower import SMALLEST, TowerConfig, VideoTowerConfig, preset_size, tower
 from internvideo_jax.ops.pixels import token_grid
 from internvideo_jax.parallel.mesh import constrain
-from internvideo_jax.protocols import Classes, Features, ShardingRules, Traits
+from internvideo_jax.protocols import Classes, ShardingRules, TokenFeatures, Traits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,7 +193,7 @@ class PretrainConfig(VideoConfig):
         return dataclasses.replace(
             super().traits,
             stacks={"encoder": self.encoder, "decoder": self.decoder},
-            features=Features(self.tokens, self.encoder.width, flops),
+            features=TokenFeatures(self.tokens, self.encoder.width, flops),
         )
 
     def model(self) -> Model:
@@ -303,7 +303,7 @@ class ClassifierConfig(VideoConfig):
         return dataclasses.replace(
             super().traits,
             classifier=Classes(self.classes, pooled=True),
-            features=Features(self.tokens, self.encoder.width, self.forward_flops()),
+            features=TokenFeatures(self.tokens, self.encoder.width, self.forward_flops()),
         )
 
     def model(self) -> Model:

@@ -20,7 +20,7 @@ from internvideo_jax.evaluators.probes import AttentiveProbe, ConcatProbe, Linea
 from internvideo_jax.evaluators.reconstruction import Reconstruction
 from internvideo_jax.evaluators.video_text import logit_scale
 from internvideo_jax.parallel.mesh import make_mesh
-from internvideo_jax.protocols import Classes, ClipInput, Features, Inputs, Traits
+from internvideo_jax.protocols import Classes, ClipInput, Inputs, TokenFeatures, Traits
 
 WIDTH = 8
 VIEWS = ViewConfig(clip=ClipConfig(frames=4, size=16, sampling="dense"), batch=8)
@@ -49,7 +49,7 @@ class Config:
 
     @property
     def traits(self):
-        features = Features(tokens=4, width=WIDTH, flops=0.0)
+        features = TokenFeatures(tokens=4, width=WIDTH, flops=0.0)
         return Traits(classifier=Classes(self.classes), features=features, heads=self)
 
 
