@@ -1,4 +1,4 @@
-"""Names of models, objectives, teachers and evaluators, and where they live.
+"""Names of models, objectives, teachers, evaluators and parts of a batch, and where they live.
 
 One line adds one. The value is `module:attribute`, imported only when asked for, so that listing
 the names costs nothing and a broken room does not break the others.
@@ -54,11 +54,20 @@ EVALUATORS = {
     "multiple_choice": "internvideo_jax.evaluators.multiple_choice:MultipleChoice",
 }
 
+# Parts of a batch beside those that config.data has settings for.
+PARTS = {
+    "segments": "data_pipelines.stream.parts.segments:Segments",
+    "boxes": "data_pipelines.stream.parts.boxes:Boxes",
+    "sequences": "data_pipelines.stream.parts.sequences:Sequences",
+    "turns": "data_pipelines.stream.parts.turns:Turns",
+}
+
 KINDS = {
     "model": MODELS,
     "objective": OBJECTIVES,
     "evaluator": EVALUATORS,
     "teacher": TEACHERS,
+    "part": PARTS,
 }
 
 

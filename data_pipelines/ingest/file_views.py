@@ -23,7 +23,7 @@ from data_pipelines.ingest.options import Options
 from data_pipelines.ingest.rows import Row
 from data_pipelines.records import encoded
 from data_pipelines.stream import multiview
-from data_pipelines.stream.assemble import Batch
+from data_pipelines.stream.parts.base import Batch
 
 LISTS = (*lists.SUFFIXES, ".tsv", ".json", ".jsonl", ".gz")  # files that name videos
 

@@ -16,6 +16,8 @@ from data_pipelines.config import DataConfig, ViewConfig
 from data_pipelines.records import manifest, split_names
 from data_pipelines.records.dataset import Dataset
 from data_pipelines.stream.identity import class_difference
+from data_pipelines.stream.parts.features import PREFIX
+from data_pipelines.stream.parts.made import of_pass
 from data_pipelines.stream.pipeline import ViewPass
 from internvideo_jax.evaluators.per_video import Scored
 from internvideo_jax.parallel.mesh import BATCH_AXES, batch_sharding
@@ -25,6 +27,7 @@ from internvideo_jax.types import Params
 # Clips of a device's share of a step, at most: matmuls of ten thousand rows for usual clips,
 # and little padding where a split is nearly empty.
 TILE = 8
+LARGE = ("video", "audio", PREFIX)  # beginnings of the arrays that do not come back to the host
 ANIMATED = " animated"  # ends the name of an animation
 
 Batch = dict[str, np.ndarray]
@@ -72,6 +75,9 @@ class Input:
     _: dataclasses.KW_ONLY
     head: bool = False  # whether its classes must be those of the model's head
     seconds: float = 0.0  # only so much from the beginning of every clip; 0 = all
+    # Parts of the batch: video, audio, text, features with the settings of config.data, or names of
+    # config.data.parts.
+    parts: tuple[str, ...] = ("video",)
 
 
 @dataclasses.dataclass
@@ -96,7 +102,8 @@ class EvalContext:
     def open(self, source: Input) -> ViewPass:
         """A pass over a split; ValueError when it does not fit the model, the mesh or the task."""
         config, views = self.model.config, source.views
-        if (views.clip.frames, views.clip.size) != (config.frames, config.size):
+        fits = (views.clip.frames, views.clip.size) == (config.frames, config.size)
+        if "video" in source.parts and not fits:
             raise ValueError(
                 f"evaluation clips of {views.clip.frames} frames at {views.clip.size} pixels do "
                 f"not fit the model, which takes {config.frames} frames at {config.size}"
@@ -115,6 +122,7 @@ class EvalContext:
             process=jax.process_index(),
             processes=jax.process_count(),
             seconds=source.seconds,
+            parts=of_pass(self.data, views, source.parts),
         )
         info = stream.dataset.manifest.split(split)
         if source.labelled and not sum(info.label_counts):
@@ -131,7 +139,7 @@ class EvalContext:
     def outputs(
         self, views: ViewPass, key: Any, build: Callable[[], Callable[..., Any]], title: str
     ) -> Generator[tuple[dict[str, np.ndarray], Any]]:
-        """Yields (batch without video, host copy of function(params, batch)), step by step.
+        """Yields (batch without `LARGE` arrays, host copy of function(params, batch)), by step.
 
         Rows are dealt anew: a device always computes `tile_rows` of them at a time, the last ones
         padded with `valid` = False. The shape of a matmul decides in which order it adds up, so
@@ -163,8 +171,8 @@ class EvalContext:
                 placed = to_global(batch, sharding)
                 with jax.set_mesh(self.mesh):
                     result = function(self.params, placed)
-                placed.pop("video")
-                running.append((placed, result))
+                small = {name: placed[name] for name in placed if not name.startswith(LARGE)}
+                running.append((small, result))
                 if len(running) > 1:  # one step computes while the one before is fetched
                     yield to_host(running.pop(0))
             if running:
