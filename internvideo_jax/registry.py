@@ -10,6 +10,7 @@ import importlib
 from typing import Any
 
 from data_pipelines.limits import suggest as suggest
+from data_pipelines.stream.parts.table import PARTS
 
 MODELS = {
     "videomae_pretrain": "internvideo_jax.families.videomae.model:PretrainConfig",
@@ -52,14 +53,6 @@ EVALUATORS = {
     "zero_shot": "internvideo_jax.evaluators.zero_shot:ZeroShot",
     "retrieval": "internvideo_jax.evaluators.retrieval:TextVideoRetrieval",
     "multiple_choice": "internvideo_jax.evaluators.multiple_choice:MultipleChoice",
-}
-
-# Parts of a batch beside those that config.data has settings for.
-PARTS = {
-    "segments": "data_pipelines.stream.parts.segments:Segments",
-    "boxes": "data_pipelines.stream.parts.boxes:Boxes",
-    "sequences": "data_pipelines.stream.parts.sequences:Sequences",
-    "turns": "data_pipelines.stream.parts.turns:Turns",
 }
 
 KINDS = {

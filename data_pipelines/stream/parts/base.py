@@ -101,7 +101,7 @@ class Part(Protocol):
 
     def spec(self) -> Spec:
         """The arrays, from the settings alone."""
-        ...
+        raise NotImplementedError
 
     def fill(self, reading: Reading, out: Rows) -> None:
         """Writes all rows of a record.
@@ -113,7 +113,7 @@ class Part(Protocol):
           UnreadableRecordError: the record is damaged; under `substitute` another takes its place.
           ValueError: the record does not fit the settings.
         """
-        ...
+        raise ValueError(f"{self}: is not opened for a set; what `open` returns fills its rows")
 
     def identity(self) -> Mapping[str, Any]:
         """What of the settings decides its values, as JSON values."""

@@ -16,7 +16,7 @@ from data_pipelines.limits import limited
 from data_pipelines.records.companion import Companion, open_companion
 from data_pipelines.records.dataset import Dataset, UnreadableRecordError
 from data_pipelines.records.index import CorruptRecordError
-from data_pipelines.stream.parts.base import Part, Reading, Rows, Spec, given
+from data_pipelines.stream.parts.base import Part, Reading, Rows, Spec
 from data_pipelines.stream.parts.features import PREFIX, directory_of, identity_of
 
 _COUNTER = [0, 0, 0, 3]
@@ -43,7 +43,6 @@ class Sequences(Part):
     width: int = limited(2048, least=1)
     dtype: str = "float32"
     name: str = "sequences"
-    companion: Companion | None = dataclasses.field(default=None, repr=False, compare=False)
 
     def spec(self) -> Spec:
         name = f"{PREFIX}{self.array}"
@@ -52,10 +51,6 @@ class Sequences(Part):
             f"{name}_valid": ((self.length,), np.dtype(np.bool_)),
             f"{name}_start": ((), np.dtype(np.int32)),
         }
-
-    def identity(self) -> Mapping[str, Any]:
-        shape = {"array": self.array, "length": self.length, "dtype": self.dtype}
-        return {**identity_of(given(self.companion)), **shape}
 
     def check(self, config: DataConfig) -> None:
         try:
@@ -72,35 +67,52 @@ class Sequences(Part):
                 f"the part {self.name} in config.data.parts has no directory of a companion"
             )
 
-    def open(self, dataset: Dataset) -> Sequences:
+    def open(self, dataset: Dataset) -> Part:
         place = directory_of(self.directory, dataset)
         check_crc = dataset.source.check_crc
         found = open_companion(place, dataset.manifest, dataset.split, check_crc=check_crc)
-        return dataclasses.replace(self, companion=found)
+        return _Opened(self, found)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Opened(Part):
+    """The sequences of one set."""
+
+    settings: Sequences
+    companion: Companion
+
+    def spec(self) -> Spec:
+        return self.settings.spec()
+
+    def identity(self) -> Mapping[str, Any]:
+        settings = self.settings
+        shape = {"array": settings.array, "length": settings.length, "dtype": settings.dtype}
+        return {**identity_of(self.companion), **shape}
 
     def fill(self, reading: Reading, out: Rows) -> None:
-        found = self._read(reading)
-        name, rows = f"{PREFIX}{self.array}", min(len(found), self.length)
+        found, length = self._read(reading), self.settings.length
+        name, rows = f"{PREFIX}{self.settings.array}", min(len(found), length)
         for row in range(len(out[name])):
             start, rng = 0, reading.generator(row, _COUNTER)
-            if rng is not None and len(found) > self.length:
-                start = int(rng.integers(len(found) - self.length + 1))
+            if rng is not None and len(found) > length:
+                start = int(rng.integers(len(found) - length + 1))
             out[name][row, :rows] = found[start : start + rows]
             out[name][row, rows:] = 0
-            out[f"{name}_valid"][row] = np.arange(self.length) < rows
+            out[f"{name}_valid"][row] = np.arange(length) < rows
             out[f"{name}_start"][row] = start
 
     def _read(self, reading: Reading) -> np.ndarray:
         """(N, C); UnreadableRecordError where it is damaged, ValueError for another form."""
+        settings = self.settings
         try:
-            arrays = given(self.companion)[reading.index]
+            arrays = self.companion[reading.index]
         except CorruptRecordError as error:
             raise UnreadableRecordError(f"the features of {reading.address}: {error}") from error
-        found = arrays.get(self.array)
-        if found is None or found.ndim != 2 or found.shape[1] != self.width:
+        found = arrays.get(settings.array)
+        if found is None or found.ndim != 2 or found.shape[1] != settings.width:
             held = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
             raise ValueError(
-                f"the features of {reading.address} are {held}; the part {self.name} in "
-                f"config.data.parts takes {self.array} of (rows, {self.width})"
+                f"the features of {reading.address} are {held}; the part {settings.name} in "
+                f"config.data.parts takes {settings.array} of (rows, {settings.width})"
             )
         return found

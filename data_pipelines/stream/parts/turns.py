@@ -12,7 +12,7 @@ from data_pipelines import text
 from data_pipelines.config import DataConfig
 from data_pipelines.limits import limited
 from data_pipelines.records.dataset import Dataset
-from data_pipelines.stream.parts.base import Batch, Part, Reading, Rows, Spec, given, padded
+from data_pipelines.stream.parts.base import Batch, Part, Reading, Rows, Spec, padded
 from data_pipelines.stream.parts.text import Tokenize, ids_of, name_of
 
 
@@ -33,7 +33,6 @@ class Turns(Part):
     length: int = limited(64, least=1)
     roles: Sequence[str] = ("user", "assistant")
     name: str = "turns"
-    tokenize: Tokenize | None = dataclasses.field(default=None, repr=False, compare=False)
 
     def spec(self) -> Spec:
         return {
@@ -42,31 +41,36 @@ class Turns(Part):
             "turns_valid": ((self.most,), np.dtype(np.bool_)),
         }
 
-    def identity(self) -> Mapping[str, Any]:
-        return {
-            "tokenizer": name_of(self.tokenize),
-            "most": self.most,
-            "roles": list(self.roles),
-        }
-
     def check(self, config: DataConfig) -> None:
         if not self.tokenizer:
             raise ValueError(f"the part {self.name} in config.data.parts has no tokenizer")
 
-    def open(self, dataset: Dataset) -> Turns:
-        made = text.make_tokenizer(self.tokenizer, self.length)
-        return dataclasses.replace(self, tokenize=made)
+    def open(self, dataset: Dataset) -> Part:
+        return _Opened(self, text.make_tokenizer(self.tokenizer, self.length))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Opened(Part):
+    """The turns with their tokenizer."""
+
+    settings: Turns
+    tokenize: Tokenize
+
+    def spec(self) -> Spec:
+        return self.settings.spec()
+
+    def identity(self) -> Mapping[str, Any]:
+        tokenizer, settings = name_of(self.tokenize), self.settings
+        return {"tokenizer": tokenizer, "most": settings.most, "roles": list(settings.roles)}
 
     def rows(self, count: int) -> Batch:
-        said = np.empty((count, self.most), np.object_)
+        said = np.empty((count, self.settings.most), np.object_)
         return {**super().rows(count), "turns": said}
 
     def fill(self, reading: Reading, out: Rows) -> None:
-        found, roles = reading.record.turns, list(self.roles)
-        part = f"of the part {self.name} in config.data.parts"
-        out["turns_valid"][:] = padded(
-            len(found), self.most, "turns", reading.address, f"`most` {part}"
-        )
+        found, most, roles = reading.record.turns, self.settings.most, list(self.settings.roles)
+        part = f"of the part {self.settings.name} in config.data.parts"
+        out["turns_valid"][:] = padded(len(found), most, "turns", reading.address, f"`most` {part}")
         out["turns"][:], out["turns_role"][:] = "", -1
         for number, turn in enumerate(found):
             if turn.role not in roles:
@@ -78,7 +82,6 @@ class Turns(Part):
             out["turns_role"][:, number] = roles.index(turn.role)
 
     def finish(self, arrays: Batch) -> Batch:
-        ids = ids_of(given(self.tokenize), list(arrays["turns"].ravel()))
-        shape = (*arrays["turns"].shape, self.length)
-        valid = arrays["turns_valid"]
-        return {**arrays, "turns": np.where(valid[..., None], ids.reshape(shape), 0)}
+        ids = ids_of(self.tokenize, list(arrays["turns"].ravel()))
+        ids = ids.reshape(*arrays["turns"].shape, -1)
+        return {**arrays, "turns": np.where(arrays["turns_valid"][..., None], ids, 0)}
