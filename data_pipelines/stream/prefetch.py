@@ -97,11 +97,11 @@ class Ahead(grain.DatasetIterator[Batch]):
         pool: RowPool,
         start: int = 0,
     ):
-        super().__init__()
         self._all, self._reader, self._pool = batches, reader, pool
         self._error: Exception | None = None
         self._next = start
         self._batches = _iterate(batches[start:], reader)
+        super().__init__()
 
     def __next__(self) -> Batch:
         """The next batch.

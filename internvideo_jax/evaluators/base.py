@@ -27,7 +27,7 @@ from internvideo_jax.types import Params
 # Clips of a device's share of a step, at most: matmuls of ten thousand rows for usual clips,
 # and little padding where a split is nearly empty.
 TILE = 8
-LARGE = ("video", "audio", PREFIX)  # beginnings of the arrays that do not come back to the host
+LARGE = ("video", "audio")  # these, and cached features, do not come back to the host
 ANIMATED = " animated"  # ends the name of an animation
 
 Batch = dict[str, np.ndarray]
@@ -139,7 +139,7 @@ class EvalContext:
     def outputs(
         self, views: ViewPass, key: Any, build: Callable[[], Callable[..., Any]], title: str
     ) -> Generator[tuple[dict[str, np.ndarray], Any]]:
-        """Yields (batch without `LARGE` arrays, host copy of function(params, batch)), by step.
+        """Yields (batch without its `LARGE` arrays, host copy of function(params, batch)).
 
         Rows are dealt anew: a device always computes `tile_rows` of them at a time, the last ones
         padded with `valid` = False. The shape of a matmul decides in which order it adds up, so
@@ -171,7 +171,11 @@ class EvalContext:
                 placed = to_global(batch, sharding)
                 with jax.set_mesh(self.mesh):
                     result = function(self.params, placed)
-                small = {name: placed[name] for name in placed if not name.startswith(LARGE)}
+                small = {
+                    name: array
+                    for name, array in placed.items()
+                    if name not in LARGE and not name.startswith(PREFIX)
+                }
                 running.append((small, result))
                 if len(running) > 1:  # one step computes while the one before is fetched
                     yield to_host(running.pop(0))
