@@ -112,16 +112,17 @@ class Source:
             "records": self.dataset.manifest.fingerprint(self.component.split),
             "split": self.component.split,
         }
-        own = {}
         for part in self.parts:
             if isinstance(part, Video | features.Features):
                 identity |= part.identity()
         # What is off is not mentioned, so that streams without it keep their identity.
         if self.component.prompt:
             identity["prompt"] = self.component.prompt
-        for name, part in zip(config.parts, self.parts[-len(config.parts) :], strict=False):
-            own[name] = dict(part.identity())
-        return {**identity, "parts": own} if own else identity
+        if config.parts:
+            last = self.parts[-len(config.parts) :]
+            own = zip(config.parts, last, strict=True)
+            identity["parts"] = {name: dict(part.identity()) for name, part in own}
+        return identity
 
     def check_media(self, index: int, record: schema.Record) -> None:
         """ValueError for a record of another media type than its set was given as."""
