@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from data_pipelines.limits import limited
 
@@ -65,13 +66,28 @@ class ImageConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class SetConfig:
+    """One set of a mixture; what is empty is as `DataConfig` has it."""
+
+    directory: str
+    # Share of the examples, before all are scaled to 1; without any, by the numbers of records.
+    weight: float = limited(0.0, least=0)
+    split: str = ""
+    media: str = "video"  # records/media.py: video | image | audio | audio_video | features
+    crop: str = ""
+    flip: str = ""
+    features: str = ""
+    prompt: str = ""  # text in front of every caption of the set
+
+
+@dataclasses.dataclass(frozen=True)
 class DataConfig:
     """The training stream."""
 
     train: str = ""  # directory made by `ivj ingest`
-    # Several sets instead of `train`, written as mixture.py describes:
-    # "k400=/data/k400:0.7, ssv2=/data/ssv2:0.3; flip=off"
-    mixture: str = ""
+    # Several sets instead of `train`: a SetConfig by name or, on the command line, as mixture.py
+    # describes, "k400=/data/k400:0.7, ssv2=/data/ssv2:0.3; flip=off".
+    mixture: str | Mapping[str, SetConfig | Mapping[str, Any]] = ""
     # Sets whose class lists differ have no labels (-1), unless the lists are joined: "offset" puts
     # one behind the other, "name" makes classes of the same name one.
     merge_classes: str = "off"  # off | offset | name
@@ -104,6 +120,11 @@ class DataConfig:
     # has V fixed views, drawn from index * V + view; pass e shows view e % V, and row e % V of
     # companion arrays (V, ...). So a teacher's features can be computed before the training.
     views: int = 0
+    # Further parts of the batch by name (stream/parts): segments, boxes, turns, sequences, or one
+    # of your own.
+    parts: Mapping[str, Any] = dataclasses.field(
+        default_factory=dict, metadata={"kind": "part", "many": True}
+    )
     seed: int = 0  # order and augmentation
     reader: ReaderConfig = ReaderConfig()
 

@@ -320,6 +320,9 @@ class Input:
     _: dataclasses.KW_ONLY
     head: bool = False  # whether its classes must be those of the model's head
     seconds: float = 0.0  # only so much from the beginning of every clip; 0 = all
+    # Parts of the batch: video, audio, text, features with the settings of config.data, or names of
+    # config.data.parts.
+    parts: tuple[str, ...] = ("video",)
 
 
 class Scores(Protocol):

@@ -1,4 +1,4 @@
-"""Names of families, models, objectives, teachers and evaluators, and where they live.
+"""Names of families, models, objectives, teachers, evaluators, parts of a batch; where they live.
 
 One line adds one. The value is `module:attribute`, imported only when asked for, so that listing
 the names costs nothing and a broken room does not break the others.
@@ -10,6 +10,7 @@ import importlib
 from typing import Any
 
 from data_pipelines.limits import suggest as suggest
+from data_pipelines.stream.parts.table import PARTS
 
 # Published lineages: their weights and what is said of them (weights/family.py).
 FAMILIES = {
@@ -72,6 +73,7 @@ KINDS = {
     "objective": OBJECTIVES,
     "evaluator": EVALUATORS,
     "teacher": TEACHERS,
+    "part": PARTS,
 }
 
 

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# A batch is a flat dict with fixed meanings:
-#   video     (B, T, H, W, 3) uint8, or float32 in [0, 1]
+# A batch is a flat dict with fixed meanings; data_pipelines/stream/parts says which arrays a stream
+# has, docs/data.md lists them all:
+#   video     (B, T, H, W, 3) uint8, or float32 in [0, 1]; absent where a set has no pixels
 #   label     (B,)   int32, -1 where there is none
 #   index     (B,)   int32, record number in the data set
 #   position  (B,)   uint32, place in the endless training stream; every random draw of an example

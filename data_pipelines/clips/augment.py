@@ -22,6 +22,7 @@ CROPS = ("multiscale", "random_resized", "random", "center", "squash")
 MOST_SIDE = 16384  # pixels of a resized frame
 ARGUMENTS = ("factor", "factor", "factor", "turn")  # of the four parts of the jitter
 
+Edges = tuple[float, float, float, float]  # top, left, bottom, right in shares of the picture
 Change = Callable[[np.ndarray], np.ndarray]
 
 
@@ -72,8 +73,16 @@ class TrainTransform:
         if config.rand_augment:
             drawn = rand_augment.draw(rand_augment.parse_policy(config.rand_augment), rng)
             frames = rand_augment.apply(frames, drawn, config.rand_augment_interpolation)
-        frames, box = self._box(frames, rng)
+        height, width = frames[0].shape[:2]
+        short, box = self._box(height, width, rng)
         flip = self.flip and bool(rng.random() < 0.5)
+        if short:
+            resized = {id(frame): frame for frame in frames}
+            for key, frame in resized.items():
+                resized[key] = transforms.resize_short_side(
+                    frame, short, config.resize or "bilinear"
+                )
+            frames = [resized[id(frame)] for frame in frames]
         # The reference's fine-tuning crop does not antialias, its pre-training crop does.
         method = config.resize or ("bilinear" if self.crop == "random_resized" else "area")
         out = transforms.crop_resize(frames, box, self.size, method=method, flip=flip, out=out)
@@ -84,30 +93,36 @@ class TrainTransform:
             out[t] = done[id(frame)]
         return out
 
-    def _box(
-        self, frames: Sequence[np.ndarray], rng: np.random.Generator
-    ) -> tuple[Sequence[np.ndarray], transforms.Box]:
-        """The frames to cut from and where."""
-        height, width = frames[0].shape[:2]
+    def window(self, height: int, width: int, rng: np.random.Generator) -> tuple[Edges, bool]:
+        """What a clip of frames of this size shows, from the draws that a call would make.
+
+        Returns:
+          (edges, whether it is mirrored).
+        """
+        if self.config.rand_augment:
+            rand_augment.draw(rand_augment.parse_policy(self.config.rand_augment), rng)
+        short, (top, left, high, wide) = self._box(height, width, rng)
+        if short:
+            height, width = transforms.short_side_shape(height, width, short)
+        edges = top / height, left / width, (top + high) / height, (left + wide) / width
+        return edges, self.flip and bool(rng.random() < 0.5)
+
+    def _box(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, transforms.Box]:
+        """The short side that frames are resized to first, 0: as they are, and where to cut."""
         config, size = self.config, self.size
         if self.crop == "multiscale":
-            return frames, transforms.multiscale_crop(height, width, size, rng)
+            return 0, transforms.multiscale_crop(height, width, size, rng)
         if self.crop == "random_resized":
             area, ratio = _pair(config.area), _pair(config.ratio)
-            return frames, transforms.random_resized_crop(height, width, rng, area, ratio)
+            return 0, transforms.random_resized_crop(height, width, rng, area, ratio)
         if self.crop == "random":
             low, high = config.short_side
             short = transforms.jittered_side((low, high), rng)
-            method = config.resize or "bilinear"
-            resized = {id(frame): frame for frame in frames}
-            for key, frame in resized.items():
-                resized[key] = transforms.resize_short_side(frame, short, method)
-            frames = [resized[id(frame)] for frame in frames]
-            height, width = frames[0].shape[:2]
-            return frames, transforms.random_box(height, width, size, rng)
+            resized = transforms.short_side_shape(height, width, short)
+            return short, transforms.random_box(*resized, size, rng)
         if self.crop == "center":
-            return frames, transforms.center_box(height, width, min(height, width))
-        return frames, (0, 0, height, width)
+            return 0, transforms.center_box(height, width, min(height, width))
+        return 0, (0, 0, height, width)
 
 
 def draw_jitter(config: AugmentConfig, rng: np.random.Generator) -> list[Change]:

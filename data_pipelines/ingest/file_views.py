@@ -22,7 +22,7 @@ from data_pipelines.ingest.options import Options
 from data_pipelines.ingest.rows import Row
 from data_pipelines.records import encoded
 from data_pipelines.stream import multiview
-from data_pipelines.stream.assemble import Batch
+from data_pipelines.stream.parts.base import Batch
 from data_pipelines.stream.prefetch import in_order
 
 LISTS = (*lists.SUFFIXES, ".tsv", ".json", ".jsonl", ".gz")  # files that name videos

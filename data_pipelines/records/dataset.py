@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar, overload
+from typing import Any, SupportsIndex, TypeVar, overload
 
 import numpy as np
 
@@ -141,7 +141,11 @@ class _Lists(Mapping[str, Any]):
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """One opened split: its description and its records."""
+    """One opened split: its description and its records.
+
+    With `len` and indexing it is a `grain.sources.RandomAccessDataSource` of records, as its
+    `source` is one of their bytes: local or remote, checksums compared.
+    """
 
     manifest: Manifest
     split: str
@@ -153,6 +157,9 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.source)
+
+    def __getitem__(self, index: SupportsIndex) -> schema.Record:
+        return self.load(int(index))
 
     def load(self, index: int) -> schema.Record:
         """Record number `index`; UnreadableRecordError with its address when it is damaged.

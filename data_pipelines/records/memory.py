@@ -20,20 +20,20 @@ def installed() -> int:
 
 
 def check_batches(
-    clips: int, clip: ClipConfig, reader: ReaderConfig, *, beside: int = 0, name: str = "clip"
+    clips: int, size: int, clip: ClipConfig, reader: ReaderConfig, *, name: str = "clip"
 ) -> None:
     """ValueError, with the numbers, for batches that no memory of this machine holds.
 
     Args:
       clips: of a batch of this process.
-      clip: their shape.
-      beside: bytes of a clip that are no pixels.
+      size: bytes of one, all parts of its example.
+      clip: the shape of its pixels.
       name: of the settings of the shape.
     """
     memory = installed()
     if not memory:
         return
-    batch = clips * (clip.frames * clip.size**2 * 3 + beside)
+    batch = clips * size
     if batch > memory:
         raise ValueError(
             f"a batch of {clips} clips of {clip.frames} frames of {clip.size}x{clip.size} pixels "

@@ -17,13 +17,14 @@ Keys (context unless said otherwise):
 `video/height|width`         int64     stored size in pixels
 `video/source_height|width`  int64     size before resizing, after display rotation
 `video/num_frames`           int64     number of steps of `image/encoded`
-`media/type`                 bytes     `image` for a picture; a video's record has no such key
+`media/type`                 bytes     `records.media`; a video's record has no such key
 `schema/version`             int64     1, or 2 with PNG frames (`version_of`)
 `extra/NAME`                 any       one value of an annotation column
 `image/encoded`              sequence  bytes: one JPEG or PNG per step
 `image/timestamp`            sequence  int64: microseconds in the source video
 `WAVEFORM/...`, `audio/`             see `records.waveform`
 `segment/...`, `box/...`             see `records.localisation`
+`turn/...`                           see `records.conversation`
 =============================  ========  =====================================================
 
 Unknown keys are ignored and missing ones have defaults, so content can be added beside these
@@ -40,8 +41,10 @@ from typing import Any, overload
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from data_pipelines.records import encoded, localisation, waveform
+from data_pipelines.records import conversation, encoded, localisation, waveform
+from data_pipelines.records.conversation import Turn
 from data_pipelines.records.localisation import Box, Segment
+from data_pipelines.records.media import STORED, needs_frames
 from data_pipelines.records.messages import (
     INT64,
     FeatureList,
@@ -61,7 +64,6 @@ from data_pipelines.records.waveform import Audio
 
 __all__ = [
     "DMVR_FPS",
-    "MEDIA_TYPES",
     "NEWEST_VERSION",
     "SCHEMA_VERSION",
     "Audio",
@@ -69,6 +71,7 @@ __all__ = [
     "Record",
     "SchemaError",
     "Segment",
+    "Turn",
     "decode",
     "encode",
     "version_of",
@@ -80,8 +83,6 @@ NEWEST_VERSION = 2  # of those with PNG among them, and the newest that is read
 # What a record without `video/fps` is taken to run at: the rate DMVR's own generator extracts.
 DMVR_FPS = 10.0
 
-MEDIA_TYPES = ("video", "image")
-
 
 @dataclass(frozen=True, slots=True)
 class Record:
@@ -89,7 +90,7 @@ class Record:
 
     Attributes:
       media_id: stable id of the clip; empty when the writer stored none (plain DMVR).
-      frames: JPEG or PNG bytes in display order, at least one.
+      frames: JPEG or PNG bytes in display order, at least one where the media type has pixels.
       timestamps_us: one per frame, strictly increasing, microseconds from the start of the
         clip's source video.
       fps: rate of the stored frames.
@@ -99,12 +100,11 @@ class Record:
       label_names: class names, parallel to `labels` or empty.
       captions: any number of texts.
       start_us, end_us: the span of the source video this clip covers.
-      filename: the source file as the ingest listed it.
-      extra: further annotation columns by name. Floats are stored in single precision.
-      media_type: `video`, or `image` for a picture, which has one frame at time 0.
+      filename: the source file as listed.
+      extra: further annotation columns by name; floats in single precision.
+      media_type: `video`, `image` (one frame at time 0), `audio` or `features` (no frames needed).
       audio: the sound of the same span, None when the clip has none.
-      segments: spans of the clip with a class or text.
-      boxes: rectangles at single times of the clip.
+      segments, boxes, turns: what happens when, where, and a conversation about it.
     """
 
     media_id: str
@@ -126,6 +126,7 @@ class Record:
     audio: Audio | None = None
     segments: tuple[Segment, ...] = ()
     boxes: tuple[Box, ...] = ()
+    turns: tuple[Turn, ...] = ()
 
     def audio_window(self, start_us: int, end_us: int, samples: int) -> tuple[np.ndarray, int]:
         """The sound of a time window; see `records.waveform.Audio.window`.
@@ -228,6 +229,7 @@ def encode(record: Record) -> bytes:
         else:
             put_floats(context, f"extra/{name}", value)
     localisation.put(context, record.segments, record.boxes)
+    conversation.put(context, record.turns)
     if record.audio is not None:
         waveform.put(message, record.audio)
     times = message.feature_lists.feature_list["image/timestamp"].feature
@@ -238,7 +240,11 @@ def encode(record: Record) -> bytes:
 
 def _check(record: Record) -> None:
     where = f"record {record.media_id!r}"
-    if not record.frames:
+    if record.media_type not in STORED:
+        raise SchemaError(
+            f"{where}: media type {record.media_type!r}, expected {' or '.join(STORED)}"
+        )
+    if not record.frames and needs_frames(record.media_type):
         raise SchemaError(f"{where}: has no frames; a record needs at least one")
     if len(record.timestamps_us) != len(record.frames):
         raise SchemaError(
@@ -256,13 +262,9 @@ def _check(record: Record) -> None:
     numbers = [*times, *record.labels, record.start_us, record.end_us]
     if any(number not in INT64 for number in numbers):
         raise SchemaError(f"{where}: a label or time does not fit 64 bits")
-    if record.media_type not in MEDIA_TYPES:
-        raise SchemaError(
-            f"{where}: media type {record.media_type!r}, expected {' or '.join(MEDIA_TYPES)}"
-        )
-    problem = localisation.check(record.segments, record.boxes)
-    if record.audio is not None:
-        problem = problem or waveform.check(record.audio)
+    problem = localisation.check(record.segments, record.boxes) or conversation.check(record.turns)
+    if not problem and record.audio is not None:
+        problem = waveform.check(record.audio)
     if problem:
         raise SchemaError(f"{where}: {problem}")
     for name, value in record.extra.items():
@@ -349,12 +351,12 @@ def _understand(
             "update the program or ingest the videos again"
         )
     media_type = "".join(texts(context, "media/type")[:1]) or "video"
-    if media_type not in MEDIA_TYPES:
-        raise SchemaError(f"media/type is {media_type!r}, expected {' or '.join(MEDIA_TYPES)}")
+    if media_type not in STORED:
+        raise SchemaError(f"media/type is {media_type!r}, expected {' or '.join(STORED)}")
     lazy = frames is not None
     if frames is None:
         steps = lists["image/encoded"].feature if "image/encoded" in lists else ()
-        if not steps:
+        if not steps and needs_frames(media_type):
             keys = ", ".join(sorted([*context, *lists])) or "none"
             raise SchemaError(f"record has no image/encoded frames; keys found: {keys}")
         if any(len(step.bytes_list.value) != 1 for step in steps):
@@ -369,7 +371,7 @@ def _understand(
     fps = _fps(context, len(frames), end_us - start_us)
     height = _int(context, "video/height", 0)
     width = _int(context, "video/width", 0)
-    if not (height > 0 and width > 0):
+    if frames and not (height > 0 and width > 0):
         height, width = _picture_size(frames[0])
     if height * width > encoded.MAX_PIXELS:
         raise SchemaError(
@@ -398,6 +400,7 @@ def _understand(
         audio=waveform.get(context, lists, start_us, lazy=lazy),
         segments=localisation.get_segments(context),
         boxes=localisation.get_boxes(context),
+        turns=conversation.get(context),
     )
 
 

@@ -1,58 +1,46 @@
-"""One step of the training stream: its records read, decoded, and cropped into the batch."""
+"""One step of the training stream: its records read, and their rows of the batch filled."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import grain
 import numpy as np
 
 from data_pipelines.clips import augment, sampling
-from data_pipelines.config import AugmentConfig, DataConfig
+from data_pipelines.config import STREAM_VERSION, DataConfig
 from data_pipelines.records import schema
 from data_pipelines.records.dataset import Dataset, FrameBuffer, UnreadableRecordError, label_of
-from data_pipelines.stream.mixture import Component, Plan
-from data_pipelines.stream.parts import audio as sound
-from data_pipelines.stream.parts import features
-from data_pipelines.stream.parts.features import Features
-from data_pipelines.stream.prefetch import RowPool
+from data_pipelines.records.media import MEDIA
+from data_pipelines.records.memory import check_batches
+from data_pipelines.stream import mixture
+from data_pipelines.stream.mixture import Component
+from data_pipelines.stream.parts import features, made
+from data_pipelines.stream.parts.base import (
+    Batch,
+    Part,
+    Reading,
+    Rows,
+    Spec,
+    Window,
+    generator,
+    given,
+    joined,
+    row_bytes,
+)
+from data_pipelines.stream.parts.text import Tokenize, tokenizer_of
+from data_pipelines.stream.parts.video import Video
+from data_pipelines.stream.prefetch import RowPool, row_threads
+from data_pipelines.stream.settings import check_settings
 
-Batch = dict[str, np.ndarray]
-Tokenize = Callable[[list[str]], np.ndarray]  # n texts -> (n, L) int32
-Rows = Mapping[str, np.ndarray]  # the rows of a batch that one record fills
-
-TEXTS = ("off", "first", "random")
-# Draws that do not belong to the pixels have a stream of their own: the high word of the counter.
-_TEXT_COUNTER = [0, 0, 0, 1]
-_AUDIO_COUNTER = [0, 0, 0, 2]
+ENDLESS = 2**62  # steps are numbers without an end; grain wants to know one
 
 
 def wrapped(places: np.ndarray) -> np.ndarray:
     """Positions as a batch has them: uint32, modulo 2**32."""
     return (np.asarray(places, np.int64) & 0xFFFFFFFF).astype(np.uint32)
-
-
-def check_text(text: str) -> None:
-    """ValueError for an unknown way to choose captions."""
-    if text not in TEXTS:
-        raise ValueError(f"unknown config.data.text {text!r}; known: {', '.join(TEXTS)}")
-
-
-def check_views(config: DataConfig) -> None:
-    """ValueError for a number of views that is none, or that repeats contradict."""
-    if config.views < 0:
-        raise ValueError(
-            f"config.data.views = {config.views}: expected a number of views, or 0 for random ones"
-        )
-    if config.views and config.repeats > 1:
-        # The frames of repeats are drawn once, so none but the first would be a view of its own.
-        raise ValueError(
-            f"config.data.views = {config.views} with config.data.repeats = {config.repeats}: a "
-            "pass shows one view of each record; set config.data.repeats to 1 and train for more "
-            "epochs, or config.data.views to 0"
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,20 +49,19 @@ class Source:
 
     Attributes:
       number: the `dataset` of its examples.
+      parts: of its examples.
       labels: its class numbers -> those of the stream, None where they are the same.
       labelled: whether the stream has labels.
       order: n-th draw -> record number; grain's, random access.
-      features: cached arrays of its records, None when off.
     """
 
     number: int
     component: Component
     dataset: Dataset
-    transform: augment.TrainTransform
+    parts: tuple[Part, ...]
     labels: np.ndarray | None
     labelled: bool
     order: Any
-    features: Features | None = None
 
     @classmethod
     def of(
@@ -85,26 +72,27 @@ class Source:
         labels: np.ndarray | None,
         labelled: bool,
         config: DataConfig,
+        tokenize: Tokenize | None = None,
     ) -> Source:
-        transform = augment.TrainTransform(
-            size=config.clip_of(component.media).size,
-            crop=component.crop,
-            flip=augment.resolve_flip(component.flip, dataset.manifest),
-            config=config.augment,
-        )
+        parts = made.of_set(config, component, tokenize, dataset)
         # Sets of the same length must not come in the same order.
         seed = config.seed
         if number:
             seed = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
         order: Any = grain.MapDataset.range(len(dataset))
         order = order.seed(seed).shuffle().repeat(None)
-        cached = None
-        if component.features:
-            cached = Features.open(component.features, dataset, config.reader, views=config.views)
-        return cls(number, component, dataset, transform, labels, labelled, order, cached)
+        return cls(number, component, dataset, parts, labels, labelled, order)
 
     def __len__(self) -> int:
         return len(self.dataset)
+
+    @property
+    def transform(self) -> augment.TrainTransform:
+        """What is done to its pixels; ValueError for a set without."""
+        for part in self.parts:
+            if isinstance(part, Video) and part.transform is not None:
+                return part.transform
+        raise ValueError(f"sets of media={self.component.media} have no pixels")
 
     def record(self, draw: int) -> int:
         """The record number of a draw."""
@@ -118,25 +106,30 @@ class Source:
         label = int(label_of(record)) if self.labelled else -1
         return label if label < 0 or self.labels is None else int(self.labels[label])
 
-    def identity(self) -> dict[str, Any]:
-        """What decides the set's share of the stream's pixels, as JSON values."""
+    def identity(self, config: DataConfig) -> dict[str, Any]:
+        """What decides the set's share of the stream's examples, as JSON values."""
         identity: dict[str, Any] = {
             "records": self.dataset.manifest.fingerprint(self.component.split),
             "split": self.component.split,
-            "crop": self.transform.crop,
-            "flip": self.transform.flip,
         }
-        if self.transform.config != AugmentConfig():  # what is off is not mentioned
-            identity["augment"] = dataclasses.asdict(self.transform.config)
-        if self.features is not None:
-            identity["features"] = dict(self.features.identity)
+        for part in self.parts:
+            if isinstance(part, Video | features.Features):
+                identity |= part.identity()
+        # What is off is not mentioned, so that streams without it keep their identity.
+        if self.component.prompt:
+            identity["prompt"] = self.component.prompt
+        if config.parts:
+            last = self.parts[-len(config.parts) :]
+            own = zip(config.parts, last, strict=True)
+            identity["parts"] = {name: dict(part.identity()) for name, part in own}
         return identity
 
     def check_media(self, index: int, record: schema.Record) -> None:
         """ValueError for a record of another media type than its set was given as."""
+        media = MEDIA[self.component.media]
         # Records that another program wrote do not say that their one frame is a picture.
-        one_frame = self.component.media == "image" and len(record.frames) == 1
-        if record.media_type != self.component.media and not one_frame:
+        one_frame = media.still and len(record.frames) == 1
+        if record.media_type not in media.holds and not one_frame:
             name = self.component.name or "NAME"
             raise ValueError(
                 f"{self.dataset.address(index, record)}: is {_article(record.media_type)} in a "
@@ -147,37 +140,12 @@ class Source:
 
 
 def _article(media: str) -> str:
-    return f"{'an' if media == 'image' else 'a'} {media}"
-
-
-@dataclasses.dataclass(frozen=True)
-class _Clip:
-    """What was read of one record.
-
-    Attributes:
-      place: what the random draws of its first example come from.
-      rng: those draws, after the frames.
-      frames: the sampled ones, (H, W, 3) uint8 each.
-      audio: its sound, None without or when it is off.
-      audio_start_us: where the windows of its sound begin; None: each has its own draw.
-      features: its cached arrays, empty when off.
-      substituted: whether it stands in for another.
-    """
-
-    index: int
-    record: schema.Record
-    place: int
-    rng: np.random.Generator
-    frames: list[np.ndarray]
-    audio: schema.Audio | None
-    audio_start_us: int | None
-    features: Rows
-    substituted: bool
+    return f"{'an' if media[0] in 'aeiou' else 'a'} {media}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """What of the examples of one record is not in their rows.
+    """What of the examples of one record is not in their parts.
 
     Attributes:
       index: record number.
@@ -185,7 +153,6 @@ class Example:
         config.views index * views + view.
       dataset: number of the set.
       substituted: whether the record stands in for another.
-      captions: one of each example, empty when off.
     """
 
     index: int
@@ -193,7 +160,6 @@ class Example:
     place: int
     dataset: int
     substituted: bool
-    captions: Sequence[str | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,169 +172,240 @@ class Examples:
     config: DataConfig
     buffer: FrameBuffer = dataclasses.field(default_factory=FrameBuffer)
 
-    def fill(self, source: Source, index: int, out: Rows, *, place: int, view: int = 0) -> Example:
+    def fill(
+        self, source: Source, index: int, out: Sequence[Rows], *, place: int, view: int = 0
+    ) -> Example:
         """Writes the examples of a record to the `repeats` rows of `out`.
 
         As in the references, the frames are chosen and decoded once, crops and flips drawn for
-        every example.
+        every example. Under `substitute` the next readable record in index order takes the place
+        of one that is not.
 
         Args:
+          out: the rows of each part of the source.
           place: position of the first example. With config.views the draws come from
             index * views + view instead, whatever the position.
           view: of the record, below config.views.
         """
-        clip = self._read(source, index, place, view)
-        captions, rng = [], clip.rng
-        for repeat, row in enumerate(out["video"]):
-            rng = self._generator(clip.place + repeat) if repeat else rng
-            source.transform(clip.frames, rng, out=row)
-            if self.config.text != "off":
-                captions.append(self._caption(clip.record, clip.place + repeat))
-            if clip.audio is not None:
-                draws = self._generator(clip.place + repeat, _AUDIO_COUNTER)
-                window = out["audio"][repeat]
-                valid = sound.cut(clip.audio, clip.audio_start_us, draws, window)
-                out["audio_valid"][repeat] = valid
-        for name, array in clip.features.items():
-            out[f"{features.PREFIX}{name}"][:] = array
-        label = source.label(clip.record)
-        return Example(clip.index, label, clip.place, source.number, clip.substituted, captions)
-
-    def has_audio(self, source: Source) -> bool:
-        """Whether the examples of a set have sound."""
-        return self.config.audio_seconds > 0 and source.component.media != "image"
-
-    def _generator(self, position: int, counter: Any = None) -> np.random.Generator:
-        # Counter-based, so that neighbouring positions are independent without a long warm-up.
-        key = [self.config.seed, position]
-        return np.random.Generator(np.random.Philox(key=key, counter=counter))
-
-    def _read(self, source: Source, index: int, place: int, view: int) -> _Clip:
-        """The record, or under `substitute` the next readable one in index order."""
-        clip, dataset = self.config.clip_of(source.component.media), source.dataset
-        rng, views, tries = self._generator(place), self.config.views, 0
+        config, tries = self.config, 0
+        rng = generator(config.seed, place)
         while True:
-            if views:  # of the record that is read, so that its cached arrays fit
-                place = index * views + view
-                rng = self._generator(place)
+            if config.views:  # of the record that is read, so that its cached arrays fit
+                place = index * config.views + view
+                rng = generator(config.seed, place)
             try:
-                record = dataset.load(index)
-                source.check_media(index, record)
-                try:
-                    wanted = sampling.train_frames(
-                        clip.sampling,
-                        record.timestamps_us,
-                        record.fps,
-                        clip.frames,
-                        clip.stride,
-                        rng,
-                    )
-                except ValueError as error:
-                    raise ValueError(f"{dataset.address(index, record)}: {error}") from error
-                frames = dataset.frames(index, record, wanted, self.buffer)
-                audio, start = None, None
-                if self.has_audio(source):
-                    audio, start = self._sound(source, index, record, int(wanted[0]))
-                arrays = {}
-                if source.features is not None:
-                    where = dataset.address(index, record)
-                    arrays = source.features.read(index, where, view)
-                return _Clip(index, record, place, rng, frames, audio, start, arrays, tries > 0)
+                reading = self._read(source, index, place, view, rng)
+                for part, rows in zip(source.parts, out, strict=True):
+                    part.fill(reading, rows)
+                label = source.label(reading.record)
+                return Example(index, label, place, source.number, tries > 0)
             except UnreadableRecordError:
                 tries += 1
-                if self.config.reader.on_corrupt == "raise" or tries >= len(dataset):
+                if config.reader.on_corrupt == "raise" or tries >= len(source):
                     raise
-                index = (index + 1) % len(dataset)
+                index = (index + 1) % len(source)
 
-    def _sound(
-        self, source: Source, index: int, record: schema.Record, first_frame: int
-    ) -> tuple[schema.Audio | None, int | None]:
-        """The sound of a record, and where the windows of it begin (`_Clip`)."""
-        audio = source.dataset.audio(index, record)
-        if audio is None:
-            return None, None
-        sound.check_rate(audio, source.dataset.address(index, record))
-        return audio, sound.start_of(record, first_frame, self.config.audio_window)
+    def _read(
+        self, source: Source, index: int, place: int, view: int, rng: np.random.Generator
+    ) -> Reading:
+        """The record with its frames drawn; `rng` is where the draws of the pixels go on."""
+        config, media, dataset = self.config, MEDIA[source.component.media], source.dataset
+        record, wanted = dataset.load(index), None
+        source.check_media(index, record)
+        if media.pixels:
+            clip = config.clip_of(media.name)
+            try:
+                wanted = sampling.train_frames(
+                    clip.sampling, record.timestamps_us, record.fps, clip.frames, clip.stride, rng
+                )[None]
+            except ValueError as error:
+                raise ValueError(f"{dataset.address(index, record)}: {error}") from error
 
-    def _caption(self, record: schema.Record, position: int) -> str | None:
-        # Sets that others wrote hold captions that say nothing; there is no text in them.
-        captions = [caption for caption in record.captions if caption.strip()]
-        if not captions:
-            return None
-        if self.config.text == "first":
-            return captions[0]
-        rng = self._generator(position, _TEXT_COUNTER)
-        return captions[int(rng.integers(len(captions)))]
+        def window(row: int) -> Window:
+            draws = given(reading.generator(row))
+            edges, mirrored = source.transform.window(record.height, record.width, draws)
+            return Window(*edges, mirrored)
+
+        places = range(place, place + config.repeats)
+        reading = Reading(
+            dataset, index, record, wanted, self.buffer, window if media.pixels else _whole, places,
+            config.seed, rng.bit_generator.state, view, source.labels,
+        )  # fmt: skip
+        return reading
 
 
-@dataclasses.dataclass(frozen=True)
-class TrainBatches:
-    """Step -> the batch of one process. Picklable, for worker processes."""
+def _whole(row: int) -> Window:
+    """All of the picture, where its pixels are not looked at."""
+    return Window(0.0, 0.0, 1.0, 1.0, False)
 
-    examples: Examples
-    sources: Sequence[Source]
-    plan: Plan
-    process: int
-    processes: int
-    pool: RowPool
-    tokenize: Tokenize | None
 
-    @property
-    def config(self) -> DataConfig:
-        return self.examples.config
+class TrainBatches(grain.MapDataset[Batch]):
+    """Step -> the batch of one process, as a grain dataset with random access and without an end.
+
+    Its parents are the orders of the sets: source, order, the examples by position, batch. Rows are
+    filled in place by several threads, so that no pixel is copied to make a batch. An element has
+    the arrays of `spec` for the media type of its step, with a first axis of the examples of this
+    process, and `substituted` () int32, how many of its records stand in for unreadable ones.
+    Picklable, for worker processes.
+
+    Args:
+      config: what the stream is.
+      process, processes: which of how many hosts this is.
+      tokenize: n captions -> (n, L) int32, instead of config.tokenizer. It must not depend on
+        anything else; its attribute `identity` or `name`, or else its type's or its own name, is
+        part of the stream's identity.
+      opened: the sets, where they are open already.
+
+    Attributes:
+      classes: names of the classes; None where the sets of a mixture have different ones.
+      identity: everything that decides which pixels come at which position, as JSON values.
+
+    Raises:
+      ValueError: the settings contradict each other or the data set.
+      FileNotFoundError, ImportError: a set, companion, vocabulary or library is not there.
+    """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        *,
+        process: int = 0,
+        processes: int = 1,
+        tokenize: Tokenize | None = None,
+        opened: mixture.Opened = (),
+    ):
+        check_settings(config)
+        tokenize = tokenizer_of(config, tokenize)
+        opened = opened or mixture.open_components(config)
+        self.classes, tables = mixture.join_classes(opened, config.merge_classes)
+        self.sources = tuple(
+            Source.of(
+                number, *opened[number], tables[number], self.classes is not None, config, tokenize
+            )
+            for number in range(len(opened))
+        )
+        components = [source.component for source in self.sources]
+        self.plan = mixture.make_plan(config, components, [len(s) for s in self.sources])
+        for group in self.plan.groups:
+            spec = _common([self.sources[member] for member in group.members])
+            if group.batch % (processes * config.repeats):
+                raise ValueError(
+                    f"{_field(group.media)} = {group.batch} cannot be split evenly over "
+                    f"{processes} processes"
+                    + (f" x {config.repeats} repeats" if config.repeats > 1 else "")
+                )
+            check_batches(group.batch // processes, row_bytes(spec), group.clip, config.reader)
+        self.config, self.examples = config, Examples(config)
+        self.pool = RowPool(row_threads(config.reader))
+        self.process, self.processes = process, processes
+        self.identity = _identity(self, tokenize)
+        super().__init__([source.order for source in self.sources])
+
+    def spec(self, media: str) -> Spec:
+        """The arrays of one example of a media type, cached features included."""
+        source = next(s for s in self.sources if s.component.media == media)
+        return {**made.columns(self.config), **joined(source.parts)}
+
+    def __len__(self) -> int:
+        return ENDLESS
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.slice(index) if isinstance(index, slice) else self(int(index))
 
     def __call__(self, step: int) -> Batch:
+        """The batch of a step."""
         repeats, slot = self.config.repeats, self.plan.slot(step)
         group, rows = slot.group, slot.group.batch // self.processes
         first, position = self.process * rows, slot.position + self.process * rows
-        clip = group.clip
-        # Crops are written straight into their rows: the pixels are never copied.
-        arrays: Batch = {"video": np.empty((rows, clip.frames, clip.size, clip.size, 3), np.uint8)}
-        if self.examples.has_audio(self.sources[group.members[0]]):
-            samples = sound.length(self.config.audio_seconds)
-            arrays["audio"] = np.zeros((rows, samples), np.int16)
-            arrays["audio_valid"] = np.zeros(rows, np.int32)
-        cached = self.sources[group.members[0]].features
-        for name, (shape, dtype) in (cached.shapes if cached else {}).items():
-            arrays[f"{features.PREFIX}{name}"] = np.empty((rows, *shape), dtype)
+        parts = self.sources[group.members[0]].parts
+        arrays = [part.rows(rows) for part in parts]
 
         def fill(number: int) -> Example:
             own = slice(number * repeats, (number + 1) * repeats)
             draw = slot.record + (first + own.start) // repeats
             part, number = group.order.place(draw)
             source = self.sources[group.members[part]]
-            out = {name: array[own] for name, array in arrays.items()}
+            out = [{name: array[own] for name, array in each.items()} for each in arrays]
             index, view = source.record(number), source.passes(number) % max(self.config.views, 1)
             return self.examples.fill(source, index, out, place=position + own.start, view=view)
 
         filled = self.pool.map(fill, range(rows // repeats))
-        columns = {
-            name: np.repeat(np.array([getattr(each, name) for each in filled], np.int32), repeats)
-            for name in ("label", "index", "dataset")
-        }
         places = np.concatenate([np.arange(each.place, each.place + repeats) for each in filled])
-        batch: Batch = {
-            **arrays,
-            "label": columns["label"],
-            "index": columns["index"],
-            "position": wrapped(places),
-            "substituted": np.array(sum(each.substituted for each in filled), np.int32),
-        }
-        if self.config.mixture:
-            batch["dataset"] = columns["dataset"]
-        if self.config.text != "off":
-            batch.update(self._text([caption for each in filled for caption in each.captions]))
+        batch: Batch = {"position": wrapped(places)}
+        for name in ("label", "index", "dataset"):
+            if name in made.columns(self.config):
+                values = np.array([getattr(each, name) for each in filled], np.int32)
+                batch[name] = np.repeat(values, repeats)
+        batch["substituted"] = np.array(sum(each.substituted for each in filled), np.int32)
+        for part, each in zip(parts, arrays, strict=True):
+            batch.update(part.finish(each))
         return batch
 
-    def _text(self, captions: list[str | None]) -> Batch:
-        texts = [caption or "" for caption in captions]
-        has_text = np.array([bool(caption) for caption in captions])
-        if self.tokenize is None:
-            return {"caption": np.array(texts, np.str_), "has_text": has_text}
-        tokens = np.asarray(self.tokenize(texts))
-        if tokens.ndim != 2 or len(tokens) != len(texts) or tokens.dtype.kind not in "iu":
+
+def _field(media: str) -> str:
+    return "config.data.image.global_batch" if media == "image" else "config.data.global_batch"
+
+
+def _common(sources: Sequence[Source]) -> Spec:
+    """The arrays of sets that share batches; ValueError where they differ."""
+    cached = [(s.component.name, part) for s in sources for part in s.parts]
+    features.check_alike([(n, part) for n, part in cached if isinstance(part, features.Features)])
+    first = joined(sources[0].parts)
+    for source in sources[1:]:
+        if joined(source.parts) != first:
             raise ValueError(
-                f"the tokeniser gave {tokens.dtype} {tokens.shape} for {len(texts)} texts; "
-                f"expected integers of shape ({len(texts)}, L)"
+                f"config.data.parts: the examples of {source.component.name} have other arrays "
+                f"than those of {sources[0].component.name}; sets of one mixture and media type "
+                "need the same"
             )
-        return {"text": tokens.astype(np.int32), "has_text": has_text}
+    return first
+
+
+def _identity(batches: TrainBatches, tokenize: Tokenize | None) -> dict[str, Any]:
+    config, plan, sources = batches.config, batches.plan, batches.sources
+    shared: dict[str, Any] = {
+        "seed": config.seed,
+        "global_batch": config.global_batch,
+        "clip": dataclasses.asdict(config.clip),
+        "version": STREAM_VERSION,
+    }
+    # What is off is not mentioned, so that streams without it keep their identity.
+    if config.repeats > 1:
+        shared["repeats"] = config.repeats
+    if config.views:
+        shared["views"] = config.views
+    for part in (*made.captions(config, tokenize), *made.audio(config)):
+        shared |= part.identity()
+    if not config.mixture:
+        (source,) = sources
+        # The order comes from a library: should a release draw it otherwise, we notice.
+        first = [source.record(i) for i in range(min(16, len(source)))]
+        return {**source.identity(config), **shared, "first": first}
+    first = {}
+    for group in plan.groups:
+        places = [group.order.place(i) for i in range(16)]
+        first[group.media] = [
+            [group.members[part], sources[group.members[part]].record(k)] for part, k in places
+        ]
+    sets = {
+        source.component.name: {
+            **source.identity(config),
+            "dataset": source.number,
+            "media": source.component.media,
+        }
+        for source in sources
+    }
+    for group in plan.groups:
+        for part, member in enumerate(group.members):
+            sets[sources[member].component.name]["share"] = str(group.order.share(part))
+    media = {
+        group.media: {
+            "batch": group.batch,
+            "frames": group.clip.frames,
+            "size": group.clip.size,
+            "steps": str(plan.steps.share(i)),
+        }
+        for i, group in enumerate(plan.groups)
+    }
+    merge = config.merge_classes
+    return {**shared, "mixture": sets, "media": media, "merge_classes": merge, "first": first}

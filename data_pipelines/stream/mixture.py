@@ -1,11 +1,12 @@
 """Weighted mixtures of data sets: what stands at which place of the stream, by arithmetic alone.
 
-A mixture is one line of text, so that a recipe and the command line say it alike:
+On the command line a mixture is one line of text:
 
     k400=/data/k400:0.7, ssv2=gs://bucket/ssv2:0.3; flip=off; split=train
 
 NAME=DIRECTORY, then optionally `:WEIGHT`, then options after semicolons; sets are separated by
-commas. Options are the fields of `Component`. Weights are the sets' shares of all examples; without
+commas. Options are the fields of `SetConfig`. A recipe may give these by name instead, where texts
+can have any characters. Weights are the sets' shares of all examples; without
 any weight the shares are the sets' numbers of records, so that each is seen equally often.
 
 Sets of one media type are mixed record by record, media types step by step: a global batch holds
@@ -23,18 +24,21 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 
-from data_pipelines.config import ClipConfig, DataConfig
+from data_pipelines.config import ClipConfig, DataConfig, SetConfig
+from data_pipelines.limits import check_value, limits_of, suggest
 from data_pipelines.records.dataset import Dataset, open_dataset
+from data_pipelines.records.media import MEDIA
 
-MEDIA = ("video", "image")
 MERGES = ("off", "offset", "name")
 # Weights are exact fractions; beyond these the digits of 1e99999999 alone would fill the memory.
 _LONGEST_WEIGHT = 40  # characters
 _MOST_DIGITS = 18  # before and behind the point, the exponent counted
 _LONGEST_PERIOD = 2**62  # places that Python can number
+_NAME = r"[\w.-]+"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,10 +49,18 @@ class Component:
     directory: str
     weight: Fraction | None = None  # share of the examples, before all are scaled to 1
     split: str = ""
-    media: str = "video"  # video | image
+    media: str = "video"
     crop: str = ""
     flip: str = ""
     features: str = ""
+    prompt: str = ""
+
+    def __post_init__(self) -> None:
+        if self.media not in MEDIA:
+            raise ValueError(
+                f"config.data.mixture: unknown media type {self.media!r} of {self.name}; known: "
+                f"{', '.join(MEDIA)}"
+            )
 
 
 def parse(text: str) -> tuple[Component, ...]:
@@ -63,6 +75,39 @@ def parse(text: str) -> tuple[Component, ...]:
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"config.data.mixture: the name {name!r} is given twice")
+    return _weighted(components)
+
+
+def of_sets(sets: Mapping[str, SetConfig | Mapping[str, Any]]) -> tuple[Component, ...]:
+    """The sets of a mixture that is given by name; ValueError as `parse`."""
+    return _weighted(tuple(_given(name, values) for name, values in sets.items()))
+
+
+def _given(name: str, values: SetConfig | Mapping[str, Any]) -> Component:
+    where = f"config.data.mixture.{name}"
+    if not re.fullmatch(_NAME, name):
+        raise ValueError(f"{where}: expected a name of letters, digits, '_', '.' and '-'")
+    if not isinstance(values, SetConfig):
+        known = [field.name for field in dataclasses.fields(SetConfig)]
+        if wrong := set(values) - set(known):
+            raise ValueError(f"unknown field {where}.{min(wrong)}: {suggest(min(wrong), known)}")
+        if "directory" not in values:
+            raise ValueError(f"missing field {where}.directory: it has no default")
+        values = SetConfig(**values)
+    fields = {field.name: getattr(values, field.name) for field in dataclasses.fields(values)}
+    limits = limits_of(SetConfig)
+    for key, value in fields.items():
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not (number if key == "weight" else isinstance(value, str)):
+            kind = "a number" if key == "weight" else "a text"
+            raise ValueError(f"{where}.{key}: expected {kind}, found {value!r}")
+        check_value(value, limits.get(key), f"{where}.{key}")
+    given = fields.pop("weight")
+    weight = _weight(name, repr(given)) if given else None  # the decimal that was written
+    return Component(name, fields.pop("directory"), weight, **fields)
+
+
+def _weighted(components: tuple[Component, ...]) -> tuple[Component, ...]:
     without = [component.name for component in components if component.weight is None]
     if without and len(without) < len(components):
         raise ValueError(
@@ -75,7 +120,7 @@ def parse(text: str) -> tuple[Component, ...]:
 def _component(part: str) -> Component:
     head, *options = (item.strip() for item in part.split(";"))
     name, equals, place = head.partition("=")
-    if not equals or not re.fullmatch(r"[\w.-]+", name) or not place:
+    if not equals or not re.fullmatch(_NAME, name) or not place:
         raise ValueError(
             f"config.data.mixture: expected NAME=DIRECTORY:WEIGHT, found {part!r}; for example "
             '"k400=/data/k400:0.7, ssv2=/data/ssv2:0.3"'
@@ -95,13 +140,7 @@ def _component(part: str) -> Component:
             )
         values[key] = value
     weight = _weight(name, values.pop("weight")) if "weight" in values else None
-    component = Component(name, place, weight, **values)
-    if component.media not in MEDIA:
-        raise ValueError(
-            f"config.data.mixture: unknown media type {component.media!r} of {name}; known: "
-            f"{', '.join(MEDIA)}"
-        )
-    return component
+    return Component(name, place, weight, **values)
 
 
 def _weight(name: str, text: str) -> Fraction:
@@ -132,7 +171,12 @@ def components_of(config: DataConfig) -> tuple[Component, ...]:
             f"config.data.train = {config.train!r} and config.data.mixture = {config.mixture!r}: "
             "expected one of them"
         )
-    components = parse(config.mixture) if config.mixture else (Component("", config.train),)
+    if not config.mixture:
+        components = (Component("", config.train),)
+    elif isinstance(config.mixture, str):
+        components = parse(config.mixture)
+    else:
+        components = of_sets(config.mixture)
     without = [part.name for part in components if not (part.features or config.features)]
     if without and len(without) < len(components):
         raise ValueError(
@@ -272,7 +316,7 @@ class Group:
     """All sets of one media type.
 
     Attributes:
-      media: one of MEDIA.
+      media: of `records.media`.
       batch: examples per step, over all hosts.
       clip: their shape.
       members: numbers of its sets.

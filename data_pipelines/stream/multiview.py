@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.clips import sampling, transforms
+from data_pipelines.clips.augment import Edges
 from data_pipelines.config import ClipConfig, ViewConfig
 
 
@@ -57,6 +58,20 @@ def cut(
         for crop, box in enumerate(boxes):
             row = out[segment * len(boxes) + crop]
             transforms.crop_resize(pictures, box, clip.size, out=row)
+
+
+def windows(config: ViewConfig, height: int, width: int) -> list[Edges]:
+    """What each crop of frames of this size shows: top, left, bottom, right in shares."""
+    if config.crop_rule == transforms.SQUASH:
+        return [(0.0, 0.0, 1.0, 1.0)]
+    size = config.clip.size
+    high, wide = transforms.short_side_shape(height, width, size)
+    return [
+        (top / high, left / wide, (top + tall) / high, (left + broad) / wide)
+        for top, left, tall, broad in transforms.crop_boxes(
+            high, wide, size, config.crops, config.crop_rule
+        )
+    ]
 
 
 def check_clip(clip: ClipConfig, known: Sequence[str]) -> None:

@@ -19,6 +19,7 @@ from absl import flags
 
 from data_pipelines.commands.exit_codes import PassingFault
 from data_pipelines.config import ReaderConfig
+from data_pipelines.stream.parts.base import Batch
 
 Item = TypeVar("Item")
 Row = TypeVar("Row")
@@ -99,15 +100,31 @@ def in_order(
         yield item, future.result()
 
 
-class Ahead(Iterator[Any]):
-    """Batches that are made ahead, from `iterate`."""
+class Ahead(grain.DatasetIterator[Batch]):
+    """The batches of a grain dataset, made ahead; its state is the number of the next one.
 
-    def __init__(self, batches: Any, reader: ReaderConfig):
-        self._batches = batches
-        self._reader = reader
+    Args:
+      batches: number -> batch.
+      pool: the threads that fill their rows, ended with the iterator.
+      start: number of the first batch.
+    """
+
+    _closed = True  # until there is something to close
+
+    def __init__(
+        self,
+        batches: grain.MapDataset[Batch],
+        reader: ReaderConfig,
+        pool: RowPool,
+        start: int = 0,
+    ):
+        self._all, self._reader, self._pool = batches, reader, pool
         self._error: Exception | None = None
+        self._next = start
+        self._batches = _iterate(batches[start:], reader)
+        super().__init__()
 
-    def __next__(self) -> Any:
+    def __next__(self) -> Batch:
         """The next batch.
 
         Raises:
@@ -119,7 +136,7 @@ class Ahead(Iterator[Any]):
             # missing, and nobody would know.
             raise self._error
         try:
-            return next(self._batches)
+            batch = next(self._batches)
         except StopIteration:
             raise
         except Exception as error:
@@ -129,10 +146,25 @@ class Ahead(Iterator[Any]):
                 raise
             self._error = PassingFault(_obituary(int(code[1]), self._reader))
             raise self._error from error
+        self._next += 1
+        return batch
+
+    def get_state(self) -> dict[str, Any]:
+        """`{"next_index": number}`, whatever the threads, worker processes and hosts."""
+        return {"next_index": self._next}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes on with the batch of this number."""
+        self._batches.close()
+        self._error, self._next = None, int(state["next_index"])
+        self._batches = _iterate(self._all[self._next :], self._reader)
 
     def close(self) -> None:
-        """Ends the threads and worker processes."""
-        self._batches.close()
+        """Stops the reading threads and worker processes."""
+        if not self._closed:
+            super().close()
+            self._batches.close()
+            self._pool.close()
 
 
 def _obituary(code: int, reader: ReaderConfig) -> str:
@@ -153,8 +185,10 @@ def _obituary(code: int, reader: ReaderConfig) -> str:
     )
 
 
-def iterate(batches: Any, reader: ReaderConfig) -> Ahead:
-    """An iterator over a MapDataset whose elements are whole batches, made ahead."""
+def _iterate(
+    batches: grain.MapDataset[Batch], reader: ReaderConfig
+) -> grain.DatasetIterator[Batch]:
+    """An iterator over a dataset whose elements are whole batches, made ahead."""
     # The elements that grain counts are batches here: its default buffer would hold 500 of them.
     # Two at a time, so that the threads of the rows never wait for the end of a batch.
     options = grain.ReadOptions(
@@ -168,7 +202,7 @@ def iterate(batches: Any, reader: ReaderConfig) -> Ahead:
             grain.MultiprocessingOptions(num_workers=reader.workers),
             worker_init_fn=functools.partial(_end_with_parent, os.getpid()),
         )
-    return Ahead(iter(stream), reader)
+    return iter(stream)
 
 
 def _end_with_parent(parent: int, worker: int, workers: int) -> None:

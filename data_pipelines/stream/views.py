@@ -16,9 +16,10 @@ from data_pipelines.clips import augment, sampling
 from data_pipelines.config import STREAM_VERSION, AugmentConfig, ClipConfig, DataConfig
 from data_pipelines.records.dataset import Dataset, open_dataset
 from data_pipelines.stream import mixture
-from data_pipelines.stream.assemble import Examples, Source, check_views
+from data_pipelines.stream.assemble import Examples, Source
 from data_pipelines.stream.mixture import Component
 from data_pipelines.stream.multiview import check_clip
+from data_pipelines.stream.settings import check_views
 
 
 class FixedViews:
@@ -49,8 +50,9 @@ class FixedViews:
         # What cannot be read is for the caller to count, not to be replaced by its neighbour.
         reader = dataclasses.replace(config.reader, on_corrupt="raise")
         config = dataclasses.replace(
-            config, features="", text="off", tokenizer="", audio_seconds=0.0, reader=reader
-        )
+            config, features="", text="off", tokenizer="", audio_seconds=0.0, parts={},
+            reader=reader,
+        )  # fmt: skip
         dataset = open_dataset(
             component.directory, component.split, check_crc=config.reader.check_crc
         )
@@ -95,7 +97,8 @@ class FixedViews:
             raise IndexError(
                 f"view {view} of record {record}: there are {len(self)} records of {self.views}"
             )
-        self._examples.fill(self._source, record, {"video": out[None]}, place=0, view=view)
+        rows = [{"video": out[None]}]
+        self._examples.fill(self._source, record, rows, place=0, view=view)
 
 
 def view_settings(config: DataConfig, component: Component, dataset: Dataset) -> dict[str, Any]:

@@ -100,6 +100,8 @@ def train_page(config: DataConfig, step: int, clips: int) -> Page:
         batch = next(stream)
     finally:
         stream.close()
+    if "video" not in batch:
+        raise ValueError(f"step {step} has no pixels to show; choose another with --step")
     shown = min(clips, len(batch["video"]))
     facts = [
         ("step", f"{step}: {shown} clips of a batch of {config.global_batch}"),

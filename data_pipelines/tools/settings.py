@@ -19,6 +19,7 @@ from typing import Any
 from data_pipelines import recipe_files
 from data_pipelines.config import DataConfig
 from data_pipelines.limits import check_value, limits_of, suggest
+from data_pipelines.stream.parts.table import made_of
 
 _PREFIX = "--config.data."
 
@@ -70,7 +71,12 @@ def _of_recipe(recipe: str) -> DataConfig:
     plain = found.to_dict() if hasattr(found, "to_dict") else found
     if not isinstance(plain, Mapping) or not isinstance(plain.get("data"), Mapping):
         raise ValueError(f"--config: {path}: its get_config() gives no section `data`")
-    return overlay(DataConfig(), plain["data"], "config.data")
+    config = overlay(DataConfig(), plain["data"], "config.data")
+    parts = {
+        key: made_of(values, f"config.data.parts.{key}") if isinstance(values, Mapping) else values
+        for key, values in config.parts.items()
+    }
+    return dataclasses.replace(config, parts=parts)
 
 
 def overlay(settings: Any, changes: Mapping[str, Any], path: str) -> Any:

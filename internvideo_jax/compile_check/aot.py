@@ -9,8 +9,8 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
+from data_pipelines.stream.parts.made import batch_spec, first_media
 from internvideo_jax.compile_check import flops
 from internvideo_jax.compile_check.hardware import GIB, Chip, Slice
 from internvideo_jax.compile_check.program import Program, read_program
@@ -97,23 +97,21 @@ class Check:
         )
 
 
-def batch_shapes(config: TrainConfig, mesh: jax.sharding.Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """The batch of a video data set: shapes, element types and shardings (see types.py)."""
-    data, sharding = config.data, batch_sharding(mesh)
-    rows, clip = data.global_batch, data.clip
-    shapes = {
-        "video": ((clip.frames, clip.size, clip.size, 3), jnp.uint8),
-        "label": ((), jnp.int32),
-        "index": ((), jnp.int32),
-        "position": ((), jnp.uint32),
-    }
-    if data.text != "off":
-        shapes["text"] = ((data.text_length,), jnp.int32)
-        shapes["has_text"] = ((), jnp.bool_)
-    shapes |= config.objective.cached_shapes(config.model)
+def batch_shapes(
+    config: TrainConfig, mesh: jax.sharding.Mesh, media: str = ""
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """A batch of the training stream: shapes, element types and shardings.
+
+    Args:
+      media: media type of the step; empty: videos if there are any.
+    """
+    media, sharding = media or first_media(config.data), batch_sharding(mesh)
+    spec = dict(batch_spec(config.data, media))
+    spec |= config.objective.cached_shapes(config.model)
+    rows = config.data.batch_of(media)
     return {
         name: jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=sharding)
-        for name, (shape, dtype) in shapes.items()
+        for name, (shape, dtype) in spec.items()
     }
 
 

@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType
 
+from data_pipelines.stream.parts.base import row_bytes
+from data_pipelines.stream.parts.made import batch_spec, first_media
 from internvideo_jax.compile_check.aot import (
     count_flops,
     frozen_bytes,
@@ -207,9 +209,9 @@ class Search:
         return here.state + batch + sums + fixed * here.gradients + slope * candidate.rows
 
     def _batch_bytes(self, candidate: Candidate) -> float:
-        clip = self.run.config.data.clip
-        pixels = clip.frames * clip.size**2 * 3
-        return candidate.rows * candidate.microbatches * pixels
+        data = self.run.config.data
+        example = row_bytes(batch_spec(data, first_media(data)))
+        return candidate.rows * candidate.microbatches * example
 
     def _activations(self, remat: str, tensor: int) -> tuple[float, float]:
         """Temporaries as (multiple of the gradients' bytes, bytes per clip at a time)."""

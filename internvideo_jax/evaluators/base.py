@@ -24,6 +24,7 @@ from data_pipelines.config import DataConfig, ViewConfig
 from data_pipelines.records import manifest, split_names
 from data_pipelines.records.dataset import Dataset, open_dataset
 from data_pipelines.stream.identity import class_difference
+from data_pipelines.stream.parts.made import of_pass
 from data_pipelines.stream.pipeline import ViewPass
 from internvideo_jax.inference.steps import Batch, Forward, Program, deal, fetched, tile_rows
 from internvideo_jax.parallel.mesh import BATCH_AXES
@@ -82,7 +83,8 @@ class EvalContext:
     def open(self, source: Input) -> ViewPass:
         """A pass over a split; ValueError when it does not fit the model, the mesh or the task."""
         takes, views = clip_of(self.model.config), source.views
-        if (views.clip.frames, views.clip.size) != (takes.frames, takes.size):
+        fits = (views.clip.frames, views.clip.size) == (takes.frames, takes.size)
+        if "video" in source.parts and not fits:
             raise ValueError(
                 f"evaluation clips of {views.clip.frames} frames at {views.clip.size} pixels do "
                 f"not fit the model, which takes {takes.frames} frames at {takes.size}"
@@ -97,6 +99,7 @@ class EvalContext:
             processes=jax.process_count(),
             seconds=source.seconds,
             dataset=dataset,
+            parts=of_pass(self.data, views, source.parts),
         )
         if source.labelled and not sum(dataset.manifest.split(split).label_counts):
             raise ValueError(f"split {split!r} of {directory} has no labels, which are needed here")
@@ -111,7 +114,7 @@ class EvalContext:
     def outputs(
         self, views: Pass, key: Hashable, build: Callable[[], Forward], title: str
     ) -> Generator[tuple[dict[str, np.ndarray], Any]]:
-        """Yields (batch without video, host copy of function(params, batch)), step by step.
+        """Yields (batch without its large arrays, host copy of function(params, batch)).
 
         Rows are dealt anew: a device always computes `tile_rows` of them at a time, the last ones
         padded with `valid` = False. The shape of a matmul decides in which order it adds up, so

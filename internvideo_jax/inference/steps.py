@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from data_pipelines.stream.parts.features import PREFIX
 from internvideo_jax.parallel.mesh import batch_sharding
 from internvideo_jax.parallel.multihost import to_global, to_host
 from internvideo_jax.types import Params
@@ -18,6 +19,7 @@ from internvideo_jax.types import Params
 # Clips of a device's share of a step, at most: matmuls of ten thousand rows for usual clips,
 # and little padding where a split is nearly empty.
 TILE = 8
+LARGE = ("video", "audio")  # these, and cached features, do not come back to the host
 
 Key = TypeVar("Key")
 Batch = dict[str, np.ndarray]
@@ -34,7 +36,7 @@ class Program:
     def __call__(
         self, params: Params | None, batch: Mapping[str, np.ndarray]
     ) -> tuple[dict[str, jax.Array], Any]:
-        """The batch without its pixels and what is made of it, on the devices; waits for neither.
+        """The batch without its large arrays, and what is made of it; waits for neither.
 
         Args:
           batch: the rows of this process.
@@ -42,7 +44,12 @@ class Program:
         placed = to_global(batch, batch_sharding(self.mesh))
         with jax.set_mesh(self.mesh):
             made = self.function(params, placed)
-        return {name: rows for name, rows in placed.items() if name != "video"}, made
+        return {name: rows for name, rows in placed.items() if not _is_large(name)}, made
+
+
+def _is_large(name: str) -> bool:
+    """Whether an array of a batch does not come back to the host."""
+    return name in LARGE or name.startswith(PREFIX)
 
 
 def fetched(steps: Iterable[tuple[Key, Any]]) -> Iterator[tuple[Key, Any]]:

@@ -59,6 +59,8 @@ def reader(request, command, shards, tmp_path, record_property) -> Iterator[Read
         places.sources_of_the_data_guide(tmp_path)
     elif page == "actions.md":
         places.actions(tmp_path, world)
+    elif page == "grain.md":
+        (tmp_path / "shards").symlink_to(shards)
     else:
         places.clips_and_classes(tmp_path, world)
         shutil.copytree(request.getfixturevalue("runs"), tmp_path / "runs")

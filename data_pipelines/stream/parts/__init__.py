@@ -1,1 +1,1 @@
-"""The parts of a batch beside the pixels."""
+"""The parts of a batch: `base` says what one is, `made` which of them a stream or a pass has."""

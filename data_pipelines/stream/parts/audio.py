@@ -1,22 +1,64 @@
-"""The sound that a training clip gets: which part of its record's sound, in what form.
+"""The sound of an example: which part of its record's sound, in what form.
 
 The reference (InternVideo2 stage 2) takes the sound of the whole clip, and a random window of it
 where it is longer than the model hears; that is the window `random`. It does not follow the sampled
 frames: where these span the clip (sampling `segments`, `uniform`) it need not. The window `frames`
-begins at the time of the first sampled frame, for short clips out of long records.
+begins at the time of the first sampled frame, for short clips out of long records. An evaluation
+pass, which draws nothing, takes the beginning of the sound instead of a random window.
 
 Samples stay 16-bit integers up to the device, as pixels stay bytes; the spectrogram is made there.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
-from data_pipelines.records.schema import Record
-from data_pipelines.records.waveform import DMVR_SAMPLE_RATE, Audio
+from data_pipelines.records.waveform import DMVR_SAMPLE_RATE
+from data_pipelines.records.waveform import Audio as Sound
+from data_pipelines.stream.parts.base import Part, Reading, Rows, Spec
 
 SAMPLE_RATE = 16_000
 WINDOWS = ("random", "frames")
+_COUNTER = [0, 0, 0, 2]
+
+
+@dataclasses.dataclass(frozen=True)
+class Audio(Part):
+    """`audio` (samples,) int16 of full scale 32768, and `audio_valid` () int32, how many of them
+    from the beginning are sound: 0 for a record without.
+
+    Attributes:
+      window: one of WINDOWS.
+    """
+
+    seconds: float
+    window: str = "random"
+
+    def spec(self) -> Spec:
+        samples = length(self.seconds)
+        return {"audio": ((samples,), np.dtype(np.int16)), "audio_valid": ((), np.dtype(np.int32))}
+
+    def identity(self) -> Mapping[str, Any]:
+        return {"audio": {"samples": length(self.seconds), "window": self.window}}
+
+    def fill(self, reading: Reading, out: Rows) -> None:
+        audio = reading.dataset.audio(reading.index, reading.record)
+        if audio is None:
+            out["audio"][:], out["audio_valid"][:] = 0, 0
+            return
+        check_rate(audio, reading.address)
+        rows = len(out["audio"])
+        for row in range(rows):
+            start_us = None
+            if self.window == "frames" and reading.frames is not None:
+                first = int(reading.frames[reading.choice(row, rows)].flat[0])
+                start_us = int(reading.record.timestamps_us[first])
+            rng = reading.generator(row, _COUNTER)
+            out["audio_valid"][row] = cut(audio, start_us, rng, out["audio"][row])
 
 
 def check(seconds: float, window: str) -> None:
@@ -39,7 +81,7 @@ def length(seconds: float) -> int:
     return round(seconds * SAMPLE_RATE)
 
 
-def check_rate(audio: Audio, where: str) -> None:
+def check_rate(audio: Sound, where: str) -> None:
     """ValueError for sound of another rate than ours; `where` names the record."""
     if audio.sample_rate != SAMPLE_RATE:
         raise ValueError(
@@ -50,18 +92,15 @@ def check_rate(audio: Audio, where: str) -> None:
         )
 
 
-def start_of(record: Record, first_frame: int, window: str) -> int | None:
-    """Where the window begins, microseconds; None where it is drawn for every example."""
-    return int(record.timestamps_us[first_frame]) if window == "frames" else None
-
-
-def cut(audio: Audio, start_us: int | None, rng: np.random.Generator, out: np.ndarray) -> int:
+def cut(
+    audio: Sound, start_us: int | None, rng: np.random.Generator | None, out: np.ndarray
+) -> int:
     """Writes one window of the sound.
 
     Args:
       audio: 16 kHz.
-      start_us: its beginning; None: a random one where there is more sound than fits, else the
-        beginning of the sound.
+      start_us: its beginning; None: a random one where there is more sound than fits and `rng`
+        to draw it, else the beginning of the sound.
       out: (samples,) int16, full scale 32768, all of it written, zero behind the sound.
 
     Returns:
@@ -69,7 +108,7 @@ def cut(audio: Audio, start_us: int | None, rng: np.random.Generator, out: np.nd
     """
     if start_us is None:
         spare = len(audio) - len(out)
-        first = int(rng.integers(spare + 1)) if spare > 0 else 0
+        first = int(rng.integers(spare + 1)) if spare > 0 and rng is not None else 0
         start_us = audio.start_us + _microseconds(first)
     end_us = start_us + _microseconds(len(out))
     samples, valid = audio.window(start_us, end_us, len(out), dtype=np.int16)

@@ -21,29 +21,28 @@ from data_pipelines.records import storage
 from data_pipelines.records.companion import Companion, open_companion
 from data_pipelines.records.dataset import Dataset, UnreadableRecordError
 from data_pipelines.records.index import CorruptRecordError
+from data_pipelines.stream.parts.base import Part, Reading, Rows, Spec
 
 PREFIX = "features/"
 
 
 @dataclasses.dataclass(frozen=True)
-class Features:
+class Features(Part):
     """The companion of one set, all of whose records have arrays of the same names and shapes.
 
     Attributes:
       shapes: name -> (shape, type) of one example's array.
-      identity: which arrays they are, as JSON values.
+      source: which arrays they are, as JSON values.
       views: rows of a record's arrays, of which an example has one; 0: it has them whole.
     """
 
     companion: Companion
     shapes: Mapping[str, tuple[tuple[int, ...], np.dtype]]
-    identity: Mapping[str, Any]
+    source: Mapping[str, Any]
     views: int = 0
 
     @classmethod
-    def open(
-        cls, place: str, dataset: Dataset, reader: ReaderConfig, *, views: int = 0
-    ) -> Features:
+    def of(cls, place: str, dataset: Dataset, reader: ReaderConfig, *, views: int = 0) -> Features:
         """Opens the companion of a set.
 
         Args:
@@ -73,9 +72,17 @@ class Features:
                     "whole records), or compute them again"
                 )
             shapes = {name: (shape[1:], dtype) for name, (shape, dtype) in shapes.items()}
-        digest = hashlib.sha256(json.dumps(companion.digests).encode()).hexdigest()
-        identity = {"name": companion.name, "arrays": digest[:16]}
-        return cls(companion, shapes, identity, views)
+        return cls(companion, shapes, identity_of(companion), views)
+
+    def spec(self) -> Spec:
+        return {f"{PREFIX}{name}": shape for name, shape in self.shapes.items()}
+
+    def identity(self) -> Mapping[str, Any]:
+        return {"features": dict(self.source)}
+
+    def fill(self, reading: Reading, out: Rows) -> None:
+        for name, array in self.read(reading.index, reading.address, reading.view).items():
+            out[f"{PREFIX}{name}"][:] = array
 
     def read(self, index: int, where: str, view: int = 0) -> dict[str, np.ndarray]:
         """The arrays of a record, or of one view of it.
@@ -111,6 +118,27 @@ class Features:
                 f"{_say(self.shapes)}; a batch takes arrays of one shape: write them so"
             )
         return arrays
+
+
+@dataclasses.dataclass(frozen=True)
+class Cached(Part):
+    """The companion of any set: what its arrays are, only that of an opened set knows."""
+
+    place: str
+    reader: ReaderConfig
+    views: int = 0
+
+    def spec(self) -> Spec:
+        return {}
+
+    def open(self, dataset: Dataset) -> Features:
+        return Features.of(self.place, dataset, self.reader, views=self.views)
+
+
+def identity_of(companion: Companion) -> dict[str, Any]:
+    """Which arrays a companion has, as JSON values."""
+    digest = hashlib.sha256(json.dumps(companion.digests).encode()).hexdigest()
+    return {"name": companion.name, "arrays": digest[:16]}
 
 
 def directory_of(place: str, dataset: Dataset) -> str:
