@@ -160,7 +160,10 @@ class Kind:
 class HuggingFace(Protocol):
     """The layout of Hugging Face transformers for some kinds of a family."""
 
-    names: Mapping[str, Names]  # by kind
+    @property
+    def names(self) -> Mapping[str, Names]:
+        """By kind."""
+        ...
 
     def geometry(self, tensors: Mapping[str, np.ndarray]) -> dict[str, int]: ...
 

@@ -34,9 +34,12 @@ BESIDE = Beside(context=draw(2, 5, CONTEXT, seed=2), context_mask=MASK)
 def test_a_block_is_its_parts_in_their_order(order):
     stack = blocks(order=order, context=CONTEXT)
     block, x = layer(stack, 0), draw(2, 3, WIDTH)
+    cross = block.cross
+    assert cross is not None and block.norm_cross is not None and BESIDE.context is not None
+    context = BESIDE.context
     parts = (
         (block.norm1, block.attn),
-        (block.norm_cross, lambda y: block.cross(y, BESIDE.context, MASK)),
+        (block.norm_cross, lambda y: cross(y, context, MASK)),
         (block.norm2, block.mlp),
     )
     expected = x

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -273,7 +274,7 @@ def plain(q, k, v, mask=None, bias=None, causal=False):
 
 MASK = jnp.asarray([[True] * 7 + [False] * 2, [False, True] * 4 + [True]])
 BIAS = jnp.asarray(np.random.default_rng(3).normal(size=(1, 2, 9, 9)), jnp.float32)
-WANTED = {
+WANTED: dict[str, dict[str, Any]] = {
     "plain": {},
     "masked": {"mask": MASK},
     "all-hidden": {"mask": MASK.at[0].set(False)},
