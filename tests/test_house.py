@@ -23,7 +23,7 @@ MAY_IMPORT = {
         "recipe_files": {"limits"},
         "records": {"commands", "config"},
         "clips": {"config", "records"},
-        "stream": {"clips", "commands", "config", "records", "text"},
+        "stream": {"clips", "commands", "config", "limits", "records", "text"},
         "ingest": {"clips", "commands", "config", "records", "stream", "text"},
         "subset": {"commands", "ingest", "text"},
         "tools": {
