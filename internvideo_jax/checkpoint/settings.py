@@ -77,7 +77,7 @@ def _differing(path: str, there: Plain, here: Plain) -> Iterator[tuple[str, tupl
         return
     sides = there, here
     if all(isinstance(side, dict) for side in sides) and there.get("name") == here.get("name"):
-        for key in sorted(there.keys() | here.keys()):
+        for key in sorted({*there, *here}):
             values = (side.get(key, ABSENT) for side in sides)
             yield from _differing(f"{path}.{key}" if path else key, *values)
     else:

@@ -17,7 +17,6 @@ from flax import nnx
 from internvideo_jax.layers.attention import unit
 from internvideo_jax.layers.tower import last_layers
 from internvideo_jax.ops.resize import resize_frames
-from internvideo_jax.protocols import ModelConfig
 
 Draw = Callable[[jax.Array | None], jax.Array]
 
@@ -136,9 +135,7 @@ class Teacher(nnx.Module):
         return jnp.concatenate([token, picked], axis=2)
 
 
-def check_stated(
-    config: ModelConfig, stated: Mapping[str, Any], fields: Sequence[str] = ()
-) -> None:
+def check_stated(config: Any, stated: Mapping[str, Any], fields: Sequence[str] = ()) -> None:
     """Compares a teacher with the run that its weights come from, where no shape tells.
 
     Args:

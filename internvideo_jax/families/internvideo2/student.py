@@ -35,7 +35,7 @@ from internvideo_jax.layers.init import Init
 from internvideo_jax.layers.pos_embed import check_sincos_width
 from internvideo_jax.layers.tower import SMALLEST, check_layers, last_layers
 from internvideo_jax.protocols import Inputs, ShardingRules, Traits
-from internvideo_jax.types import Params
+from internvideo_jax.types import Tree
 
 DECODER_EPS = 1e-5
 CLIP_COUNT, MAE_COUNT = 6, 4  # aligned layers of the published models
@@ -195,7 +195,7 @@ class Student(nnx.Module):
         """Each layer through its decoder: (K, B, V, D) and (B, V, D) -> (K, B, V, C) float32."""
         graph, params = nnx.split(decoders)
 
-        def run(params: Params, kept: jax.Array, positions: jax.Array) -> jax.Array:
+        def run(params: Tree, kept: jax.Array, positions: jax.Array) -> jax.Array:
             return decode(nnx.merge(graph, params), kept + positions.astype(kept.dtype))
 
         if self.config.remat != "none":

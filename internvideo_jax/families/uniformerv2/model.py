@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -125,7 +125,7 @@ class UniFormerV2Config(VideoTowerConfig):
             )
         return cls(encoder=preset.encoder, **{**settings, **changes})
 
-    def smallest(self) -> UniFormerV2Config:
+    def smallest(self) -> Self:
         """The same kind of model with two thin layers, four tokens a frame and few frames."""
         return dataclasses.replace(
             self,

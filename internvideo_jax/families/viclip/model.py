@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -147,7 +147,7 @@ class ViCLIPConfig(VideoTransformerConfig):
         """
         return cls(**{**vars(preset_size(SIZES, name)), **changes})
 
-    def smallest(self) -> ViCLIPConfig:
+    def smallest(self) -> Self:
         """The same kind of model with two thin layers a side, four tokens a frame, few frames."""
         return dataclasses.replace(
             self,
