@@ -14,9 +14,9 @@ import numpy as np
 from internvideo_jax.checkpoint.classes import HEAD, HeadRows, head_rows, some
 from internvideo_jax.checkpoint.fit import differing_fields, settings_of
 from internvideo_jax.checkpoint.reading import Step, step_of
-from internvideo_jax.ops.position_tables import Grid, resize_patches
+from internvideo_jax.ops.position_tables import resize_patches
 from internvideo_jax.parallel.multihost import to_host
-from internvideo_jax.protocols import ModelConfig, Traits, clip_of
+from internvideo_jax.protocols import ClipInput, ModelConfig, Traits, clip_of
 from internvideo_jax.types import (
     Leaf,
     Params,
@@ -180,7 +180,7 @@ def initialise(
     try:
         adapted = _adapt(source, config)
         head = _head(source, target, rows, classes)
-        matched = _match(adapted, target, clip_of(config).grid, head)
+        matched = _match(adapted, target, config.inputs.clip, head)
     except _Unfit as error:
         raise ValueError(f"{path} does not fit this model: {error}") from error
     _check(path, adapted, matched, target, config)
@@ -243,7 +243,7 @@ def _adapt(source: Source, config: ModelConfig) -> _Adapted:
 
 
 def _match(
-    source: _Adapted, target: Mapping[str, Any], grid: Grid, head: HeadRows | None
+    source: _Adapted, target: Mapping[str, Any], clip: ClipInput | None, head: HeadRows | None
 ) -> _Matched:
     """Parameters of the same path; _Unfit where a position table is of no square grid."""
     found = _Matched(dict(target))
@@ -257,9 +257,9 @@ def _match(
                 found.loaded.append(name)
             continue
         changed = name in source.changed
-        if name.rsplit("/", 1)[-1] in TABLES:
+        if clip is not None and name.rsplit("/", 1)[-1] in TABLES:
             try:
-                value, changed = resize_patches(value, leaf.shape[0], source.known, grid)
+                value, changed = resize_patches(value, leaf.shape[0], source.known, clip.grid)
             except ValueError as error:
                 raise _Unfit(str(error)) from error
         elif value.shape != leaf.shape:

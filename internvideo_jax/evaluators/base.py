@@ -82,13 +82,14 @@ class EvalContext:
 
     def open(self, source: Input) -> ViewPass:
         """A pass over a split; ValueError when it does not fit the model, the mesh or the task."""
-        takes, views = clip_of(self.model.config), source.views
-        fits = (views.clip.frames, views.clip.size) == (takes.frames, takes.size)
-        if "video" in source.parts and not fits:
-            raise ValueError(
-                f"evaluation clips of {views.clip.frames} frames at {views.clip.size} pixels do "
-                f"not fit the model, which takes {takes.frames} frames at {takes.size}"
-            )
+        views = source.views
+        if "video" in source.parts:
+            takes = clip_of(self.model.config)
+            if (views.clip.frames, views.clip.size) != (takes.frames, takes.size):
+                raise ValueError(
+                    f"evaluation clips of {views.clip.frames} frames at {views.clip.size} pixels "
+                    f"do not fit the model, which takes {takes.frames} frames at {takes.size}"
+                )
         dataset = self.dataset(source)
         directory, split = dataset.manifest.directory, dataset.split
         stream = ViewPass(

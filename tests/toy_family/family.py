@@ -15,7 +15,7 @@ BIASES = Layout(lambda x: x.reshape(3, -1), lambda x, _: x.reshape(-1), (-1,))
 _T, _P = "bert.layer.{i}.", "encoder/blocks/"
 RULES = (
     Rule("bert.words", "encoder/token_embed"),
-    Rule("bert.places", "encoder/places"),
+    Rule("bert.places", "encoder/pos_embed"),
     *(
         Rule(f"{_T}{theirs}.{leaf}", f"{_P}{ours}/{name}")
         for theirs, ours in (("ln1", "norm1"), ("ln2", "norm2"))

@@ -14,6 +14,7 @@ from internvideo_jax.layers.block_stack import run_stack, stacked_blocks
 from internvideo_jax.layers.functional import Model
 from internvideo_jax.layers.init import Init
 from internvideo_jax.layers.tower import TowerConfig, tower
+from internvideo_jax.protocols import Inputs, ShardingRules, TextInput, Traits
 
 SIZES = {"tiny": tower(32, 2, 4)}
 
@@ -33,8 +34,25 @@ class ToyConfig:
         return cls(encoder=SIZES[name], **changes)
 
     @property
-    def sharding_rules(self) -> tuple[tuple[str, tuple[Any, ...]], ...]:
+    def inputs(self) -> Inputs:
+        return Inputs(text=TextInput(self.context, self.vocab))
+
+    @property
+    def traits(self) -> Traits:
+        return Traits(stacks={"encoder": self.encoder})
+
+    @property
+    def sharding_rules(self) -> ShardingRules:
         return BLOCK_SHARDING
+
+    def forward_flops(self) -> float:
+        """Of the products of one caption."""
+        tower, ids = self.encoder, self.context
+        block = 2 * ids * tower.width * (4 * tower.width + 2 * tower.hidden + 2 * ids)
+        return float(tower.depth * block + 2 * ids * tower.width * self.vocab)
+
+    def smallest(self) -> ToyConfig:
+        return self
 
     def model(self) -> Model:
         return Model(self, lambda rngs: ToyText(self, rngs=rngs))
@@ -46,7 +64,7 @@ class Encoder(nnx.Module):
     def __init__(self, config: ToyConfig, *, rngs: nnx.Rngs):
         dtype, width = jnp.dtype(config.dtype), config.encoder.width
         self.token_embed = nnx.Param(jax.random.normal(rngs.params(), (config.vocab, width)))
-        self.places = nnx.Param(jnp.zeros((config.context, width)))
+        self.pos_embed = nnx.Param(jnp.zeros((config.context, width)))
         block = BlockConfig(width, config.encoder.heads, config.encoder.hidden, key_bias=True)
         self.blocks = stacked_blocks(
             block, config.encoder.depth, init=Init("xavier"), dtype=dtype, rngs=rngs
@@ -55,7 +73,7 @@ class Encoder(nnx.Module):
 
     def __call__(self, ids: jax.Array) -> jax.Array:
         """(B, L) int32 -> (B, L, D)."""
-        x = self.token_embed[...][ids] + self.places[...]
+        x = self.token_embed[...][ids] + self.pos_embed[...]
         return self.norm(run_stack(self.blocks, x)[0])
 
 
