@@ -174,14 +174,13 @@ def test_rooms_of_the_data_package_are_all_named():
     }
     start = text.index("\ndata_pipelines/")
     section = text[start : text.index("\nconfigs/", start)]
-    named, folder = set(), ""
+    named, folder, inner = set(), "", ""
     for line in section.splitlines():
         depth = re.match(r" *", line).end()
-        if found := re.match(r" {2}(\w+/)", line):
-            folder = found[1]
-        elif depth <= 2:
-            folder = ""
-        inner = re.match(r" {4}(\w+/)", line)
-        place = folder + (inner[1] if inner else "")
-        named.update(place + name for name in re.findall(r"\b[a-z_]+\.py", line))
+        found = re.match(r" *(\w+/)", line)
+        if depth <= 2:
+            folder, inner = found[1] if found and depth == 2 else "", ""
+        elif depth <= 4:
+            inner = found[1] if found else ""
+        named.update(folder + inner + name for name in re.findall(r"\b[a-z_]+\.py", line))
     assert named - {f"{f}__main__.py" for f in ("", "ingest/")} == rooms
