@@ -199,6 +199,14 @@ def test_no_drawers():
         assert lines <= 450, f"{path} has {lines} lines: is there a second room in it?"
 
 
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_function_is_longer_than_a_screen_or_two(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = (node.end_lineno or 0) - node.lineno + 1
+            assert lines <= 80, f"{path}: {node.name} has {lines} lines: what are its parts?"
+
+
 def test_training_loads_neither_tensorflow_nor_torch():
     code = (
         "import sys, internvideo_jax.train, internvideo_jax.evaluate, data_pipelines.ingest;"

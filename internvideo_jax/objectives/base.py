@@ -7,7 +7,8 @@ from typing import Any
 
 import jax
 
-from internvideo_jax.types import Batch, Found, Params
+from internvideo_jax.protocols import Model, ModelConfig
+from internvideo_jax.types import Batch, Found, Params, Tree
 
 Frozen = Mapping[str, tuple[Any, Params]]  # by name as in `networks`: the network and its weights
 
@@ -45,12 +46,12 @@ class Objective:
         """Whether the clips of a microbatch are mixed in pairs, so that it must be even."""
         return False
 
-    def check(self, config: Any) -> None:
+    def check(self, config: ModelConfig) -> None:
         """Raises ValueError where the settings contradict each other or config.model."""
         raise NotImplementedError
 
     def loss(
-        self, model: Any, params: Params, batch: Batch, key: jax.Array, step: jax.Array
+        self, model: Model, params: Params, batch: Batch, key: jax.Array, step: jax.Array
     ) -> Found:
         """The terms of a part of a batch, each with its own count, and further means to log.
 
@@ -60,12 +61,12 @@ class Objective:
         """
         raise NotImplementedError
 
-    def flops(self, config: Any) -> float:
+    def flops(self, config: ModelConfig) -> float:
         """Model FLOPs of one training example, forward and backward."""
         raise NotImplementedError
 
     def embed(
-        self, model: Any, params: Params, batch: Batch, key: jax.Array, step: jax.Array
+        self, model: Model, params: Params, batch: Batch, key: jax.Array, step: jax.Array
     ) -> Any:
         """Of `across`: a tree of arrays with a row per example, a function of this example only.
 
@@ -73,7 +74,7 @@ class Objective:
         """
         raise NotImplementedError
 
-    def compare(self, params: Params, embeddings: Any, batch: Batch) -> Found:
+    def compare(self, params: Params, embeddings: Tree, batch: Batch) -> Found:
         """Of `across`: the terms between the embeddings of a whole batch."""
         raise NotImplementedError
 
@@ -93,7 +94,7 @@ class Objective:
         """FLOPs of the frozen networks for one training example."""
         return sum((each.forward_flops() for each in self.networks().values()), 0.0)
 
-    def cached_shapes(self, config: Any) -> dict[str, tuple[tuple[int, ...], Any]]:
+    def cached_shapes(self, config: ModelConfig) -> dict[str, tuple[tuple[int, ...], Any]]:
         """Parts `features/NAME` that come with the batch: shapes of one example's, and types."""
         del config
         return {}
@@ -102,6 +103,6 @@ class Objective:
         """Fields that decide what the targets mean, for those that are computed beforehand."""
         return {"name": self.name}
 
-    def smallest(self, model: Any) -> tuple[Objective, Any]:
+    def smallest(self, model: ModelConfig) -> tuple[Objective, ModelConfig]:
         """For a rehearsal: the objective and config.model in small, as they fit each other."""
         return self, model

@@ -11,6 +11,7 @@ import jax
 
 from internvideo_jax.config import component
 from internvideo_jax.objectives.base import Frozen, Objective
+from internvideo_jax.protocols import Model, ModelConfig
 from internvideo_jax.types import Batch, Found, Loss, Mean, Params, Term
 
 
@@ -25,10 +26,10 @@ class Several(Objective):
     """
 
     name: str = "several"
-    of: Mapping[str, Any] = component("objective", many=True)
+    of: Mapping[str, Objective] = component("objective", many=True)
     weights: Mapping[str, float] = dataclasses.field(default_factory=dict)  # by label; 1 if absent
 
-    def check(self, config: Any) -> None:
+    def check(self, config: ModelConfig) -> None:
         if not self.of:
             raise ValueError("config.objective.of is empty; expected an objective for each label")
         for label, weight in self.weights.items():
@@ -73,14 +74,14 @@ class Several(Objective):
         return self._some(rest) if rest else None
 
     def loss(
-        self, model: Any, params: Params, batch: Batch, key: jax.Array, step: jax.Array
+        self, model: Model, params: Params, batch: Batch, key: jax.Array, step: jax.Array
     ) -> Loss:
         return self._sum(
             {label: each.loss(model, params, batch, key, step) for label, each in self.of.items()}
         )
 
     def embed(
-        self, model: Any, params: Params, batch: Batch, key: jax.Array, step: jax.Array
+        self, model: Model, params: Params, batch: Batch, key: jax.Array, step: jax.Array
     ) -> dict[str, Any]:
         return {
             label: each.embed(model, params, batch, key, step)
@@ -122,7 +123,7 @@ class Several(Objective):
                 found |= each.targets(own, batch, key)
         return found
 
-    def cached_shapes(self, config: Any) -> dict[str, tuple[tuple[int, ...], Any]]:
+    def cached_shapes(self, config: ModelConfig) -> dict[str, tuple[tuple[int, ...], Any]]:
         return {
             name: shape
             for each in self.of.values()
@@ -134,13 +135,13 @@ class Several(Objective):
         found = [each.target_settings() for each in self.of.values()]
         return next((each for each in found if len(each) > 1), super().target_settings())
 
-    def smallest(self, model: Any) -> tuple[Several, Any]:
+    def smallest(self, model: ModelConfig) -> tuple[Several, ModelConfig]:
         small = {}
         for label, each in self.of.items():
             small[label], model = each.smallest(model)
         return self._some(small), model
 
-    def flops(self, config: Any) -> float:
+    def flops(self, config: ModelConfig) -> float:
         """The sum: each calls the model for itself."""
         return sum(each.flops(config) for each in self.of.values())
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from internvideo_jax.parallel.mesh import constrain
-from internvideo_jax.types import Batch, Found, Loss, Mean, Params, Term, flatten_paths
+from internvideo_jax.types import Batch, Found, Loss, Mean, Params, Term, Tree, flatten_paths
 
 LossFn = Callable[[Params, Batch], Found]
 EmbedFn = Callable[[Params, Batch], Any]
@@ -82,7 +82,7 @@ def cached_value_and_gradient(
     parts = _split(dict(batch), microbatches)
     embeddings = _join(jax.lax.map(lambda part: embed(params, part), parts))
 
-    def total(params: Params, embeddings: Any) -> tuple[jax.Array, Beside]:
+    def total(params: Params, embeddings: Tree) -> tuple[jax.Array, Beside]:
         return _summed(Loss.of(compare(params, embeddings, batch)), params)
 
     (value, aux), (gradients, wanted) = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(
@@ -154,7 +154,7 @@ def _finished(found: tuple[jax.Array, Beside], gradients: Params) -> Differentia
     return Differentiated(value, gradients, means, new)
 
 
-def _split(tree: Any, microbatches: int) -> Any:
+def _split(tree: Tree, microbatches: int) -> Tree:
     """(B, ...) -> (microbatches, B / microbatches, ...) of every array."""
 
     def split(x: jax.Array) -> jax.Array:
@@ -165,7 +165,7 @@ def _split(tree: Any, microbatches: int) -> Any:
     return jax.tree.map(split, tree)
 
 
-def _join(parts: Any) -> Any:
+def _join(parts: Tree) -> Tree:
     """Inverse of `_split`."""
 
     def join(x: jax.Array) -> jax.Array:
@@ -174,8 +174,8 @@ def _join(parts: Any) -> Any:
     return jax.tree.map(join, parts)
 
 
-def _accumulate(gradient: Any, params: Params, parts: Batch) -> Any:
-    def add(sums: Any, part: Batch) -> tuple[Any, None]:
+def _accumulate(gradient: Tree, params: Params, parts: Batch) -> Tree:
+    def add(sums: Tree, part: Batch) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, sums, gradient(params, part)), None
 
     first = jax.tree.map(lambda x: x[0], parts)

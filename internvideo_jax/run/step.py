@@ -13,7 +13,12 @@ from jax.sharding import Mesh
 
 from internvideo_jax.optim.ema import update_ema
 from internvideo_jax.parallel.mesh import batch_sharding, constrain, replicated
-from internvideo_jax.parallel.microbatch import cached_value_and_gradient, value_and_gradient
+from internvideo_jax.parallel.microbatch import (
+    Differentiated,
+    cached_value_and_gradient,
+    value_and_gradient,
+)
+from internvideo_jax.protocols import Model
 from internvideo_jax.run.build import Run
 from internvideo_jax.run.state import new_state
 from internvideo_jax.types import (
@@ -24,6 +29,8 @@ from internvideo_jax.types import (
     flatten_paths,
     unflatten_paths,
 )
+
+Networks = Mapping[str, tuple[Model, Params]]  # frozen ones, by field of the objective
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +103,43 @@ def state_from(run: Run, params: Params) -> TrainState:
     return create(params)
 
 
+def _differentiate(
+    run: Run, key: jax.Array, state: TrainState, batch: Batch, networks: Networks
+) -> Differentiated:
+    """Loss, gradient, metrics and updates of a batch, in microbatches where the run wants them."""
+    optim, optimizer, objective = run.config.optim, run.optimizer, run.objective
+
+    def loss_fn(objective: Any, params: Params, part: Batch) -> Any:
+        params = optimizer.stop_frozen(params)
+        if networks:
+            made = jax.lax.stop_gradient(run.objective.targets(networks, part, key))
+            # Split as if they had come with the batch. Without this the step on CPU devices,
+            # with microbatches and all three axes, gave another loss than on one device.
+            made = jax.tree.map(lambda x: constrain(x, "batch"), made)
+            part = {**part, **made}
+        return objective.loss(run.model, params, part, key, state.step)
+
+    def embed(params: Params, part: Batch) -> Any:
+        params = optimizer.stop_frozen(params)
+        return objective.embed(run.model, params, part, key, state.step)
+
+    def compare(params: Params, embeddings: Tree, rows: Batch) -> Any:
+        return objective.compare(optimizer.stop_frozen(params), embeddings, rows)
+
+    if optim.accumulate > 1 and objective.across:
+        rest = objective.beside
+        return cached_value_and_gradient(
+            embed,
+            compare,
+            state.params,
+            batch,
+            optim.accumulate,
+            None if rest is None else functools.partial(loss_fn, rest),
+        )
+    whole = functools.partial(loss_fn, objective)
+    return value_and_gradient(whole, state.params, batch, optim.accumulate)
+
+
 def make_train_step(run: Run, frozen: Mapping[str, Params] | None = None) -> TrainStep:
     """One optimizer step: loss, gradient, update, average, non-finite guard.
 
@@ -117,38 +161,7 @@ def make_train_step(run: Run, frozen: Mapping[str, Params] | None = None) -> Tra
         state: TrainState, batch: Batch, frozen: Mapping[str, Params]
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         networks = {name: (plan.model, frozen[name]) for name, plan in run.frozen.items()}
-
-        def loss_fn(objective: Any, params: Params, part: Batch) -> Any:
-            params = optimizer.stop_frozen(params)
-            if networks:
-                made = jax.lax.stop_gradient(run.objective.targets(networks, part, key))
-                # Split as if they had come with the batch. Without this the step on CPU devices,
-                # with microbatches and all three axes, gave another loss than on one device.
-                made = jax.tree.map(lambda x: constrain(x, "batch"), made)
-                part = {**part, **made}
-            return objective.loss(run.model, params, part, key, state.step)
-
-        def embed(params: Params, part: Batch) -> Any:
-            params = optimizer.stop_frozen(params)
-            return objective.embed(run.model, params, part, key, state.step)
-
-        def compare(params: Params, embeddings: Tree, rows: Batch) -> Any:
-            return objective.compare(optimizer.stop_frozen(params), embeddings, rows)
-
-        if optim.accumulate > 1 and objective.across:
-            rest = objective.beside
-            found = cached_value_and_gradient(
-                embed,
-                compare,
-                state.params,
-                batch,
-                optim.accumulate,
-                None if rest is None else functools.partial(loss_fn, rest),
-            )
-        else:
-            whole = functools.partial(loss_fn, objective)
-            found = value_and_gradient(whole, state.params, batch, optim.accumulate)
-        loss, gradients, metrics, updates = found
+        loss, gradients, metrics, updates = _differentiate(run, key, state, batch, networks)
         params, opt_state, report = optimizer.update(
             gradients, state.opt_state, state.params, state.step
         )
