@@ -20,11 +20,10 @@ has random weights, the control.
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
-import sys
 from pathlib import Path
 from typing import Any
 
+from data_pipelines import recipe_files
 from data_pipelines.config import DataConfig, ViewConfig
 from internvideo_jax.cli import config_dict, parse_arg
 from internvideo_jax.config import CheckpointConfig, LogConfig, OptimConfig, TrainConfig, to_typed
@@ -72,12 +71,7 @@ def recipe(name: str, arg: str) -> TrainConfig:
     if not path.is_file() or path == Path(__file__):
         known = [str(p.relative_to(HERE).with_suffix("")) for p in HERE.glob("*/*.py")]
         raise ValueError(f"no recipe configs/{name}.py: {suggest(name, known)}")
-    spec = importlib.util.spec_from_file_location(f"probed_{name.replace('/', '_')}", path)
-    assert spec and spec.loader  # noqa: S101  (it is a Python file)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where its dataclasses look for their annotations
-    spec.loader.exec_module(module)
-    return to_typed(TrainConfig, module.get_config(arg).to_dict())
+    return to_typed(TrainConfig, recipe_files.load(f"{path}:{arg}"))
 
 
 def probe(base: TrainConfig, head: str, *, tiny: bool) -> TrainConfig:

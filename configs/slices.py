@@ -10,11 +10,11 @@ Presets are in PRESETS below; batch, rate and length stay those of the recipe. E
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
-import sys
 from pathlib import Path
 
-from internvideo_jax.cli import parse_arg
+from data_pipelines import recipe_files
+from internvideo_jax.cli import config_dict, parse_arg
+from internvideo_jax.config import TrainConfig, to_typed
 from internvideo_jax.registry import suggest
 
 
@@ -51,19 +51,9 @@ def get_config(arg: str = ""):
     if name not in PRESETS:
         raise ValueError(f"no preset {name!r}: {suggest(name, PRESETS)}")
     preset = PRESETS[name]
-    config = recipe(preset.recipe).get_config(preset.options)
-    for axis in ("data", "fsdp", "tensor"):
-        config.mesh[axis] = getattr(preset, axis)
-    return config
-
-
-def recipe(path: str):
-    """The module of a recipe, which is a file and no part of a package."""
-    name = f"recipe_{Path(path).stem}"
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / path)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"no recipe {path} beside {__file__}")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    plain = recipe_files.load(f"{Path(__file__).parent / preset.recipe}:{preset.options}")
+    config = to_typed(TrainConfig, plain)
+    mesh = dataclasses.replace(
+        config.mesh, data=preset.data, fsdp=preset.fsdp, tensor=preset.tensor
+    )
+    return config_dict(dataclasses.replace(config, mesh=mesh))

@@ -1,9 +1,12 @@
-"""Where recipes lie: a path, or the name of one that comes with the training package."""
+"""Recipes: found by their path or the name of one that comes with the training package; loaded."""
 
 from __future__ import annotations
 
 import importlib.util
+import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from data_pipelines.limits import suggest
 
@@ -47,3 +50,35 @@ def find(name: str) -> Path:
     raise ValueError(
         f"--config: {name}: no such file or recipe; {suggest(name, known)} (in {folder})"
     )
+
+
+def load(recipe: str) -> dict[str, Any]:
+    """The values of a recipe, `FILE` or `FILE:OPTIONS`, as plain mappings.
+
+    Raises:
+      ValueError: no such recipe or option, or a file that is no recipe.
+    """
+    name, _, options = recipe.partition(":")
+    path = find(name)
+    spec = importlib.util.spec_from_file_location(f"recipe_{path.parent.stem}_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"--config: {name}: is not a Python file; expected FILE.py[:OPTIONS]")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where its dataclasses look for their annotations
+    try:
+        spec.loader.exec_module(module)
+        get = vars(module).get("get_config")
+        if get is None:
+            raise ValueError(f"--config: {name}: has no function get_config, so it is no recipe")
+        found = get(options)
+    except ValueError:
+        raise
+    except Exception as error:
+        kind = type(error).__name__
+        raise ValueError(f"--config: {name}: is broken: {kind}: {error}") from error
+    # A ConfigDict, whose library this package does without, or a mapping.
+    plain = found.to_dict() if hasattr(found, "to_dict") else found
+    if not isinstance(plain, Mapping):
+        kind = type(plain).__name__
+        raise ValueError(f"--config: {name}: its get_config() gives {kind}, expected a mapping")
+    return dict(plain)

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import importlib.util
-import sys
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -56,21 +54,9 @@ def data_config(
 
 
 def _of_recipe(recipe: str) -> DataConfig:
-    name, _, options = recipe.partition(":")
-    path = recipe_files.find(name)
-    spec = importlib.util.spec_from_file_location("recipe", path)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"--config: {path}: is not a Python file; expected FILE.py[:OPTIONS]")
-    module = importlib.util.module_from_spec(spec)
-    # Dataclasses look their module up by name while they are made.
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise ValueError(f"--config: {path}: has no function get_config, so it is no recipe")
-    found = module.get_config(options)
-    plain = found.to_dict() if hasattr(found, "to_dict") else found
-    if not isinstance(plain, Mapping) or not isinstance(plain.get("data"), Mapping):
-        raise ValueError(f"--config: {path}: its get_config() gives no section `data`")
+    plain = recipe_files.load(recipe)
+    if not isinstance(plain.get("data"), Mapping):
+        raise ValueError(f"--config: {recipe}: its get_config() gives no section `data`")
     config = overlay(DataConfig(), plain["data"], "config.data")
     parts = {
         key: made_of(values, f"config.data.parts.{key}") if isinstance(values, Mapping) else values

@@ -6,9 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,7 @@ def get_config(request: str) -> ConfigDict:
     """The config that `cli` asks for, in JSON: `recipe`, or `checkpoint`; `evals`, `fields`."""
     asked = json.loads(request)
     if asked["recipe"]:
-        plain = load_recipe(asked["recipe"])
+        plain = recipe_files.load(asked["recipe"])
     else:
         try:
             plain = stored_config(asked["checkpoint"])
@@ -35,37 +33,6 @@ def get_config(request: str) -> ConfigDict:
         plain = {**plain, "evals": {**plain["evals"], **more}}
     check_fields(plain, asked["fields"])
     return ConfigDict(plain)
-
-
-def load_recipe(recipe: str) -> dict[str, Any]:
-    """The values of `FILE` or `FILE:OPTIONS`, checked against the schema.
-
-    Raises:
-      ValueError: no such recipe or option, or a file that is no recipe.
-    """
-    name, _, options = recipe.partition(":")
-    path = recipe_files.find(name)
-    spec = importlib.util.spec_from_file_location(f"recipe_{path.parent.stem}_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"--config: {name}: is not a Python file; expected FILE.py[:OPTIONS]")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where its dataclasses look for their annotations
-    try:
-        spec.loader.exec_module(module)
-        get = vars(module).get("get_config")
-        if get is None:
-            raise ValueError("has no function get_config, so it is no recipe")
-        found = get(options)
-    except ValueError:
-        raise
-    except Exception as error:
-        kind = type(error).__name__
-        raise ValueError(f"--config: {name}: is broken: {kind}: {error}") from error
-    plain = found.to_dict() if isinstance(found, ConfigDict) else found
-    if not isinstance(plain, Mapping):
-        kind = type(plain).__name__
-        raise ValueError(f"--config: {name}: its get_config() gives {kind}, expected a mapping")
-    return dict(plain)
 
 
 def stored_config(checkpoint: str) -> dict[str, Any]:

@@ -213,7 +213,7 @@ def test_values_at_the_edge_are_taken(path, value):
 
 
 def test_a_teacher_of_another_type_is_named_by_its_path():
-    from internvideo_jax.recipes.loading import load_recipe
+    from data_pipelines.recipe_files import load as load_recipe
 
     plain = change(load_recipe("umt/pretrain:size=tiny"), "objective.clip_teacher.dtype", "int8")
     with pytest.raises(ValueError, match=r"config\.objective\.clip_teacher\.dtype = 'int8'"):

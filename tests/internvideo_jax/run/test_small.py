@@ -6,8 +6,8 @@ import dataclasses
 
 import pytest
 
+from data_pipelines.recipe_files import load as load_recipe
 from internvideo_jax.config import TrainConfig, to_typed, total_steps, warmup_steps
-from internvideo_jax.recipes.loading import load_recipe
 from internvideo_jax.run.build import build
 from internvideo_jax.run.small import fit
 

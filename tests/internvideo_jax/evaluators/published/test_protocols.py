@@ -9,6 +9,7 @@ import pytest
 
 from data_pipelines.clips import sampling, transforms
 from data_pipelines.config import ViewConfig
+from data_pipelines.recipe_files import load as load_recipe
 from data_pipelines.records.dataset import open_dataset
 from data_pipelines.stream.pipeline import ViewPass
 from internvideo_jax.config import TrainConfig, to_typed
@@ -18,7 +19,6 @@ from internvideo_jax.evaluators.base import describe_data
 from internvideo_jax.evaluators.classification import Classification, per_class_sheet
 from internvideo_jax.evaluators.published import protocols
 from internvideo_jax.inference.steps import TILE, deal, tile_rows
-from internvideo_jax.recipes.loading import load_recipe
 from tests.data_pipelines.sets import write_set
 from tests.recipes import shipped
 
