@@ -254,33 +254,38 @@ def launch(options: argparse.Namespace) -> int:
         if attempt is not None:
             attempt.signal(number)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, forward)
-
-    ends: list[int] = []  # codes of the attempts since the last progress
-    best = newest_step(workdir) if workdir else None
-    while True:
-        attempt = Attempt(options)
-        if stopped:  # it came between two attempts, or while the processes were started
-            attempt.signal(stopped)
-        code = verdict(attempt.wait())
-        attempt = None
-        if not starts_again([code], 1):
-            return code
-        if stopped:
-            return 128 + stopped
-        newest = newest_step(workdir) if workdir else None
-        if newest is not None and (best is None or newest > best):
-            ends, best = [], newest
-        ends.append(code)
-        where = "no checkpoint yet" if newest is None else f"the newest checkpoint is step {newest}"
-        if not starts_again(ends, options.restarts):
-            say(f"ends with code {code} after {len(ends) - 1} restarts without progress; {where}")
-            return code
-        pause = min(LONGEST_PAUSE, options.backoff * 2 ** (len(ends) - 1))
-        say(f"restart {len(ends)} of {options.restarts} in {pause:.0f} s; {where}")
-        if wake.wait(pause):
-            return 128 + stopped
+    before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        ends: list[int] = []  # codes of the attempts since the last progress
+        best = newest_step(workdir) if workdir else None
+        while True:
+            attempt = Attempt(options)
+            if stopped:  # it came between two attempts, or while the processes were started
+                attempt.signal(stopped)
+            code = verdict(attempt.wait())
+            attempt = None
+            if not starts_again([code], 1):
+                return code
+            if stopped:
+                return 128 + stopped
+            newest = newest_step(workdir) if workdir else None
+            if newest is not None and (best is None or newest > best):
+                ends, best = [], newest
+            ends.append(code)
+            where = "no checkpoint yet"
+            if newest is not None:
+                where = f"the newest checkpoint is step {newest}"
+            if not starts_again(ends, options.restarts):
+                count = len(ends) - 1
+                say(f"ends with code {code} after {count} restarts without progress; {where}")
+                return code
+            pause = min(LONGEST_PAUSE, options.backoff * 2 ** (len(ends) - 1))
+            say(f"restart {len(ends)} of {options.restarts} in {pause:.0f} s; {where}")
+            if wake.wait(pause):
+                return 128 + stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
