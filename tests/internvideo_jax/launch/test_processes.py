@@ -43,8 +43,9 @@ def run(code: str, *options: str, arguments: tuple[str, ...] = ()) -> tuple[int,
 
 
 def test_processes_get_their_numbers_devices_and_a_prefix():
-    show = "print(*(os.environ.get(n) for n in ('JAX_NUM_PROCESSES', 'JAX_PROCESS_ID', "
-    show += "'JAX_PLATFORMS', 'XLA_FLAGS')), os.environ.get('IVJ_JOB_TOKEN'))"
+    # In one write: both processes share the pipe.
+    show = "sys.stdout.write(' '.join(str(os.environ.get(n)) for n in ('JAX_NUM_PROCESSES', "
+    show += "'JAX_PROCESS_ID', 'JAX_PLATFORMS', 'XLA_FLAGS', 'IVJ_JOB_TOKEN')) + '\\n')"
     code, output, _ = run(show, "--processes=2", "--devices-per-process=4")
     flags = "cpu --xla_force_host_platform_device_count=4"
     assert code == 0
