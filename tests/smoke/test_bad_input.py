@@ -12,6 +12,7 @@ import time
 
 import pytest
 
+from data_pipelines.ingest.__main__ import main as ingest
 from tests.conftest import ROOT, TINY, TINY_PRETRAIN, environment
 from tests.smoke.conftest import FINETUNE, PRETRAIN, SHORT
 
@@ -162,15 +163,15 @@ def test_classes_unlike_those_of_the_data(command, runs, tmp_path):
 
 @pytest.fixture(scope="module")
 def renamed(shards, tmp_path_factory):
-    """The same clips, with the names of the first two classes exchanged."""
-    copy = tmp_path_factory.mktemp("renamed") / "shards"
-    shutil.copytree(shards, copy)
-    for name in ("manifest.json", "classes.json"):
-        content = json.loads((copy / name).read_text())
-        names = content["classes"] if name == "manifest.json" else content
-        names[0], names[1] = names[1], names[0]
-        (copy / name).write_text(json.dumps(content))
-    return copy
+    """The same clips, with the first two classes in the other order."""
+    folder = tmp_path_factory.mktemp("renamed")
+    first, second, *others = json.loads((shards / "classes.json").read_text())
+    (folder / "classes.txt").write_text("\n".join([second, first, *others]))
+    source = shards.parent / "videos/annotations.jsonl"
+    arguments = [f"--source={source}", f"--out={folder}/shards", "--name=world", "--workers=1"]
+    arguments += [f"--classes={folder}/classes.txt", "--flip-changes-label"]
+    assert ingest([*arguments, "--quiet"]) == 0
+    return folder / "shards"
 
 
 def test_going_on_with_classes_in_another_order(command, runs, renamed, tmp_path):
