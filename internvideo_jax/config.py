@@ -93,6 +93,19 @@ class OptimConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters (Hu et al. 2021): kernels stay, kernel + alpha / rank * a @ b learns."""
+
+    rank: int = limited(0, least=0)  # 0 = off: everything learns
+    alpha: float = limited(0.0, least=0)  # 0 = rank, a factor of 1
+    # Regular expressions on parameter paths: kernels that get adapters, and other parameters that
+    # learn as they are, such as a head. The rest is frozen.
+    targets: Sequence[str] = ("attn/.*kernel$",)
+    train: Sequence[str] = ()
+    dtype: str = "float32"  # of frozen kernels in memory: float32 | bfloat16
+
+
+@dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
     every: int = limited(1000, least=1)  # steps
     # Newest checkpoints kept; two at least, as only the one before the newest is proven.
@@ -136,6 +149,7 @@ class TrainConfig:
     objective: Any = component("objective")
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
+    lora: LoraConfig = LoraConfig()
     mesh: MeshConfig = MeshConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()

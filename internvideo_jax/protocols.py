@@ -200,6 +200,7 @@ class Traits:
       stacks: its stacks of blocks, by field of config.model.
       remat: what backward passes compute anew; None: it cannot choose.
       clip_tables: whether its position tables are of a whole clip, not of a single frame.
+      frozen: beginnings of the paths of parameters that never learn.
       check_source: raises ValueError for the stated settings of a run whose weights of the same
         shapes mean something else.
     """
@@ -213,6 +214,7 @@ class Traits:
     features: TokenFeatures | None = None
     heads: Heads | None = None
     student: Student | None = None
+    frozen: tuple[str, ...] = ()
 
 
 def clip_of(config: ModelConfig) -> ClipInput:

@@ -52,7 +52,7 @@ from internvideo_jax.telemetry.profile import Profiler
 from internvideo_jax.telemetry.progress import Progress
 from internvideo_jax.telemetry.report import write_report
 from internvideo_jax.telemetry.writer import MetricWriter
-from internvideo_jax.types import TrainState
+from internvideo_jax.types import Params, TrainState
 
 # Steps that may be in flight. Without a bound the host would run ahead and pile up batches.
 IN_FLIGHT = 2
@@ -114,7 +114,8 @@ def train_locked(run: Run, workdir: Path) -> int:
             if loop.step(step):
                 return interrupt.exit_code or 128 + signal.SIGTERM
     checkpoints.wait()
-    finish(loop.state, begun.provenance, writer, workdir, report=config.log.report)
+    params = run.parametrisation.of(loop.state)
+    finish(params, begun.provenance, writer, workdir, report=config.log.report)
     begun.stream.close()
     checkpoints.close()
     return 0
@@ -309,7 +310,7 @@ def initial_state(run: Run) -> TrainState:
         return state
     params, report = initialise(
         run.config.init_from,
-        state.params,
+        run.parametrisation.base(state),
         run.config.model,
         rows=run.config.head_rows,
         classes=run.classes,
@@ -332,7 +333,7 @@ def evaluate(
     results = run_evaluators(
         due,
         context,
-        state.params if state.ema is None else state.ema,
+        run.parametrisation.of(state, averaged=True),
         folder=workdir,
         provenance={"step": step, "params": "params" if state.ema is None else "ema"},
     )
@@ -348,7 +349,7 @@ def evaluate(
 
 
 def finish(
-    state: TrainState,
+    params: Params,
     provenance: dict[str, Any],
     writer: MetricWriter,
     workdir: Path,
@@ -356,7 +357,7 @@ def finish(
     report: bool,
 ) -> None:
     """Leaves the digest of the final parameters and the report."""
-    digest = params_digest(state.params)
+    digest = params_digest(params)
     say(f"finished; parameters {digest}")
     writer.close()
     if multihost.is_main():

@@ -130,13 +130,19 @@ Found = Loss | tuple[Terms, Mapping[str, Mean]]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Everything a step reads and writes. A checkpoint is this plus the data position."""
+    """Everything a step reads and writes. A checkpoint is this plus the data position.
+
+    What a model runs with is made of `params` and `frozen`, see run/parameters.py.
+    """
 
     step: jax.Array  # int32, number of finished steps
-    params: Params
+    params: Params  # those that learn
     opt_state: Tree
-    ema: Params | None  # averaged parameters, None when switched off
+    ema: Params | None  # averaged `params`, None when switched off
     nonfinite: jax.Array  # int32, steps skipped because loss or gradient was not finite
+    # Parameters of the model that never learn: no gradient, no moments, no average. Stored once for
+    # all checkpoints of a run (checkpoint/apart.py).
+    frozen: Params = dataclasses.field(default_factory=dict)
 
     def replace(self, **changes: Any) -> TrainState:
         return dataclasses.replace(self, **changes)
@@ -151,6 +157,11 @@ def flatten_paths(tree: Tree) -> dict[str, Any]:
 def path_name(path: tuple[Any, ...]) -> str:
     """`a/b/c` for a jax key path."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def joined(one: Params, other: Params) -> Params:
+    """Both trees in one; they share no path."""
+    return unflatten_paths(flatten_paths(one) | flatten_paths(other)) if other else one
 
 
 def unflatten_paths(flat: Mapping[str, Any]) -> Params:

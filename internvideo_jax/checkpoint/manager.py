@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from data_pipelines.stream.identity import class_difference, differences, digest
+from internvideo_jax.checkpoint.apart import KEY, Apart, targets
 from internvideo_jax.checkpoint.digests import examine
 from internvideo_jax.checkpoint.metadata import describe_tree, first_difference
 from internvideo_jax.checkpoint.reading import Step, sealed
@@ -22,6 +23,9 @@ from internvideo_jax.parallel import multihost
 from internvideo_jax.types import (
     TrainState,
     Tree,
+    flatten_paths,
+    joined,
+    unflatten_paths,
 )
 
 # Version of the layout: items `state` (step, params, opt_state, ema, nonfinite) and `meta`.
@@ -30,7 +34,10 @@ UNSOUND = ".unsound"  # after the number of a step whose update broke the parame
 
 
 def as_tree(state: TrainState) -> dict[str, Any]:
-    """The state as a plain dict, so that files do not depend on our classes."""
+    """The state as a plain dict, so that files do not depend on our classes.
+
+    Without the frozen parameters, which are stored apart.
+    """
     return {
         "step": state.step,
         "params": state.params,
@@ -38,6 +45,27 @@ def as_tree(state: TrainState) -> dict[str, Any]:
         "ema": state.ema,
         "nonfinite": state.nonfinite,
     }
+
+
+def together(state: TrainState) -> TrainState:
+    """The layout of steps that hold the frozen parameters, and averages of them, themselves."""
+    average = None if state.ema is None else joined(state.ema, state.frozen)
+    return state.replace(params=joined(state.params, state.frozen), ema=average, frozen={})
+
+
+def divided(state: TrainState, shapes: TrainState) -> TrainState:
+    """A state as `together` made it, as its shapes are."""
+    if not shapes.frozen:
+        return state
+    flat = flatten_paths(state.params)
+
+    def part(of: Mapping[str, Any], like: Tree) -> Any:
+        return unflatten_paths({path: of[path] for path in flatten_paths(like)})
+
+    average = None if state.ema is None else part(flatten_paths(state.ema), shapes.ema)
+    return state.replace(
+        params=part(flat, shapes.params), ema=average, frozen=part(flat, shapes.frozen)
+    )
 
 
 class Checkpoints:
@@ -52,6 +80,7 @@ class Checkpoints:
 
     def __init__(self, workdir: str | Path, config: CheckpointConfig):
         self.folder = Path(workdir).absolute() / FOLDER
+        self._apart = Apart(self.folder)
         self._keep = config.keep
         self._accept_new_data = config.accept_new_data
         self._manager = ocp.CheckpointManager(
@@ -90,10 +119,10 @@ class Checkpoints:
                 f"not, in {_first(examined.wrong)}; it was not saved. Lower config.optim.lr or set "
                 f"config.optim.clip_norm; {self.sound_text()}"
             )
-        self._make_room(tree)
+        self._make_room(tree, state.frozen if self._apart.missing() else {})
         meta = {**meta, "layout": LAYOUT, "step": step, "tree": describe_tree(tree)}
-        meta = sealed(meta, examined.digests)
         try:
+            meta = sealed({**meta, **self._apart.store(state.frozen)}, examined.digests)
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -104,7 +133,7 @@ class Checkpoints:
         except (OSError, ValueError, RuntimeError) as error:
             raise self._explain(step, error) from error
 
-    def _make_room(self, tree: Tree) -> None:
+    def _make_room(self, tree: Tree, frozen: Tree) -> None:
         """RuntimeError when the disk cannot hold another checkpoint; nothing is written then.
 
         With config.keep = 1 the newest step, now known to be sound, is left alone before that.
@@ -113,7 +142,8 @@ class Checkpoints:
             self.wait()
             for old in self._manager.all_steps()[:-1]:
                 self._manager.delete(old)
-        needed = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+        leaves = jax.tree.leaves((tree, frozen))
+        needed = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
         free = shutil.disk_usage(self.folder).free
         if free < 1.05 * needed:
             text = f"{free / 2**20:.0f} MiB free, {1.05 * needed / 2**20:.0f} MiB needed"
@@ -177,13 +207,17 @@ class Checkpoints:
             f"--config.init_from={where} and --config.head_rows=names"
         )
 
-    def _check_fit(self, step: int, expected: Tree) -> None:
+    def _check_fit(self, step: int, shapes: TrainState) -> None:
         meta, where = self.meta(step), f"{self.folder}/{step}"
         if meta.get("layout") != LAYOUT:
             raise ValueError(
                 f"{where} has checkpoint layout {meta.get('layout')}, this program reads {LAYOUT}"
             )
-        difference = first_difference(meta["tree"], describe_tree(expected))
+        apart = meta.get(KEY, {}).get("tree", {})
+        wanted = shapes if apart else together(shapes)
+        difference = first_difference(meta["tree"], describe_tree(as_tree(wanted)))
+        if apart and not difference:
+            difference = first_difference(apart, describe_tree(shapes.frozen))
         if difference:
             raise ValueError(
                 f"{where} does not fit this config:\n{difference}\n"
@@ -197,7 +231,7 @@ class Checkpoints:
         Raises:
           ValueError: something does that may not.
         """
-        self._check_fit(step, as_tree(shapes))
+        self._check_fit(step, shapes)
         found = changes(self.meta(step).get("config", {}), config)
         check(found, self.folder / str(step))
         return found
@@ -210,14 +244,13 @@ class Checkpoints:
             files or arrays are not those that were saved.
         """
         found = self._at(step)
-        expected = as_tree(shapes)
-        self._check_fit(step, expected)
-        target = jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            expected,
-            as_tree(shardings),
-        )
+        self._check_fit(step, shapes)
+        apart = found.apart()
+        layout = (shapes, shardings) if apart else (together(shapes), together(shardings))
+        target, frozen = targets(*map(as_tree, layout)), {}
         with found.reading():
+            if apart:
+                frozen = self._apart.restore(apart, shapes.frozen, shardings.frozen)
             restored = self._manager.restore(
                 step,
                 args=ocp.args.Composite(
@@ -226,7 +259,11 @@ class Checkpoints:
             )
             state = TrainState(**restored["state"])
         found.check(as_tree(state))
-        return state
+        if not apart:
+            return divided(state, shapes)
+        found.check_apart(frozen)
+        self._apart.found(apart)
+        return state.replace(frozen=frozen)
 
     def set_aside(self, step: int) -> str:
         """Takes a step out of the run, under a name that no start looks for; returns that name."""

@@ -23,9 +23,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from data_pipelines.commands.exit_codes import PassingFault
+from internvideo_jax.checkpoint.apart import KEY
 from internvideo_jax.checkpoint.digests import examine
 from internvideo_jax.checkpoint.metadata import describe_tree, first_difference
 from internvideo_jax.checkpoint.steps import FOLDER, complete_steps, shown
+from internvideo_jax.ops import lora
 from internvideo_jax.parallel import multihost
 from internvideo_jax.types import (
     Tree,
@@ -124,6 +126,8 @@ class Step:
     def parameters(self, averaged: bool = True) -> dict[str, np.ndarray]:
         """Parameters on the host by path, the averaged ones when wanted and there.
 
+        As the model runs with them: with those that are frozen, adapters added to their kernels.
+
         Raises:
           DamagedStep: they are not what was saved.
         """
@@ -131,9 +135,41 @@ class Step:
             paths = _paths(self.path, self.meta)
             averaged = averaged and any(path.startswith("ema/") for path in paths)
             name = "ema" if averaged else "params"
-            flat = _arrays(self.path, [path for path in paths if path.startswith(f"{name}/")])
+            wanted = [path for path in paths if path.startswith(f"{name}/")]
+            flat = _arrays(self.path / "state", wanted)
         self.check(flat)
-        return {path.removeprefix(f"{name}/"): value for path, value in flat.items()}
+        found = {path.removeprefix(f"{name}/"): value for path, value in flat.items()}
+        if apart := self.apart():
+            with self.reading():
+                frozen = _arrays(self.path.parent / apart["folder"], list(apart["tree"]))
+            self.check_apart(frozen)
+            found |= frozen
+        return self._merged(found)
+
+    def _merged(self, found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        config = self.meta.get("config", {}).get("lora", {})
+        if not config.get("rank"):
+            return found
+        mark = f"{lora.ADAPTERS}/"
+        adapters = {p.removeprefix(mark): x for p, x in found.items() if p.startswith(mark)}
+        base = {path: value for path, value in found.items() if not path.startswith(mark)}
+        return lora.merge_flat(base, adapters, lora.scale(config["rank"], config["alpha"]))
+
+    def apart(self) -> Mapping[str, Any] | None:
+        """What the step says of frozen parameters beside it; DamagedStep where they are away."""
+        apart = self.meta.get(KEY)
+        if apart and not (self.path.parent / apart["folder"]).is_dir():
+            place = shown(self.path.parent / apart["folder"])
+            what = f"its frozen parameters are missing: {place}, which all steps of the run share"
+            raise damaged(self.path, what, self.named)
+        return apart
+
+    def check_apart(self, tree: Tree) -> None:
+        """DamagedStep where frozen parameters are not those that were stored. Collective."""
+        if wrong := _other(self.meta[KEY]["digests"], tree):
+            place = shown(self.path.parent / self.meta[KEY]["folder"])
+            what = f"array {wrong[0]} in {place}: its digest is not the stored one"
+            raise damaged(self.path, what, self.named)
 
 
 def step_of(path: str | Path) -> Step:
@@ -202,10 +238,14 @@ def _compare(meta: Mapping[str, Any], tree: Tree) -> None:
     stored = meta.get(ARRAYS)
     if stored is None:
         return
-    wrong = [path for path, each in examine(tree).digests.items() if stored.get(path) != each]
-    if wrong:
+    if wrong := _other(stored, tree):
         more = f", nor are those of {len(wrong) - 1} more" if len(wrong) > 1 else ""
         raise _Wrong(f"array {wrong[0]}: its digest is not the stored one{more}")
+
+
+def _other(stored: Mapping[str, str], tree: Tree) -> list[str]:
+    """Paths of the arrays that are not those that were saved."""
+    return [path for path, each in examine(tree).digests.items() if stored.get(path) != each]
 
 
 def _paths(step: Path, meta: Mapping[str, Any]) -> list[str]:
@@ -216,10 +256,10 @@ def _paths(step: Path, meta: Mapping[str, Any]) -> list[str]:
     return list(flatten_paths(metadata.tree))
 
 
-def _arrays(step: Path, paths: Sequence[str]) -> dict[str, np.ndarray]:
-    """These arrays of the train state."""
+def _arrays(folder: Path, paths: Sequence[str]) -> dict[str, np.ndarray]:
+    """These arrays of a tree that Orbax wrote."""
     restored = ocp.PyTreeCheckpointer().restore(
-        step / "state",
+        folder,
         args=ocp.args.PyTreeRestore(
             item=unflatten_paths(dict.fromkeys(paths, 0)),  # pyright: ignore[reportCallIssue]
             restore_args=unflatten_paths(  # pyright: ignore[reportCallIssue]
@@ -279,7 +319,10 @@ def _is_complete(step: Path) -> bool:
         if size <= SMALL and jax.process_count() == 1:
             wanted = [path for path in _paths(step, meta) if path.startswith(PARAMETERS)]
             with _hushed():
-                _compare(meta, _arrays(step, wanted))
+                _compare(meta, _arrays(step / "state", wanted))
+                if apart := meta.get(KEY):
+                    frozen = _arrays(step.parent / apart["folder"], list(apart["tree"]))
+                    return not _other(apart["digests"], frozen)
     except Exception:  # noqa: BLE001  (whatever it is, this step is no better)
         return False
     return True

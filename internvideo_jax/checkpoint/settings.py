@@ -19,6 +19,7 @@ FIXED = {
     "seed": "masks, drop path and all other draws of the run come from it",
     "model": "the parameters and moments were made by that model, in its precision",
     "objective": "the parameters were taught by that objective",
+    "lora": "the adapters were made for that rank, and act by that factor",
 }
 # Fields of models and objectives that only say how it is computed or goes on. The weights of a
 # teacher have a digest of their own, wherever they lie.

@@ -215,13 +215,13 @@ def _memory(stats: Any) -> Memory:
 
 def whole_parameters(run: Run) -> dict[str, int]:
     """Parameters above config.mesh.whole_limit bytes that no axis splits: bytes."""
-    params, limit = run.plan.shapes.params, run.config.mesh.whole_limit
-    return rules.whole_parameters(params, run.plan.shardings.params, run.mesh, limit)
+    limit = run.config.mesh.whole_limit
+    return rules.whole_parameters(run.plan.params, run.plan.param_shardings, run.mesh, limit)
 
 
 def ragged_shards(run: Run) -> dict[str, tuple[int, ...]]:
     """Split matrices whose shards are no whole tiles: shard shapes."""
-    return rules.ragged_shards(run.plan.shapes.params, run.plan.shardings.params)
+    return rules.ragged_shards(run.plan.params, run.plan.param_shardings)
 
 
 def optimizer_bytes(run: Run) -> int:

@@ -29,9 +29,9 @@ from internvideo_jax.compile_check.aot import (
 from internvideo_jax.compile_check.hardware import GIB, Chip, Slice
 from internvideo_jax.config import TrainConfig
 from internvideo_jax.parallel.mesh import AXES, check_batch
-from internvideo_jax.parallel.rules import bytes_per_device, param_shardings, state_shardings
+from internvideo_jax.parallel.rules import bytes_per_device
 from internvideo_jax.run.build import Run
-from internvideo_jax.run.state import plan_frozen
+from internvideo_jax.run.state import place_state, plan_frozen
 from internvideo_jax.types import flatten_paths
 
 # Of remat, from the one that keeps most; a model may know some of them.
@@ -126,31 +126,17 @@ def meshes(devices: int, heads: list[int]) -> Iterator[tuple[int, int, int]]:
 def place(run: Run, sizes: tuple[int, int, int]) -> tuple[Run, Place]:
     """`run` on another mesh; ValueError where a sharding rule does not fit it."""
     mesh: Any = AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
-    above = run.config.mesh.shard_above
     config = dataclasses.replace(
         run.config, mesh=dataclasses.replace(run.config.mesh, **dict(zip(AXES, sizes, strict=True)))
     )
-    shapes, whole = run.plan.shapes, run.plan.shardings
-    sharded = param_shardings(shapes.params, config.model.sharding_rules, mesh, above)
-    shardings = whole.replace(
-        params=sharded,
-        opt_state=state_shardings(shapes.opt_state, shapes.params, sharded, mesh),
-        ema=None if shapes.ema is None else sharded,
-    )
-    plan = dataclasses.replace(run.plan, shardings=shardings)
+    shapes = run.plan.shapes
+    shardings, sharded = place_state(shapes, run.model, mesh, config.mesh, check=False)
+    plan = dataclasses.replace(run.plan, shardings=shardings, model=sharded)
     frozen = plan_frozen(config, mesh)
     moved = dataclasses.replace(run, config=config, mesh=mesh, plan=plan, frozen=frozen)
-    gradients = bytes_per_device(shapes.params, sharded)
-    state = sum(
-        bytes_per_device(part, where)
-        for part, where in (
-            (shapes.params, sharded),
-            (shapes.opt_state, shardings.opt_state),
-            (shapes.ema, shardings.ema),
-        )
-    )
-    state += frozen_bytes(moved)
-    count = sum(leaf.size for leaf in flatten_paths(shapes.params).values())
+    gradients = bytes_per_device(shapes.params, shardings.params)
+    state = bytes_per_device(shapes, shardings) + frozen_bytes(moved)
+    count = sum(leaf.size for leaf in flatten_paths(plan.params).values())
     return moved, Place(state, gradients, count / sizes[2], len(ragged_shards(moved)))
 
 

@@ -60,7 +60,7 @@ def report(
 def _what(run: Run, target: Slice) -> list[str]:
     config, devices, chips = run.config, len(target.devices), target.chips
     batch = config.data.global_batch
-    params = sum(leaf.size for leaf in jax.tree.leaves(run.plan.shapes.params))
+    params = sum(leaf.size for leaf in jax.tree.leaves(run.plan.params))
     micro = config.optim.accumulate
     hosts = target.hosts
     mesh = ", ".join(f"{axis} {size}" for axis, size in run.mesh.shape.items())
@@ -190,7 +190,7 @@ def gathered_shares(run: Run, check: Check) -> tuple[float, float] | None:
     if check.program is None or run.mesh.shape["fsdp"] == 1:
         return None
     networks = [plan.shapes for plan in run.frozen.values()]
-    params = sum(leaf.size for leaf in jax.tree.leaves((run.plan.shapes.params, networks)))
+    params = sum(leaf.size for leaf in jax.tree.leaves((run.plan.params, networks)))
     whole = 2.0 * params / run.mesh.shape["tensor"]
     return check.program.gathered / whole, check.program.gathered_largest / whole
 

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 
 from internvideo_jax.config import OptimConfig
+from internvideo_jax.ops.lora import ADAPTERS
 from internvideo_jax.optim.bert_adam import scale_by_bert_adam
 from internvideo_jax.optim.head_grid import check_grid, head_chain
 from internvideo_jax.optim.schedules import Schedule
@@ -71,22 +72,28 @@ class Optimizer:
 
 
 def make_optimizer(
-    config: OptimConfig, shapes: Params, schedule: Schedule, grid: HeadGrid | None = None
+    config: OptimConfig,
+    shapes: Params,
+    schedule: Schedule,
+    grid: HeadGrid | None = None,
+    apart: Collection[str] = (),
 ) -> Optimizer:
     """Builds the optimizer for parameters of these shapes.
 
     Args:
       grid: heads with rates and decays of their own; nothing else is trained then.
+      apart: paths of further parameters of the model, which are frozen.
 
     Raises:
       ValueError: a pattern that matches nothing, layer decay without its stack, an unknown
         algorithm.
     """
     paths = flatten_paths(shapes)
-    frozen = _matching("freeze", config.freeze, list(paths))
+    everything = [*paths, *apart]
+    frozen = matching("config.optim.freeze", config.freeze, everything) | {*apart}
     also = config.decay_also if config.weight_decay or grid is not None else ()
-    decayed = _matching("decay_also", also, list(paths))
-    held, scales = held_layers(config, shapes), layer_scales(config, shapes)
+    decayed = matching("config.optim.decay_also", also, everything)
+    held, scales = held_layers(config, shapes), layer_scales(config, shapes, apart)
     if grid is not None:
         check_grid(grid, config, paths)
         frozen |= {path for path in paths if not path.startswith(grid.prefix)}
@@ -136,14 +143,14 @@ def scale_updates(updates: Tree, scales: Params) -> Params:
     return jax.tree.map(scaled, updates, scales, is_leaf=masked)
 
 
-def _matching(field: str, patterns: Sequence[str], paths: list[str]) -> frozenset[str]:
-    """Paths in which one of the patterns is found."""
+def matching(field: str, patterns: Sequence[str], paths: Sequence[str]) -> frozenset[str]:
+    """Paths in which one of the patterns is found; ValueError for one that is found in none."""
     found: set[str] = set()
     for pattern in patterns:
         hits = [path for path in paths if re.search(pattern, path)]
         if not hits:
             raise ValueError(
-                f"config.optim.{field} pattern {pattern!r} matches no parameter; paths look like "
+                f"{field} pattern {pattern!r} matches no parameter; paths look like "
                 f"{', '.join(paths[:3])}"
             )
         found.update(hits)
@@ -155,11 +162,15 @@ def decay_mask(shapes: Params, also: Collection[str] = ()) -> Params:
     return map_paths(shapes, lambda path, _: path.rsplit("/", 1)[-1] in DECAYED or path in also)
 
 
-def layer_scales(config: OptimConfig, shapes: Params) -> Params | None:
+def layer_scales(config: OptimConfig, shapes: Params, apart: Collection[str] = ()) -> Params | None:
     """Factor on the learning rate per parameter; for the stack a vector over its layers.
 
     With L layers: embeddings decay^(L+1), layer i decay^(L-i), everything after the stack 1, and so
-    what config.layer_decay_free names. Layers of config.freeze_layers have 0.
+    what config.layer_decay_free names. Layers of config.freeze_layers have 0. Adapters have the
+    factors of their kernels.
+
+    Args:
+      apart: paths of further parameters, which patterns may name.
 
     Returns:
       Tree of numpy arrays that broadcast to the parameters, or None without layer decay and frozen
@@ -168,12 +179,13 @@ def layer_scales(config: OptimConfig, shapes: Params) -> Params | None:
     if config.layer_decay == 1.0 and not config.freeze_layers:
         return None
     spared = config.layer_decay_free if config.layer_decay != 1.0 else ()
-    free = _matching("layer_decay_free", spared, list(flatten_paths(shapes)))
+    free = matching("config.optim.layer_decay_free", spared, [*flatten_paths(shapes), *apart])
     prefix, depth = config.layer_stack + "/", _stack_depth(config, shapes)
     values = layer_values(config.layer_decay, depth)
     values[1 : 1 + config.freeze_layers] = 0.0
 
     def scale(path: str, leaf: Leaf) -> np.ndarray:
+        path = path.removeprefix(f"{ADAPTERS}/")
         if path.startswith(prefix):
             return values[1 : depth + 1].reshape(depth, *[1] * (len(leaf.shape) - 1))
         if any(part in EMBEDDINGS for part in path.split("/")) and path not in free:
@@ -207,7 +219,9 @@ def _stack_depth(config: OptimConfig, shapes: Params) -> int:
     """Layers of config.layer_stack; ValueError when there is no such stack."""
     prefix = config.layer_stack + "/"
     depths = {
-        leaf.shape[0] for path, leaf in flatten_paths(shapes).items() if path.startswith(prefix)
+        leaf.shape[0]
+        for path, leaf in flatten_paths(shapes).items()
+        if path.removeprefix(f"{ADAPTERS}/").startswith(prefix)
     }
     if len(depths) != 1:
         asked = (

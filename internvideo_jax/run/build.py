@@ -7,6 +7,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
 from data_pipelines.stream import mixture
@@ -18,6 +19,7 @@ from internvideo_jax.parallel.mesh import check_batch, make_mesh
 from internvideo_jax.parallel.rules import sharding_notes
 from internvideo_jax.protocols import Model, ModelConfig
 from internvideo_jax.run import small
+from internvideo_jax.run.parameters import Parametrisation, parametrisation
 from internvideo_jax.run.state import FrozenPlan, StatePlan, plan_frozen, plan_state
 from internvideo_jax.run.target_cache import check_targets
 from internvideo_jax.telemetry.overview import frozen_table, memory_estimate, parameter_table
@@ -31,6 +33,7 @@ class Run:
     classes: tuple[str, ...]  # names for the rows of the head; empty: no head, or not known
     mesh: Mesh
     model: Model
+    parametrisation: Parametrisation
     objective: Any
     optimizer: Optimizer
     plan: StatePlan
@@ -90,8 +93,11 @@ def build(
     check_warmup(config, warmup, steps)
     heads = config.model.traits.heads
     grid = heads.head_grid if heads else None
-    optimizer = make_optimizer(config.optim, model.shapes(), _schedule(config, warmup, steps), grid)
-    plan = plan_state(config, model, optimizer, mesh)
+    learning = parametrisation(config.lora, model)
+    shapes, _ = jax.eval_shape(learning.split, model.shapes(), jax.random.key(0))
+    schedule = _schedule(config, warmup, steps)
+    optimizer = make_optimizer(config.optim, shapes, schedule, grid, learning.frozen)
+    plan = plan_state(config, model, learning, optimizer, mesh)
     frozen = plan_frozen(config, mesh)
     summary = "\n".join(
         [
@@ -107,6 +113,7 @@ def build(
         names,
         mesh,
         model,
+        learning,
         config.objective,
         optimizer,
         plan,
@@ -163,7 +170,7 @@ def _tables(
     notes: Sequence[str],
 ) -> list[str]:
     """Parameters of all networks, what is odd about them, and the memory they take."""
-    shapes, shardings, clip = model.shapes(), plan.shardings.params, config.data.clip
+    shapes, shardings, clip = plan.params, plan.param_shardings, config.data.clip
     return [
         parameter_table(shapes, shardings),
         *sharding_notes(shapes, shardings, config.model.sharding_rules, mesh),

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from internvideo_jax.config import MeshConfig, TrainConfig
-from internvideo_jax.optim.factory import Optimizer
+from internvideo_jax.optim.factory import Optimizer, map_paths
 from internvideo_jax.parallel.mesh import AXES, BATCH_AXES, replicated
 from internvideo_jax.parallel.rules import (
     Rules,
@@ -21,11 +21,14 @@ from internvideo_jax.parallel.rules import (
     state_shardings,
 )
 from internvideo_jax.protocols import Model, TeacherConfig
+from internvideo_jax.run.parameters import Parametrisation
 from internvideo_jax.types import (
     Leaf,
     Params,
     TrainState,
     Tree,
+    flatten_paths,
+    joined,
     path_name,
 )
 
@@ -38,6 +41,17 @@ class StatePlan:
 
     shapes: Tree  # a TrainState of jax.ShapeDtypeStruct
     shardings: Tree  # a TrainState of NamedSharding
+    model: Tree  # NamedSharding of the parameters that the model runs with
+
+    @property
+    def params(self) -> Params:
+        """Shapes of all parameters, learning or frozen."""
+        return joined(self.shapes.params, self.shapes.frozen)
+
+    @property
+    def param_shardings(self) -> Tree:
+        """Shardings of all parameters."""
+        return joined(self.shardings.params, self.shardings.frozen)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,28 +149,63 @@ def _spread(shape: tuple[int, ...], spec: list[Any], mesh: Mesh) -> bool:
     return False
 
 
-def plan_state(config: TrainConfig, model: Model, optimizer: Optimizer, mesh: Mesh) -> StatePlan:
+def plan_state(
+    config: TrainConfig,
+    model: Model,
+    parametrisation: Parametrisation,
+    optimizer: Optimizer,
+    mesh: Mesh,
+) -> StatePlan:
     """Plans the state; ValueError where a sharding rule does not fit the mesh or splits nothing."""
+    shapes = jax.eval_shape(
+        lambda params: new_state(params, parametrisation, optimizer, config), model.shapes()
+    )
+    return StatePlan(shapes, *place_state(shapes, model, mesh, config.mesh))
+
+
+def place_state(
+    shapes: TrainState, model: Model, mesh: Mesh, config: MeshConfig, *, check: bool = True
+) -> tuple[TrainState, Tree]:
+    """Shardings of a train state of these shapes, and of the parameters that the model runs with.
+
+    Adapters have no rules: large ones are split over `fsdp` as any other matrix.
+
+    Raises:
+      ValueError: a rule does not fit the mesh, or, with `check`, what is large stays whole.
+    """
     params = model.shapes()
-    shapes = jax.eval_shape(lambda p: new_state(p, optimizer, config), params)
-    rules = model.config.sharding_rules
-    sharded = param_shardings(params, rules, mesh, config.mesh.shard_above)
-    check_whole(params, sharded, mesh, config.mesh.whole_limit)
-    whole = replicated(mesh)
+    sharded = param_shardings(params, model.config.sharding_rules, mesh, config.shard_above)
+    if check:
+        check_whole(params, sharded, mesh, config.whole_limit)
+    adapters = {name: shapes.params[name] for name in shapes.params.keys() - params.keys()}
+    general = param_shardings(adapters, (), mesh, config.shard_above)
+    known = flatten_paths(sharded) | flatten_paths(general)
+
+    def places(tree: Params) -> Tree:
+        return map_paths(tree, lambda path, _: known[path])
+
+    learning, whole = places(shapes.params), replicated(mesh)
     shardings = TrainState(
         step=whole,  # pyright: ignore[reportArgumentType]
-        params=sharded,
-        opt_state=state_shardings(shapes.opt_state, params, sharded, mesh),
-        ema=None if shapes.ema is None else sharded,
+        params=learning,
+        opt_state=state_shardings(shapes.opt_state, shapes.params, learning, mesh),
+        ema=None if shapes.ema is None else learning,
         nonfinite=whole,  # pyright: ignore[reportArgumentType]
+        frozen=places(shapes.frozen),
     )
-    return StatePlan(shapes, shardings)
+    return shardings, sharded
 
 
-def new_state(params: Tree, optimizer: Optimizer, config: TrainConfig) -> TrainState:
-    """State at step 0 around `params`."""
+def new_state(
+    params: Params,
+    parametrisation: Parametrisation,
+    optimizer: Optimizer,
+    config: TrainConfig,
+) -> TrainState:
+    """State at step 0 around a model's parameters."""
     # Python numbers make weakly typed arrays. A step returns strong ones and would be compiled anew
     # for them at its second call.
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, leaf.dtype), params)
+    params, frozen = parametrisation.split(params, jax.random.key(config.seed))
     averaged = jax.tree.map(jnp.copy, params) if config.optim.ema_decay > 0 else None
-    return TrainState(jnp.int32(0), params, optimizer.init(params), averaged, jnp.int32(0))
+    return TrainState(jnp.int32(0), params, optimizer.init(params), averaged, jnp.int32(0), frozen)

@@ -27,6 +27,7 @@ from internvideo_jax.types import (
     TrainState,
     Tree,
     flatten_paths,
+    joined,
     unflatten_paths,
 )
 
@@ -87,17 +88,17 @@ def init_state(run: Run) -> TrainState:
     The output shardings matter: without them jit would put the optimizer's moments on one device.
     """
     create = jax.jit(
-        lambda key: new_state(run.model.init(key), run.optimizer, run.config),
+        lambda key: new_state(run.model.init(key), run.parametrisation, run.optimizer, run.config),
         out_shardings=run.plan.shardings,
     )
     return create(jax.random.key(run.config.seed))
 
 
 def state_from(run: Run, params: Params) -> TrainState:
-    """State at step 0 around given parameters (host arrays or sharded ones)."""
-    params = jax.tree.map(jax.device_put, params, run.plan.shardings.params)
+    """State at step 0 around given parameters of the model (host arrays or sharded ones)."""
+    params = jax.tree.map(jax.device_put, params, run.plan.model)
     create = jax.jit(
-        lambda params: new_state(params, run.optimizer, run.config),
+        lambda params: new_state(params, run.parametrisation, run.optimizer, run.config),
         out_shardings=run.plan.shardings,
     )
     return create(params)
@@ -107,10 +108,13 @@ def _differentiate(
     run: Run, key: jax.Array, state: TrainState, batch: Batch, networks: Networks
 ) -> Differentiated:
     """Loss, gradient, metrics and updates of a batch, in microbatches where the run wants them."""
-    optim, optimizer, objective = run.config.optim, run.optimizer, run.objective
+    optim, objective = run.config.optim, run.objective
+
+    def whole(params: Params) -> Params:
+        return run.parametrisation.whole(run.optimizer.stop_frozen(params), state.frozen)
 
     def loss_fn(objective: Any, params: Params, part: Batch) -> Any:
-        params = optimizer.stop_frozen(params)
+        params = whole(params)
         if networks:
             made = jax.lax.stop_gradient(run.objective.targets(networks, part, key))
             # Split as if they had come with the batch. Without this the step on CPU devices,
@@ -120,11 +124,10 @@ def _differentiate(
         return objective.loss(run.model, params, part, key, state.step)
 
     def embed(params: Params, part: Batch) -> Any:
-        params = optimizer.stop_frozen(params)
-        return objective.embed(run.model, params, part, key, state.step)
+        return objective.embed(run.model, whole(params), part, key, state.step)
 
     def compare(params: Params, embeddings: Tree, rows: Batch) -> Any:
-        return objective.compare(optimizer.stop_frozen(params), embeddings, rows)
+        return objective.compare(whole(params), embeddings, rows)
 
     if optim.accumulate > 1 and objective.across:
         rest = objective.beside
@@ -136,8 +139,26 @@ def _differentiate(
             optim.accumulate,
             None if rest is None else functools.partial(loss_fn, rest),
         )
-    whole = functools.partial(loss_fn, objective)
-    return value_and_gradient(whole, state.params, batch, optim.accumulate)
+    full = functools.partial(loss_fn, objective)
+    return value_and_gradient(full, state.params, batch, optim.accumulate)
+
+
+def _projected(run: Run, params: Params, frozen: Params) -> Params:
+    """Parameters that learn, in their bounds, which the objective knows of the model's only."""
+    if not frozen:
+        return run.objective.project(params)
+    found = flatten_paths(run.objective.project(joined(params, frozen)))
+    return unflatten_paths({path: found[path] for path in flatten_paths(params)})
+
+
+def _updated(params: Params, updates: Mapping[str, jax.Array]) -> Params:
+    flat = flatten_paths(params)
+    if frozen := sorted(updates.keys() - flat.keys()):
+        raise ValueError(
+            f"training gives {frozen[0]} new values, but it is frozen; let it learn with "
+            f"--config.lora.train=\"('^{frozen[0]}$',)\""
+        )
+    return unflatten_paths(flat | dict(updates))
 
 
 def make_train_step(run: Run, frozen: Mapping[str, Params] | None = None) -> TrainStep:
@@ -154,7 +175,7 @@ def make_train_step(run: Run, frozen: Mapping[str, Params] | None = None) -> Tra
       frozen: parameters of `run.frozen`, see checkpoint/frozen.py; None: the step can be traced and
         compiled, not run.
     """
-    optim, optimizer, objective = run.config.optim, run.optimizer, run.objective
+    optim, optimizer = run.config.optim, run.optimizer
     key = draw_key(run.config.seed)
 
     def train_step(
@@ -165,9 +186,9 @@ def make_train_step(run: Run, frozen: Mapping[str, Params] | None = None) -> Tra
         params, opt_state, report = optimizer.update(
             gradients, state.opt_state, state.params, state.step
         )
-        params = objective.project(params)
+        params = _projected(run, params, state.frozen)
         if updates:  # no gradient reaches them, so the optimizer left them as they were
-            params = unflatten_paths({**flatten_paths(params), **updates})
+            params = _updated(params, updates)
         averaged = state.ema
         if averaged is not None:
             averaged = update_ema(
@@ -182,7 +203,7 @@ def make_train_step(run: Run, frozen: Mapping[str, Params] | None = None) -> Tra
         nonfinite = state.nonfinite + jnp.where(finite, 0, 1).astype(jnp.int32)
         metrics = {"loss": loss, **metrics, **report, "nonfinite": nonfinite}
         return (
-            TrainState(state.step + 1, params, opt_state, averaged, nonfinite),
+            TrainState(state.step + 1, params, opt_state, averaged, nonfinite, state.frozen),
             {f"train/{name}": value for name, value in metrics.items()},
         )
 

@@ -102,6 +102,7 @@ class ProbeConfig:
             classifier=Classes(self.classes, self.running_statistics),
             features=self.backbone.traits.features,
             heads=self,
+            frozen=(BACKBONE,),
         )
 
     @property

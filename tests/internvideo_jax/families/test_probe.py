@@ -83,9 +83,11 @@ def prepared(config: TrainConfig):
 def trained(config: TrainConfig, batches: Any = batch_of, params: Any = None):
     """State before and after all steps, and the last metrics."""
     run, step, first = prepared(config)
-    first = first if params is None else dataclasses.replace(first, params=params)
+    if params is not None:
+        learning, frozen = run.parametrisation.split(params, jax.random.key(0))
+        first = dataclasses.replace(first, params=learning, frozen=frozen)
     state = jax.tree.map(jax.device_put, first, run.plan.shardings)
-    before, metrics = first.params, {}
+    before, metrics = run.parametrisation.of(first), {}
     for number in range(config.steps):
         state, metrics = step(state, batches(number, run.config.model))
     return before, jax.device_get(state), jax.device_get(metrics)
@@ -159,7 +161,7 @@ def test_a_head_is_what_the_ordinary_objective_and_optimizer_make_of_it(head):
 def test_only_heads_move_and_only_heads_have_optimizer_state():
     before, after, metrics = trained(config_of(probe(head="linear")))
     for path, leaf in flatten_paths(before["backbone"]).items():
-        np.testing.assert_array_equal(leaf, flatten_paths(after.params["backbone"])[path])
+        np.testing.assert_array_equal(leaf, flatten_paths(after.frozen["backbone"])[path])
     assert not any("decoder" in path for path in flatten_paths(before["backbone"]))
     sizes = [leaf.size for leaf in jax.tree.leaves(after.opt_state)]
     heads = sum(leaf.size for leaf in jax.tree.leaves(after.params["heads"]))
@@ -172,12 +174,15 @@ def test_linear_logits_do_not_depend_on_the_scale_of_the_features():
     """Every channel of the backbone's last norm scaled by another factor: the same logits."""
     config = config_of(probe(head="linear"))
     run, _, first = prepared(config)
-    params = jax.tree.map(np.copy, first.params)
+    params = jax.tree.map(np.copy, run.parametrisation.of(first))
     rng = np.random.default_rng(0)
     factor = (10.0 ** rng.uniform(-2, 2, 16)).astype(np.float32)
     moved = flatten_paths(params)
     moved["backbone/encoder/norm/scale"] = moved["backbone/encoder/norm/scale"] * factor
-    found = [trained(config, params=each)[1].params for each in (params, unflatten_paths(moved))]
+    found = [
+        run.parametrisation.of(trained(config, params=each)[1])
+        for each in (params, unflatten_paths(moved))
+    ]
     video = batch_of(99, config.model)["video"]
     apply = jax.jit(run.model.apply)
     logits = [np.asarray(apply(each, video)) for each in found]
@@ -213,8 +218,8 @@ def test_held_out_records_teach_nothing(mixup):
 
 def test_a_lost_head_does_not_stop_the_others():
     config = config_of(probe(head="linear"))
-    _, _, first = prepared(config)
-    params = jax.tree.map(np.copy, first.params)
+    run, _, first = prepared(config)
+    params = jax.tree.map(np.copy, run.parametrisation.of(first))
     _, sound, _ = trained(config, params=params)
     bias = params["heads"]["head"]["bias"].copy()
     bias[1] = np.inf
