@@ -26,7 +26,7 @@ from train_step import own_step
 
 from data_pipelines.config import ClipConfig, DataConfig
 from internvideo_jax.config import TrainConfig
-from internvideo_jax.families.videomae.model import SIZES, ClassifierConfig, PretrainConfig
+from internvideo_jax.families.videomae.model import SIZES, PretrainConfig, VideoMAEClassifierConfig
 from internvideo_jax.layers.tower import tower
 from internvideo_jax.objectives.classification import Classification
 from internvideo_jax.objectives.masked_pixels import MaskedPixels
@@ -70,7 +70,7 @@ def config_of(spec: dict[str, Any]) -> TrainConfig:
             decoder = tower(32, 1, 2)
         model, objective = PretrainConfig(encoder=encoder, decoder=decoder, **changes), None
     else:
-        model = ClassifierConfig(encoder=encoder, classes=CLASSES, **changes)
+        model = VideoMAEClassifierConfig(encoder=encoder, classes=CLASSES, **changes)
         objective = Classification(smoothing=0.0, mixup=0.0, cutmix=0.0)
     clip = ClipConfig(frames=model.frames, stride=4, size=model.size)
     return TrainConfig(

@@ -102,14 +102,14 @@ class DataConfig:
     image: ImageConfig = ImageConfig()
     crop: str = "multiscale"  # augment.py: multiscale | random_resized | random | center | squash
     augment: AugmentConfig = AugmentConfig()
-    # "auto" flips left-right unless the data set says that this changes the label.
+    # "auto" flips left-right unless the dataset says that this changes the label.
     flip: str = "off"  # off | on | auto
     text: str = "off"  # captions in the batch: off | first | random
     # text/: clip | clip:PATH | bert:PATH; empty: captions stay strings, which no device takes.
     tokenizer: str = ""
     text_length: int = limited(32, least=1)  # ids per caption, special tokens and padding included
     text_clean: bool = False  # captions without case and punctuation, as ViCLIP and stage 2 train
-    # Sound of an example (sound.py); 0 = off. From a random place of the record's sound, as the
+    # Audio of an example (audio.py); 0 = off. From a random place of the record's audio, as the
     # reference has it, or from the time of the first sampled frame.
     audio_seconds: float = limited(0.0, least=0)
     audio_window: str = "random"  # random | frames

@@ -34,7 +34,7 @@ from typing import Any
 from internvideo_jax.cli import config_dict, parse_arg
 from internvideo_jax.config import TrainConfig
 from internvideo_jax.families.umt.model import CLASSIFIER
-from internvideo_jax.families.videomae.model import ClassifierConfig
+from internvideo_jax.families.videomae.model import VideoMAEClassifierConfig
 from internvideo_jax.recipes import finetuning
 from internvideo_jax.recipes.smoke import sized
 from internvideo_jax.registry import suggest
@@ -106,7 +106,7 @@ def size_of(name: str) -> str:
 def released(name: str) -> TrainConfig:
     recipe = RECIPES[name]
     return recipe.config(
-        ClassifierConfig.of_size(
+        VideoMAEClassifierConfig.of_size(
             size_of(name),
             frames=recipe.frames,
             size=recipe.pixels,

@@ -22,7 +22,7 @@ CROPS = ("multiscale", "random_resized", "random", "center", "squash")
 MOST_SIDE = 16384  # pixels of a resized frame
 ARGUMENTS = ("factor", "factor", "factor", "turn")  # of the four parts of the jitter
 
-Edges = tuple[float, float, float, float]  # top, left, bottom, right in shares of the picture
+Edges = tuple[float, float, float, float]  # top, left, bottom, right in shares of the image
 Change = Callable[[np.ndarray], np.ndarray]
 
 

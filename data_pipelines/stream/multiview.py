@@ -44,8 +44,8 @@ def cut(
     if config.crop_rule == transforms.SQUASH:
         whole = (0, 0, *frames[0].shape[:2])
         for segment, row in enumerate(out):
-            pictures = frames[segment * clip.frames : (segment + 1) * clip.frames]
-            transforms.crop_resize(pictures, whole, clip.size, method="bicubic", out=row)
+            images = frames[segment * clip.frames : (segment + 1) * clip.frames]
+            transforms.crop_resize(images, whole, clip.size, method="bicubic", out=row)
         return
     resized: dict[int, np.ndarray] = {}
     for number, frame in zip(wanted.ravel(), frames, strict=True):
@@ -54,10 +54,10 @@ def cut(
     shape = resized[int(wanted[0, 0])].shape
     boxes = transforms.crop_boxes(shape[0], shape[1], clip.size, config.crops, config.crop_rule)
     for segment, numbers in enumerate(wanted):
-        pictures = [resized[int(number)] for number in numbers]
+        images = [resized[int(number)] for number in numbers]
         for crop, box in enumerate(boxes):
             row = out[segment * len(boxes) + crop]
-            transforms.crop_resize(pictures, box, clip.size, out=row)
+            transforms.crop_resize(images, box, clip.size, out=row)
 
 
 def windows(config: ViewConfig, height: int, width: int) -> list[Edges]:

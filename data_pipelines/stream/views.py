@@ -28,12 +28,12 @@ class FixedViews:
     They do not depend on the other sets of a mixture. Safe to share between threads.
 
     Args:
-      config: of the training stream; its captions, sound and cached features are left aside.
+      config: of the training stream; its captions, audio and cached features are left aside.
       name: of the set in the mixture, empty without one.
 
     Raises:
       ValueError: config.views is not positive, there is no such set, or the settings contradict
-        each other or the data set.
+        each other or the dataset.
       FileNotFoundError: the set is not there.
     """
 
@@ -98,7 +98,7 @@ class FixedViews:
                 f"view {view} of record {record}: there are {len(self)} records of {self.views}"
             )
         rows = [{"video": out[None]}]
-        self._examples.fill(self._source, record, rows, place=0, view=view)
+        self._examples.fill(self._source, record, rows, position=0, view=view)
 
 
 def view_settings(config: DataConfig, component: Component, dataset: Dataset) -> dict[str, Any]:

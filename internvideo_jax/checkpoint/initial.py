@@ -82,7 +82,7 @@ class LoadReport:
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class InitialWeights:
     """Parameters to start from."""
 
     params: dict[str, np.ndarray]  # by path
@@ -116,14 +116,14 @@ def check_source(path: str) -> None:
         step_of(path)
 
 
-def load_source(path: str) -> Source:
+def load_source(path: str) -> InitialWeights:
     """As `load_params`, with what is known about the model and its classes."""
     place = Path(path)
     if folders.is_weights(place):
         weights = files.load(place)
-        return Source(dict(weights.params), weights.geometry)
+        return InitialWeights(dict(weights.params), weights.geometry)
     step = step_of(place)
-    return Source(
+    return InitialWeights(
         step.parameters(),
         step.meta.get("config", {}).get("model", {}),
         tuple(step.meta.get("classes", ())),
@@ -219,7 +219,7 @@ class _Matched:
     other: list[str] = dataclasses.field(default_factory=list)  # lines: shapes that differ
 
 
-def _adapt(source: Source, config: ModelConfig) -> _Adapted:
+def _adapt(source: InitialWeights, config: ModelConfig) -> _Adapted:
     """The source as the model's traits would have it; _Unfit where they refuse it."""
     known = settings_of(source.params, source.stated, config)
     traits = config.traits
@@ -312,7 +312,7 @@ def _steps(traits: Traits, known: Mapping[str, int]) -> int:
 
 
 def _head(
-    source: Source, target: Mapping[str, Any], rows: str, classes: Sequence[str]
+    source: InitialWeights, target: Mapping[str, Any], rows: str, classes: Sequence[str]
 ) -> HeadRows | None:
     """Which rows of the head to take; None where one side has no classifier's head."""
     kernel = HEAD[0]

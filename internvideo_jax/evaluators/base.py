@@ -184,7 +184,7 @@ def default_split(directory: str) -> str:
 
 
 def held_out_warning(splits: Collection[str], split: str) -> str:
-    """What to know of numbers of `split` where a data set keeps no split from training; or ""."""
+    """What to know of numbers of `split` where a dataset keeps no split from training; or ""."""
     if any(map(split_names.is_held_out, splits)):
         return ""
     return (
@@ -202,7 +202,7 @@ def describe_data(dataset: Dataset, views: ViewConfig) -> dict[str, Any]:
         **({"warning": warning} if warning else {}),
         "records": len(dataset),
         "data_fingerprint": dataset.manifest.fingerprint(dataset.split)[:16],
-        **dataset.manifest.picture_options(),
+        **dataset.manifest.image_options(),
         **describe_views(views),
     }
 

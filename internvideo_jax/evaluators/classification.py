@@ -27,7 +27,7 @@ CONFUSION = "Videos of each class (rows) by the class they are taken for (column
 
 
 @dataclasses.dataclass(frozen=True)
-class Classification:
+class Accuracy:
     """Scores of all segments x crops of a video are merged, then ranked.
 
     `of_protocol` gives the settings of a published table (protocols.py). The result says whose
@@ -82,7 +82,7 @@ class Classification:
         head = context.model.config.traits.classifier
         if head is None or len(classes) != head.classes:
             raise ValueError(
-                f"the model has {head.classes if head else 'no'} classes, the data set "
+                f"the model has {head.classes if head else 'no'} classes, the dataset "
                 f"{views.dataset.manifest.directory} has {len(classes)}"
             )
         rows = gather(

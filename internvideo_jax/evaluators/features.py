@@ -44,7 +44,7 @@ class FeatureTask:
 
 
 @dataclasses.dataclass(frozen=True)
-class Features:
+class LabelledFeatures:
     """Features of labelled clips in record order."""
 
     values: np.ndarray  # (R, F) float32 vectors, or (R, N, D) float16 tokens
@@ -53,7 +53,9 @@ class Features:
     protocol: dict[str, object]
 
 
-def extract(context: EvalContext, source: Input, spec: HeadSpec, *, limit: int = 0) -> Features:
+def extract(
+    context: EvalContext, source: Input, spec: HeadSpec, *, limit: int = 0
+) -> LabelledFeatures:
     """Runs the encoder over a split, one view per clip.
 
     Args:
@@ -105,7 +107,7 @@ def extract(context: EvalContext, source: Input, spec: HeadSpec, *, limit: int =
         if limit and seen >= limit:
             break
     outputs.close()
-    return Features(
+    return LabelledFeatures(
         np.concatenate(values),
         np.concatenate(labels),
         stream.dataset.classes,

@@ -11,7 +11,7 @@ import numpy as np
 
 from internvideo_jax.evaluators import metrics
 from internvideo_jax.evaluators.base import EvalContext, describe_data
-from internvideo_jax.evaluators.classification import Classification
+from internvideo_jax.evaluators.classification import Accuracy
 from internvideo_jax.protocols import Heads, Input, Model, Result
 from internvideo_jax.telemetry.pictures import grid_picture
 from internvideo_jax.types import Params
@@ -20,7 +20,7 @@ SELECTION_SPLITS = ("val", "validation")
 
 
 @dataclasses.dataclass(frozen=True)
-class ProbeGrid(Classification):
+class ProbeGrid(Accuracy):
     """Accuracy of the best head of a `probe`, measured as `classification` measures it.
 
     The choice is made on `selection_split`; without one on `val` where that is not the test split;

@@ -162,7 +162,7 @@ class VideoTowerConfig:
         return {"remat": self.remat, "scan": self.scan}
 
     def pixels(
-        self, video: jax.Array, visible: jax.Array | None = None, *, picture: bool = False
+        self, video: jax.Array, visible: jax.Array | None = None, *, image: bool = False
     ) -> jax.Array:
         """What the patch embedding reads: (B, T, H, W, 3) -> (B, V or N, token_pixels).
 
@@ -172,15 +172,15 @@ class VideoTowerConfig:
         Args:
           video: uint8, or float in 0..1.
           visible: (B, V) int32 numbers of the patches that are kept; None keeps all.
-          picture: whether a clip may also have a single frame.
+          image: whether a clip may also have a single frame.
 
         Raises:
           ValueError: a clip of other frames or pixels.
         """
         expected = (self.frames, self.size, self.size, 3)
-        single = picture and video.shape[1:] == (1, *expected[1:])
+        single = image and video.shape[1:] == (1, *expected[1:])
         if video.shape[1:] != expected and not single:
-            hint = ", or T = 1 for a picture" if picture else ""
+            hint = ", or T = 1 for an image" if image else ""
             raise ValueError(
                 f"video is {video.shape[1:]} (T, H, W, 3), model expects {expected}{hint}"
             )

@@ -77,7 +77,7 @@ class Contrastive(Objective):
         del step
         if "text" not in batch:
             raise ValueError(
-                "the contrastive objective needs captions as token numbers, the batch has "
+                "the contrastive objective needs captions as token ids, the batch has "
                 f"{', '.join(sorted(batch))}; set config.data.text and config.data.tokenizer"
             )
         keys = masking.example_keys(key, batch["position"])
@@ -85,7 +85,7 @@ class Contrastive(Objective):
         if self.ratio:
             clip = clip_of(model.config)
             t, h, w = clip.grid
-            t = t * batch["video"].shape[1] // clip.frames  # a picture has one frame
+            t = t * batch["video"].shape[1] // clip.frames  # an image has one frame
             visible, _ = masking.sample("random", keys, (t, h, w), self.ratio)
         video = model.apply(
             params, batch["video"], keys=keys, visible=visible, method="encode_video"

@@ -34,7 +34,7 @@ from data_pipelines.stream.prefetch import in_order
 from internvideo_jax.inference.clips import AHEAD
 from internvideo_jax.inference.steps import Forward, Program, fetched
 from internvideo_jax.offline import by_shard
-from internvideo_jax.offline.by_shard import Job, say
+from internvideo_jax.offline.by_shard import ShardJob, say
 from internvideo_jax.parallel.mesh import check_batch
 from internvideo_jax.protocols import Model, clip_of
 from internvideo_jax.types import Params
@@ -155,7 +155,7 @@ class Extractor:
             }
 
     def _load(self, index: int) -> tuple[schema.Record | None, np.ndarray]:
-        """A record without its pictures, and its windows (W, T)."""
+        """A record without its images, and its windows (W, T)."""
         clip = self._clip.frames
         try:
             record = self.dataset.load(index)
@@ -265,7 +265,7 @@ HELP = {
 }
 
 
-def start(job: Job) -> None:
+def start(job: ShardJob) -> None:
     extractor = Extractor(job.model, job.params, job.mesh, job.dataset, job.options, job.threads)
     extract(extractor, job.out, job.provenance, part=job.part, parts=job.parts)
 

@@ -37,7 +37,7 @@ from internvideo_jax.inference.steps import Program, fetched
 from internvideo_jax.inference.texts import embed_unique, fitting_tokenizer
 from internvideo_jax.inference.vectors import no_direction, unit
 from internvideo_jax.offline import by_shard
-from internvideo_jax.offline.by_shard import Job, say
+from internvideo_jax.offline.by_shard import ShardJob, say
 from internvideo_jax.parallel.mesh import check_batch
 from internvideo_jax.protocols import Model, clip_of
 from internvideo_jax.types import Params
@@ -305,7 +305,7 @@ def fill(options: Scoring, config: TrainConfig) -> Scoring:
     return dataclasses.replace(options, tokenizer=tokenizer)
 
 
-def start(job: Job) -> None:
+def start(job: ShardJob) -> None:
     scorer = Scorer(job.model, job.params, job.mesh, job.dataset, job.options, job.threads)
     score(scorer, job.out, job.provenance, part=job.part, parts=job.parts)
 

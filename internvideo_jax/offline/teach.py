@@ -74,7 +74,7 @@ class Teaching:
 
 
 @dataclasses.dataclass
-class Teacher:
+class TeacherJob:
     """The teachers of an objective on the devices of this process, and the clips they look at.
 
     Attributes:
@@ -183,7 +183,7 @@ class Teacher:
 
 
 def teach(
-    teacher: Teacher, out: Path, provenance: dict[str, Any], *, part: int = 0, parts: int = 1
+    teacher: TeacherJob, out: Path, provenance: dict[str, Any], *, part: int = 0, parts: int = 1
 ) -> int:
     """Writes the missing shards of this process, and the manifest once all are there.
 
@@ -230,7 +230,7 @@ def teach(
     return written
 
 
-def _sizes(teacher: Teacher, records: int, mine: int, free: int) -> str:
+def _sizes(teacher: TeacherJob, records: int, mine: int, free: int) -> str:
     """What will be stored, before it is computed."""
     each, views = teacher.record_bytes(), teacher.views.views
     arrays = ", ".join(
@@ -262,7 +262,7 @@ HELP = {
 }
 
 
-def prepare(config: TrainConfig, options: Teaching) -> tuple[Teacher, dict[str, Any]]:
+def prepare(config: TrainConfig, options: Teaching) -> tuple[TeacherJob, dict[str, Any]]:
     """The teachers of a recipe with their weights, and what decides their targets.
 
     Raises:
@@ -307,7 +307,7 @@ def prepare(config: TrainConfig, options: Teaching) -> tuple[Teacher, dict[str, 
         "versions": versions(),
         "git": git_revision(),
     }
-    return Teacher(config, networks, mesh, views, options), provenance
+    return TeacherJob(config, networks, mesh, views, options), provenance
 
 
 def main() -> None:

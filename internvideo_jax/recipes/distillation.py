@@ -11,7 +11,7 @@ from internvideo_jax.config import TrainConfig
 from internvideo_jax.protocols import ModelConfig, clip_of
 from internvideo_jax.recipes.smoke import sized
 
-FOLDER = "features"  # of cached targets, in the folder of the data set
+FOLDER = "features"  # of cached targets, in the folder of the dataset
 TARGETS = ("step", "cached")  # where targets come from
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from data_pipelines.config import AugmentConfig, ClipConfig, DataConfig
 from internvideo_jax.config import CheckpointConfig, LogConfig, OptimConfig, TrainConfig
-from internvideo_jax.evaluators.classification import Classification as Accuracy
+from internvideo_jax.evaluators.classification import Accuracy
 from internvideo_jax.objectives.classification import Classification
 from internvideo_jax.protocols import ModelConfig, clip_of
 

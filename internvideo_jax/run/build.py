@@ -336,14 +336,14 @@ def with_classes(config: TrainConfig, classes: int) -> TrainConfig:
     """Fills in the number of classes where the model leaves it to the data.
 
     Raises:
-      ValueError: the model's number is another than the data set's.
+      ValueError: the model's number is another than the dataset's.
     """
     head = config.model.traits.classifier
     if head is None:
         return config
     if head.classes not in (0, classes):
         raise ValueError(
-            f"config.model.classes = {head.classes}, the data set has {classes} classes; "
+            f"config.model.classes = {head.classes}, the dataset has {classes} classes; "
             "set it to 0 to take the number from the data"
         )
     return dataclasses.replace(config, model=dataclasses.replace(config.model, classes=classes))

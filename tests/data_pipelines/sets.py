@@ -24,9 +24,9 @@ def write_set(
     media_type: str = "video",
     times_us: Sequence[int] = (),
 ) -> Path:
-    """`count` records of `frames` noise pictures, label i % classes, captions, audio [i % ...].
+    """`count` records of `frames` noise images, label i % classes, captions, audio [i % ...].
 
-    Ten pictures a second, or at `times_us`.
+    Ten images a second, or at `times_us`.
     """
     directory.mkdir(parents=True)
     shard = directory / "set-train-00000-of-00001.tfrecord"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from data_pipelines.clips import rand_augment
 from data_pipelines.ingest import labels, sources, tables
-from data_pipelines.ingest.options import Options
+from data_pipelines.ingest.options import IngestOptions
 from data_pipelines.stream import mixture
 from data_pipelines.subset import rows
 from data_pipelines.text import vocabulary
@@ -56,7 +56,7 @@ def targets(folder: Path) -> dict[str, Callable[[bytes], None]]:
         return str(folder / name)
 
     def ingest(name: str, data: bytes) -> None:
-        sources.read(Options(placed(name, data), str(folder / "out"), frame_fps=12))
+        sources.read(IngestOptions(placed(name, data), str(folder / "out"), frame_fps=12))
 
     def metadata(data: bytes) -> None:
         placed("run/checkpoints/1/meta/metadata", data)

@@ -89,7 +89,7 @@ def test_a_part_of_ones_own_is_one_class_and_one_line(shards):
 
 
 def test_shapes_are_those_of_every_media_type(shards):
-    """Sound, the number of the set and pictures too: what is compiled is what comes."""
+    """Audio, the number of the set and images too: what is compiled is what comes."""
     mixture = {
         "v": {"directory": shards, "weight": 0.5},
         "p": {"directory": shards, "weight": 0.5, "media": "image"},
@@ -98,9 +98,9 @@ def test_shapes_are_those_of_every_media_type(shards):
     text = {"text": "first", "tokenizer": "clip", "text_length": 7}
     config = recipe(shards, train="", mixture=mixture, image=image, audio_seconds=0.5, **text)
     mesh = make_mesh(MeshConfig())
-    video, picture = batch_shapes(config, mesh), batch_shapes(config, mesh, "image")
+    video, image = batch_shapes(config, mesh), batch_shapes(config, mesh, "image")
     assert video["video"].shape == (4, 4, 32, 32, 3) and video["audio"].shape == (4, 8000)
-    assert picture["video"].shape == (8, 1, 16, 16, 3) and "audio" not in picture
-    for shapes in (video, picture):
+    assert image["video"].shape == (8, 1, 16, 16, 3) and "audio" not in image
+    for shapes in (video, image):
         assert shapes["dataset"].dtype == jnp.int32 and shapes["text"].shape[1:] == (7,)
         assert isinstance(shapes["rates"], jax.ShapeDtypeStruct)

@@ -12,9 +12,9 @@ from safetensors.numpy import load_file
 
 from internvideo_jax.families.internvideo2 import weights as internvideo2
 from internvideo_jax.families.internvideo2.teacher import InternVideo2TeacherConfig, InternVLConfig
-from internvideo_jax.families.teacher import Form, Reading, Teacher
+from internvideo_jax.families.teacher import Form, Teacher, TeacherOutputs
 from internvideo_jax.families.videomae import weights as videomae
-from internvideo_jax.layers.functional import Model
+from internvideo_jax.layers.functional import FunctionalModel
 from internvideo_jax.objectives.alignment import VISIBLE, Alignment
 from internvideo_jax.ops import masking
 from internvideo_jax.types import Params
@@ -48,7 +48,7 @@ def attention_mask(case: Case) -> None:
     assert present
     for name, lead in present:
         teacher: Any = SimpleNamespace(form=Form(lead=lead, keeps_lead=lead > 0))
-        reading = Reading(jnp.asarray(case.io[f"norm_{name}"]))
+        reading = TeacherOutputs(jnp.asarray(case.io[f"norm_{name}"]))
         case.equal(f"targets_{name}_vis", Teacher._picked(teacher, reading, groups[0], visible))
 
 
@@ -62,8 +62,8 @@ def with_weights(case: Case, name: str) -> Case:
 def step_of(
     case: Case,
     objective: Alignment,
-    student: Model,
-    frozen: dict[str, tuple[Model, Params]],
+    student: FunctionalModel,
+    frozen: dict[str, tuple[FunctionalModel, Params]],
     whole: dict[str, str],
 ) -> None:
     """A step with the noise of a case, through the objective.

@@ -18,7 +18,7 @@ from internvideo_jax.families.videomae.teacher import VideoMAETeacherConfig
 from internvideo_jax.layers.clip import inflate
 from internvideo_jax.layers.pos_embed import fixed_table
 from internvideo_jax.layers.tower import tower
-from internvideo_jax.ops.position_tables import resize_picture
+from internvideo_jax.ops.position_tables import resize_image
 from internvideo_jax.ops.resize import resize_frames
 from internvideo_jax.types import Params
 from tests.parity.cases import Case, adapter
@@ -48,8 +48,8 @@ def internvl_teacher(case: Case) -> None:
 def blocks(teacher: Any, params: Params, video: jax.Array) -> dict[str, jax.Array]:
     """Raw outputs of all blocks."""
     every = dataclasses.replace(teacher, layers=tuple(range(teacher.encoder.depth))).model()
-    tapped = every.apply(params, video, method="read").tapped
-    return {f"block_{i}": value for i, value in enumerate(tapped)}
+    intermediates = every.apply(params, video, method="read").intermediates
+    return {f"block_{i}": value for i, value in enumerate(intermediates)}
 
 
 @adapter(GROUP, "teacher_videomae")
@@ -120,9 +120,9 @@ def clip_teacher(case: Case) -> None:
 
 @adapter(GROUP, "internvl_process_checkpoint")
 def internvl_file(case: Case) -> None:
-    """The parts of the loader: a picture's table and its patch embedding for frames."""
+    """The parts of the loader: an image's table and its patch embedding for frames."""
     side = case.config["new_grid"]
-    table = resize_picture(case.io["in.pos_embed"][0], side)
+    table = resize_image(case.io["in.pos_embed"][0], side)
     case.close("out.pos_embed", table)
     kernel = case.io["in.patch_embed.proj.weight"]
     ours = clip.IMAGE.to_ours(kernel)

@@ -20,7 +20,7 @@ from data_pipelines.text import make_tokenizer
 from internvideo_jax.protocols import ClipInput, Inputs, TextInput
 from internvideo_jax.search.cache import EmbeddingCache
 from internvideo_jax.search.clips import Sampling, list_videos
-from internvideo_jax.search.encoder import Encoder
+from internvideo_jax.search.encoder import SearchEncoder
 from internvideo_jax.search.index import VideoIndex, build_index
 
 PALETTE = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 220)}
@@ -63,9 +63,9 @@ class ColourModel:
         return params["words"][x].sum(axis=1)
 
 
-def colour_encoder(config: ColourConfig = ColourConfig(), clips: int = 2) -> Encoder:
+def colour_encoder(config: ColourConfig = ColourConfig(), clips: int = 2) -> SearchEncoder:
     model = ColourModel(config)
-    return Encoder(model, model.params(), clips=clips)
+    return SearchEncoder(model, model.params(), clips=clips)
 
 
 def paint(path: Path, *colours: str, frames: int = 12) -> Path:
@@ -78,7 +78,7 @@ def paint(path: Path, *colours: str, frames: int = 12) -> Path:
 
 
 def index_of(
-    folder: Path, encoder: Encoder, cache: Path | None = None, **options: Any
+    folder: Path, encoder: SearchEncoder, cache: Path | None = None, **options: Any
 ) -> tuple[VideoIndex, EmbeddingCache]:
     """The index of a folder as the commands make it."""
     config = encoder.model.config

@@ -16,7 +16,7 @@ import numpy as np
 from data_pipelines.records import manifest
 from internvideo_jax.config import DataConfig, TrainConfig
 from internvideo_jax.evaluate import evaluate
-from internvideo_jax.evaluators.classification import Classification
+from internvideo_jax.evaluators.classification import Accuracy
 from internvideo_jax.parallel import multihost
 from internvideo_jax.types import flatten_paths
 from internvideo_jax.weights.files import Weights, save_ours
@@ -29,7 +29,7 @@ def config_of(name: str, data: Path) -> TrainConfig:
     """The tiny recipe with two segments and three crops; six videos are read at a time."""
     config: TrainConfig = shipped.module(MODELS[name]).tiny()
     test = config.evals["test"]
-    assert isinstance(test, Classification)
+    assert isinstance(test, Accuracy)
     views = dataclasses.replace(test.views, segments=2, crops=3, batch=6)
     clip = dataclasses.replace(views.clip, sampling="segments")
     test = dataclasses.replace(test, views=dataclasses.replace(views, clip=clip))

@@ -14,7 +14,7 @@ import numpy as np
 
 from data_pipelines.config import ClipConfig, DataConfig
 from internvideo_jax.config import MeshConfig, OptimConfig, TrainConfig
-from internvideo_jax.families.videomae.model import ClassifierConfig
+from internvideo_jax.families.videomae.model import VideoMAEClassifierConfig
 from internvideo_jax.layers.tower import TowerConfig
 from internvideo_jax.objectives.base import Objective
 from internvideo_jax.ops.losses import soft_cross_entropy
@@ -24,7 +24,7 @@ from internvideo_jax.types import Batch, Loss, Mean, Params, Term
 
 ROWS, CLASSES, STEPS = 32, 5, 3
 TOWER = TowerConfig(width=32, depth=1, heads=4, hidden=64)
-MODEL = ClassifierConfig(
+MODEL = VideoMAEClassifierConfig(
     encoder=TOWER, frames=2, size=16, patch=8, classes=CLASSES, dtype="float32"
 )
 TOLERANCE = 1e-6

@@ -158,7 +158,7 @@ def test_classes_unlike_those_of_the_data(command, runs, tmp_path):
         "--config.model.classes=7",
     )
     assert done.returncode == 2
-    assert "config.model.classes = 7, the data set has 10 classes" in done.stderr
+    assert "config.model.classes = 7, the dataset has 10 classes" in done.stderr
 
 
 @pytest.fixture(scope="module")

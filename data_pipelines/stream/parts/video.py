@@ -34,7 +34,7 @@ class Video(Part):
         return spec_of(self.clip)
 
     def fill(self, reading: Reading, out: Rows) -> None:
-        frames, transform = reading.pictures(), given(self.transform)
+        frames, transform = reading.images(), given(self.transform)
         # Crops are written straight into their rows: the pixels are never copied.
         for row, pixels in enumerate(out["video"]):
             transform(frames, given(reading.generator(row)), out=pixels)
@@ -57,5 +57,5 @@ class Views(Part):
         return spec_of(self.config.clip)
 
     def fill(self, reading: Reading, out: Rows) -> None:
-        frames = reading.pictures()
+        frames = reading.images()
         multiview.cut(self.config, given(reading.frames), frames, out["video"])

@@ -51,7 +51,7 @@ class ProbeConfig:
 
     name: str = "probe"
     backbone: ModelConfig = component("model")
-    classes: int = 0  # 0 = as many as the data set has
+    classes: int = 0  # 0 = as many as the dataset has
     head: str = "attentive"  # linear | attentive | concat; see ops/probe_heads.py
     # Every pair is one head.
     learning_rates: Sequence[float] = limited((5e-3, 3e-3, 1e-3, 3e-4, 1e-4), least=0)
@@ -172,7 +172,7 @@ class ProbeConfig:
 
     def model(self) -> ProbeModel:
         if self.classes < 1:
-            raise ValueError("config.model.classes is 0 and no data set told how many there are")
+            raise ValueError("config.model.classes is 0 and no dataset told how many there are")
         return ProbeModel(self)
 
     def backbone_flops(self) -> float:

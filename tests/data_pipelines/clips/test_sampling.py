@@ -151,7 +151,7 @@ FAST_THEN_SLOW = (*range(0, 480_000, 40_000), *range(480_000, 1_680_001, 100_000
 
 
 def shown(clip: np.ndarray, frames: list[np.ndarray]) -> list[int]:
-    """Which of the frames (H, W, 3) the pictures of a clip (T, H, H, 3) are, by their middles."""
+    """Which of the frames (H, W, 3) the images of a clip (T, H, H, 3) are, by their middles."""
     side = clip.shape[1]
     left = (frames[0].shape[1] - side) // 2
     middles = np.stack([frame[:side, left : left + side] for frame in frames]).astype(int)
@@ -159,7 +159,7 @@ def shown(clip: np.ndarray, frames: list[np.ndarray]) -> list[int]:
 
 
 def test_the_clock_keeps_the_speed_in_streams_and_passes(tmp_path):
-    """25 pictures a second, then 10: index arithmetic would show the beginning in slow motion."""
+    """25 images a second, then 10: index arithmetic would show the beginning in slow motion."""
     times = np.array(FAST_THEN_SLOW)
     shards = write_set(tmp_path / "set", 2, frames=len(times), times_us=FAST_THEN_SLOW)
     clip = ClipConfig(frames=5, stride=2, size=40, sampling="clock")  # 0.2 s apart

@@ -9,7 +9,7 @@ from data_pipelines.ingest import media, plan
 from data_pipelines.ingest.container import VideoError
 from data_pipelines.ingest.decode import DecodeOptions
 from data_pipelines.ingest.frames import FrameFolder
-from data_pipelines.ingest.options import Options
+from data_pipelines.ingest.options import IngestOptions
 from data_pipelines.ingest.run import ingest
 from data_pipelines.records import manifest, schema
 from tests.data_pipelines.ingest.clips import picture
@@ -125,7 +125,7 @@ def test_frames_damaged_in_the_middle_are_left_out(folder, sampling):
 
 
 def test_transparent_frames_lie_on_white(folder):
-    """As pictures that are records of their own: there is one way to read a picture file."""
+    """As images that are records of their own: there is one way to read an image file."""
     pixels = np.zeros((48, 64, 4), np.uint8)
     pixels[:, 32:] = (0, 0, 200, 255)  # BGRA
     clip = folder([cv2.imencode(".png", pixels)[1].tobytes()] * 2)
@@ -134,13 +134,13 @@ def test_transparent_frames_lie_on_white(folder):
     assert np.abs(shown[:, 40:] - (200, 0, 0)).max() < 8
 
 
-def test_sound_that_cannot_be_had_is_counted(folder):
+def test_audio_that_cannot_be_had_is_counted(folder):
     clip = folder([jpeg(0), jpeg(1)], audio="pcm16")
     assert clip.audio is None and [note.kind for note in clip.notes] == ["silent"]
 
 
 @pytest.mark.parametrize(
-    ("pictures", "stage", "complaint"),
+    ("images", "stage", "complaint"),
     [
         ([None, None], "open", r"has no img_00001\.jpg; --frame-template.*found nothing, none of"),
         ([None, jpeg(1)], "short", "1 frames, at least 2"),
@@ -205,7 +205,7 @@ def dataset(tmp_path):
 
 def run(source, out, **changes):
     options = {"workers": 0, "shards": 2, "frame_fps": 12.0, **changes}
-    return ingest(Options(source=str(source), out=str(out), **options), quiet=True)
+    return ingest(IngestOptions(source=str(source), out=str(out), **options), quiet=True)
 
 
 def test_list_to_records(dataset, tmp_path):

@@ -1,4 +1,4 @@
-"""What a record holds beside its frames: sound, segments, boxes, pictures."""
+"""What a record holds beside its frames: audio, segments, boxes, images."""
 
 import pickle
 import struct
@@ -142,7 +142,7 @@ def test_samples_are_read_when_they_are_asked_for():
     assert audio == AUDIO and pickle.loads(pickle.dumps(audio)) == AUDIO and reads == [1]
 
 
-def test_clip_without_sound_has_a_window_of_nothing():
+def test_clip_without_audio_has_a_window_of_nothing():
     window, valid = make_record().audio_window(0, 1_000_000, 10)
     assert valid == 0 and window.tolist() == [0.0] * 10 and window.dtype == np.float32
 

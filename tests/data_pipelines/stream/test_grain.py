@@ -133,4 +133,4 @@ def test_why_mixing_is_ours():
     counts = collections.Counter(mixed[i] for i in range(10_000))
     assert counts == {0: 6997, 1: 3003}
     ours = Interleave.of([Fraction("0.7"), Fraction("0.3")])
-    assert collections.Counter(ours.place(i)[0] for i in range(10_000)) == {0: 7000, 1: 3000}
+    assert collections.Counter(ours.locate(i)[0] for i in range(10_000)) == {0: 7000, 1: 3000}

@@ -149,7 +149,7 @@ def test_labels_of_segments_and_boxes_are_those_of_the_stream(sets, tmp_path):
 
 @pytest.mark.parametrize("crop", ["multiscale", "random_resized", "random", "center", "squash"])
 def test_boxes_move_with_the_crop(sets, crop):
-    """The pixel under a corner of the box tells its place in the stored picture."""
+    """The pixel under a corner of the box tells its place in the stored image."""
     settings = config(
         sets, crop=crop, flip="on", augment=AugmentConfig(short_side=(28, 40), area=(0.5, 1.0)),
         clip=dataclasses.replace(CLIP, size=28), parts={"boxes": Boxes(most=2, labels=2)},
@@ -162,12 +162,12 @@ def test_boxes_move_with_the_crop(sets, crop):
         across = green.mean(0)
         mirrored.add(bool(across[0] > across[-1]))
         edges = (box.x2, box.x1) if across[0] > across[-1] else (box.x1, box.x2)
-        for place, array, expected in (
+        for locate, array, expected in (
             (y1, red.mean(1), 4 * 40 * box.y1), (y2, red.mean(1), 4 * 40 * box.y2),
             (x1, across, 4 * 48 * edges[0]), (x2, across, 4 * 48 * edges[1]),
         ):  # fmt: skip
-            if 0.05 < place < 0.95:  # inside of the crop
-                found = np.interp(place * 28 - 0.5, np.arange(28), array)
+            if 0.05 < locate < 0.95:  # inside of the crop
+                found = np.interp(locate * 28 - 0.5, np.arange(28), array)
                 assert abs(found - expected) < 5, (crop, row)
                 checked += 1
     assert checked > 20 and mirrored == {True, False}
@@ -259,7 +259,7 @@ def test_a_batch_of_features_and_segments_has_no_video(sets, held):
 def test_media_types_come_in_steps_of_their_own(sets):
     mixture = {
         "video": SetConfig(f"{sets}/a"),
-        "sound": SetConfig(f"{sets}/s", media="audio"),
+        "audio": SetConfig(f"{sets}/s", media="audio"),
         "both": SetConfig(f"{sets}/a", media="audio_video"),
     }
     settings = config(sets, mixture=mixture, audio_seconds=0.1, image=ImageConfig())
@@ -273,7 +273,7 @@ def test_media_types_come_in_steps_of_their_own(sets):
     stream.close()
     assert ["video" in seen[k] for k in range(3)] == [True, False, True]
     assert (seen[1]["audio_valid"] == 1600).all() and seen[1]["audio"].all()
-    assert not seen[2]["audio_valid"].any()  # missing sound is silence, as in the reference
+    assert not seen[2]["audio_valid"].any()  # missing audio is silence, as in the reference
 
 
 def test_a_set_says_that_its_records_have_no_frames(sets):

@@ -162,7 +162,7 @@ def test_a_batch_that_hosts_cannot_share(shards):
         TrainStream(config(shards), processes=3)
 
 
-def test_flip_follows_the_data_set(shards):
+def test_flip_follows_the_dataset(shards):
     assert TrainStream(config(shards, flip="auto")).transform.flip is False
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from data_pipelines import __main__ as cli
 from data_pipelines.config import DataConfig, ReaderConfig
-from data_pipelines.ingest.options import Options
+from data_pipelines.ingest.options import IngestOptions
 from data_pipelines.ingest.run import ingest
 from data_pipelines.stream.pipeline import TrainStream, ViewPass
 from data_pipelines.tools import feed, inspect, settings, sheet
@@ -40,7 +40,7 @@ def made(tmp_path_factory):
     lines.append("late.mp4,run,,test,1")
     (root / "list.csv").write_text("\n".join(lines) + "\n")
     out = root / "shards"
-    ingest(Options(source=str(root / "list.csv"), out=str(out), workers=0), quiet=True)
+    ingest(IngestOptions(source=str(root / "list.csv"), out=str(out), workers=0), quiet=True)
     return out
 
 
@@ -161,14 +161,14 @@ def test_a_mixture_is_shown_and_measured(main, made, tmp_path):
     mixture = f"--config.data.mixture=a={made}:1, b={made}:2; split=test"
     code, out, err = main("inspect", "--out", tmp_path / "s", mixture, *CLIP)
     assert code == 0, err
-    assert f"{made}: data set 'list'" in out and "split test, fingerprint" in out
+    assert f"{made}: dataset 'list'" in out and "split test, fingerprint" in out
     page = (tmp_path / "s.html").read_text(encoding="utf-8")
     ids = re.findall(r"<h2>(\w+)\.mp4", page)
     assert len(ids) == 6 and ids.count("late") == 4  # two thirds
     code, out, err = main("bench", mixture, "--seconds", 0.1, *CLIP)
     assert code == 0 and "whole stream" in out, err
     code, _, err = main("inspect", "--views", "--out", tmp_path / "s", mixture, *CLIP)
-    assert code == 2 and "--views shows one data set" in err
+    assert code == 2 and "--views shows one dataset" in err
     code, _, err = main("inspect", "--out", tmp_path / "s")
     assert code == 2 and "no data directory given" in err
 
@@ -377,7 +377,7 @@ def test_adopt_passes_on_what_it_was_told(main, tmp_path, monkeypatch):
     assert code == 2 and "'a' is given twice" in err
 
 
-def test_adopted_shards_are_a_data_set(main, made, tmp_path):
+def test_adopted_shards_are_a_dataset(main, made, tmp_path):
     for path in made.glob("*.tfrecord"):
         shutil.copy(path, tmp_path)
     splits = ["--split", "train=*-train-*", "--split", "test=*-test-*"]

@@ -9,13 +9,13 @@ import pytest
 
 from internvideo_jax.checkpoint import initial
 from internvideo_jax.families.uniformerv2.model import UniFormerV2Config
-from internvideo_jax.families.videomae.model import ClassifierConfig
+from internvideo_jax.families.videomae.model import VideoMAEClassifierConfig
 from internvideo_jax.ops.resize import resize_table
 from internvideo_jax.types import flatten_paths
 from internvideo_jax.weights import files
 from tests.internvideo_jax.checkpoint.test_classes import random_params, write_run
 
-CONFIG = ClassifierConfig.of_size(
+CONFIG = VideoMAEClassifierConfig.of_size(
     "tiny", classes=3, frames=8, size=32, patch=8, dtype="float32", pos_table="learnable"
 )
 FIXED = dataclasses.replace(CONFIG, pos_table="sincos")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from internvideo_jax.checkpoint import initial
-from internvideo_jax.families.internvideo2.classifier import ClassifierConfig
+from internvideo_jax.families.internvideo2.classifier import InternVideo2ClassifierConfig
 from internvideo_jax.families.internvideo2.student import StudentConfig
 from internvideo_jax.layers.clip import inflate
 from internvideo_jax.layers.tower import SMALLEST
@@ -26,7 +26,7 @@ COMMON = {
     "frames": 4,
     "dtype": "float32",
 }
-CONFIG = ClassifierConfig(**COMMON, classes=3)
+CONFIG = InternVideo2ClassifierConfig(**COMMON, classes=3)
 TABLE = "encoder/pos_embed/table"
 
 

@@ -41,7 +41,7 @@ def dataset(*splits: str):
         directory="shards",
         splits=dict.fromkeys(splits),
         fingerprint=lambda split: "f" * 64,
-        picture_options=dict,
+        image_options=dict,
     )
     return SimpleNamespace(manifest=found, split=splits[-1], __len__=lambda: 1)
 

@@ -13,7 +13,7 @@ from data_pipelines.config import ClipConfig, DataConfig, ViewConfig
 from internvideo_jax.config import MeshConfig
 from internvideo_jax.evaluators import base, metrics
 from internvideo_jax.evaluators.base import EvalContext
-from internvideo_jax.evaluators.classification import Classification
+from internvideo_jax.evaluators.classification import Accuracy
 from internvideo_jax.evaluators.knn import NearestNeighbours
 from internvideo_jax.evaluators.probe_grid import ProbeGrid
 from internvideo_jax.evaluators.probes import AttentiveProbe, ConcatProbe, LinearProbe
@@ -97,7 +97,7 @@ def contexts(shards):
 
 
 TASKS = {
-    "classification": Classification(views=VIEWS),
+    "classification": Accuracy(views=VIEWS),
     "knn": NearestNeighbours(views=VIEWS, max_clips=12),
     "linear_probe": LinearProbe(views=VIEWS, steps=3, batch=8, max_clips=12),
     "concat_probe": ConcatProbe(views=VIEWS, steps=3, batch=8, max_clips=12),

@@ -153,7 +153,7 @@ def test_zero_shot_is_what_the_prompts_say(context, data, merge):
     top5 = np.mean([y in row[:5] for y, row in zip(label, np.argsort(-expected), strict=True)])
     assert result.metrics["top1"] == pytest.approx(np.trace(table) / 23)
     assert result.metrics["top5"] == pytest.approx(top5)
-    assert result.metrics["avg"] == pytest.approx((np.trace(table) / 23 + top5) / 2)
+    assert result.metrics["top1_top5_mean"] == pytest.approx((np.trace(table) / 23 + top5) / 2)
     assert len(np.unique(expected.argmax(1))) > 2  # the comparison above has something to compare
     assert result.protocol["scale"] == pytest.approx(100 if merge == "probability" else 1)
     assert result.pictures["confusion"].ndim == 3 and result.sheets["per_class"]
@@ -167,7 +167,7 @@ def test_class_names_may_come_from_a_file(context, tmp_path):
     assert renamed.tables["classes"] == [f"name {n}" for n in range(10)]
     assert renamed.tables["confusion"] != plain.run(context).tables["confusion"]
     other.write_text("one\ntwo\n")
-    with pytest.raises(ValueError, match=r"config.evals.zs: .*2 class names, the data set has 10"):
+    with pytest.raises(ValueError, match=r"config.evals.zs: .*2 class names, the dataset has 10"):
         check_evaluators({"zs": dataclasses.replace(plain, names=str(other))}, context)
 
 

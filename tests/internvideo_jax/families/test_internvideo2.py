@@ -222,7 +222,7 @@ def test_tanh_gelu_and_its_slope():
 
 
 @pytest.mark.slow
-def test_taps_cost_memory_once_and_not_per_layer():
+def test_intermediates_cost_memory_once_and_not_per_layer():
     config = BlockConfig(32, 2, 64, norm="rms", qk_norm=True)
     blocks = stacked_blocks(
         config, 8, init=Init("normal"), dtype=jnp.dtype("float32"), rngs=nnx.Rngs(params=0)
@@ -230,10 +230,14 @@ def test_taps_cost_memory_once_and_not_per_layer():
     graph, params = nnx.split(blocks)
     x = jnp.zeros((4, 16, 32))
 
-    def temporary(taps):
+    def temporary(intermediates):
         def loss(params):
-            y, tapped = run_stack(nnx.merge(graph, params), x, taps=taps, remat="full")
-            return jnp.sum(y**2) + (0.0 if tapped is None else jnp.sum(jnp.sin(tapped)))
+            y, intermediates = run_stack(
+                nnx.merge(graph, params), x, intermediate_layers=intermediates, remat="full"
+            )
+            return jnp.sum(y**2) + (
+                0.0 if intermediates is None else jnp.sum(jnp.sin(intermediates))
+            )
 
         memory = jax.jit(jax.grad(loss)).lower(params).compile().memory_analysis()
         return memory.temp_size_in_bytes / x.nbytes

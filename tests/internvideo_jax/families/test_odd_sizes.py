@@ -18,7 +18,7 @@ from internvideo_jax.config import OptimConfig
 from internvideo_jax.families.clip.teacher import CLIPTeacherConfig, ViCLIPTeacherConfig
 from internvideo_jax.families.internvideo2.classifier import MERGE_NORMS, MERGES
 from internvideo_jax.families.internvideo2.classifier import (
-    ClassifierConfig as InternVideo2Classifier,
+    InternVideo2ClassifierConfig as InternVideo2Classifier,
 )
 from internvideo_jax.families.internvideo2.model import EncoderConfig
 from internvideo_jax.families.internvideo2.student import StudentConfig

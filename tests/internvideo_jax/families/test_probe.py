@@ -14,7 +14,7 @@ from data_pipelines.config import ClipConfig, DataConfig, ViewConfig
 from internvideo_jax.checkpoint.initial import initialise
 from internvideo_jax.config import MeshConfig, OptimConfig, TrainConfig, as_plain, to_typed
 from internvideo_jax.evaluators.base import EvalContext
-from internvideo_jax.evaluators.classification import Classification as Accuracy
+from internvideo_jax.evaluators.classification import Accuracy
 from internvideo_jax.evaluators.probe_grid import OneHead, ProbeGrid, _by_video
 from internvideo_jax.families.probe.model import ProbeConfig
 from internvideo_jax.families.viclip.model import ViCLIPConfig

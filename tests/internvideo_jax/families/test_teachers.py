@@ -351,7 +351,7 @@ def test_clip_file_of_another_size(tmp_path, whole):
 
 
 def internvl_tensors(config: InternVLConfig) -> dict[str, np.ndarray]:
-    """A file as published: pictures' patch embedding, and the language half."""
+    """A file as published: images' patch embedding, and the language half."""
     tensors = to_torch(flatten_paths(drawn(config)), internvl.RULES["internvl"], {"patch": 8})
     assert tensors["patch_embed.proj.weight"].shape == (32, 3, 8, 8)
     rng = np.random.default_rng(5)

@@ -156,10 +156,10 @@ def test_a_file_name_is_told_apart_by_folders_and_shapes():
 @pytest.mark.parametrize(
     "config",
     [
-        videomae.ClassifierConfig.of_size("small", classes=400),
+        videomae.VideoMAEClassifierConfig.of_size("small", classes=400),
         videomae.PretrainConfig.of_size("base", decoder_depth=4),
         UMTStudentConfig.of_size("base"),
-        videomae.ClassifierConfig.of_size("large", frames=8, classes=400, **CLASSIFIER),
+        videomae.VideoMAEClassifierConfig.of_size("large", frames=8, classes=400, **CLASSIFIER),
         UniFormerV2Config.of_size("base", classes=400),
         UniFormerV2Config.of_size("base", style="something", classes=174),
         UniFormerV2Config.of_size("large336", classes=400, frozen=True),

@@ -13,7 +13,7 @@ from flax import nnx
 from data_pipelines.config import ClipConfig, DataConfig
 from internvideo_jax import registry
 from internvideo_jax.config import OptimConfig, TrainConfig
-from internvideo_jax.layers.functional import Model
+from internvideo_jax.layers.functional import FunctionalModel
 from internvideo_jax.objectives.contrastive import Contrastive, clamped
 from internvideo_jax.parallel.microbatch import cached_value_and_gradient, value_and_gradient
 from internvideo_jax.protocols import ClipInput, Inputs, TextInput, Traits
@@ -57,7 +57,7 @@ class TwoTowersConfig:
     sharding_rules = ()
 
     def model(self):
-        return Model(self, lambda rngs: TwoTowers(self, rngs=rngs))
+        return FunctionalModel(self, lambda rngs: TwoTowers(self, rngs=rngs))
 
     def forward_flops(self, visible=8):
         return 2.0 * visible * 48 * WIDTH

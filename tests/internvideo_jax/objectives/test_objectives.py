@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from internvideo_jax.families.videomae.model import ClassifierConfig, PretrainConfig
+from internvideo_jax.families.videomae.model import PretrainConfig, VideoMAEClassifierConfig
 from internvideo_jax.objectives.classification import Classification
 from internvideo_jax.objectives.masked_pixels import MaskedPixels
 
@@ -76,7 +76,7 @@ def test_counted_operations_follow_what_is_seen_and_decoded(pretrain):
 
 def test_counted_operations_are_those_of_the_compiled_step():
     """XLA's own count of the unrolled forward pass, matmuls dominating, within a tenth."""
-    config = ClassifierConfig.of_size(
+    config = VideoMAEClassifierConfig.of_size(
         "tiny", frames=4, size=64, dtype="float32", scan=False, classes=10
     )
     model = config.model()
@@ -87,7 +87,7 @@ def test_counted_operations_are_those_of_the_compiled_step():
 
 
 def test_accuracy_is_logged_only_where_labels_are_whole():
-    config = ClassifierConfig.of_size("tiny", classes=3, **SMALL)
+    config = VideoMAEClassifierConfig.of_size("tiny", classes=3, **SMALL)
     model = config.model()
     params, batch = model.init(jax.random.key(0)), clips(4)
     key, step = jax.random.key(1), jnp.int32(0)
@@ -102,7 +102,7 @@ def test_accuracy_is_logged_only_where_labels_are_whole():
 class Recorder:
     """A model that keeps the clips it is shown."""
 
-    config = ClassifierConfig.of_size("tiny", classes=3, **SMALL)
+    config = VideoMAEClassifierConfig.of_size("tiny", classes=3, **SMALL)
 
     def apply(self, params, video, keys):
         del params, keys

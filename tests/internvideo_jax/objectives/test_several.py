@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from internvideo_jax.config import TrainConfig, as_plain, to_typed
-from internvideo_jax.families.videomae.model import ClassifierConfig
+from internvideo_jax.families.videomae.model import VideoMAEClassifierConfig
 from internvideo_jax.objectives.base import Objective
 from internvideo_jax.objectives.classification import Classification
 from internvideo_jax.objectives.contrastive import Contrastive
@@ -140,7 +140,7 @@ def test_several_come_from_a_config_and_answer_for_all():
         },
         "weights": {"pixels": 0.1},
     }
-    model = ClassifierConfig.of_size("tiny")
+    model = VideoMAEClassifierConfig.of_size("tiny")
     objective = to_typed(TrainConfig, {"model": model, "objective": plain}).objective
     assert objective.of["pixels"] == MaskedPixels(ratio=0.5)
     assert objective.pairs and not objective.across and objective.reads == ()

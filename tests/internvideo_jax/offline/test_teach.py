@@ -22,7 +22,7 @@ from data_pipelines.stream.views import FixedViews
 from internvideo_jax.config import MeshConfig, OptimConfig, TrainConfig
 from internvideo_jax.objectives.alignment import Alignment
 from internvideo_jax.objectives.masked_pixels import MaskedPixels
-from internvideo_jax.offline.teach import Teacher, Teaching, prepare, teach
+from internvideo_jax.offline.teach import TeacherJob, Teaching, prepare, teach
 from internvideo_jax.run.build import build
 from internvideo_jax.run.step import init_state, make_train_step
 from internvideo_jax.run.target_cache import check_targets
@@ -74,7 +74,7 @@ def made(shards, tmp_path_factory) -> Made:
     return Made(shards, tmp_path_factory.mktemp("made"))
 
 
-def with_options(tool: Teacher, **options) -> Teacher:
+def with_options(tool: TeacherJob, **options) -> TeacherJob:
     """The same teachers, loaded once."""
     return dataclasses.replace(tool, options=dataclasses.replace(tool.options, **options))
 

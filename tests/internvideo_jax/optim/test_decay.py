@@ -10,7 +10,7 @@ import pytest
 from internvideo_jax.config import OptimConfig
 from internvideo_jax.families.internvideo2 import weights as internvideo2
 from internvideo_jax.families.internvideo2.classifier import (
-    ClassifierConfig as InternVideo2Classifier,
+    InternVideo2ClassifierConfig as InternVideo2Classifier,
 )
 from internvideo_jax.families.internvideo2.student import StudentConfig
 from internvideo_jax.families.umt import weights as umt

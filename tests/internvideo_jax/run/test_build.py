@@ -9,7 +9,7 @@ import pytest
 
 from data_pipelines.config import ClipConfig, DataConfig, ImageConfig
 from internvideo_jax.config import TrainConfig
-from internvideo_jax.families.videomae.model import ClassifierConfig, PretrainConfig
+from internvideo_jax.families.videomae.model import PretrainConfig, VideoMAEClassifierConfig
 from internvideo_jax.objectives.classification import Classification
 from internvideo_jax.objectives.masked_pixels import MaskedPixels
 from internvideo_jax.protocols import Inputs, TextInput
@@ -39,7 +39,7 @@ def pretrain(mixture: str, **data) -> TrainConfig:
 
 
 def finetune(mixture: str, **data) -> TrainConfig:
-    model = ClassifierConfig.of_size("tiny", **SMALL)
+    model = VideoMAEClassifierConfig.of_size("tiny", **SMALL)
     return dataclasses.replace(pretrain(mixture, **data), model=model, objective=Classification())
 
 
@@ -58,7 +58,7 @@ def test_classes_of_a_mixture_must_agree_where_they_are_learnt(sets):
     assert build(pretrain(text)).records == 19
 
 
-def test_pictures_need_a_model_that_takes_them(sets):
+def test_images_need_a_model_that_takes_them(sets):
     text = f"a={sets}/a, p={sets}/p; media=image"
     with pytest.raises(ValueError, match="sets of media=image, config.model takes video only"):
         build(pretrain(text, image=ImageConfig(global_batch=4)))

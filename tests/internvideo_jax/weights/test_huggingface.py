@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from internvideo_jax.config import as_plain
-from internvideo_jax.families.videomae.model import ClassifierConfig, PretrainConfig
+from internvideo_jax.families.videomae.model import PretrainConfig, VideoMAEClassifierConfig
 from internvideo_jax.layers.tower import tower
 from internvideo_jax.types import flatten_paths, unflatten_paths
 from internvideo_jax.weights import files, huggingface
@@ -22,8 +22,8 @@ from internvideo_jax.weights.__main__ import main
 SMALL = {"frames": 4, "size": 24, "patch": 8, "dtype": "float32"}
 
 
-def classifier(**changes) -> ClassifierConfig:
-    return ClassifierConfig(encoder=tower(32, 2, 4), **{"classes": 5, **SMALL, **changes})
+def classifier(**changes) -> VideoMAEClassifierConfig:
+    return VideoMAEClassifierConfig(encoder=tower(32, 2, 4), **{"classes": 5, **SMALL, **changes})
 
 
 def pretrain(**changes) -> PretrainConfig:

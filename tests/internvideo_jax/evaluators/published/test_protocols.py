@@ -16,7 +16,7 @@ from internvideo_jax.config import TrainConfig, to_typed
 from internvideo_jax.evaluate import with_protocol
 from internvideo_jax.evaluators import metrics
 from internvideo_jax.evaluators.base import describe_data
-from internvideo_jax.evaluators.classification import Classification, per_class_sheet
+from internvideo_jax.evaluators.classification import Accuracy, per_class_sheet
 from internvideo_jax.evaluators.published import protocols
 from internvideo_jax.inference.steps import TILE, deal, tile_rows
 from tests.data_pipelines.sets import write_set
@@ -31,24 +31,24 @@ def test_a_protocol_names_rules_that_exist(name):
     boxes = transforms.crop_boxes(32, 48, 32, found.crops, found.crop_rule)
     assert len(boxes) == found.crops
     assert found.source
-    test = Classification.of_protocol(name, frames=16, size=224, batch=4)
+    test = Accuracy.of_protocol(name, frames=16, size=224, batch=4)
     assert protocols.departures(name, values(test)) == {}
     assert (test.views.clip.frames, test.views.clip.size, test.views.batch) == (16, 224, 4)
 
 
-def values(test: Classification) -> dict:
+def values(test: Accuracy) -> dict:
     return protocols.values_of(test.views, test.merge, test.mean_ap)
 
 
 def test_every_recipe_is_tested_as_its_protocol_says():
     for name in shipped.recipes():
         for evaluator in shipped.config(name).evals.values():
-            if isinstance(evaluator, Classification) and evaluator.protocol:
+            if isinstance(evaluator, Accuracy) and evaluator.protocol:
                 assert protocols.departures(evaluator.protocol, values(evaluator)) == {}, name
 
 
 def test_what_departs_is_named():
-    test = Classification.of_protocol("videomae/kinetics", frames=16, size=224, batch=4)
+    test = Accuracy.of_protocol("videomae/kinetics", frames=16, size=224, batch=4)
     views = dataclasses.replace(test.views, segments=2)
     changed = dataclasses.replace(test, views=views, merge="logit")
     assert protocols.departures("videomae/kinetics", values(changed)) == {
@@ -61,7 +61,7 @@ def test_an_unknown_protocol_is_named_with_its_neighbour():
     with pytest.raises(ValueError, match="did you mean 'uniformerv2/kinetics'"):
         protocols.find("uniformer/kinetics")
     with pytest.raises(ValueError, match="unknown test protocol 'nobody'"):
-        Classification(protocol="nobody").inputs()
+        Accuracy(protocol="nobody").inputs()
 
 
 def test_the_flag_replaces_the_views_of_the_test():
