@@ -228,8 +228,8 @@ class Examples:
 
         positions = range(position, position + config.repeats)
         reading = Reading(
-            dataset, index, record, wanted, self.buffer, window if media.pixels else _whole, positions,
-            config.seed, rng.bit_generator.state, view, source.labels,
+            dataset, index, record, wanted, self.buffer, window if media.pixels else _whole,
+            positions, config.seed, rng.bit_generator.state, view, source.labels,
         )  # fmt: skip
         return reading
 

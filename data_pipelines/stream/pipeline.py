@@ -7,8 +7,8 @@ step number alone is the data position of a checkpoint, on any number of hosts, 
 processes, and the rows of a global batch are in the order of their positions on all of them.
 
 Order of operations (each reason was measured): shuffle and repeat act on the record numbers of each
-set, mixing says which set has which position, then every example is read, decoded and augmented by its
-position alone, written to its row of the batch, and only whole batches are made in parallel.
+set, mixing says which set has which position, then every example is read, decoded and augmented by
+its position alone, written to its row of the batch, and only whole batches are made in parallel.
 Nothing is filtered, ever: a dropped example would shift all later positions.
 """
 
@@ -117,12 +117,12 @@ class TrainStream(Ahead):
         batch = super().__next__()
         self.substitutions += int(batch.pop("substituted"))
         if self.substitutions > self.config.reader.max_substitutions:
-            positions = " or ".join(source.component.directory for source in self.sources)
+            directories = " or ".join(source.component.directory for source in self.sources)
             raise RuntimeError(
                 f"{self.substitutions} unreadable records were substituted in this run, the limit "
                 f"config.data.reader.max_substitutions is "
                 f"{self.config.reader.max_substitutions}; find them with "
-                f"`ivj data verify {positions}`"
+                f"`ivj data verify {directories}`"
             )
         return batch
 

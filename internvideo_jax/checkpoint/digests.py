@@ -41,9 +41,8 @@ _FINITE = {"float32": 0x7F7FFFFF, "bfloat16": 0x7F7F, "float16": 0x7BFF}
 _SANE = {"float32": 0x5F000000, "bfloat16": 0x5F00}
 _PARAMETERS = ("params", "ema")  # fields of the train state
 
-_Axis = tuple[
-    int, int, int
-]  # first position, number of positions, distance between them in the array
+# First position, number of positions, distance between them in the array.
+_Axis = tuple[int, int, int]
 
 
 class Examined(NamedTuple):

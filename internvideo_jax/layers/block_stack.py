@@ -163,7 +163,7 @@ def run_layers(
     graph, layers = nnx.split(blocks)
     depth = jax.tree.leaves(layers)[0].shape[0]
     rates = np.linspace(0.0, drop_path, depth, dtype=np.float32)
-    # Outputs of untapped layers go to one spare slot that is cut off at the end.
+    # Outputs of other layers go to one spare slot that is cut off at the end.
     slots = np.full(depth, len(intermediate_layers), np.int32)
     for slot, layer in enumerate(intermediate_layers):
         slots[range(depth)[layer]] = slot

@@ -1,8 +1,8 @@
 """Learnable position tables of other clips and lengths, as those of this model.
 
 InternVideo2 has two forms, `joint`: a row for every patch token of the clip, time-major, and before
-them one for the class token; `separable`: a row for every position, one for every time step, one for
-the class token. CLIP has a table of one image and one of text. VideoMAE's has patches only.
+them one for the class token; `separable`: a row for every position, one for every time step, one
+for the class token. CLIP has a table of one image and one of text. VideoMAE's has patches only.
 """
 
 from __future__ import annotations

@@ -114,8 +114,8 @@ def split_tokens(
         frames = tokens.reshape(batch, time, 1 + positions, width)
         return frames[:, :, 0].mean(axis=1, dtype=jnp.float32), frames[:, :, 1:]
     raise ValueError(
-        f"features have {count} tokens for a grid of {grid}: expected {time * positions} patches with "
-        "no class token, one of the clip, or one of every frame"
+        f"features have {count} tokens for a grid of {grid}: expected {time * positions} patches "
+        "with no class token, one of the clip, or one of every frame"
     )
 
 

@@ -42,8 +42,8 @@ class Reading:
       index: its number in the dataset.
       frames: (S, T) numbers of the frames that the rows show; R rows share S choices evenly, a
         training stream has one. None without pixels.
-      positions: what the random draws of each row come from; None in an evaluation pass, which draws
-        nothing.
+      positions: what the random draws of each row come from; None in an evaluation pass, which
+        draws nothing.
       seed: of the stream.
       state: of the generator of the first row after the frames were drawn.
       view: number of the fixed view of the record.

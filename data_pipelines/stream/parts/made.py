@@ -23,7 +23,7 @@ def columns(config: DataConfig) -> Spec:
     """What every example has, whatever its parts.
 
     `label` () int32, -1 for none; `index` () int32, the record's number in its set; `position` ()
-    uint32, modulo 2**32 the position in the stream or, with config.views, index * views + view; in a
+    uint32, modulo 2**32 that in the stream or, with config.views, index * views + view; in a
     mixture also `dataset` () int32.
     """
     number = ((), np.dtype(np.int32))

@@ -63,7 +63,7 @@ class TextTransformer(nnx.Module):
     def tokens(
         self, ids: jax.Array, intermediate_layers: Sequence[int] = ()
     ) -> tuple[jax.Array, jax.Array | None]:
-        """(B, S, W) after the last block, and after those in `intermediate_layers`."""
+        """(B, S, W) after the last block, and after those of `intermediate_layers`."""
         return run_stack(
             self.blocks,
             self.embed(ids),

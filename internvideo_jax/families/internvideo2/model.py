@@ -260,7 +260,8 @@ class InternVideo2Encoder(nnx.Module):
           intermediate_layers: numbers of blocks.
 
         Returns:
-          (B, 1 + V, D), class token first, and (len(intermediate_layers), B, 1 + V, D) or None without any.
+          (B, 1 + V, D), class token first, and (number of `intermediate_layers`, B, 1 + V, D) or
+          None without any.
 
         Raises:
           ValueError: a clip of other frames or pixels.

@@ -274,7 +274,7 @@ class UniFormerV2Encoder(ImageTokens):
         keys: jax.Array | None = None,
         intermediate_layers: Sequence[int] = (),
     ) -> tuple[jax.Array, jax.Array | None, dict[str, Any]]:
-        """Tokens (B, T', 1 + N, D), those of `intermediate_layers`, running statistics in training."""
+        """Tokens (B, T', 1 + N, D), intermediates, running statistics in training."""
         config = self.config
         return run_layers(
             self.blocks,
@@ -337,7 +337,7 @@ class UniFormerV2(nnx.Module):
         keys: jax.Array | None = None,
         intermediate_layers: Sequence[int] = (),
     ) -> tuple[jax.Array, jax.Array | None]:
-        """The query token after the global blocks (B, 1, D), and after those in `intermediate_layers`.
+        """The query token after the global blocks (B, 1, D), and after `intermediate_layers`.
 
         Args:
           intermediates: (number of global blocks, B, T', 1 + N, D), what each of them reads.

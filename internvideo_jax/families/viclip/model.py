@@ -268,7 +268,7 @@ class VideoTransformer(ImageTokens):
         keys: jax.Array | None = None,
         intermediate_layers: Sequence[int] = (),
     ) -> tuple[jax.Array, jax.Array | None]:
-        """Tokens after the last block (B, 1 + N or V, D), and after those in `intermediate_layers`."""
+        """Tokens after the last block (B, 1 + N or V, D), and after `intermediate_layers`."""
         config = self.config
         return run_stack(
             self.blocks,

@@ -161,7 +161,7 @@ class VideoMAEEncoder(nnx.Module):
         drop_path: float = 0.0,
         intermediate_layers: Sequence[int] = (),
     ) -> tuple[jax.Array, jax.Array | None]:
-        """Encoded tokens (B, V or N, D) and intermediates (len(intermediate_layers), B, V or N, D)."""
+        """Encoded tokens (B, V or N, D) and intermediates (K, B, V or N, D)."""
         x, intermediates = run_stack(
             self.blocks,
             self.embed(video, visible),

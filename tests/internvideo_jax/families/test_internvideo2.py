@@ -230,10 +230,10 @@ def test_intermediates_cost_memory_once_and_not_per_layer():
     graph, params = nnx.split(blocks)
     x = jnp.zeros((4, 16, 32))
 
-    def temporary(intermediates):
+    def temporary(layers):
         def loss(params):
             y, intermediates = run_stack(
-                nnx.merge(graph, params), x, intermediate_layers=intermediates, remat="full"
+                nnx.merge(graph, params), x, intermediate_layers=layers, remat="full"
             )
             return jnp.sum(y**2) + (
                 0.0 if intermediates is None else jnp.sum(jnp.sin(intermediates))

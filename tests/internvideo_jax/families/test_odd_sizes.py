@@ -27,7 +27,7 @@ from internvideo_jax.families.probe.model import ProbeConfig
 from internvideo_jax.families.umt.model import UMTStudentConfig
 from internvideo_jax.families.uniformerv2.model import UniFormerV2Config
 from internvideo_jax.families.viclip.model import ViCLIPConfig
-from internvideo_jax.families.videomae.model import ClassifierConfig, PretrainConfig
+from internvideo_jax.families.videomae.model import PretrainConfig, VideoMAEClassifierConfig
 from internvideo_jax.families.videomae.teacher import VideoMAETeacherConfig
 from internvideo_jax.layers.pos_embed import joint_sincos, start_table
 from internvideo_jax.layers.tower import tower
@@ -65,15 +65,15 @@ def videomae() -> list[Any]:
     for clip, encoder, table in mixed(CLIPS, [*TOWERS, ODD], tables):
         options = {"encoder": encoder, "pos_table": table, **clip, **PLAIN}
         kinds = [
-            lambda o: ClassifierConfig(classes=3, pooling="first_token", **o),
+            lambda o: VideoMAEClassifierConfig(classes=3, pooling="first_token", **o),
             lambda o: PretrainConfig(decoder=ODD, cosine=True, layer_scale=0.1, **o),
-            lambda o: ClassifierConfig(classes=1, segments=2, qkv_bias=False, **o),
+            lambda o: VideoMAEClassifierConfig(classes=1, segments=2, qkv_bias=False, **o),
             lambda o: UMTStudentConfig(clip_width=7, **o),
         ]
         found += [make(options) for make in (kinds[len(found) % 4], kinds[(len(found) + 1) % 4])]
     # A base that is used and fits, for another grid.
     base = {"pos_table": "resized", "pos_frames": 6, "pos_size": 44, **CLIPS[2], **PLAIN}
-    return [*found, ClassifierConfig(encoder=ODD, classes=2, **base)]
+    return [*found, VideoMAEClassifierConfig(encoder=ODD, classes=2, **base)]
 
 
 def internvideo2() -> list[Any]:
@@ -150,7 +150,7 @@ def teachers() -> list[Any]:
 
 def probes() -> list[Any]:
     backbones = [
-        ClassifierConfig(encoder=TOWERS[1], **CLIPS[2], **PLAIN),
+        VideoMAEClassifierConfig(encoder=TOWERS[1], **CLIPS[2], **PLAIN),
         EncoderConfig(encoder=TOWERS[1], pool_heads=5, embedding=8, **CLIPS[1], **PLAIN),
         uniformerv2()[1],
         viclip()[1],
@@ -218,7 +218,7 @@ def test_objectives_take_the_models_they_are_made_for(number):
     objective = OBJECTIVES[number]
     fitting = {
         "masked_pixels": PretrainConfig,
-        "classification": ClassifierConfig | InternVideo2Classifier | UniFormerV2Config,
+        "classification": VideoMAEClassifierConfig | InternVideo2Classifier | UniFormerV2Config,
         "contrastive": ViCLIPConfig,
         "alignment": StudentConfig | UMTStudentConfig,
     }[objective.name]
@@ -289,11 +289,11 @@ def test_a_teacher_of_one_block_is_one_of_two_whose_first_does_nothing():
 def test_what_is_used_is_still_checked():
     """The base of a table that is resized, with the names of its settings; sines of a student."""
     resized = {"encoder": TOWERS[0], "pos_table": "resized", "classes": 2, **PLAIN}
-    config = ClassifierConfig(**resized, **CLIPS[1])
+    config = VideoMAEClassifierConfig(**resized, **CLIPS[1])
     with pytest.raises(ValueError, match=r"pos_frames = 16 and pos_size = 224: image size 224"):
         config.fixed_positions()
     with pytest.raises(ValueError, match=r"pos_frames = 16 .*16 frames cannot be cut"):
-        ClassifierConfig(**resized, **CLIPS[2]).fixed_positions()
+        VideoMAEClassifierConfig(**resized, **CLIPS[2]).fixed_positions()
     fitting = dataclasses.replace(config, pos_frames=4, pos_size=36)
     assert fitting.fixed_positions().shape == (fitting.tokens, 24)
     with pytest.raises(ValueError, match="width 40 is no multiple of 16, which the sines"):
@@ -301,7 +301,9 @@ def test_what_is_used_is_still_checked():
 
 
 def test_patterns_of_what_is_off_are_not_looked_up():
-    shapes = ClassifierConfig(encoder=TOWERS[0], classes=2, **CLIPS[1], **PLAIN).model().shapes()
+    shapes = (
+        VideoMAEClassifierConfig(encoder=TOWERS[0], classes=2, **CLIPS[1], **PLAIN).model().shapes()
+    )
     elsewhere = ("^text/token_embed$",)
     off = OptimConfig(weight_decay=0.0, decay_also=elsewhere, layer_decay_free=elsewhere)
     make_optimizer(off, shapes, lambda step: 0.1)

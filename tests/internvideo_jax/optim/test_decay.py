@@ -20,7 +20,7 @@ from internvideo_jax.families.uniformerv2.model import UniFormerV2Config
 from internvideo_jax.families.viclip import weights as viclip
 from internvideo_jax.families.viclip.model import ViCLIPConfig
 from internvideo_jax.families.videomae import weights as videomae
-from internvideo_jax.families.videomae.model import ClassifierConfig, PretrainConfig
+from internvideo_jax.families.videomae.model import PretrainConfig, VideoMAEClassifierConfig
 from internvideo_jax.optim.factory import decay_mask, make_optimizer
 from internvideo_jax.types import flatten_paths
 from internvideo_jax.weights.rules import to_torch
@@ -68,13 +68,13 @@ FAMILIES = {
         "videomae-pretrain-v2-base",
     ),
     "videomae_classifier": (
-        ClassifierConfig.of_size("tiny", classes=3, pos_table="learnable", **VIDEOMAE),
+        VideoMAEClassifierConfig.of_size("tiny", classes=3, pos_table="learnable", **VIDEOMAE),
         videomae.FINETUNE,
         videomae_v2,
         "videomae-finetune-v2-b_k400",
     ),
     "videomae_first_token": (
-        ClassifierConfig.of_size("tiny", classes=3, pooling="first_token", **SMALL),
+        VideoMAEClassifierConfig.of_size("tiny", classes=3, pooling="first_token", **SMALL),
         videomae.FINETUNE,
         videomae_v2,
         "videomae-finetune-v2-b_k400",
