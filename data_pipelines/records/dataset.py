@@ -228,7 +228,7 @@ class Dataset:
                 raise UnreadableRecordError(f"{where}: {error}") from error
         return [decoded[int(frame)] for frame in wanted]
 
-    def audio(self, index: int, record: schema.Record) -> schema.Audio | None:
+    def audio(self, index: int, record: schema.Record) -> schema.Waveform | None:
         """The audio of a record, read; None without. UnreadableRecordError as `load`."""
         audio = record.audio
         if audio is not None:

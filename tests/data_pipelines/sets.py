@@ -20,7 +20,7 @@ def write_set(
     frames: int = 8,
     captions: Sequence[Sequence[str]] = ((),),
     flip_changes_label: bool = False,
-    audio: Sequence[schema.Audio | None] = (None,),
+    audio: Sequence[schema.Waveform | None] = (None,),
     media_type: str = "video",
     times_us: Sequence[int] = (),
 ) -> Path:

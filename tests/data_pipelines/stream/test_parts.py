@@ -22,7 +22,7 @@ from data_pipelines.records import manifest, schema
 from data_pipelines.records.companion import CompanionWriter
 from data_pipelines.records.dataset import open_dataset
 from data_pipelines.records.reader import ShardWriter, read_index
-from data_pipelines.records.schema import Audio, Box, Record, Segment, Turn
+from data_pipelines.records.schema import Box, Record, Segment, Turn, Waveform
 from data_pipelines.stream.mixture import of_sets, parse
 from data_pipelines.stream.parts.base import Window, row_bytes
 from data_pipelines.stream.parts.boxes import Boxes, shown
@@ -37,7 +37,7 @@ READER = ReaderConfig(threads=2, buffer=2)
 SEGMENTS = (Segment(1_500_000, 2_000_000, 1, "sit"), Segment(1_000_000, 1_250_000))
 BOXES = (Box(1_200_000, 0.1, 0.2, 0.5, 0.6, (1, 0), ("sit", "run"), track=7),)
 TURNS = (Turn("user", "one"), Turn("assistant", "two three"))
-SOUND = Audio(np.arange(1, 4001, dtype="<i2").tobytes(), 16_000, 1_000_000)
+SOUND = Waveform(np.arange(1, 4001, dtype="<i2").tobytes(), 16_000, 1_000_000)
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "one", "two", "three"]
 
 

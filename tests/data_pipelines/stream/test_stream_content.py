@@ -17,17 +17,17 @@ from data_pipelines.records import dataset, manifest
 from data_pipelines.records.companion import CompanionError, CompanionWriter
 from data_pipelines.records.dataset import UnreadableRecordError
 from data_pipelines.records.reader import CorruptRecordError
-from data_pipelines.records.schema import Audio
+from data_pipelines.records.schema import Waveform
 from data_pipelines.stream.pipeline import TrainStream
 from tests.data_pipelines.records.flaky import flaky, upload
 from tests.data_pipelines.sets import write_set
 
 CLIP = ClipConfig(frames=2, stride=2, size=24)
 RAMP = np.arange(1, 4001, dtype="<i2")  # a quarter of a second, its values say where it was cut
-LONG = Audio(RAMP.tobytes(), 16_000)
-SHORT = Audio(RAMP[:1000].tobytes(), 16_000)
+LONG = Waveform(RAMP.tobytes(), 16_000)
+SHORT = Waveform(RAMP[:1000].tobytes(), 16_000)
 # As DMVR has it, beginning a tenth of a second after the first frame.
-FLOATS = Audio((RAMP / 32768).astype("<f4").tobytes(), 16_000, 100_000, "float32")
+FLOATS = Waveform((RAMP / 32768).astype("<f4").tobytes(), 16_000, 100_000, "float32")
 SECONDS = 0.125  # 2000 samples
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "one", "two", "three", "four", "five", "!"]
 
@@ -298,7 +298,7 @@ def test_every_repeat_hears_a_window_of_its_own(sets):
 
 
 def test_audio_of_another_rate_is_refused(tmp_path):
-    write_set(tmp_path / "s", 3, audio=[Audio(RAMP.tobytes(), 48_000)])
+    write_set(tmp_path / "s", 3, audio=[Waveform(RAMP.tobytes(), 48_000)])
     settings = config(tmp_path, train=f"{tmp_path}/s", audio_seconds=1.0)
     reader = ReaderConfig(threads=1, on_corrupt="substitute")
     for how in (settings, dataclasses.replace(settings, reader=reader)):
