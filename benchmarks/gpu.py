@@ -75,7 +75,7 @@ def config_of(spec: dict[str, Any]) -> TrainConfig:
     clip = ClipConfig(frames=model.frames, stride=4, size=model.size)
     return TrainConfig(
         model=model,
-        objective=objective or MaskedPixels(ratio=0.5 if spec["tiny"] else 0.9),
+        objective=objective or MaskedPixels(mask_ratio=0.5 if spec["tiny"] else 0.9),
         data=DataConfig(global_batch=spec["batch"], clip=clip),
         steps=100_000,
     )

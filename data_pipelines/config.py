@@ -119,7 +119,7 @@ class DataConfig:
     # 0: every pass over a set draws its frames, crops, flips and captions anew. V > 0: a record
     # has V fixed views, drawn from index * V + view; pass e shows view e % V, and row e % V of
     # companion arrays (V, ...). So a teacher's features can be computed before the training.
-    views: int = 0
+    fixed_views: int = 0
     # Further parts of the batch by name (stream/parts): segments, boxes, turns, sequences, or one
     # of your own.
     parts: Mapping[str, Any] = dataclasses.field(
@@ -145,10 +145,10 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ViewConfig:
-    """One pass over a split in which every record is seen `segments * crops` times."""
+    """One pass over a split in which every record is seen `clips * crops` times."""
 
     clip: ClipConfig = ClipConfig(sampling="dense")
-    segments: int = limited(1, least=1)  # windows in time
+    clips: int = limited(1, least=1)  # windows in time
     crops: int = limited(1, least=1)  # windows in space along the longer side
     # transforms.py, crop_boxes: even | truncated | slowfast | corners | squash
     crop_rule: str = "even"

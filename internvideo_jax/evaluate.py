@@ -40,7 +40,7 @@ from internvideo_jax.protocols import Evaluator
 from internvideo_jax.registry import EVALUATORS, suggest
 from internvideo_jax.run.build import with_classes
 
-DECIDED = ("clip.sampling", "clip.stride", "segments", "crops", "crop_rule")  # by a protocol
+DECIDED = ("clip.sampling", "clip.stride", "clips", "crops", "crop_rule")  # by a protocol
 
 
 def evaluate(

@@ -146,7 +146,7 @@ RECIPES = {
         **DISTILLED,
     ),
     # The scripts of these two are taken to be swapped. The one called B14 names the L/14 model with
-    # weights of S/14, has ten epochs, layer decay 0.85 and drop path 0.2, and tests 2 segments,
+    # weights of S/14, has ten epochs, layer decay 0.85 and drop path 0.2, and tests 2 clips,
     # which fits an L/14. The one called L14 names the S/14 model and has the values of the S/14
     # script with twice the batch. Each row has the values that fit its size.
     "b_ssv2": Recipe(

@@ -24,10 +24,10 @@ VideoMAE V2. Sets whose labels depend on left and right are not flipped (flip=au
 With targets=cached, first compute the features of one fixed view per clip with the teachers,
 
     ivj teach --config=configs/internvideo2/pretrain.py:size=1b \\
-        --config.data.train=shards/ --config.data.views=1 --out=shards/features
+        --config.data.train=shards/ --config.data.fixed_views=1 --out=shards/features
 
 and the weights of the teachers as above, then train without them: `...:size=1b,targets=cached`.
-`--config.data.views=N` in both keeps N views of each clip. What is published draws a new view every
+`--config.data.fixed_views=N` in both keeps N views of each clip. What is published draws anew every
 time; this is ours.
 
 The reference takes the frame before each that it draws, and the last of the file in place of the
@@ -112,7 +112,7 @@ def released(options: dict[str, Any]) -> TrainConfig:
     )
     return TrainConfig(
         model=model,
-        objective=Alignment(ratio=0.8, clip_teacher=clip_teacher, mae_teacher=mae_teacher),
+        objective=Alignment(mask_ratio=0.8, clip_teacher=clip_teacher, mae_teacher=mae_teacher),
         data=DataConfig(
             global_batch=recipe.batch, clip=student_clip(model), crop="multiscale", flip="auto"
         ),
@@ -164,7 +164,7 @@ def tiny(options: dict[str, Any]) -> TrainConfig:
         model=model,
         objective=Alignment(
             mask="attention" if looks else "random",
-            ratio=0.5,
+            mask_ratio=0.5,
             per_frame=clip_teacher.per_frame,
             middle=float(looks),
             final=float(looks),

@@ -20,7 +20,7 @@ classes must then be in the order of Kinetics-710, rows of the same name for the
 (`--config.head_rows`, as in configs/internvideo2/finetune.py).
 
 Where script and model zoo differ, the rows have the training of the script and the test of the zoo:
-the scripts of 16 frames test one crop, that of L at 384 pixels six segments. The 384-pixel scripts
+the scripts of 16 frames test one crop, that of L at 384 pixels six clips. The 384-pixel scripts
 name the Kinetics-400 model as their start, although their few epochs at a small rate would fit a
 start from the 224-pixel model of Moments in Time. For a tiny model take
 configs/videomae/finetune.py:size=tiny with `--config.model.tubelet=1`.

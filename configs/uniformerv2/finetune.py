@@ -18,7 +18,7 @@ Options after the colon (comma separated):
 
 Values are those of the released scripts: one learning rate for all layers, as it stands for any
 batch size; RandAugment and random resized crops, no mixing, erasing or label smoothing; one frame
-of each of T parts. The test protocols are those of evaluators/protocols.py (Kinetics: 4 segments x
+of each of T parts. The test protocols are those of evaluators/protocols.py (Kinetics: 4 clips x
 3 crops, whose softmax scores are added). docs/recipes.md lists the options that make a recipe with
 reported accuracy and the hours that a slice is predicted to take. The head is fresh where the
 number of classes differs, but for start=k710, where it keeps the rows of the classes of the same
@@ -156,9 +156,9 @@ FROZEN = {
 LONGER = {
     ("kinetics", "k710", "large"): {
         16: (256, "K400 89.1, K600 89.4, K700 81.2"),
-        32: (128, "K400 89.3, K600 89.5, K700 81.5 (2 segments)"),
+        32: (128, "K400 89.3, K600 89.5, K700 81.5 (2 clips)"),
     },
-    ("kinetics", "k710", "large336"): {64: (128, "K400 90.0, K600 90.1, K700 82.7 (2 segments)")},
+    ("kinetics", "k710", "large336"): {64: (128, "K400 90.0, K600 90.1, K700 82.7 (2 clips)")},
     ("something", "clip", "base"): {32: (128, "SSv1 59.4, SSv2 70.7")},
     ("something", "clip", "large"): {32: (128, "SSv1 62.7, SSv2 73.0")},
     ("activitynet", "clip", "large"): {32: (64, "ActivityNet 94.7, HACS 95.4")},

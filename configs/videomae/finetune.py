@@ -13,7 +13,7 @@ Options after the colon (comma separated):
   small     batch, warm-up and length from the number of records, for sets of up to some thousands
 
 Values are those of the released scripts. What they share: layer-wise learning rates, RandAugment,
-random resized crops, random erasing, mixup and CutMix, label smoothing, drop path; several segments
+random resized crops, random erasing, mixup and CutMix, label smoothing, drop path; several clips
 x 3 crops in the test (evaluators/protocols.py). `start` of a row is what it begins with, for
 `--config.init_from`; empty means pre-trained weights of its size; `reported` is what to expect.
 Where no script was released for a dataset, the recipe takes the values of the row named in its

@@ -85,14 +85,14 @@ def get_config(arg: str = ""):
     clip = ClipConfig(frames=16, stride=4, size=224, sampling="window")
     views = ViewConfig(clip=dataclasses.replace(clip, sampling="dense"), batch=64)
     evals = {
-        "reconstruction": Reconstruction(views=views, ratio=0.9, scale=1),
+        "reconstruction": Reconstruction(views=views, mask_ratio=0.9, scale=1),
         **on_features(options, views, every=5000),
     }
     config = TrainConfig(
         model=PretrainConfig.of_size(
             preset, decoder_depth=recipe.decoder_depth, remat=recipe.remat
         ),
-        objective=MaskedPixels(ratio=0.9, decoder_ratio=recipe.decoder_ratio),
+        objective=MaskedPixels(mask_ratio=0.9, decoder_ratio=recipe.decoder_ratio),
         data=DataConfig(
             global_batch=recipe.batch * recipe.repeats,
             repeats=recipe.repeats,
@@ -124,7 +124,7 @@ def tiny(options: dict[str, Any]) -> TrainConfig:
     clip = ClipConfig(frames=8, stride=2, size=48, sampling="window")
     views = ViewConfig(clip=dataclasses.replace(clip, sampling="dense"), batch=32)
     evals = {
-        "reconstruction": Reconstruction(views=views, ratio=0.85, scale=3),
+        "reconstruction": Reconstruction(views=views, mask_ratio=0.85, scale=3),
         **on_features(options, views, every=500),
     }
     return TrainConfig(
@@ -137,7 +137,7 @@ def tiny(options: dict[str, Any]) -> TrainConfig:
             dtype="float32",
             scan=False,
         ),
-        objective=MaskedPixels(ratio=0.85),
+        objective=MaskedPixels(mask_ratio=0.85),
         data=DataConfig(global_batch=32, clip=clip, crop="multiscale"),
         optim=OptimConfig(lr=1e-3, min_lr=1e-5, lr_batch=0, warmup_steps=100),
         checkpoint=CheckpointConfig(every=200),

@@ -68,7 +68,7 @@ class FileViews(Iterator[Batch]):
         if not self._left:
             raise StopIteration
         self._left -= 1
-        config, count = self.config, self.config.segments * self.config.crops
+        config, count = self.config, self.config.clips * self.config.crops
         found = list(itertools.islice(self._decoded, config.batch))
         valid = np.zeros(config.batch, bool)
         index = np.full(config.batch, len(self.rows) - 1, np.int32)
@@ -91,10 +91,10 @@ class FileViews(Iterator[Batch]):
 
     def _shape(self) -> tuple[int, ...]:
         config, clip = self.config, self.config.clip
-        return (config.segments * config.crops, clip.frames, clip.size, clip.size, 3)
+        return (config.clips * config.crops, clip.frames, clip.size, clip.size, 3)
 
     def _views(self, number: int) -> np.ndarray | None:
-        """(segments * crops, T, H, W, 3) uint8; None for a file that cannot be used."""
+        """(clips * crops, T, H, W, 3) uint8; None for a file that cannot be used."""
         row = self.rows[number]
         try:
             if row.problem:

@@ -150,7 +150,7 @@ class Example:
     Attributes:
       index: record number.
       position: what the random draws of the first example came from; its position, or with
-        config.views index * views + view.
+        config.fixed_views index * fixed_views + view.
       dataset: number of the set.
       substituted: whether the record stands in for another.
     """
@@ -183,15 +183,15 @@ class Examples:
 
         Args:
           out: the rows of each part of the source.
-          position: position of the first example. With config.views the draws come from
-            index * views + view instead, whatever the position.
+          position: position of the first example. With config.fixed_views the draws come from
+            index * fixed_views + view instead, whatever the position.
           view: of the record, below config.views.
         """
         config, tries = self.config, 0
         rng = generator(config.seed, position)
         while True:
-            if config.views:  # of the record that is read, so that its cached arrays fit
-                position = index * config.views + view
+            if config.fixed_views:  # of the record that is read, so that its cached arrays fit
+                position = index * config.fixed_views + view
                 rng = generator(config.seed, position)
             try:
                 reading = self._read(source, index, position, view, rng)
@@ -326,7 +326,10 @@ class TrainBatches(grain.MapDataset[Batch]):
             part, number = group.order.position(draw)
             source = self.sources[group.members[part]]
             out = [{name: array[own] for name, array in each.items()} for each in arrays]
-            index, view = source.record(number), source.passes(number) % max(self.config.views, 1)
+            index, view = (
+                source.record(number),
+                source.passes(number) % max(self.config.fixed_views, 1),
+            )
             return self.examples.fill(source, index, out, position=position + own.start, view=view)
 
         filled = self.pool.map(fill, range(rows // repeats))
@@ -374,8 +377,8 @@ def _identity(batches: TrainBatches, tokenize: Tokenize | None) -> dict[str, Any
     # What is off is not mentioned, so that streams without it keep their identity.
     if config.repeats > 1:
         shared["repeats"] = config.repeats
-    if config.views:
-        shared["views"] = config.views
+    if config.fixed_views:
+        shared["views"] = config.fixed_views
     for part in (*made.captions(config, tokenize), *made.audio(config)):
         shared |= part.identity()
     if not config.mixture:

@@ -20,21 +20,21 @@ def check(config: ViewConfig) -> None:
 
 
 def choose(config: ViewConfig, times_us: Any, fps: float) -> np.ndarray:
-    """(segments, T) numbers of the frames; ValueError where the rule does not fit the video.
+    """(clips, T) numbers of the frames; ValueError where the rule does not fit the video.
 
     Args:
       times_us: (N,) of the frames of the video, in microseconds.
     """
     clip = config.clip
     return sampling.view_frames(
-        clip.sampling, times_us, fps, clip.frames, clip.stride, config.segments
+        clip.sampling, times_us, fps, clip.frames, clip.stride, config.clips
     )
 
 
 def cut(
     config: ViewConfig, wanted: np.ndarray, frames: Sequence[np.ndarray], out: np.ndarray
 ) -> None:
-    """Writes (segments * crops, T, H, W, 3) uint8, segment-major.
+    """Writes (clips * crops, T, H, W, 3) uint8, clip-major.
 
     Args:
       wanted: of `choose`.
@@ -43,8 +43,8 @@ def cut(
     clip = config.clip
     if config.crop_rule == transforms.SQUASH:
         whole = (0, 0, *frames[0].shape[:2])
-        for segment, row in enumerate(out):
-            images = frames[segment * clip.frames : (segment + 1) * clip.frames]
+        for which, row in enumerate(out):
+            images = frames[which * clip.frames : (which + 1) * clip.frames]
             transforms.crop_resize(images, whole, clip.size, method="bicubic", out=row)
         return
     resized: dict[int, np.ndarray] = {}
@@ -53,10 +53,10 @@ def cut(
             resized[int(number)] = transforms.resize_short_side(frame, clip.size)
     shape = resized[int(wanted[0, 0])].shape
     boxes = transforms.crop_boxes(shape[0], shape[1], clip.size, config.crops, config.crop_rule)
-    for segment, numbers in enumerate(wanted):
+    for which, numbers in enumerate(wanted):
         images = [resized[int(number)] for number in numbers]
         for crop, box in enumerate(boxes):
-            row = out[segment * len(boxes) + crop]
+            row = out[which * len(boxes) + crop]
             transforms.crop_resize(images, box, clip.size, out=row)
 
 

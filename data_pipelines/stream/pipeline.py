@@ -43,8 +43,8 @@ class TrainStream(Ahead):
     """Batches of one process, endless, starting at any step: a grain iterator over `TrainBatches`.
 
     A batch has `label` (b,) int32, `index` (b,) int32, the record's number in its set, and
-    `position` (b,) uint32, modulo 2**32 the position in the stream or, with config.views, index *
-    views + view; in a mixture also `dataset` (b,) int32; and the arrays of its parts (`stream.
+    `position` (b,) uint32, modulo 2**32 that in the stream or, with V config.fixed_views,
+    index * V + view; in a mixture also `dataset` (b,) int32; and the arrays of its parts (`stream.
     parts`): `video` (b, T, H, W, 3) uint8, and what config.text, config.audio_seconds,
     config.features and config.parts ask for. b is the batch of the step's media type over
     `processes`.
@@ -157,7 +157,7 @@ class ViewBatches(grain.MapDataset[Batch]):
 
     def _batch(self, step: int) -> Batch:
         config = self.config
-        count = config.segments * config.crops
+        count = config.clips * config.crops
         first = step * config.batch + self.process
         positions = range(first, (step + 1) * config.batch, self.processes)
         # All rows are written below, straight from the decoder's frames.
@@ -243,7 +243,7 @@ class ViewPass(Ahead):
         multiview.check_clip(config.clip, sampling.VIEW_RULES)
         check_reader(config.reader)
         parts = tuple(parts) or (Views(config),)
-        views = config.batch // processes * config.segments * config.crops
+        views = config.batch // processes * config.clips * config.crops
         size = row_bytes(joined(parts))
         check_batches(views, size, config.clip, config.reader, name="views.clip")
         multiview.check(config)  # lists its crops, so how many there are comes first

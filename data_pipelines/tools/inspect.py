@@ -153,7 +153,7 @@ def view_page(config: DataConfig, step: int, clips: int, segments: int, crops: i
         )
     views = ViewConfig(
         clip=dataclasses.replace(config.clip, sampling=sampling),
-        segments=segments,
+        clips=segments,
         crops=crops,
         batch=records,
         reader=_one_ahead(config.reader),

@@ -14,6 +14,7 @@ import numpy as np
 from internvideo_jax.checkpoint.classes import HEAD, HeadRows, head_rows, some
 from internvideo_jax.checkpoint.fit import differing_fields, settings_of
 from internvideo_jax.checkpoint.reading import Step, step_of
+from internvideo_jax.config import TrainConfig, current
 from internvideo_jax.ops.position_tables import resize_patches
 from internvideo_jax.parallel.multihost import to_host
 from internvideo_jax.protocols import ClipInput, ModelConfig, Traits, clip_of
@@ -125,17 +126,21 @@ def load_source(path: str) -> InitialWeights:
     step = step_of(place)
     return InitialWeights(
         step.parameters(),
-        step.meta.get("config", {}).get("model", {}),
+        _config_of(step).get("model", {}),
         tuple(step.meta.get("classes", ())),
     )
 
 
 def model_of(step: Step) -> Mapping[str, Any]:
     """config.model of the run that a step belongs to; ValueError where that does not say it."""
-    model = step.meta.get("config", {}).get("model")
+    model = _config_of(step).get("model")
     if not isinstance(model, dict) or not isinstance(model.get("name"), str):
         raise ValueError(f"{step.path}: its metadata do not say what model it is of")
     return model
+
+
+def _config_of(step: Step) -> Mapping[str, Any]:
+    return current(TrainConfig, step.meta.get("config", {}))
 
 
 def checkpoint_weights(path: str | Path) -> files.Weights:

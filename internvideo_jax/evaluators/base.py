@@ -124,7 +124,7 @@ class EvalContext:
         """
         program = Program(self.compiled(key, build), self.mesh)
         config = views.config
-        rows = tile_rows(config.segments * config.crops) * self.shards()
+        rows = tile_rows(config.clips * config.crops) * self.shards()
         rows, rest = divmod(rows, jax.process_count())
         if rest:
             raise ValueError(
@@ -214,7 +214,7 @@ def describe_views(views: ViewConfig) -> dict[str, Any]:
         "stride": views.clip.stride,
         "size": views.clip.size,
         "sampling": views.clip.sampling,
-        "segments": views.segments,
+        "clips": views.clips,
         "crops": views.crops,
         "crop_rule": views.crop_rule,
     }

@@ -28,7 +28,7 @@ CONFUSION = "Videos of each class (rows) by the class they are taken for (column
 
 @dataclasses.dataclass(frozen=True)
 class Accuracy:
-    """Scores of all segments x crops of a video are merged, then ranked.
+    """Scores of all clips x crops of a video are merged, then ranked.
 
     `of_protocol` gives the settings of a published table (protocols.py). The result says whose
     protocol it was and in which fields the run departed from it.

@@ -66,8 +66,8 @@ def extract(
       ValueError: no labels, several views, more tokens than MEMORY_LIMIT holds, or features that
         are not finite (tokens are kept in half precision).
     """
-    if source.views.segments * source.views.crops != 1:
-        raise ValueError("features are taken from one view per clip: set segments = crops = 1")
+    if source.views.clips * source.views.crops != 1:
+        raise ValueError("features are taken from one view per clip: set clips = crops = 1")
     stream = context.open(source)
     model, grid = context.model, clip_of(context.model.config).grid
     given = context.model.config.traits.features

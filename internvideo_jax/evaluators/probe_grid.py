@@ -110,7 +110,7 @@ class ProbeGrid(Accuracy):
         hits, videos = np.zeros(len(_heads(context).pairs)), 0
         finite = np.ones(len(hits), bool)
         rows = context.outputs(views, (self.name, "all"), build, f"{self.name} selection")
-        count = self.views.segments * self.views.crops
+        count = self.views.clips * self.views.crops
         for label, record, view, logits in _by_video(rows, count, hold_out):
             finite &= np.isfinite(logits).all(axis=(0, 2))
             if not finite.any():

@@ -3,7 +3,7 @@
     ivj teach --config=RECIPE --out=features/ --views=1 --config.data.train=shards/
 
 A run whose objective has no teachers of its own then reads them with --config.data.features=DIR
---config.data.views=1: same clips, same masks, same loss, without a teacher in the memory. Writes
+--config.data.fixed_views=1: same clips, same masks, same loss, no teacher in the memory. Writes
 one companion shard (data_pipelines.records.companion) for each shard of the training split, and
 beside them what they were made with, which such a run is compared with. The record of a clip
 holds, for V views, `visible` (V, n) int32, the patch tokens that the student sees, and as the
@@ -58,7 +58,7 @@ Networks = Mapping[str, tuple[Any, Params]]  # field of the objective -> model, 
 class Teaching:
     """Settings of the command beside the recipe."""
 
-    views: int = 0  # of each record; 0 = config.data.views
+    views: int = 0  # of each record; 0 = config.data.fixed_views
     set: str = ""  # of config.data.mixture
     dtype: str = "bfloat16"  # of the stored features
     batch: int = 32  # clips per step
@@ -66,7 +66,9 @@ class Teaching:
 
     def __post_init__(self) -> None:
         if self.views < 0:
-            raise ValueError(f"--views={self.views}: expected a number, or 0 for config.data.views")
+            raise ValueError(
+                f"--views={self.views}: expected a number, or 0 for config.data.fixed_views"
+            )
         if self.batch < 1:
             raise ValueError(f"--batch={self.batch}: expected at least 1")
         if self.dtype not in DTYPES:
@@ -254,7 +256,7 @@ def _size(count: int) -> str:
 
 
 HELP = {
-    "views": "Fixed views of each record; 0 takes config.data.views.",
+    "views": "Fixed views of each record; 0 takes config.data.fixed_views.",
     "set": "Which set of config.data.mixture.",
     "dtype": "Of the stored features: float16, bfloat16 or float32.",
     "batch": "Clips per step.",
@@ -276,12 +278,12 @@ def prepare(config: TrainConfig, options: Teaching) -> tuple[TeacherJob, dict[st
             "whose objective does, such as alignment"
         )
     if options.views:
-        data = dataclasses.replace(config.data, views=options.views)
+        data = dataclasses.replace(config.data, fixed_views=options.views)
         config = dataclasses.replace(config, data=data)
-    elif not config.data.views:
+    elif not config.data.fixed_views:
         raise ValueError(
             "--views is needed, such as --views=1: how many clips of each record get targets; "
-            "training takes the same number as config.data.views"
+            "training takes the same number as config.data.fixed_views"
         )
     views = FixedViews(config.data, options.set)
     check_clip(config, views.component.media)

@@ -28,7 +28,7 @@ def cached_targets(config: TrainConfig) -> TrainConfig:
     """
     return dataclasses.replace(
         config,
-        data=dataclasses.replace(config.data, views=1, features=FOLDER),
+        data=dataclasses.replace(config.data, fixed_views=1, features=FOLDER),
         objective=dataclasses.replace(config.objective, clip_teacher=None, mae_teacher=None),
     )
 

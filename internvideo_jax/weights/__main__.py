@@ -156,7 +156,7 @@ def listing(words: Sequence[str]) -> str:
             (
                 f"{entry.name:<52}",
                 f"{entry.size:<9}{entry.data:<15}{entry.frames:>2} x {entry.pixels}",
-                f"{f'test {test.segments} x {test.crops}' if test else '':<11}",
+                f"{f'test {test.clips} x {test.crops}' if test else '':<11}",
                 f"{entry.reported:<14}",
                 (entry.config or entry.finetune).removeprefix("configs/")
                 + ("" if entry.made else " *"),

@@ -31,7 +31,7 @@ def main() -> None:
     with multihost.joined():
         config = TrainConfig(
             model=PretrainConfig.of_size("tiny", decoder_depth=1, frames=4, size=16, patch=8),
-            objective=MaskedPixels(ratio=0.5),
+            objective=MaskedPixels(mask_ratio=0.5),
             data=DataConfig(global_batch=8),
             optim=OptimConfig(ema_decay=0.9),
             mesh=MeshConfig(*map(int, axes.split(",")), shard_above=256),

@@ -34,7 +34,7 @@ def config(shards: Path, *, every: int, steps: int, **changes: Any) -> TrainConf
     clip = dataclasses.replace(data.clip, frames=4, stride=1, size=16)
     found = TrainConfig(
         model=model,
-        objective=MaskedPixels(ratio=0.5),
+        objective=MaskedPixels(mask_ratio=0.5),
         data=dataclasses.replace(data, clip=clip),
         optim=OptimConfig(ema_decay=0.9),
         checkpoint=CheckpointConfig(every=every, asynchronous=False),

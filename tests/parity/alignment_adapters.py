@@ -87,7 +87,7 @@ def step_of(
         case.close(whole["mae"], jax.jit(mae.apply)(mae_params, batch["video"])["middle"])
     attention = made["attention"]
     noise = jnp.asarray(case.io["exp_noise"]).reshape(attention.shape)
-    visible = masking.visible_from_noise(attention, noise, objective.ratio)
+    visible = masking.visible_from_noise(attention, noise, objective.mask_ratio)
     same_mask(case, visible)
 
     @jax.jit
@@ -130,7 +130,10 @@ def stage1_step(case: Case) -> None:
     if not student.final_width:
         weights["final"] = 0.0
     objective = Alignment(
-        ratio=config["mask_ratio"], clip_teacher=clip_teacher, mae_teacher=mae_teacher, **weights
+        mask_ratio=config["mask_ratio"],
+        clip_teacher=clip_teacher,
+        mae_teacher=mae_teacher,
+        **weights,
     )
     objective.check(student)
     frozen = {}
@@ -158,7 +161,7 @@ def distill(case: Case) -> None:
     if not student.final_width:
         weights["final"] = 0.0
     objective = Alignment(
-        ratio=config["mask_ratio"], per_frame=False, mae=0.0, clip_teacher=teacher, **weights
+        mask_ratio=config["mask_ratio"], per_frame=False, mae=0.0, clip_teacher=teacher, **weights
     )
     objective.check(student)
     model = teacher.model()

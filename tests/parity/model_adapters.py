@@ -180,7 +180,7 @@ def classifier_config(case: Case) -> VideoMAEClassifierConfig:
         encoder=tower(config["dim"], config["depth"], config["heads"], config["mlp_ratio"]),
         classes=config["classes"],
         pooling="mean" if config["mean_pool"] else "first_token",
-        segments=config["num_segment"],
+        clips=config["num_segment"],
         pos_table=table,
         **options(case),
     )

@@ -172,7 +172,7 @@ def test_a_config_follows_its_case(name):
 def test_options_that_sizes_do_not_tell():
     videomae, student = CONFIGS["videomae"](), CONFIGS["student"]()
     assert videomae.cosine and not videomae.qkv_bias and videomae.layer_scale == 0.2
-    assert (videomae.pooling, videomae.segments, videomae.pos_table) == ("first_token", 2, "sincos")
+    assert (videomae.pooling, videomae.clips, videomae.pos_table) == ("first_token", 2, "sincos")
     assert (student.pos_table, student.clip_layers, student.mae_layers) == ("separable", (1,), ())
     assert (student.layer_scale, student.qk_norm, student.qkv_bias) == (0.0, False, True)
     assert CONFIGS["umt_student"]().clip_layers == (1, 3)

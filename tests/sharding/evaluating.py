@@ -26,11 +26,11 @@ MODELS = {"videomae": "videomae/finetune.py", "uniformerv2": "uniformerv2/finetu
 
 
 def config_of(name: str, data: Path) -> TrainConfig:
-    """The tiny recipe with two segments and three crops; six videos are read at a time."""
+    """The tiny recipe with two clips and three crops; six videos are read at a time."""
     config: TrainConfig = shipped.module(MODELS[name]).tiny()
     test = config.evals["test"]
     assert isinstance(test, Accuracy)
-    views = dataclasses.replace(test.views, segments=2, crops=3, batch=6)
+    views = dataclasses.replace(test.views, clips=2, crops=3, batch=6)
     clip = dataclasses.replace(views.clip, sampling="segments")
     test = dataclasses.replace(test, views=dataclasses.replace(views, clip=clip))
     small = config.model.smallest()

@@ -29,7 +29,7 @@ ERRORS = {
         ["--config.model.size=50", "--config.data.clip.size=50"],
         "image size 50 is not divisible by the patch size 8; the nearest sizes are 48 and 56",
     ),
-    "mask hides all": (["--config.objective.ratio=1.0"], "leaves 0 of 144 tokens visible"),
+    "mask hides all": (["--config.objective.mask_ratio=1.0"], "leaves 0 of 144 tokens visible"),
     "clip and model": (
         ["--config.data.clip.frames=4"],
         "gives 4 frames of 48 pixels, config.model takes 8",

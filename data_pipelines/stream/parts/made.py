@@ -23,7 +23,7 @@ def columns(config: DataConfig) -> Spec:
     """What every example has, whatever its parts.
 
     `label` () int32, -1 for none; `index` () int32, the record's number in its set; `position` ()
-    uint32, modulo 2**32 that in the stream or, with config.views, index * views + view; in a
+    uint32, modulo 2**32 that in the stream or, with V config.fixed_views, index * V + view; in a
     mixture also `dataset` () int32.
     """
     number = ((), np.dtype(np.int32))
@@ -84,7 +84,7 @@ def first_media(config: DataConfig) -> str:
 
 def cached(config: DataConfig, place: str) -> list[Part]:
     """The cached features, where there are any; `position` is their directory."""
-    return [Cached(place, config.reader, config.views)] if place else []
+    return [Cached(place, config.reader, config.fixed_views)] if place else []
 
 
 def batch_spec(config: DataConfig, media: str) -> Spec:

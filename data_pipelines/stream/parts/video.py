@@ -49,7 +49,7 @@ class Video(Part):
 
 @dataclasses.dataclass(frozen=True)
 class Views(Part):
-    """All views of a video in a test, segment-major."""
+    """All views of a video in a test, clip-major."""
 
     config: ViewConfig
 

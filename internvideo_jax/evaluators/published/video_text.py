@@ -314,7 +314,7 @@ def compared(
         unstated = field in ("frames", "text_length") and not wanted
         if found != wanted and not unstated:
             modified[field] = {"preset": wanted, "used": found}
-    for field, found in (("segments", views.segments), ("crops", views.crops)):
+    for field, found in (("clips", views.clips), ("crops", views.crops)):
         if found != 1:
             modified[field] = {"preset": 1, "used": found}
     return {

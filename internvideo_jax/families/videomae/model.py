@@ -291,7 +291,7 @@ class VideoMAEClassifierConfig(VideoConfig):
     head_scale: float = 0.001  # factor on the initial head
     # In training, logits of this many consecutive clips are averaged (InternVideo1's num_segment,
     # 1 in every script).
-    segments: int = limited(1, least=1)
+    clips: int = limited(1, least=1)
 
     @classmethod
     def of_size(cls, name: str, /, **changes: Any) -> VideoMAEClassifierConfig:
@@ -345,7 +345,7 @@ class VideoMAEClassifier(nnx.Module):
 
         Args:
           video: (B, T, H, W, 3) uint8, or float in 0..1.
-          keys: (B,) keys in training; None switches drop path, dropout and segments off.
+          keys: (B,) keys in training; None switches drop path, dropout and the mean over clips off.
         """
         config = self.config
         x, _ = self.encoder(video, keys=keys, drop_path=config.drop_path)
@@ -353,8 +353,8 @@ class VideoMAEClassifier(nnx.Module):
         # Layer keys fold in 0..depth-1; the head takes the next number.
         x = head_dropout(x, keys, config.head_dropout, config.encoder.depth)
         logits = self.head(x)
-        if keys is not None and config.segments > 1:
-            logits = logits.reshape(-1, config.segments, logits.shape[-1]).mean(axis=1)
+        if keys is not None and config.clips > 1:
+            logits = logits.reshape(-1, config.clips, logits.shape[-1]).mean(axis=1)
         return logits
 
     def pool(self, x: jax.Array) -> jax.Array:

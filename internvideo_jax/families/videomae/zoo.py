@@ -356,7 +356,7 @@ VIDEOMAE = (
                     "finetune": "videomae/b_ucf101",
                     "settings": (
                         "--config.epochs=3200",
-                        "--config.objective.ratio=0.75",
+                        "--config.objective.mask_ratio=0.75",
                         "--config.optim.lr=3e-4",
                     ),
                     "made": False,

@@ -165,7 +165,7 @@ def test_the_clock_keeps_the_speed_in_streams_and_passes(tmp_path):
     clip = ClipConfig(frames=5, stride=2, size=40, sampling="clock")  # 0.2 s apart
     stored = open_dataset(str(shards), "train")
     frames = [stored.frames(i, stored.load(i), np.arange(len(times))) for i in range(2)]
-    views = ViewPass(str(shards), "train", ViewConfig(clip=clip, segments=3, batch=2))
+    views = ViewPass(str(shards), "train", ViewConfig(clip=clip, clips=3, batch=2))
     batch = next(iter(views))
     for row, index in enumerate(batch["index"]):
         start = (0, 440_000, 880_000)[batch["view"][row]]
@@ -269,7 +269,7 @@ def test_a_stream_pads_short_videos_as_the_reference(short_sets, rule, n):
 def test_a_pass_pads_short_videos_as_the_reference(short_sets, rule, n):
     directory, frames = short_sets[n]
     clip = ClipConfig(frames=T, stride=STRIDE, size=40, sampling=rule)
-    views = ViewPass(directory, "train", ViewConfig(clip=clip, segments=SEGMENTS, batch=2))
+    views = ViewPass(directory, "train", ViewConfig(clip=clip, clips=SEGMENTS, batch=2))
     batch = next(views)
     wanted = padded_views(rule, n)
     for video, index, view in zip(batch["video"], batch["index"], batch["view"], strict=True):

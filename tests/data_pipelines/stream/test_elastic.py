@@ -258,7 +258,7 @@ def test_every_record_counts_once_with_more_hosts_than_records(tmp_path, process
     write_set(tmp_path / "few", 3, classes=("run", "sit"))
     views = ViewConfig(
         clip=dataclasses.replace(CLIP, sampling="dense"),
-        segments=2,
+        clips=2,
         batch=4,
         reader=ReaderConfig(threads=2),
     )

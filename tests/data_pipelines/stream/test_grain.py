@@ -117,7 +117,7 @@ def test_orbax_can_save_the_iterator(shards, tmp_path):
 
 
 def test_an_evaluation_is_a_dataset_too(shards):
-    views = ViewConfig(ClipConfig(2, 2, 24, "dense"), segments=2, batch=4, reader=READER)
+    views = ViewConfig(ClipConfig(2, 2, 24, "dense"), clips=2, batch=4, reader=READER)
     stream = ViewPass(shards, "train", views)
     assert len(stream.batches) == len(stream) == 4
     again = stream.batches[3]

@@ -53,7 +53,13 @@ def sets(tmp_path_factory):
 
 def config(sets, **changes) -> DataConfig:
     base = DataConfig(
-        train=f"{sets}/a", global_batch=4, clip=CLIP, flip="on", seed=3, reader=READER, views=3
+        train=f"{sets}/a",
+        global_batch=4,
+        clip=CLIP,
+        flip="on",
+        seed=3,
+        reader=READER,
+        fixed_views=3,
     )
     if "mixture" in changes:
         changes["train"] = ""
@@ -91,7 +97,7 @@ def test_pass_e_shows_every_record_once_in_view_e(sets):
     assert np.array_equal(rows["features/view"], position % 3)
 
     # Order as without views, pixels and captions by view alone.
-    plain = joined(config(sets, views=0), A)
+    plain = joined(config(sets, fixed_views=0), A)
     assert np.array_equal(plain["index"], index)
     assert plain["position"].tolist() == list(range(4 * A))
     first, last = np.argsort(index[:A]), 3 * A + np.argsort(index[3 * A :])
@@ -150,22 +156,25 @@ def test_the_identity_names_the_views(sets):
         stream.close()
         return json.loads(json.dumps(stream.identity))
 
-    assert "views" not in of(views=0)
+    assert "views" not in of(fixed_views=0)
     assert of()["views"] == 3
-    (line,) = identity.differences(of(), of(views=0))
+    (line,) = identity.differences(of(), of(fixed_views=0))
     assert line.startswith("views: found 3")
 
 
 def test_views_are_refused_where_they_mean_nothing(sets):
     for changes, text in (
-        ({"views": -1}, "views = -1: expected a number of views"),
+        ({"fixed_views": -1}, "views = -1: expected a number of views"),
         ({"repeats": 2}, "one view of each record; set config.data.repeats to 1"),
-        ({"features": "rows3", "views": 2}, r"found row \(3, 2\), view \(3,\).*they were made"),
+        (
+            {"features": "rows3", "fixed_views": 2},
+            r"found row \(3, 2\), view \(3,\).*they were made",
+        ),
     ):
         with pytest.raises(ValueError, match=text):
             TrainStream(config(sets, **changes))
     with pytest.raises(ValueError, match="set it to the number of views of each record"):
-        FixedViews(config(sets, views=0))
+        FixedViews(config(sets, fixed_views=0))
     with pytest.raises(ValueError, match="say which: a, b, p"):
         FixedViews(mixed(sets))
     with pytest.raises(ValueError, match="no set 'c' in config.data.mixture; it has a, b, p"):

@@ -186,7 +186,7 @@ def test_views_are_those_of_the_pass(made):
     config = DataConfig(train=str(made), clip=clip)
     page = inspect.view_page(config, 1, clips=12, segments=2, crops=3)
     assert len(page.rows) == 12  # two videos
-    views = inspect.ViewConfig(clip=clip, segments=2, crops=3, batch=2)
+    views = inspect.ViewConfig(clip=clip, clips=2, crops=3, batch=2)
     expected = ViewPass(str(made), "train", views)
     next(expected)
     batch = next(expected)

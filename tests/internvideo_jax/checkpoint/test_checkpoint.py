@@ -31,7 +31,7 @@ GOLDEN = ROOT / "tests/golden/videomae"
 def run(**optim):
     config = TrainConfig(
         model=PretrainConfig.of_size("tiny", decoder_depth=1, **SMALL),
-        objective=MaskedPixels(ratio=0.5),
+        objective=MaskedPixels(mask_ratio=0.5),
         data=DataConfig(global_batch=2),
         optim=OptimConfig(**optim),
         steps=10,

@@ -27,7 +27,7 @@ TOWER = tower(16, 1, 2)
 SMALL = {"encoder": TOWER, "frames": 4, "size": 16, "patch": 8, "dtype": "float32"}
 PRETRAIN = TrainConfig(
     model=PretrainConfig(decoder=TOWER, **SMALL),
-    objective=MaskedPixels(ratio=0.5),
+    objective=MaskedPixels(mask_ratio=0.5),
     data=DataConfig(global_batch=4, clip=ClipConfig(frames=4, stride=1, size=16)),
     epochs=2,
 )

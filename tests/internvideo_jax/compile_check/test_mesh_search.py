@@ -37,7 +37,7 @@ CONFIG = TrainConfig(
         patch=8,
         dtype="float32",
     ),
-    objective=MaskedPixels(ratio=0.5),
+    objective=MaskedPixels(mask_ratio=0.5),
     data=DataConfig(global_batch=64, clip=ClipConfig(frames=4, stride=1, size=32)),
     steps=100,
 )

@@ -102,7 +102,7 @@ TASKS = {
     "linear_probe": LinearProbe(views=VIEWS, steps=3, batch=8, max_clips=12),
     "concat_probe": ConcatProbe(views=VIEWS, steps=3, batch=8, max_clips=12),
     "attentive_probe": AttentiveProbe(views=VIEWS, steps=3, batch=8, max_clips=12, heads=2),
-    "reconstruction": Reconstruction(views=VIEWS, ratio=0.5, pictures=0),
+    "reconstruction": Reconstruction(views=VIEWS, mask_ratio=0.5, pictures=0),
     "probe_grid": ProbeGrid(views=VIEWS),
 }
 WHAT = {"classification": "scores", "probe_grid": "scores", "reconstruction": "predictions"}

@@ -67,7 +67,7 @@ def videomae() -> list[Any]:
         kinds = [
             lambda o: VideoMAEClassifierConfig(classes=3, pooling="first_token", **o),
             lambda o: PretrainConfig(decoder=ODD, cosine=True, layer_scale=0.1, **o),
-            lambda o: VideoMAEClassifierConfig(classes=1, segments=2, qkv_bias=False, **o),
+            lambda o: VideoMAEClassifierConfig(classes=1, clips=2, qkv_bias=False, **o),
             lambda o: UMTStudentConfig(clip_width=7, **o),
         ]
         found += [make(options) for make in (kinds[len(found) % 4], kinds[(len(found) + 1) % 4])]
@@ -203,13 +203,13 @@ def test_an_odd_model_is_built_and_runs(name):
 
 
 OBJECTIVES = [
-    MaskedPixels(ratio=0.5, mask="random"),
+    MaskedPixels(mask_ratio=0.5, mask="random"),
     Classification(mixup=0.0, cutmix=0.0),
     # Ranges of erasing that lead nowhere are nobody's business while nothing is erased.
     Classification(erasing=0.0, erasing_area=(0.0, 0.0), erasing_ratio=(3.0,)),
-    Contrastive(ratio=0.5),
+    Contrastive(mask_ratio=0.5),
     Contrastive(kind="sigmoid", form="ring"),
-    Alignment(mask="random", ratio=0.5, final=0.0, mae=0.0),
+    Alignment(mask="random", mask_ratio=0.5, final=0.0, mae=0.0),
 ]
 
 
@@ -224,7 +224,9 @@ def test_objectives_take_the_models_they_are_made_for(number):
     }[objective.name]
     taken = 0
     for config in CONFIGS.values():
-        masked = objective.name in ("masked_pixels", "alignment") or getattr(objective, "ratio", 0)
+        masked = objective.name in ("masked_pixels", "alignment") or getattr(
+            objective, "mask_ratio", 0
+        )
         if not isinstance(config, fitting) or (masked and np.prod(config.grid) < 2):
             continue
         if objective.name == "alignment" and not config.clip_layers:

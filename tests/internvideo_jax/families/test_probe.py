@@ -355,7 +355,7 @@ def context(shards):
 
 def views() -> ViewConfig:
     clip = ClipConfig(frames=4, stride=2, size=16, sampling="dense")
-    return ViewConfig(clip=clip, segments=2, batch=8)
+    return ViewConfig(clip=clip, clips=2, batch=8)
 
 
 @pytest.mark.slow

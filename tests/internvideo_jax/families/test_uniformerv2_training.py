@@ -52,7 +52,7 @@ def test_recipes_survive_the_schema(arg, batch, lr, views):
     clip, test = typed.data.clip, typed.evals["test"].views
     assert (clip.frames, clip.size) == (typed.model.frames, typed.model.size)
     assert (typed.data.global_batch, typed.optim.lr) == (batch, lr)
-    assert (test.segments, test.crops) == views and test.clip.sampling == clip.sampling == "stepped"
+    assert (test.clips, test.crops) == views and test.clip.sampling == clip.sampling == "stepped"
     assert typed.model.frozen == bool(typed.optim.freeze) == ("frozen" in arg)
 
 

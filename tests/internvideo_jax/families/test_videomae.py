@@ -65,7 +65,7 @@ def test_published_classifier_parameter_counts(size, expected):
 def test_training_flops_per_clip(size, depth, gflops):
     """Hand-counted matmuls of forward and backward, 16 x 224 x 224, 90 % tube mask."""
     config = PretrainConfig.of_size(size, decoder_depth=depth)
-    assert MaskedPixels(ratio=0.9).flops(config) / 1e9 == pytest.approx(gflops, abs=0.05)
+    assert MaskedPixels(mask_ratio=0.9).flops(config) / 1e9 == pytest.approx(gflops, abs=0.05)
 
 
 def test_flops_agree_with_the_compiler_on_an_unrolled_model():

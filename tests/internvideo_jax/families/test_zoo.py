@@ -122,7 +122,7 @@ def test_the_recipe_has_the_model_and_the_test_of_the_entry(entry):
     assert (test.views.clip.frames, test.views.clip.size) == (entry.frames, entry.pixels)
     if entry.protocol:
         protocol = entry.protocol
-        assert (test.views.segments, test.views.crops) == (protocol.segments, protocol.crops)
+        assert (test.views.clips, test.views.crops) == (protocol.clips, protocol.crops)
         assert (test.views.clip.sampling, test.merge) == (protocol.sampling, protocol.merge)
     path, _, name = entry.config.removeprefix("configs/").partition(":recipe=")
     row = shipped.module(path).RECIPES.get(name) if name else None

@@ -38,7 +38,7 @@ def part(batch, rows):
 def test_parts_of_a_batch_add_up_to_the_whole(pretrain, decoder_ratio):
     """Masks follow positions, so splitting a batch changes neither them nor the loss."""
     model, params = pretrain
-    objective = MaskedPixels(ratio=0.75, decoder_ratio=decoder_ratio)
+    objective = MaskedPixels(mask_ratio=0.75, decoder_ratio=decoder_ratio)
     key, step, batch = jax.random.key(3), jnp.int32(0), clips(6)
     loss = jax.jit(lambda batch: objective.loss(model, params, batch, key, step)[0])
     whole = loss(batch)
@@ -51,7 +51,7 @@ def test_parts_of_a_batch_add_up_to_the_whole(pretrain, decoder_ratio):
 
 def test_masks_change_with_the_position_and_the_run(pretrain):
     model, _ = pretrain
-    objective = MaskedPixels(ratio=0.75)
+    objective = MaskedPixels(mask_ratio=0.75)
     keys = jax.random.split(jax.random.key(0), 2)
     one, _ = objective.draw(model.config, jax.random.split(keys[0], 8))
     two, _ = objective.draw(model.config, jax.random.split(keys[1], 8))
@@ -62,15 +62,18 @@ def test_masks_change_with_the_position_and_the_run(pretrain):
 def test_a_mask_that_leaves_nothing_is_refused(pretrain):
     model, _ = pretrain
     with pytest.raises(ValueError, match="ratio"):
-        MaskedPixels(ratio=1.0).check(model.config)
+        MaskedPixels(mask_ratio=1.0).check(model.config)
     with pytest.raises(ValueError, match="mask"):
         MaskedPixels(mask="tubes").check(model.config)
 
 
 def test_counted_operations_follow_what_is_seen_and_decoded(pretrain):
     config = pretrain[0].config
-    thin, thick = MaskedPixels(ratio=0.5).flops(config), MaskedPixels(ratio=0.75).flops(config)
-    dual = MaskedPixels(ratio=0.75, decoder_ratio=0.5).flops(config)
+    thin, thick = (
+        MaskedPixels(mask_ratio=0.5).flops(config),
+        MaskedPixels(mask_ratio=0.75).flops(config),
+    )
+    dual = MaskedPixels(mask_ratio=0.75, decoder_ratio=0.5).flops(config)
     assert thin > thick > dual > 0
 
 

@@ -96,6 +96,8 @@ def test_files_that_are_no_recipe(tmp_path, text, message):
         ("evals.test.views.btach", r"config.evals.test.views.btach: did you mean 'batch'\?"),
         ("evals.tets.every", r"unknown field config.evals.tets: did you mean 'test'\?"),
         ("steps.x", "unknown field config.steps.x: config.steps is a single value"),
+        ("data.views", "unknown field config.data.views: it is called fixed_views now"),
+        ("evals.test.views.segments", "views.segments: it is called clips now"),
     ],
 )
 def test_fields_that_do_not_exist_are_named_in_full(field, message):

@@ -32,7 +32,7 @@ def sets(tmp_path_factory):
 def pretrain(mixture: str, **data) -> TrainConfig:
     return TrainConfig(
         model=PretrainConfig.of_size("tiny", decoder_depth=1, **SMALL),
-        objective=MaskedPixels(ratio=0.5),
+        objective=MaskedPixels(mask_ratio=0.5),
         data=DataConfig(mixture=mixture, global_batch=4, clip=CLIP, **data),
         epochs=4,
     )

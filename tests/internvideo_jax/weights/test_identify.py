@@ -101,7 +101,7 @@ def test_settings_of_the_entry_are_in_the_command():
     model = UniFormerV2Config.of_size("large", classes=400, frames=32)
     found = identified(model, "k400_k710_uniformerv2_l14_32x224.pyth")
     assert "frames=32 --checkpoint=" in found.commands[0]
-    assert found.commands[0].endswith("--config.evals.test.views.segments=2")
+    assert found.commands[0].endswith("--config.evals.test.views.clips=2")
     assert "224 pixels" in found.text() and "no local blocks" in found.text()
 
 

@@ -49,10 +49,10 @@ def test_every_recipe_is_tested_as_its_protocol_says():
 
 def test_what_departs_is_named():
     test = Accuracy.of_protocol("videomae/kinetics", frames=16, size=224, batch=4)
-    views = dataclasses.replace(test.views, segments=2)
+    views = dataclasses.replace(test.views, clips=2)
     changed = dataclasses.replace(test, views=views, merge="logit")
     assert protocols.departures("videomae/kinetics", values(changed)) == {
-        "segments": {"preset": 5, "used": 2},
+        "clips": {"preset": 5, "used": 2},
         "merge": {"preset": "probability", "used": "logit"},
     }
 
@@ -69,10 +69,10 @@ def test_the_flag_replaces_the_views_of_the_test():
     found = with_protocol(config, "videomae/something", {"data.eval"}).evals["test"]
     assert found.protocol == "videomae/something"
     views = found.views
-    assert (views.segments, views.clip.sampling, views.clip.frames) == (2, "segments", 16)
+    assert (views.clips, views.clip.sampling, views.clip.frames) == (2, "segments", 16)
     assert views.batch == config.evals["test"].views.batch
-    with pytest.raises(ValueError, match="and --config.evals.test.views.segments both decide"):
-        with_protocol(config, "videomae/kinetics", {"evals.test.views.segments"})
+    with pytest.raises(ValueError, match="and --config.evals.test.views.clips both decide"):
+        with_protocol(config, "videomae/kinetics", {"evals.test.views.clips"})
     pretrain = shipped.config("videomae-pretrain-tiny")
     with pytest.raises(ValueError, match="`test`, which this config lacks; it has reconstruction"):
         with_protocol(pretrain, "videomae/kinetics", ())
@@ -172,5 +172,5 @@ def test_every_protocol_gives_views_of_its_family(name, shards):
     clips = next(stream)["video"]
     stream.close()
     protocol = protocols.find(name)
-    count = protocol.segments * protocol.crops
+    count = protocol.clips * protocol.crops
     assert clips.shape == (count, config.model.frames, *[config.model.size] * 2, 3)
