@@ -43,7 +43,7 @@ from data_pipelines.records.dataset import Dataset, FrameBuffer
 from data_pipelines.stream.pipeline import TrainStream
 from data_pipelines.stream.prefetch import row_threads
 
-CLIP = ClipConfig(frames=16, stride=4, size=224, sampling="window")
+CLIP = ClipConfig(frames=16, stride=4, resolution=224, sampling="window")
 BATCH = 8  # of the streams that are timed
 
 

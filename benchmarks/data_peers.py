@@ -101,5 +101,5 @@ def per_clip(read: Reader, path: Path, clip: ClipConfig, count: int) -> float:
             frames = read(path, clip, rng)
             box = transforms.random_resized_crop(frames[0].shape[0], frames[0].shape[1], rng)
             flip = bool(rng.random() < 0.5)
-            transforms.crop_resize(frames, box, clip.size, method="bilinear", flip=flip)
+            transforms.crop_resize(frames, box, clip.resolution, method="bilinear", flip=flip)
     return used.seconds / count

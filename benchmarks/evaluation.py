@@ -67,7 +67,7 @@ def own_step(config: TrainConfig, folder: Path) -> tuple[Callable[[], float], di
     flat = {path: np.asarray(value) for path, value in flatten_paths(params).items()}
     geometry = {"patch": settings.patch, "tubelet": settings.tubelet}
     save_torch(folder / "weights.safetensors", Weights(settings.name, flat, geometry))
-    shape = (BATCH.value, settings.frames, settings.size, settings.size, 3)
+    shape = (BATCH.value, settings.frames, settings.resolution, settings.resolution, 3)
     rng = np.random.default_rng(0)
     video = rng.integers(0, 256, shape, np.uint8)
     label = np.zeros(BATCH.value, np.int64)
@@ -106,7 +106,7 @@ def torch_spec(config: TrainConfig, folder: Path, variant: str) -> dict[str, Any
         "pixel_mean": list(model.pixel_mean),
         "pixel_std": list(model.pixel_std),
         "sizes": {
-            "img_size": model.size,
+            "img_size": model.resolution,
             "patch_size": model.patch,
             "embed_dim": model.encoder.width,
             "depth": model.encoder.depth,

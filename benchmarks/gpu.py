@@ -57,7 +57,7 @@ def config_of(spec: dict[str, Any]) -> TrainConfig:
     asked = MODELS[spec["model"]]
     changes: dict[str, Any] = {"remat": spec["remat"], "dtype": "bfloat16"}
     if spec["tiny"]:
-        changes |= {"size": 32, "frames": 16, "patch": 16, "encoder": tower(64, 2, 2)}
+        changes |= {"resolution": 32, "frames": 16, "patch": 16, "encoder": tower(64, 2, 2)}
     if any(field.name == "attention" for field in dataclasses.fields(PretrainConfig)):
         changes["attention"] = spec["attention"]
     elif spec["attention"] != "xla":
@@ -72,7 +72,7 @@ def config_of(spec: dict[str, Any]) -> TrainConfig:
     else:
         model = VideoMAEClassifierConfig(encoder=encoder, classes=CLASSES, **changes)
         objective = Classification(smoothing=0.0, mixup=0.0, cutmix=0.0)
-    clip = ClipConfig(frames=model.frames, stride=4, size=model.size)
+    clip = ClipConfig(frames=model.frames, stride=4, resolution=model.resolution)
     return TrainConfig(
         model=model,
         objective=objective or MaskedPixels(mask_ratio=0.5 if spec["tiny"] else 0.9),
@@ -85,7 +85,7 @@ def torch_spec(config: TrainConfig, folder: Path, file: Path, variant: str) -> d
     """What `torch_peer.py` needs."""
     model = cast(PretrainConfig, config.model)
     sizes = {
-        "img_size": model.size,
+        "img_size": model.resolution,
         "patch_size": model.patch,
         "mlp_ratio": model.encoder.hidden / model.encoder.width,
         "qkv_bias": True,

@@ -319,7 +319,7 @@ def _bench(arguments: argparse.Namespace) -> int:
         speed.stream_per_core,
         arguments.cores,
         frames=config.clip.frames,
-        size=config.clip.size,
+        size=config.clip.resolution,
         bytes_per_clip=speed.bytes_per_clip,
         mfu=arguments.mfu,
         per_chip=own,

@@ -34,7 +34,7 @@ class ClipConfig:
 
     frames: int = limited(16, least=1)
     stride: int = limited(4, least=1)  # distance between sampled frames, in stored frames
-    size: int = limited(224, least=1)  # height and width after the crop, pixels
+    resolution: int = limited(224, least=1)  # height and width after the crop, pixels
     sampling: str = "window"  # sampling.py, TRAIN and VIEWS: window | dense | segments | ...
 
 
@@ -62,7 +62,7 @@ class ImageConfig:
     """The batches of a mixture's still images: clips of one frame."""
 
     global_batch: int = 0  # images per step over all hosts; 0 = that of the videos
-    size: int = 0  # height and width after the crop; 0 = that of the videos
+    resolution: int = 0  # height and width after the crop; 0 = that of the videos
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +140,9 @@ class DataConfig:
         """Shape of the clips of one media type."""
         if media != "image":
             return self.clip
-        return dataclasses.replace(self.clip, frames=1, size=self.image.size or self.clip.size)
+        return dataclasses.replace(
+            self.clip, frames=1, resolution=self.image.resolution or self.clip.resolution
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -160,6 +160,7 @@ class TrainConfig:
 FORMER = {
     "ratio": "mask_ratio",
     "segments": "clips",
+    "size": "resolution",
     "views": "fixed_views",
 }
 

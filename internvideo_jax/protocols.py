@@ -27,7 +27,7 @@ Shape = tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True)
 class ClipInput:
-    """Clips (T, size, size, 3) that a model reads.
+    """Clips (T, resolution, resolution, 3) that a model reads.
 
     Attributes:
       frames: T as the model looks at it, in evaluation too.
@@ -38,7 +38,7 @@ class ClipInput:
     """
 
     frames: int
-    size: int
+    resolution: int
     grid: Grid
     tubelet: int
     patch: int

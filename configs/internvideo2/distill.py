@@ -111,7 +111,7 @@ def tiny(options: dict[str, Any]) -> TrainConfig:
 
     The four layers of the teacher are all followed, by the four of a student half as wide.
     """
-    form: dict[str, Any] = {"size": 48, "dtype": "float32", "scan": False}
+    form: dict[str, Any] = {"resolution": 48, "dtype": "float32", "scan": False}
     clip_teacher = InternVideo2TeacherConfig.of_size("tiny", layers=last_layers(4, 4), **form)
     model = StudentConfig.of_size(
         "tiny",

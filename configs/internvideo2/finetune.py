@@ -216,7 +216,7 @@ def released(name: str) -> TrainConfig:
     model = InternVideo2ClassifierConfig.of_size(
         size_of(name),
         frames=recipe.frames,
-        size=recipe.pixels,
+        resolution=recipe.pixels,
         drop_path=recipe.drop_path,
         head_dropout=recipe.head_dropout,
         remat=recipe.remat,
@@ -232,7 +232,9 @@ def tiny() -> TrainConfig:
     model = InternVideo2ClassifierConfig.of_size(
         "tiny", dtype="float32", scan=False, head_scale=1.0
     )
-    clip = ClipConfig(frames=model.frames, stride=1, size=model.size, sampling="stepped")
+    clip = ClipConfig(
+        frames=model.frames, stride=1, resolution=model.resolution, sampling="stepped"
+    )
     return TrainConfig(
         model=model,
         objective=Classification(mixup=0.0, cutmix=0.0),

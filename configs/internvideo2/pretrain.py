@@ -141,7 +141,7 @@ def tiny(options: dict[str, Any]) -> TrainConfig:
     that a short run moves the features.
     """
     motion, looks = options["teachers"] != "viclip", options["teachers"] != "videomae"
-    layers, form = last_layers(4, 2), {"size": 48, "dtype": "float32", "scan": False}
+    layers, form = last_layers(4, 2), {"resolution": 48, "dtype": "float32", "scan": False}
     clip_teacher = ViCLIPTeacherConfig.of_size("tiny", frames=4, layers=layers, **form)
     mae_teacher = VideoMAETeacherConfig.of_size(
         "tiny", frames=8, layers=layers, pos_table="separable", **form
@@ -158,8 +158,10 @@ def tiny(options: dict[str, Any]) -> TrainConfig:
         layer_scale=0.1,
         **form,
     )
-    clip = ClipConfig(frames=model.clip_frames, stride=2, size=model.size, sampling="window")
-    seen = ClipConfig(frames=model.frames, stride=4, size=model.size, sampling="dense")
+    clip = ClipConfig(
+        frames=model.clip_frames, stride=2, resolution=model.resolution, sampling="window"
+    )
+    seen = ClipConfig(frames=model.frames, stride=4, resolution=model.resolution, sampling="dense")
     return TrainConfig(
         model=model,
         objective=Alignment(

@@ -169,7 +169,9 @@ def tiny(kind: str) -> TrainConfig:
     model = InternVideo2ClassifierConfig.of_size(
         "tiny", dtype="float32", scan=False, head_scale=1.0
     )
-    clip = ClipConfig(frames=model.frames, stride=1, size=model.size, sampling="stepped")
+    clip = ClipConfig(
+        frames=model.frames, stride=1, resolution=model.resolution, sampling="stepped"
+    )
     return TrainConfig(
         model=model,
         objective=Classification(mixup=0.0, cutmix=0.0),

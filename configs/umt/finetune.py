@@ -109,7 +109,7 @@ def released(name: str) -> TrainConfig:
         VideoMAEClassifierConfig.of_size(
             size_of(name),
             frames=recipe.frames,
-            size=recipe.pixels,
+            resolution=recipe.pixels,
             drop_path=recipe.drop_path,
             head_dropout=recipe.head_dropout,
             remat="attention",

@@ -92,7 +92,7 @@ def tiny(options: dict[str, Any]) -> TrainConfig:
     teacher = CLIPTeacherConfig.of_size("tiny", layers=layers, dtype="float32", scan=False)
     model = UMTStudentConfig.of_size(
         "tiny",
-        size=48,
+        resolution=48,
         clip_width=teacher.width,
         clip_layers=layers,
         pos_table="separable",

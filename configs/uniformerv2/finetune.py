@@ -210,7 +210,9 @@ def released(options: dict[str, Any], frozen: bool) -> TrainConfig:
         global_drop_path=recipe.global_drop_path,
         remat="full",
     )
-    clip = ClipConfig(frames=recipe.frames, stride=1, size=model.size, sampling="stepped")
+    clip = ClipConfig(
+        frames=recipe.frames, stride=1, resolution=model.resolution, sampling="stepped"
+    )
     return TrainConfig(
         model=model,
         objective=_objective(),
@@ -239,7 +241,7 @@ def released(options: dict[str, Any], frozen: bool) -> TrainConfig:
         log=LogConfig(every=50),
         evals={
             "test": Accuracy.of_protocol(
-                recipe.protocol, frames=recipe.frames, size=model.size, batch=16
+                recipe.protocol, frames=recipe.frames, resolution=model.resolution, batch=16
             )
         },
         epochs=recipe.epochs,
@@ -281,7 +283,7 @@ def tiny(frozen: bool = False) -> TrainConfig:
         scan=False,
         **changes,
     )
-    clip = ClipConfig(frames=8, stride=1, size=model.size, sampling="stepped")
+    clip = ClipConfig(frames=8, stride=1, resolution=model.resolution, sampling="stepped")
     views = ViewConfig(clip=clip, crop_rule="slowfast", batch=32)
     return TrainConfig(
         model=model,

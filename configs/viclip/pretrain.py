@@ -99,7 +99,9 @@ def released(options: dict[str, Any]) -> TrainConfig:
         objective=Contrastive(mask_ratio=recipe.mask_ratio),
         data=DataConfig(
             global_batch=recipe.batch,
-            clip=ClipConfig(frames=model.frames, stride=1, size=model.size, sampling="uniform"),
+            clip=ClipConfig(
+                frames=model.frames, stride=1, resolution=model.resolution, sampling="uniform"
+            ),
             crop="random_resized",
             flip="auto",
             augment=AugmentConfig(area=(0.5, 1.0), resize="bicubic"),
@@ -129,7 +131,9 @@ def released(options: dict[str, Any]) -> TrainConfig:
 
 def retrieval(model: ViCLIPConfig, batch: int) -> TextVideoRetrieval:
     """Captions and clips of the test split found by each other, as ViCLIP was tested."""
-    clip = ClipConfig(frames=model.frames, stride=1, size=model.size, sampling="uniform")
+    clip = ClipConfig(
+        frames=model.frames, stride=1, resolution=model.resolution, sampling="uniform"
+    )
     return TextVideoRetrieval(views=ViewConfig(clip=clip, crop_rule="squash", batch=batch))
 
 
@@ -147,7 +151,9 @@ def tiny(options: dict[str, Any]) -> TrainConfig:
         objective=Contrastive(mask_ratio=0.0 if second else 0.5),
         data=DataConfig(
             global_batch=32,
-            clip=ClipConfig(frames=model.frames, stride=1, size=model.size, sampling="uniform"),
+            clip=ClipConfig(
+                frames=model.frames, stride=1, resolution=model.resolution, sampling="uniform"
+            ),
             crop="multiscale",
             text="random",
             tokenizer=options["tokenizer"] or "world",

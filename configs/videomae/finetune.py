@@ -265,13 +265,13 @@ def tiny() -> TrainConfig:
     short memory of the second moment get it there: with b2 = 0.999, half the rate and 300 steps of
     32, one of three pre-trained starts stayed at chance.
     """
-    clip = ClipConfig(frames=8, stride=2, size=48, sampling="window")
+    clip = ClipConfig(frames=8, stride=2, resolution=48, sampling="window")
     views = ViewConfig(clip=dataclasses.replace(clip, sampling="dense"), batch=32)
     return TrainConfig(
         model=VideoMAEClassifierConfig.of_size(
             "tiny",
             frames=8,
-            size=48,
+            resolution=48,
             pos_table="separable",
             dtype="float32",
             scan=False,

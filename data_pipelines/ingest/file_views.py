@@ -55,7 +55,7 @@ class FileViews(Iterator[Batch]):
         self.rows, self.config = rows, config
         self.problems: dict[int, str] = {}
         self.notes: dict[int, str] = {}
-        side = max(DecodeOptions().short_side, config.clip.size)
+        side = max(DecodeOptions().short_side, config.clip.resolution)
         self._options = DecodeOptions(short_side=side, min_frames=1)
         self._pool = ThreadPoolExecutor(threads)
         self._decoded = in_order(self._pool, self._views, range(len(rows)), threads + 1)
@@ -91,7 +91,7 @@ class FileViews(Iterator[Batch]):
 
     def _shape(self) -> tuple[int, ...]:
         config, clip = self.config, self.config.clip
-        return (config.clips * config.crops, clip.frames, clip.size, clip.size, 3)
+        return (config.clips * config.crops, clip.frames, clip.resolution, clip.resolution, 3)
 
     def _views(self, number: int) -> np.ndarray | None:
         """(clips * crops, T, H, W, 3) uint8; None for a file that cannot be used."""

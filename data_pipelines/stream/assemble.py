@@ -371,7 +371,12 @@ def _identity(batches: TrainBatches, tokenize: Tokenize | None) -> dict[str, Any
     shared: dict[str, Any] = {
         "seed": config.seed,
         "global_batch": config.global_batch,
-        "clip": dataclasses.asdict(config.clip),
+        "clip": {  # `size`: as streams have called it from the first version on
+            "frames": config.clip.frames,
+            "stride": config.clip.stride,
+            "size": config.clip.resolution,
+            "sampling": config.clip.sampling,
+        },
         "version": STREAM_VERSION,
     }
     # What is off is not mentioned, so that streams without it keep their identity.
@@ -407,7 +412,7 @@ def _identity(batches: TrainBatches, tokenize: Tokenize | None) -> dict[str, Any
         group.media: {
             "batch": group.batch,
             "frames": group.clip.frames,
-            "size": group.clip.size,
+            "size": group.clip.resolution,
             "steps": str(plan.steps.share(i)),
         }
         for i, group in enumerate(plan.groups)

@@ -282,9 +282,10 @@ def _check(
     matched = [*found.loaded, *found.resized]
     fields = differing_fields(source.known, config) if matched or found.other else []
     if any("pos_embed/table:" in line for line in found.other):
-        size = source.known.get("size", "of another number of patches")
+        there = source.known.get("resolution", "of another number of patches")
+        here = clip_of(config).resolution
         fields.append(
-            f"  size {size} there, config.model.size = {clip_of(config).size}: this position table "
+            f"  resolution {there} there, config.model.resolution = {here}: this position table "
             "is not resized"
         )
     if found.other or fields:

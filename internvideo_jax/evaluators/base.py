@@ -85,10 +85,11 @@ class EvalContext:
         views = source.views
         if "video" in source.parts:
             takes = clip_of(self.model.config)
-            if (views.clip.frames, views.clip.size) != (takes.frames, takes.size):
+            if (views.clip.frames, views.clip.resolution) != (takes.frames, takes.resolution):
                 raise ValueError(
-                    f"evaluation clips of {views.clip.frames} frames at {views.clip.size} pixels "
-                    f"do not fit the model, which takes {takes.frames} frames at {takes.size}"
+                    f"evaluation clips of {views.clip.frames} frames at {views.clip.resolution} "
+                    f"pixels do not fit the model, which takes {takes.frames} frames at "
+                    f"{takes.resolution}"
                 )
         dataset = self.dataset(source)
         directory, split = dataset.manifest.directory, dataset.split
@@ -212,7 +213,7 @@ def describe_views(views: ViewConfig) -> dict[str, Any]:
     return {
         "frames": views.clip.frames,
         "stride": views.clip.stride,
-        "size": views.clip.size,
+        "resolution": views.clip.resolution,
         "sampling": views.clip.sampling,
         "clips": views.clips,
         "crops": views.crops,

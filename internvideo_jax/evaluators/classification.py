@@ -47,14 +47,14 @@ class Accuracy:
     compares_texts: ClassVar[bool] = False
 
     @classmethod
-    def of_protocol(cls, name: str, *, frames: int, size: int, batch: int) -> Self:
+    def of_protocol(cls, name: str, *, frames: int, resolution: int, batch: int) -> Self:
         """An evaluator with the views of a published protocol.
 
         Args:
           frames, size: of a clip, as the model takes it.
           batch: videos read at a time over all hosts.
         """
-        views = ViewConfig(clip=ClipConfig(frames=frames, size=size), batch=batch)
+        views = ViewConfig(clip=ClipConfig(frames=frames, resolution=resolution), batch=batch)
         return cls(views=views).with_protocol(name)
 
     def with_protocol(self, name: str) -> Self:

@@ -36,10 +36,12 @@ class ZeroShot(VideoTextTask):
     names: str = ""  # text file with a class name per line, in the order of the labels
 
     @classmethod
-    def of_preset(cls, name: str, *, size: int, batch: int, frames: int = 0) -> Self:
+    def of_preset(cls, name: str, *, resolution: int, batch: int, frames: int = 0) -> Self:
         """An evaluator with the settings of a published test; arguments as in `settings`."""
         found = presets.find(presets.ZERO_SHOT, name)
-        return cls(**presets.settings(name, found, size=size, batch=batch, frames=frames))
+        return cls(
+            **presets.settings(name, found, resolution=resolution, batch=batch, frames=frames)
+        )
 
     def inputs(self) -> tuple[Input, ...]:
         return (Input(self.data, self.split, self.views, labelled=True, seconds=self.seconds),)

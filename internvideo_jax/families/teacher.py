@@ -56,7 +56,7 @@ class Teacher(nnx.Module):
     config: Any
 
     def read(self, video: jax.Array) -> TeacherOutputs:
-        """(B, T, size, size, 3) -> what the network saw."""
+        """(B, T, resolution, resolution, 3) -> what the network saw."""
         raise NotImplementedError
 
     def finish(self, x: jax.Array) -> jax.Array:
@@ -93,7 +93,7 @@ class Teacher(nnx.Module):
                 f"video is {video.shape} (B, T, H, W, 3), the teacher {config.name!r} reads "
                 f"{config.frames} frames"
             )
-        reading = self.read(resize_frames(video, config.size))
+        reading = self.read(resize_frames(video, config.resolution))
         attention = reading.attention
         if attention is not None:
             attention = attention.astype(jnp.float32).reshape(len(video), -1, attention.shape[-1])

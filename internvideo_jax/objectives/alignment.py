@@ -318,7 +318,7 @@ class Alignment(Objective):
                 changes |= {f"{branch}_layers": layers[-count:], f"{branch}_width": small.width}
             size = fits.grid[1] * small.patch
             teachers[f"{branch}_teacher"] = dataclasses.replace(
-                small, init_from="random", frames=frames, size=size, layers=theirs
+                small, init_from="random", frames=frames, resolution=size, layers=theirs
             )
             if branch == "clip" and fits.final_width:
                 changes["final_width"] = small.final_width

@@ -171,7 +171,9 @@ class Extractor:
     def _video(self, records: range, loaded: Loaded, batch: Windowed) -> np.ndarray:
         """(B, T, H, W, 3) uint8; rows beyond those of the batch are 0."""
         clip = self._clip
-        out = np.zeros((self.windows.batch, clip.frames, clip.size, clip.size, 3), np.uint8)
+        out = np.zeros(
+            (self.windows.batch, clip.frames, clip.resolution, clip.resolution, 3), np.uint8
+        )
         for record, group in itertools.groupby(enumerate(batch), key=lambda item: item[1][0]):
             members = list(group)
             # Windows overlap: every frame is decoded and resized once.
@@ -186,7 +188,7 @@ class Extractor:
         return out
 
     def _resize(self, frame: np.ndarray) -> np.ndarray:
-        size = self._clip.size
+        size = self._clip.resolution
         if self.windows.crop == "squash":
             return transforms.resize(frame, size, size, "bilinear")
         small = transforms.resize_short_side(frame, size)
@@ -198,7 +200,7 @@ class Extractor:
 
     def _width(self) -> int:
         clip = self._clip
-        shape = (self.windows.batch, clip.frames, clip.size, clip.size, 3)
+        shape = (self.windows.batch, clip.frames, clip.resolution, clip.resolution, 3)
         batch = {"video": jax.ShapeDtypeStruct(shape, np.uint8)}
         return jax.eval_shape(self._program.function, self.params, batch).shape[1]
 

@@ -238,7 +238,7 @@ def _views(config: TrainConfig, *, text: bool) -> tuple[ViewConfig, str]:
         if text and isinstance(found, VideoTextTask):
             return found.views, ""
     takes = clip_of(config.model)
-    size = {"frames": takes.frames, "size": takes.size}
+    size = {"frames": takes.frames, "resolution": takes.resolution}
     if text:
         clip = dataclasses.replace(VideoTextTask().views.clip, **size)
         return dataclasses.replace(VideoTextTask().views, clip=clip), ""

@@ -157,7 +157,7 @@ class Scorer:
         clips = clip_batches(
             loaded,
             lambda each: self._clip(*each),
-            (clip.frames, clip.size, clip.size, 3),
+            (clip.frames, clip.resolution, clip.resolution, 3),
             size=self.options.batch,
             threads=self.threads,
         )
@@ -189,11 +189,11 @@ class Scorer:
             return None
         if options.crop == "squash":
             whole = (0, 0, *frames[0].shape[:2])
-            return transforms.crop_resize(frames, whole, clip.size, method="bicubic")
-        small = {id(each): transforms.resize_short_side(each, clip.size) for each in frames}
+            return transforms.crop_resize(frames, whole, clip.resolution, method="bicubic")
+        small = {id(each): transforms.resize_short_side(each, clip.resolution) for each in frames}
         height, width = small[id(frames[0])].shape[:2]
-        box = transforms.center_box(height, width, clip.size)
-        return transforms.crop_resize([small[id(each)] for each in frames], box, clip.size)
+        box = transforms.center_box(height, width, clip.resolution)
+        return transforms.crop_resize([small[id(each)] for each in frames], box, clip.resolution)
 
     def _check(
         self,

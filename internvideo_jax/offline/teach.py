@@ -114,7 +114,9 @@ class TeacherJob:
         """Name -> shape and type of what is stored of one view."""
         clip, size = self.views.clip, self.options.batch
         batch = {
-            "video": jax.ShapeDtypeStruct((size, clip.frames, clip.size, clip.size, 3), np.uint8),
+            "video": jax.ShapeDtypeStruct(
+                (size, clip.frames, clip.resolution, clip.resolution, 3), np.uint8
+            ),
             "position": jax.ShapeDtypeStruct((size,), np.uint32),
         }
         with jax.set_mesh(self.mesh):
@@ -140,7 +142,7 @@ class TeacherJob:
         batches = clip_batches(
             list(itertools.product(records, range(views))),
             lambda row: self._clip(*row),
-            (clip.frames, clip.size, clip.size, 3),
+            (clip.frames, clip.resolution, clip.resolution, 3),
             size=self.options.batch,
             threads=max(self.config.data.reader.threads, 1),
         )
@@ -169,7 +171,7 @@ class TeacherJob:
 
     def _clip(self, record: int, view: int) -> np.ndarray | None:
         clip = self.views.clip
-        out = np.empty((clip.frames, clip.size, clip.size, 3), np.uint8)
+        out = np.empty((clip.frames, clip.resolution, clip.resolution, 3), np.uint8)
         try:
             self.views.read(record, view, out)
         except UnreadableRecordError:

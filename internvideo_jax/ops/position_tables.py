@@ -188,8 +188,8 @@ def _source_grid(rows: int, found: Mapping[str, int], grid: Grid) -> Grid:
     Raises:
       ValueError: it is not.
     """
-    if {"patch", "tubelet", "frames", "size"} <= found.keys():
-        side = found["size"] // found["patch"]
+    if {"patch", "tubelet", "frames", "resolution"} <= found.keys():
+        side = found["resolution"] // found["patch"]
         return found["frames"] // found["tubelet"], side, side
     side = round((rows / grid[0]) ** 0.5)
     if grid[0] * side * side == rows:

@@ -37,11 +37,13 @@ def student_clip(model: ModelConfig) -> ClipConfig:
     """What students train on: one random frame of each part of the video."""
     takes = clip_of(model)
     frames = takes.stride * takes.frames
-    return ClipConfig(frames=frames, stride=1, size=takes.size, sampling="parts")
+    return ClipConfig(frames=frames, stride=1, resolution=takes.resolution, sampling="parts")
 
 
 def student_views(model: ModelConfig, batch: int) -> ViewConfig:
     """The clips of evaluators: the student's own frames, one of each part of the video."""
     takes = clip_of(model)
-    clip = ClipConfig(frames=takes.frames, stride=1, size=takes.size, sampling="stepped")
+    clip = ClipConfig(
+        frames=takes.frames, stride=1, resolution=takes.resolution, sampling="stepped"
+    )
     return ViewConfig(clip=clip, batch=batch)

@@ -50,7 +50,10 @@ class Recipe:
         """The run of a classifier `model`, whose drop path and head the caller has set."""
         takes = clip_of(model)
         clip = ClipConfig(
-            frames=takes.frames, stride=self.stride, size=takes.size, sampling=self.sampling
+            frames=takes.frames,
+            stride=self.stride,
+            resolution=takes.resolution,
+            sampling=self.sampling,
         )
         return TrainConfig(
             model=model,
@@ -79,7 +82,7 @@ class Recipe:
             log=LogConfig(every=50),
             evals={
                 "test": Accuracy.of_protocol(
-                    self.protocol, frames=takes.frames, size=takes.size, batch=16
+                    self.protocol, frames=takes.frames, resolution=takes.resolution, batch=16
                 )
             },
             epochs=self.epochs,

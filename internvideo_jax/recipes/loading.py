@@ -103,7 +103,7 @@ def added(plain: Mapping[str, Any], labels: Sequence[str]) -> dict[str, Any]:
         if others and not evaluator.compares_texts:
             views = others[0]
         takes = clip_of(config.model)
-        clip = dataclasses.replace(views.clip, frames=takes.frames, size=takes.size)
+        clip = dataclasses.replace(views.clip, frames=takes.frames, resolution=takes.resolution)
         batch = others[0].batch if others else views.batch
         views = dataclasses.replace(views, clip=clip, batch=batch)
         found[name] = as_plain(dataclasses.replace(evaluator, views=views))

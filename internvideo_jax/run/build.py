@@ -173,7 +173,7 @@ def _tables(
         memory_estimate(
             plan.shapes,
             plan.shardings,
-            config.data.global_batch * clip.frames * clip.size**2 * 3,
+            config.data.global_batch * clip.frames * clip.resolution**2 * 3,
             [(network.shapes, network.shardings) for network in frozen.values()],
         ),
     ]
@@ -303,10 +303,10 @@ def check_clip(config: TrainConfig, media: str) -> None:
             f"{', '.join(takes.media)} only"
         )
     frames = 1 if media == "image" else takes.stride * takes.frames
-    if (clip.frames, clip.size) != (frames, takes.size):
+    if (clip.frames, clip.resolution) != (frames, takes.resolution):
         raise ValueError(
-            f"config.data.clip gives {clip.frames} frames of {clip.size} pixels, config.model "
-            f"takes {frames} frames of {takes.size}"
+            f"config.data.clip gives {clip.frames} frames of {clip.resolution} pixels, "
+            f"config.model takes {frames} frames of {takes.resolution}"
         )
 
 

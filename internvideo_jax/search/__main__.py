@@ -62,7 +62,7 @@ def open_parts(settings: Settings) -> tuple[SearchEncoder, Sampling, EmbeddingCa
     )
     clip = clip_of(encoder.model.config)
     sampling = Sampling(
-        clip.frames, clip.size, settings.crop, settings.resize, settings.window, settings.fps
+        clip.frames, clip.resolution, settings.crop, settings.resize, settings.window, settings.fps
     )
     cache = EmbeddingCache(settings.cache, encoder.identity, sampling.identity())
     return encoder, sampling, cache

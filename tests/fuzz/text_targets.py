@@ -23,7 +23,13 @@ JSON = b'[{"video": "a.mp4", "caption": "one"}, {"video": "b.mp4", "caption": ["
 CLASSES = b"sit\nstand up\njump\n"
 CLIPS = b'{"YoutubeID": "a", "Start_timestamp": "00:00:01.5", "Caption": "b", "UMT_Score": 0.4}\n'
 ENCODER = {"width": 16, "depth": 1, "heads": 2, "hidden": 64}
-MODEL = {"name": "videomae_classifier", "encoder": ENCODER, "classes": 3, "frames": 4, "size": 32}
+MODEL = {
+    "name": "videomae_classifier",
+    "encoder": ENCODER,
+    "classes": 3,
+    "frames": 4,
+    "resolution": 32,
+}
 
 
 def seeds() -> dict[str, list[bytes]]:

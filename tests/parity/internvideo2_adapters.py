@@ -47,7 +47,7 @@ def pooled_encoder(config: dict) -> dict[str, Any]:
         "encoder": encoder_tower(config),
         "embedding": config["clip_embed_dim"],
         "pool_heads": config["attn_pool_num_heads"],
-        "size": config["img_size"],
+        "resolution": config["img_size"],
         "tubelet": config.get("tubelet_size", 1),
         "patch": config["patch_size"],
         "qkv_bias": config.get("qkv_bias", False),

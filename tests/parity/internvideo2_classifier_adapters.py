@@ -231,7 +231,7 @@ def grouped_model(sizes: dict, rows: dict) -> tuple[Any, Any]:
     teacher = videomae_model.VideoMAEClassifierConfig(  # Unmasked Teacher's
         encoder=encoder_tower(sizes),
         frames=sizes["num_frames"],
-        size=sizes["img_size"],
+        resolution=sizes["img_size"],
         patch=sizes["patch_size"],
         tubelet=1,
         classes=sizes["num_classes"],

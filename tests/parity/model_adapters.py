@@ -74,7 +74,7 @@ def options(case: Case) -> dict:
     config = case.config
     return {
         "frames": config["frames"],
-        "size": config["img_size"],
+        "resolution": config["img_size"],
         "patch": config["patch_size"],
         "tubelet": config.get("tubelet", 2),
         "qkv_bias": config["qkv_bias"],

@@ -76,7 +76,7 @@ def videomae_config(config: dict[str, Any], weights: Mapping[str, Any], **change
         encoder=encoder_tower(config),
         layers=aligned(config, "mae"),
         frames=config["all_frames"],
-        size=config["img_size"],
+        resolution=config["img_size"],
         patch=config["patch_size"],
         tubelet=config.get("tubelet_size", 2),
         qkv_bias=config.get("qkv_bias", True),
@@ -106,7 +106,7 @@ def clip_teacher(case: Case) -> None:
         embedding=config["output_dim"],
         layers=aligned({**config, "depth": config["layers"]}, "clip"),
         frames=video.shape[1],
-        size=config["input_resolution"],
+        resolution=config["input_resolution"],
         patch=config["patch_size"],
         dtype="float32",
     )

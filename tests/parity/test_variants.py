@@ -165,7 +165,7 @@ def test_a_config_follows_its_case(name):
     }[name]
     encoder = config.encoder
     found = (encoder.width, encoder.depth, encoder.heads, encoder.hidden)
-    assert (*found, config.frames, config.size, config.patch, config.tubelet) == wanted
+    assert (*found, config.frames, config.resolution, config.patch, config.tubelet) == wanted
     assert shapes["encoder/blocks/mlp/fc1/kernel"].shape == (wanted[1], wanted[0], wanted[3])
 
 

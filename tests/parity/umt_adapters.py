@@ -37,7 +37,7 @@ def student_config(case: Case, **changes) -> UMTStudentConfig:
     return UMTStudentConfig(
         encoder=layers,
         frames=config["num_frames"],
-        size=config["img_size"],
+        resolution=config["img_size"],
         patch=config["patch_size"],
         tubelet=config["tubelet_size"],
         qkv_bias=config["qkv_bias"],
@@ -126,7 +126,7 @@ def classifier_config(case: Case) -> VideoMAEClassifierConfig:
     return VideoMAEClassifierConfig(
         encoder=layers,
         frames=config["all_frames"],
-        size=config["img_size"],
+        resolution=config["img_size"],
         patch=config["patch_size"],
         qkv_bias=config["qkv_bias"],
         layer_scale=1.0 if "blocks.0.gamma_1" in case.weights else 0.0,

@@ -26,7 +26,7 @@ def model_config(case: Case, *, scan: bool = True) -> UniFormerV2Config:
     return UniFormerV2Config(
         encoder=tower(config["width"], config["layers"], config["heads"]),
         frames=config["t"],
-        size=config["res"],
+        resolution=config["res"],
         patch=config["patch"],
         classes=config["classes"],
         temporal_downsample=config["temporal_downsample"],

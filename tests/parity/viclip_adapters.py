@@ -42,7 +42,7 @@ def model_config(case: Case, *, scan: bool = True) -> ViCLIPConfig:
         text=text,
         embedding=config["embed"],
         frames=config.get("frames", 1),
-        size=config.get("res", 8),
+        resolution=config.get("res", 8),
         patch=config.get("patch", 8),
         context=config.get("txt_len", 2),
         vocab=config.get("vocab", 2),
@@ -236,7 +236,7 @@ def pos_embed(case: Case) -> None:
         text=NONE,
         embedding=4,
         frames=frames,
-        size=8 * config["grid_new"],
+        resolution=8 * config["grid_new"],
         patch=8,
         context=context,
     )

@@ -31,14 +31,16 @@ CONTEXT = 16
 class ColourConfig:
     name: str = "colours"
     frames: int = 4
-    size: int = 16
+    resolution: int = 16
     context: int = CONTEXT
     vocab: int = 49408
     shift: float = 0.0  # another value makes another model
 
     @property
     def inputs(self) -> Inputs:
-        clip = ClipInput(self.frames, self.size, (self.frames, 1, 1), 1, self.size, (0,), (1,))
+        clip = ClipInput(
+            self.frames, self.resolution, (self.frames, 1, 1), 1, self.resolution, (0,), (1,)
+        )
         return Inputs(clip, TextInput(self.context, self.vocab))
 
 
@@ -82,7 +84,7 @@ def index_of(
 ) -> tuple[VideoIndex, EmbeddingCache]:
     """The index of a folder as the commands make it."""
     config = encoder.model.config
-    sampling = Sampling(config.frames, config.size, **options)
+    sampling = Sampling(config.frames, config.resolution, **options)
     kept = EmbeddingCache(cache, encoder.identity, sampling.identity())
     rows: list[Row] = list_videos(folder)
     return build_index(rows, encoder, sampling, kept), kept

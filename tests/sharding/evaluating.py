@@ -34,7 +34,9 @@ def config_of(name: str, data: Path) -> TrainConfig:
     clip = dataclasses.replace(views.clip, sampling="segments")
     test = dataclasses.replace(test, views=dataclasses.replace(views, clip=clip))
     small = config.model.smallest()
-    model = dataclasses.replace(small, frames=config.model.frames, size=config.model.size)
+    model = dataclasses.replace(
+        small, frames=config.model.frames, resolution=config.model.resolution
+    )
     return dataclasses.replace(
         config, model=model, data=DataConfig(eval=str(data)), evals={"test": test}
     )

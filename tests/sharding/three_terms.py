@@ -25,7 +25,7 @@ from internvideo_jax.types import Batch, Loss, Mean, Params, Term
 ROWS, CLASSES, STEPS = 32, 5, 3
 TOWER = TowerConfig(width=32, depth=1, heads=4, hidden=64)
 MODEL = VideoMAEClassifierConfig(
-    encoder=TOWER, frames=2, size=16, patch=8, classes=CLASSES, dtype="float32"
+    encoder=TOWER, frames=2, resolution=16, patch=8, classes=CLASSES, dtype="float32"
 )
 TOLERANCE = 1e-6
 
@@ -72,7 +72,7 @@ def built(accumulate: int, mesh: tuple[int, int, int]) -> Run:
     config = TrainConfig(
         model=MODEL,
         objective=ThreeTerms(),
-        data=DataConfig(global_batch=ROWS, clip=ClipConfig(frames=2, stride=1, size=16)),
+        data=DataConfig(global_batch=ROWS, clip=ClipConfig(frames=2, stride=1, resolution=16)),
         # Plain steps: Adam's would blow up the rounding of gradients near zero.
         optim=OptimConfig(lr=0.1, lr_batch=0, eps=1.0, weight_decay=0.0, accumulate=accumulate),
         mesh=MeshConfig(*mesh, shard_above=64),

@@ -26,7 +26,7 @@ ERRORS = {
     "no data": (["--config.data.train="], "no data directory given"),
     "unknown split": (["--config.data.split=trian"], "did you mean 'train'"),
     "size and patch": (
-        ["--config.model.size=50", "--config.data.clip.size=50"],
+        ["--config.model.resolution=50", "--config.data.clip.resolution=50"],
         "image size 50 is not divisible by the patch size 8; the nearest sizes are 48 and 56",
     ),
     "mask hides all": (["--config.objective.mask_ratio=1.0"], "leaves 0 of 144 tokens visible"),

@@ -123,7 +123,7 @@ def _transform(
     config: DataConfig, component: Component, dataset: Dataset
 ) -> augment.TrainTransform:
     return augment.TrainTransform(
-        size=config.clip_of(component.media).size,
+        resolution=config.clip_of(component.media).resolution,
         crop=component.crop,
         flip=augment.resolve_flip(component.flip, dataset.manifest),
         config=config.augment,

@@ -16,7 +16,7 @@ from data_pipelines.stream.parts.base import Part, Reading, Rows, Spec, given
 
 def spec_of(clip: ClipConfig) -> Spec:
     """`video` (T, H, W, 3) uint8."""
-    return {"video": ((clip.frames, clip.size, clip.size, 3), np.dtype(np.uint8))}
+    return {"video": ((clip.frames, clip.resolution, clip.resolution, 3), np.dtype(np.uint8))}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,10 +28,10 @@ from internvideo_jax.protocols import Traits
 LAYERS = 6  # that a student is aligned with, the last ones
 
 CLIP_SIZES: dict[str, dict[str, Any]] = {
-    "tiny": {"encoder": tower(96, 4, 4), "embedding": 64, "size": 48, "patch": 8},
+    "tiny": {"encoder": tower(96, 4, 4), "embedding": 64, "resolution": 48, "patch": 8},
     "base16": {"encoder": tower(768, 12, 12), "embedding": 512, "patch": 16},
     # 14 x 14 patches, as a student with patches of 16 pixels has at 224.
-    "large14": {"encoder": tower(1024, 24, 16), "embedding": 768, "patch": 14, "size": 196},
+    "large14": {"encoder": tower(1024, 24, 16), "embedding": 768, "patch": 14, "resolution": 196},
 }
 
 
@@ -63,7 +63,7 @@ class _Config(VideoTransformerConfig):
             embedding=32,
             layers=last(SMALLEST.depth, len(self.layers)),
             frames=min(self.frames, 4),  # as the students that it teaches
-            size=2 * self.patch,
+            resolution=2 * self.patch,
             dtype="float32",
         )
 

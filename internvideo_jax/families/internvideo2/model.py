@@ -94,7 +94,7 @@ class EncoderConfig(VideoTowerConfig):
             embedding=SMALLEST.width,
             pool_heads=SMALLEST.heads,
             frames=min(self.frames, 4 * self.tubelet),
-            size=2 * self.patch,
+            resolution=2 * self.patch,
             dtype="float32",
         )
 

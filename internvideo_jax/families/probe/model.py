@@ -123,8 +123,8 @@ class ProbeConfig:
         return self._clip.frames
 
     @property
-    def size(self) -> int:
-        return self._clip.size
+    def resolution(self) -> int:
+        return self._clip.resolution
 
     @property
     def patch(self) -> int:
@@ -237,7 +237,9 @@ class ProbeModel:
         self._pools = config.spec.wants_pooled and self.backbone.has("pool")
         everything = flatten_paths(self.backbone.shapes())
         self._unused: dict[str, Any] = {}
-        clip = jax.ShapeDtypeStruct((1, config.frames, config.size, config.size, 3), jnp.uint8)
+        clip = jax.ShapeDtypeStruct(
+            (1, config.frames, config.resolution, config.resolution, 3), jnp.uint8
+        )
         used = _touched(self._read, everything, clip)
         self._used = {path: everything[path] for path in used}
         self._unused = {path: leaf for path, leaf in everything.items() if path not in used}

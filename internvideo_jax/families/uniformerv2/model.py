@@ -45,7 +45,7 @@ GLOBAL_KEY, HEAD_KEY = 0x47, 0x48  # folded into the keys, apart from the layers
 @dataclasses.dataclass(frozen=True)
 class UniFormerV2Size:
     encoder: TowerConfig
-    size: int
+    resolution: int
     patch: int
 
 
@@ -111,7 +111,7 @@ class UniFormerV2Config(VideoTowerConfig):
         if style not in STYLES:
             raise ValueError(f"unknown style {style!r}: {suggest(style, STYLES)}")
         depth = preset.encoder.depth
-        settings: dict[str, Any] = {"size": preset.size, "patch": preset.patch}
+        settings: dict[str, Any] = {"resolution": preset.resolution, "patch": preset.patch}
         if style == "kinetics":
             settings["global_layers"] = tuple(range(max(depth - 4, 0), depth))
         else:
@@ -131,7 +131,7 @@ class UniFormerV2Config(VideoTowerConfig):
             self,
             encoder=SMALLEST,
             frames=min(self.frames, 8),
-            size=2 * self.patch,
+            resolution=2 * self.patch,
             global_layers=(0, 1),
             dtype="float32",
         )
@@ -250,7 +250,7 @@ class UniFormerV2Encoder(ImageTokens):
     def patches(self, video: jax.Array) -> jax.Array:
         """Embedded patches without positions: (B, T, H, W, 3) -> (B, T', N, D)."""
         config = self.config
-        expected = (config.frames, config.size, config.size, 3)
+        expected = (config.frames, config.resolution, config.resolution, 3)
         if video.shape[1:] != expected:
             raise ValueError(f"video is {video.shape[1:]} (T, H, W, 3), model expects {expected}")
         x = normalize(patchify(video, 1, config.patch), config.pixel_mean, config.pixel_std)

@@ -46,7 +46,7 @@ class ViCLIPSize:
     encoder: TowerConfig
     text: TowerConfig
     embedding: int
-    size: int = 224
+    resolution: int = 224
     patch: int = 16
 
 
@@ -56,7 +56,7 @@ SIZES = {
     "base": ViCLIPSize(_BASE, tower(512, 12, 8), 512),
     "base32": ViCLIPSize(_BASE, tower(512, 12, 8), 512, patch=32),
     "large": ViCLIPSize(_LARGE, tower(768, 12, 12), 768, patch=14),
-    "large336": ViCLIPSize(_LARGE, tower(768, 12, 12), 768, size=336, patch=14),
+    "large336": ViCLIPSize(_LARGE, tower(768, 12, 12), 768, resolution=336, patch=14),
 }
 
 SIGLIP_BIAS = -10.0
@@ -155,7 +155,7 @@ class ViCLIPConfig(VideoTransformerConfig):
             text=SMALLEST,
             embedding=32,
             frames=min(self.frames, 8),
-            size=2 * self.patch,
+            resolution=2 * self.patch,
             dtype="float32",
         )
 

@@ -78,7 +78,7 @@ class VideoConfig(VideoTowerConfig):
         thin = dict.fromkeys(self.traits.stacks, SMALLEST)
         frames = min(self.frames, 4 * self.tubelet)
         return dataclasses.replace(
-            self, **thin, frames=frames, size=2 * self.patch, dtype="float32"
+            self, **thin, frames=frames, resolution=2 * self.patch, dtype="float32"
         )
 
     @property

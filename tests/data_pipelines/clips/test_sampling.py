@@ -162,7 +162,7 @@ def test_the_clock_keeps_the_speed_in_streams_and_passes(tmp_path):
     """25 images a second, then 10: index arithmetic would show the beginning in slow motion."""
     times = np.array(FAST_THEN_SLOW)
     shards = write_set(tmp_path / "set", 2, frames=len(times), times_us=FAST_THEN_SLOW)
-    clip = ClipConfig(frames=5, stride=2, size=40, sampling="clock")  # 0.2 s apart
+    clip = ClipConfig(frames=5, stride=2, resolution=40, sampling="clock")  # 0.2 s apart
     stored = open_dataset(str(shards), "train")
     frames = [stored.frames(i, stored.load(i), np.arange(len(times))) for i in range(2)]
     views = ViewPass(str(shards), "train", ViewConfig(clip=clip, clips=3, batch=2))
@@ -249,7 +249,7 @@ def short_sets(tmp_path_factory):
 @pytest.mark.parametrize("rule", ["window", "dense", "segments", "sparse", "stepped"])
 def test_a_stream_pads_short_videos_as_the_reference(short_sets, rule, n):
     directory, frames = short_sets[n]
-    clip = ClipConfig(frames=T, stride=STRIDE, size=40, sampling=rule)
+    clip = ClipConfig(frames=T, stride=STRIDE, resolution=40, sampling=rule)
     stream = TrainStream(DataConfig(train=directory, global_batch=4, clip=clip, crop="center"))
     if rule == "sparse" and n < T:
         with pytest.raises(ValueError, match=r"record \d.*sparse sampling of 8 frames"):
@@ -268,7 +268,7 @@ def test_a_stream_pads_short_videos_as_the_reference(short_sets, rule, n):
 @pytest.mark.parametrize("rule", ["dense", "segments", "sparse", "stepped"])
 def test_a_pass_pads_short_videos_as_the_reference(short_sets, rule, n):
     directory, frames = short_sets[n]
-    clip = ClipConfig(frames=T, stride=STRIDE, size=40, sampling=rule)
+    clip = ClipConfig(frames=T, stride=STRIDE, resolution=40, sampling=rule)
     views = ViewPass(directory, "train", ViewConfig(clip=clip, clips=SEGMENTS, batch=2))
     batch = next(views)
     wanted = padded_views(rule, n)

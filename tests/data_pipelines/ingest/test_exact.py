@@ -119,7 +119,7 @@ def test_the_model_sees_the_decoded_pixels(videos, exact):
 
 
 def test_streams_and_passes_read_png(videos, exact):
-    clip = ClipConfig(frames=4, stride=2, size=32)
+    clip = ClipConfig(frames=4, stride=2, resolution=32)
     config = DataConfig(
         train=str(exact),
         clip=clip,
@@ -152,7 +152,7 @@ def test_streams_and_passes_read_png(videos, exact):
 def test_tools_read_png(exact, tmp_path):
     assert verify(str(exact), 0, quiet=True) == ([], 4, 32)
     config = DataConfig(
-        train=str(exact), clip=ClipConfig(frames=4, size=32), global_batch=2, reader=READER
+        train=str(exact), clip=ClipConfig(frames=4, resolution=32), global_batch=2, reader=READER
     )
     assert "pixels stored, frames png" in "\n".join(inspect.summary(config, 2))
     assert len(inspect.train_page(config, 0, 2).rows) == 2

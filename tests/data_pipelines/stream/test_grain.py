@@ -18,7 +18,7 @@ from data_pipelines.stream.mixture import Interleave
 from data_pipelines.stream.pipeline import TrainStream, ViewPass
 from tests.data_pipelines.sets import write_set
 
-CLIP = ClipConfig(frames=2, stride=2, size=24)
+CLIP = ClipConfig(frames=2, stride=2, resolution=24)
 READER = ReaderConfig(threads=2, buffer=2)
 
 

@@ -17,7 +17,7 @@ from data_pipelines.stream.mixture import Component, Interleave, parse
 from data_pipelines.stream.pipeline import TrainStream
 from tests.data_pipelines.sets import write_set
 
-CLIP = ClipConfig(frames=2, stride=2, size=24)
+CLIP = ClipConfig(frames=2, stride=2, resolution=24)
 
 
 @pytest.fixture(scope="module")

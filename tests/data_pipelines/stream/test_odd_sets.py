@@ -17,7 +17,7 @@ from data_pipelines.stream.pipeline import TrainStream, ViewPass
 from data_pipelines.text.clip import ClipTokenizer
 from tests.data_pipelines.sets import write_set
 
-CLIP = ClipConfig(frames=4, stride=2, size=24)
+CLIP = ClipConfig(frames=4, stride=2, resolution=24)
 # Scripts, right to left, joined and combining signs, beyond the basic plane, control signs.
 ODD = (
     "日本語の字幕、猫が走る",

@@ -32,7 +32,7 @@ from data_pipelines.stream.parts.sequences import Sequences
 from data_pipelines.stream.parts.turns import Turns
 from data_pipelines.stream.pipeline import TrainStream, ViewPass
 
-CLIP = ClipConfig(frames=2, stride=2, size=24)
+CLIP = ClipConfig(frames=2, stride=2, resolution=24)
 READER = ReaderConfig(threads=2, buffer=2)
 SEGMENTS = (Segment(1_500_000, 2_000_000, 1, "sit"), Segment(1_000_000, 1_250_000))
 BOXES = (Box(1_200_000, 0.1, 0.2, 0.5, 0.6, (1, 0), ("sit", "run"), track=7),)
@@ -152,7 +152,7 @@ def test_boxes_move_with_the_crop(sets, crop):
     """The pixel under a corner of the box tells its place in the stored image."""
     settings = config(
         sets, crop=crop, flip="on", augment=AugmentConfig(short_side=(28, 40), area=(0.5, 1.0)),
-        clip=dataclasses.replace(CLIP, size=28), parts={"boxes": Boxes(most=2, labels=2)},
+        clip=dataclasses.replace(CLIP, resolution=28), parts={"boxes": Boxes(most=2, labels=2)},
     )  # fmt: skip
     batch, checked, mirrored = one(settings, 4), 0, set()
     box = BOXES[0]

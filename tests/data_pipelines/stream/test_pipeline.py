@@ -14,7 +14,7 @@ from data_pipelines.records.dataset import UnreadableRecordError
 from data_pipelines.records.reader import read_index
 from data_pipelines.stream.pipeline import TrainStream, ViewPass
 
-CLIP = ClipConfig(frames=4, stride=2, size=32)
+CLIP = ClipConfig(frames=4, stride=2, resolution=32)
 
 
 def config(shards: Path, **changes) -> DataConfig:

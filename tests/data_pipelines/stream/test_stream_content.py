@@ -22,7 +22,7 @@ from data_pipelines.stream.pipeline import TrainStream
 from tests.data_pipelines.records.flaky import flaky, upload
 from tests.data_pipelines.sets import write_set
 
-CLIP = ClipConfig(frames=2, stride=2, size=24)
+CLIP = ClipConfig(frames=2, stride=2, resolution=24)
 RAMP = np.arange(1, 4001, dtype="<i2")  # a quarter of a second, its values say where it was cut
 LONG = Waveform(RAMP.tobytes(), 16_000)
 SHORT = Waveform(RAMP[:1000].tobytes(), 16_000)
@@ -77,7 +77,7 @@ def everything(sets, **changes) -> DataConfig:
         sets,
         mixture=f"a={sets}/a:0.5, b={sets}/b:0.3, "
         f"p={sets}/p:0.2; media=image; features={sets}/elsewhere",
-        image=ImageConfig(global_batch=16, size=16),
+        image=ImageConfig(global_batch=16, resolution=16),
         repeats=2,
         text="random",
         tokenizer=f"bert:{sets}/vocab.txt",
@@ -270,7 +270,7 @@ def test_a_random_window_of_long_audio_and_all_of_short_audio(sets):
 def test_the_window_can_begin_with_the_frames(tmp_path):
     """Ten frames a second; the pixels tell which frame was drawn."""
     write_set(tmp_path / "s", 4, audio=[LONG], frames=8)
-    whole = dataclasses.replace(CLIP, frames=1, size=40)
+    whole = dataclasses.replace(CLIP, frames=1, resolution=40)
     settings = DataConfig(
         train=f"{tmp_path}/s", global_batch=4, clip=whole, audio_seconds=SECONDS,
         audio_window="frames", crop="center", reader=ReaderConfig(threads=1, buffer=1),

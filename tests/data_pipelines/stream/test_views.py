@@ -20,7 +20,7 @@ from data_pipelines.stream.pipeline import TrainStream
 from data_pipelines.stream.views import FixedViews
 from tests.data_pipelines.sets import write_set
 
-CLIP = ClipConfig(frames=2, stride=2, size=24)
+CLIP = ClipConfig(frames=2, stride=2, resolution=24)
 READER = ReaderConfig(threads=2, buffer=2)
 A, B = 13, 7  # records of the sets
 
@@ -68,7 +68,7 @@ def config(sets, **changes) -> DataConfig:
 
 def mixed(sets, **changes) -> DataConfig:
     text = f"a={sets}/a:0.5, b={sets}/b:0.3; crop=random_resized, p={sets}/p:0.2; media=image"
-    image = ImageConfig(global_batch=8, size=16)
+    image = ImageConfig(global_batch=8, resolution=16)
     return config(sets, mixture=text, image=image, features="rows3", **changes)
 
 
@@ -110,7 +110,7 @@ def test_pass_e_shows_every_record_once_in_view_e(sets):
 def test_the_draws_are_what_their_definition_says(sets):
     """Written out once more: one Philox stream per index * views + view."""
     dataset = open_dataset(f"{sets}/a", "train")
-    transform = augment.TrainTransform(size=24, crop="multiscale", flip=True)
+    transform = augment.TrainTransform(resolution=24, crop="multiscale", flip=True)
     rows = joined(config(sets, text="random"), 7)
     for row, (index, position) in enumerate(zip(rows["index"], rows["position"], strict=True)):
         rng = np.random.Generator(np.random.Philox(key=[3, int(position)]))
@@ -133,7 +133,9 @@ def test_views_by_record_are_those_of_the_stream(sets, name):
         for row in np.flatnonzero(chosen):
             record, position = int(batch["index"][row]), int(batch["position"][row])
             view = position % 3
-            out = np.empty((views.clip.frames, views.clip.size, views.clip.size, 3), np.uint8)
+            out = np.empty(
+                (views.clip.frames, views.clip.resolution, views.clip.resolution, 3), np.uint8
+            )
             views.read(record, view, out)
             assert views.position(record, view) == position
             assert out.tobytes() == batch["video"][row].tobytes()

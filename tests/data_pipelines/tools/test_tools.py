@@ -24,7 +24,11 @@ from internvideo_jax.families.videomae.model import PretrainConfig
 from tests.data_pipelines.ingest.clips import make_video
 
 ROOT = Path(__file__).parents[3]
-CLIP = ["--config.data.clip.frames=4", "--config.data.clip.size=32", "--config.data.global_batch=6"]
+CLIP = [
+    "--config.data.clip.frames=4",
+    "--config.data.clip.resolution=32",
+    "--config.data.global_batch=6",
+]
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +104,10 @@ def test_missing_directory(main, tmp_path, command):
     ("extra", "complaint"),
     [
         (["--split", "tain"], "no split 'tain'; found test, train; did you mean 'train'?"),
-        (["--config.data.clip.size=big"], "config.data.clip.size: found 'big', expected int"),
+        (
+            ["--config.data.clip.resolution=big"],
+            "config.data.clip.resolution: found 'big', expected int",
+        ),
         (["--config.data.clip.sise=8"], "unknown field config.data.clip.sise: did you mean 'size'"),
         (["--config.optim.lr=1"], "--config.optim.lr=1: expected --config.data.FIELD=VALUE"),
         (["--config.data.crop=round"], "unknown config.data.crop 'round'"),
@@ -140,7 +147,7 @@ def test_inspect_says_what_is_there_and_draws_it(main, made, tmp_path):
 
 def test_the_sheet_has_the_pixels_of_the_stream(made):
     reader = ReaderConfig(threads=1, buffer=1)
-    clip = dataclasses.replace(DataConfig().clip, frames=4, size=32)
+    clip = dataclasses.replace(DataConfig().clip, frames=4, resolution=32)
     config = DataConfig(train=str(made), global_batch=6, clip=clip, flip="on", reader=reader)
     stream = TrainStream(config, start_step=5)
     batch = next(stream)
@@ -174,7 +181,7 @@ def test_a_mixture_is_shown_and_measured(main, made, tmp_path):
 
 
 def test_repeated_crops_stand_side_by_side(made):
-    clip = dataclasses.replace(DataConfig().clip, frames=4, size=32)
+    clip = dataclasses.replace(DataConfig().clip, frames=4, resolution=32)
     config = DataConfig(train=str(made), global_batch=12, clip=clip, repeats=4, crop="multiscale")
     page = inspect.train_page(config, 0, clips=2)  # a record cannot be split: cut from one of four
     assert len(page.rows) == 2 and page.rows[0].title == page.rows[1].title
@@ -182,7 +189,7 @@ def test_repeated_crops_stand_side_by_side(made):
 
 
 def test_views_are_those_of_the_pass(made):
-    clip = dataclasses.replace(DataConfig().clip, frames=4, size=32, sampling="dense")
+    clip = dataclasses.replace(DataConfig().clip, frames=4, resolution=32, sampling="dense")
     config = DataConfig(train=str(made), clip=clip)
     page = inspect.view_page(config, 1, clips=12, segments=2, crops=3)
     assert len(page.rows) == 12  # two videos

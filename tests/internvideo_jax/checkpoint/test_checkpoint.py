@@ -24,7 +24,7 @@ from internvideo_jax.types import flatten_paths
 from internvideo_jax.weights import files
 from tests.conftest import ROOT
 
-SMALL = {"frames": 4, "size": 16, "patch": 8, "dtype": "float32"}
+SMALL = {"frames": 4, "resolution": 16, "patch": 8, "dtype": "float32"}
 GOLDEN = ROOT / "tests/golden/videomae"
 
 
@@ -36,7 +36,7 @@ def run(**optim):
         optim=OptimConfig(**optim),
         steps=10,
     )
-    clip = dataclasses.replace(config.data.clip, frames=4, size=16)
+    clip = dataclasses.replace(config.data.clip, frames=4, resolution=16)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, clip=clip))
     return build(config, records=10)
 
@@ -140,7 +140,9 @@ def test_what_init_from_accepts(tmp_path):
 def test_a_classifier_takes_the_encoder_of_a_pretrained_torch_file():
     path = GOLDEN / "pretrain_v2_dual/weights.safetensors"
     source = files.load(path).params
-    config = VideoMAEClassifierConfig.of_size("tiny", classes=5, frames=4, size=32, dtype="float32")
+    config = VideoMAEClassifierConfig.of_size(
+        "tiny", classes=5, frames=4, resolution=32, dtype="float32"
+    )
     config = dataclasses.replace(
         config, encoder=dataclasses.replace(config.encoder, width=48, depth=2, heads=3, hidden=192)
     )
@@ -160,7 +162,7 @@ def table_config(frames: int, size: int, **changes) -> VideoMAEClassifierConfig:
         "tiny",
         classes=3,
         frames=frames,
-        size=size,
+        resolution=size,
         pos_table="learnable",
         dtype="float32",
         **changes,

@@ -24,11 +24,11 @@ from internvideo_jax.parallel.mesh import AXES
 from tests.conftest import TINY_PRETRAIN
 
 TOWER = tower(16, 1, 2)
-SMALL = {"encoder": TOWER, "frames": 4, "size": 16, "patch": 8, "dtype": "float32"}
+SMALL = {"encoder": TOWER, "frames": 4, "resolution": 16, "patch": 8, "dtype": "float32"}
 PRETRAIN = TrainConfig(
     model=PretrainConfig(decoder=TOWER, **SMALL),
     objective=MaskedPixels(mask_ratio=0.5),
-    data=DataConfig(global_batch=4, clip=ClipConfig(frames=4, stride=1, size=16)),
+    data=DataConfig(global_batch=4, clip=ClipConfig(frames=4, stride=1, resolution=16)),
     epochs=2,
 )
 FINETUNE = dataclasses.replace(

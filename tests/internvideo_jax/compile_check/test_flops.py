@@ -11,7 +11,7 @@ from jax.sharding import AxisType, PartitionSpec
 from internvideo_jax.compile_check.flops import count
 from internvideo_jax.families.videomae.model import PretrainConfig, VideoMAEClassifierConfig
 
-SMALL = {"frames": 4, "size": 32, "patch": 8}
+SMALL = {"frames": 4, "resolution": 32, "patch": 8}
 BATCH, VISIBLE, DECODED = 2, 8, 24
 A, B = jnp.zeros((4, 8)), jnp.zeros((8, 16))
 PRODUCT = 2 * 4 * 8 * 16

@@ -56,7 +56,7 @@ def opened(*splits: str) -> Sized:
 
 
 def test_the_protocol_says_it():
-    views = ViewConfig(clip=ClipConfig(frames=4, size=32))
+    views = ViewConfig(clip=ClipConfig(frames=4, resolution=32))
     assert "warning" not in base.describe_data(opened("train", "test"), views)
     protocol = base.describe_data(opened("train"), views)
     assert "numbers of the training clips" in protocol["warning"] and protocol["split"] == "train"

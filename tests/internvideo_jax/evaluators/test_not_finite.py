@@ -23,7 +23,7 @@ from internvideo_jax.parallel.mesh import make_mesh
 from internvideo_jax.protocols import Classes, ClipInput, Inputs, TokenFeatures, Traits
 
 WIDTH = 8
-VIEWS = ViewConfig(clip=ClipConfig(frames=4, size=16, sampling="dense"), batch=8)
+VIEWS = ViewConfig(clip=ClipConfig(frames=4, resolution=16, sampling="dense"), batch=8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Config:
 
     name: str = "probe"
     frames: int = 4
-    size: int = 16
+    resolution: int = 16
     classes: int = 0
     hold_out: int = 5
     learning_rates: tuple[float, ...] = (0.1, 0.2, 0.3)
@@ -45,7 +45,9 @@ class Config:
     @property
     def inputs(self):
         grid, tubelet, patch = (1, 2, 2), 4, 8
-        return Inputs(ClipInput(self.frames, self.size, grid, tubelet, patch, (0,) * 3, (1,) * 3))
+        return Inputs(
+            ClipInput(self.frames, self.resolution, grid, tubelet, patch, (0,) * 3, (1,) * 3)
+        )
 
     @property
     def traits(self):

@@ -38,13 +38,13 @@ class Config:
 
     name: str = "stand-in"
     frames: int = 4
-    size: int = 32
+    resolution: int = 32
     context: int = 16
     vocab: int = 49408
 
     @property
     def inputs(self) -> Inputs:
-        clip = ClipInput(self.frames, self.size, (4, 4, 4), 1, 8, (0,) * 3, (1,) * 3)
+        clip = ClipInput(self.frames, self.resolution, (4, 4, 4), 1, 8, (0,) * 3, (1,) * 3)
         return Inputs(clip, TextInput(self.context, self.vocab))
 
     @property
@@ -75,7 +75,7 @@ class StandIn:
 
 CONFIG = Config()
 VIEWS = ViewConfig(
-    clip=ClipConfig(frames=4, size=32, sampling="uniform"), crop_rule="squash", batch=8
+    clip=ClipConfig(frames=4, resolution=32, sampling="uniform"), crop_rule="squash", batch=8
 )
 
 
@@ -352,7 +352,9 @@ def test_bad_settings_come_before_the_first_step(context, task, message):
 
 
 def test_models_and_vocabularies_that_do_not_fit(context):
-    other = PretrainConfig(encoder=tower(16, 1, 2), decoder=tower(16, 1, 2), frames=4, size=32)
+    other = PretrainConfig(
+        encoder=tower(16, 1, 2), decoder=tower(16, 1, 2), frames=4, resolution=32
+    )
     for model, message in (
         (other.model(), r"config.model is 'videomae_pretrain', which reads none"),
         (StandIn(Config(vocab=100)), r"has 49408 ids, the model's table 100"),
@@ -388,7 +390,7 @@ EVALUATORS = [
 
 @pytest.mark.parametrize(("cls", "table", "name"), EVALUATORS, ids=[each[2] for each in EVALUATORS])
 def test_presets_are_kept_or_their_departures_named(cls, table, name):
-    task, preset = cls.of_preset(name, size=224, batch=8), table[name]
+    task, preset = cls.of_preset(name, resolution=224, batch=8), table[name]
     assert resolve("evaluator", task.name) is cls
     model = ViCLIPConfig.of_size("base", frames=preset.frames, context=preset.text_length or 32)
     assert presets.compared(name, preset, task, model)["modified"] == {}
@@ -402,7 +404,7 @@ def test_presets_are_kept_or_their_departures_named(cls, table, name):
 
 
 def test_a_run_names_its_preset(context, data):
-    task = TextVideoRetrieval.of_preset("viclip/didemo", size=32, batch=8, frames=4)
+    task = TextVideoRetrieval.of_preset("viclip/didemo", resolution=32, batch=8, frames=4)
     assert task.captions == "paragraph" and task.seconds == 30.0
     protocol = task.run(context).protocol
     assert protocol["preset"] == "viclip/didemo"

@@ -32,7 +32,7 @@ SETTINGS = {
     "embedding": 12,
     "pool_heads": 2,
     "frames": 2,
-    "size": 16,
+    "resolution": 16,
     "patch": 8,
     "dtype": "float32",
 }
@@ -150,7 +150,7 @@ def test_drop_path_follows_the_keys_of_the_examples():
 
 
 def test_initial_values():
-    flat = flatten_paths(jax.jit(EncoderConfig.of_size("tiny", size=16).model().init)(KEY))
+    flat = flatten_paths(jax.jit(EncoderConfig.of_size("tiny", resolution=16).model().init)(KEY))
     for path in ("attn/proj", "mlp/fc2"):
         kernel = np.asarray(flat[f"encoder/blocks/{path}/kernel"])
         expected = [0.02 / np.sqrt(2 * (i + 1)) for i in range(4)]

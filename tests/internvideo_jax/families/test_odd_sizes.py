@@ -41,11 +41,11 @@ from tests.parity.cases import quick
 
 # (frames, tubelet, size, patch): none of the patches but 7 divides 224, tubelets 3 and 5 not 16.
 CLIPS = [
-    {"frames": 1, "tubelet": 1, "size": 18, "patch": 9},
-    {"frames": 4, "tubelet": 2, "size": 24, "patch": 6},
-    {"frames": 6, "tubelet": 3, "size": 33, "patch": 11},
-    {"frames": 5, "tubelet": 5, "size": 21, "patch": 7},
-    {"frames": 10, "tubelet": 2, "size": 5, "patch": 5},
+    {"frames": 1, "tubelet": 1, "resolution": 18, "patch": 9},
+    {"frames": 4, "tubelet": 2, "resolution": 24, "patch": 6},
+    {"frames": 6, "tubelet": 3, "resolution": 33, "patch": 11},
+    {"frames": 5, "tubelet": 5, "resolution": 21, "patch": 7},
+    {"frames": 10, "tubelet": 2, "resolution": 5, "patch": 5},
 ]
 # Widths, layers, heads and MLPs: none is a multiple of 16, one is odd.
 TOWERS = [tower(24, 1, 2), tower(20, 2, 5), tower(36, 3, 3, 2.5), tower(10, 1, 1, 1.0)]
@@ -107,7 +107,7 @@ def uniformerv2() -> list[Any]:
     for clip, encoder, local, reduction, form in mixed(
         CLIPS, TOWERS, [0, 1, 2], [1.5, 3, 9.0, 1.0], ["clip", "vit"]
     ):
-        clip = {name: clip[name] for name in ("frames", "size", "patch")}
+        clip = {name: clip[name] for name in ("frames", "resolution", "patch")}
         options = {"encoder": encoder, "classes": 3, "backbone": form, **clip, **PLAIN}
         found.append(
             UniFormerV2Config(
@@ -128,7 +128,7 @@ def viclip() -> list[Any]:
     for clip, encoder, text, context, vocab in mixed(
         CLIPS, TOWERS, [ODD, *TOWERS], [2, 5, 77], [2, 49408, 50001]
     ):
-        clip = {name: clip[name] for name in ("frames", "size", "patch")}
+        clip = {name: clip[name] for name in ("frames", "resolution", "patch")}
         options = {"context": context, "vocab": vocab, "logit_bias": vocab == 2, **clip, **PLAIN}
         found.append(ViCLIPConfig(encoder=encoder, text=text, embedding=3, **options))
     return found
@@ -137,7 +137,7 @@ def viclip() -> list[Any]:
 def teachers() -> list[Any]:
     found: list[Any] = []
     for clip, encoder in mixed(CLIPS[1:4], [TOWERS[0], TOWERS[1], ODD]):
-        frames = {name: clip[name] for name in ("frames", "size", "patch")}
+        frames = {name: clip[name] for name in ("frames", "resolution", "patch")}
         one = {"encoder": encoder, "layers": (encoder.depth - 1,), **PLAIN}
         found.append(CLIPTeacherConfig(embedding=3, **one, **frames))
         found.append(ViCLIPTeacherConfig(embedding=3, **one, **frames))
@@ -183,7 +183,7 @@ def inputs(config: Any) -> tuple[Any, ...]:
         return jax.ShapeDtypeStruct(shape, dtype)
 
     frames = getattr(config, "clip_frames", config.frames)
-    video = array(2, frames, config.size, config.size, 3, dtype=jnp.uint8)
+    video = array(2, frames, config.resolution, config.resolution, 3, dtype=jnp.uint8)
     some = array(2, max(1, int(np.prod(config.grid)) // 2))
     if isinstance(config, PretrainConfig):
         return video, some, some
@@ -261,7 +261,7 @@ CLIP = np.random.default_rng(1).random((1, 2, 28, 28, 3)).astype(np.float32)
 
 
 def test_a_teacher_of_any_width_gives_unit_targets():
-    small = {"embedding": 8, "pool_heads": 4, "frames": 2, "size": 28, "patch": 14, **PLAIN}
+    small = {"embedding": 8, "pool_heads": 4, "frames": 2, "resolution": 28, "patch": 14, **PLAIN}
     config = InternVLConfig(encoder=tower(40, 1, 4), layers=(0,), **small)
     found = quick(config.model().apply)(drawn(config), CLIP)
     assert found["middle"].shape == (1, 1, 1 + 2 * 4, 40)
@@ -270,7 +270,7 @@ def test_a_teacher_of_any_width_gives_unit_targets():
 
 def test_a_teacher_of_one_block_is_one_of_two_whose_first_does_nothing():
     """Its class token looks from the embedded patches, which are what the last block takes."""
-    small = {"embedding": 8, "frames": 2, "size": 28, "patch": 14, **PLAIN}
+    small = {"embedding": 8, "frames": 2, "resolution": 28, "patch": 14, **PLAIN}
     one = CLIPTeacherConfig(encoder=tower(20, 1, 2), layers=(0,), **small)
     two = dataclasses.replace(one, encoder=tower(20, 2, 2), layers=(1,))
     params = flatten_paths(drawn(one))

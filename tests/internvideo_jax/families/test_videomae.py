@@ -14,7 +14,7 @@ from internvideo_jax.objectives.masked_pixels import MaskedPixels
 from internvideo_jax.ops import masking
 from internvideo_jax.types import flatten_paths
 
-TINY = {"frames": 4, "size": 16, "patch": 8, "dtype": "float32"}
+TINY = {"frames": 4, "resolution": 16, "patch": 8, "dtype": "float32"}
 KEY = jax.random.key(0)
 
 
@@ -69,7 +69,9 @@ def test_training_flops_per_clip(size, depth, gflops):
 
 
 def test_flops_agree_with_the_compiler_on_an_unrolled_model():
-    config = PretrainConfig.of_size("tiny", decoder_depth=2, scan=False, **{**TINY, "size": 32})
+    config = PretrainConfig.of_size(
+        "tiny", decoder_depth=2, scan=False, **{**TINY, "resolution": 32}
+    )
     model = config.model()
     video = jnp.zeros((2, 4, 32, 32, 3), jnp.uint8)
     visible, hidden = masking.sample("tube", jax.random.split(KEY, 2), config.grid, 0.5)
@@ -114,7 +116,7 @@ def shallow(config):
 
 
 def test_initial_values_follow_the_reference():
-    config = shallow(PretrainConfig.of_size("base", decoder_depth=1, frames=2, size=16))
+    config = shallow(PretrainConfig.of_size("base", decoder_depth=1, frames=2, resolution=16))
     params = flatten_paths(jax.jit(config.model().init)(KEY))
     qkv = np.asarray(params["encoder/blocks/attn/qkv/kernel"])
     limit = np.sqrt(6 / (768 + 3 * 768))
@@ -125,7 +127,7 @@ def test_initial_values_follow_the_reference():
     assert np.abs(bridge).max() == pytest.approx(768**-0.5, rel=0.01)
     assert np.abs(np.asarray(params["mask_token"])).max() <= 0.02
     assert (np.asarray(params["encoder/blocks/attn/qkv/q_bias"]) == 0).all()
-    head = shallow(VideoMAEClassifierConfig.of_size("small", classes=10, frames=2, size=16))
+    head = shallow(VideoMAEClassifierConfig.of_size("small", classes=10, frames=2, resolution=16))
     params = flatten_paths(jax.jit(head.model().init)(KEY))
     assert np.asarray(params["head/kernel"]).std() == pytest.approx(0.02 * 0.001, rel=0.1)
     assert np.asarray(params["encoder/blocks/mlp/fc1/kernel"]).std() == pytest.approx(
@@ -149,7 +151,7 @@ def test_a_clip_of_another_shape_is_refused():
             "unknown pooling 'max'",
         ),
         (
-            lambda: PretrainConfig.of_size("tiny", decoder_depth=1, size=50).model(),
+            lambda: PretrainConfig.of_size("tiny", decoder_depth=1, resolution=50).model(),
             "image size 50 is not divisible by the patch size 8; the nearest sizes are 48 and 56",
         ),
     ],

@@ -108,9 +108,9 @@ def test_the_recipe_has_the_model_and_the_test_of_the_entry(entry):
     config = recipe(entry)
     facts, built = zoo.facts_of_entry(entry), zoo.facts_of_config(config.model)
     assert built == {name: value for name, value in facts.items() if name != "classes"}
-    assert (config.model.frames, config.model.size) == (entry.frames, entry.pixels)
+    assert (config.model.frames, config.model.resolution) == (entry.frames, entry.pixels)
     frames = getattr(config.model, "clip_frames", entry.frames)
-    assert (config.data.clip.frames, config.data.clip.size) == (frames, entry.pixels)
+    assert (config.data.clip.frames, config.data.clip.resolution) == (frames, entry.pixels)
     if not entry.made:
         assert entry.note
     if entry.pretrained:
@@ -119,7 +119,7 @@ def test_the_recipe_has_the_model_and_the_test_of_the_entry(entry):
         assert start.model.encoder == config.model.encoder
         return
     test = config.evals["test"]
-    assert (test.views.clip.frames, test.views.clip.size) == (entry.frames, entry.pixels)
+    assert (test.views.clip.frames, test.views.clip.resolution) == (entry.frames, entry.pixels)
     if entry.protocol:
         protocol = entry.protocol
         assert (test.views.clips, test.views.crops) == (protocol.clips, protocol.crops)

@@ -125,9 +125,9 @@ def test_a_split_is_opened_once_for_all_evaluators(shards, monkeypatch):
     monkeypatch.setattr(
         base, "open_dataset", lambda *place, **kw: opened.append(place) or real(*place, **kw)
     )
-    views = ViewConfig(clip=ClipConfig(frames=4, size=16, sampling="dense"), batch=4)
+    views = ViewConfig(clip=ClipConfig(frames=4, resolution=16, sampling="dense"), batch=4)
     config = VideoMAEClassifierConfig(
-        encoder=tower(16, 1, 2), frames=4, size=16, patch=8, classes=3
+        encoder=tower(16, 1, 2), frames=4, resolution=16, patch=8, classes=3
     )
     context = EvalContext(
         config.model(), make_mesh(MeshConfig(), jax.devices()[:1]), DataConfig(eval=str(shards))

@@ -57,7 +57,7 @@ class Network:
 
     name: str = "toy"
     frames: int = 2
-    size: int = 16
+    resolution: int = 16
     patch: int = 4
     tubelet: int = 1
     channels: int = 32
@@ -72,7 +72,11 @@ class Network:
 
     @property
     def grid(self) -> tuple[int, int, int]:
-        return self.frames // self.tubelet, self.size // self.patch, self.size // self.patch
+        return (
+            self.frames // self.tubelet,
+            self.resolution // self.patch,
+            self.resolution // self.patch,
+        )
 
     @property
     def pixels(self) -> int:
@@ -80,7 +84,10 @@ class Network:
 
     @property
     def inputs(self) -> Inputs:
-        half, shape = (0.5,) * 3, (self.frames, self.size, self.grid, self.tubelet, self.patch)
+        half, shape = (
+            (0.5,) * 3,
+            (self.frames, self.resolution, self.grid, self.tubelet, self.patch),
+        )
         return Inputs(ClipInput(*shape, half, half))
 
     @property
@@ -216,7 +223,9 @@ def config_of(
     return TrainConfig(
         model=model or Student(),
         objective=objective,
-        data=DataConfig(global_batch=ROWS, clip=ClipConfig(frames=4, stride=1, size=16), **data),
+        data=DataConfig(
+            global_batch=ROWS, clip=ClipConfig(frames=4, stride=1, resolution=16), **data
+        ),
         optim=OptimConfig(lr=1e-2, lr_batch=0, warmup_steps=2, accumulate=accumulate),
         mesh=MeshConfig(*mesh, shard_above=64, frozen=split),
         steps=steps,

@@ -275,10 +275,10 @@ def test_features_that_are_not_there_say_how_to_make_them(targets):
 def test_a_rehearsal_takes_small_random_teachers_that_fit():
     large = Teacher(init_from="clip.pth", channels=8, layers=(0, 1), final_width=4)
     objective = dataclasses.replace(BOTH, clip_teacher=large)
-    config = smoke(config_of(objective, model=Student(size=32, patch=8)))
+    config = smoke(config_of(objective, model=Student(resolution=32, patch=8)))
     assert config.objective.clip_teacher.init_from == "random"
     assert config.model.clip_width == 8 and config.model.final_width == 4
-    assert config.data.clip.frames == 4 and config.data.clip.size == 32
+    assert config.data.clip.frames == 4 and config.data.clip.resolution == 32
     config.objective.check(config.model)
 
 
@@ -336,7 +336,7 @@ def trained(shards, tmp_path_factory):
         model=Student(stride=1),
         objective=Alignment(mask_ratio=0.75, mae=0.0, clip_teacher=CLIP),
         data=DataConfig(
-            train=str(shards), global_batch=4, clip=ClipConfig(frames=2, stride=2, size=16)
+            train=str(shards), global_batch=4, clip=ClipConfig(frames=2, stride=2, resolution=16)
         ),
         optim=OptimConfig(lr=1e-2, lr_batch=0, warmup_steps=1),
         checkpoint=CheckpointConfig(every=1),

@@ -48,7 +48,7 @@ class TwoTowers(nnx.Module):
 class TwoTowersConfig:
     name: str = "two_towers"
     frames: int = 2
-    size: int = 8
+    resolution: int = 8
     temperature: float = 0.05
     inputs = Inputs(
         ClipInput(2, 8, (2, 2, 2), 1, 4, (0.5,) * 3, (0.5,) * 3), TextInput(context=32, vocab=49408)
@@ -81,7 +81,7 @@ def run_of(objective: Contrastive, accumulate: int = 1, **model):
         objective=objective,
         data=DataConfig(
             global_batch=ROWS,
-            clip=ClipConfig(frames=2, stride=1, size=8),
+            clip=ClipConfig(frames=2, stride=1, resolution=8),
             text="first",
             tokenizer="clip",
         ),

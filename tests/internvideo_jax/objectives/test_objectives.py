@@ -11,7 +11,7 @@ from internvideo_jax.families.videomae.model import PretrainConfig, VideoMAEClas
 from internvideo_jax.objectives.classification import Classification
 from internvideo_jax.objectives.masked_pixels import MaskedPixels
 
-SMALL = {"frames": 4, "size": 32, "dtype": "float32"}
+SMALL = {"frames": 4, "resolution": 32, "dtype": "float32"}
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_counted_operations_follow_what_is_seen_and_decoded(pretrain):
 def test_counted_operations_are_those_of_the_compiled_step():
     """XLA's own count of the unrolled forward pass, matmuls dominating, within a tenth."""
     config = VideoMAEClassifierConfig.of_size(
-        "tiny", frames=4, size=64, dtype="float32", scan=False, classes=10
+        "tiny", frames=4, resolution=64, dtype="float32", scan=False, classes=10
     )
     model = config.model()
     params, video = model.init(jax.random.key(0)), jnp.zeros((2, 4, 64, 64, 3))

@@ -25,7 +25,7 @@ from internvideo_jax.offline.extract import Extractor, Windows, extract, window_
 from internvideo_jax.parallel.mesh import make_mesh
 from tests.conftest import ROOT, environment
 
-SMALL = {"encoder": tower(16, 1, 2), "frames": 4, "size": 32, "patch": 16, "dtype": "float32"}
+SMALL = {"encoder": tower(16, 1, 2), "frames": 4, "resolution": 32, "patch": 16, "dtype": "float32"}
 
 
 def test_windows_start_at_multiples_while_they_end_inside():

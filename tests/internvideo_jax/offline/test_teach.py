@@ -40,7 +40,7 @@ def shards(tmp_path_factory) -> Path:
 
 def config(shards: Path, objective: Alignment = TOYS, model=None, **data) -> TrainConfig:
     model = model or Student()
-    clip = ClipConfig(frames=model.clip_frames, stride=1, size=model.size)
+    clip = ClipConfig(frames=model.clip_frames, stride=1, resolution=model.resolution)
     data = {
         "train": str(shards),
         "global_batch": 4,

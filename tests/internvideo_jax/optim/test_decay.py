@@ -54,7 +54,7 @@ VICLIP = listed(
     "vision_encoder.temporal_positional_embedding",
     *(f"text_encoder.{name}" for name in ("token_embedding", "positional_embedding")),
 )
-SMALL = {"frames": 4, "size": 16, "patch": 8, "dtype": "float32"}
+SMALL = {"frames": 4, "resolution": 16, "patch": 8, "dtype": "float32"}
 VIDEOMAE = {"layer_scale": 0.1, "cosine": True, **SMALL}
 STUDENT = {"mae_width": 32, "clip_width": 48, "final_width": 24, **SMALL}
 BIASED = {"qkv_bias": True, "pos_table": "separable"}

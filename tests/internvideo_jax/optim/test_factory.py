@@ -14,7 +14,7 @@ from internvideo_jax.optim.factory import decay_mask, layer_scales, make_optimiz
 from internvideo_jax.optim.schedules import cosine
 from internvideo_jax.types import flatten_paths
 
-TINY = {"frames": 4, "size": 16, "patch": 8, "dtype": "float32"}
+TINY = {"frames": 4, "resolution": 16, "patch": 8, "dtype": "float32"}
 CLASSIFIER = VideoMAEClassifierConfig.of_size("tiny", classes=3, layer_scale=0.1, **TINY).model()
 KEY = jax.random.key(0)
 

@@ -16,8 +16,8 @@ from internvideo_jax.protocols import Inputs, TextInput
 from internvideo_jax.run.build import build, check_reads
 from tests.data_pipelines.sets import write_set
 
-SMALL = {"frames": 4, "size": 16, "patch": 8, "dtype": "float32"}
-CLIP = ClipConfig(frames=4, stride=1, size=16)
+SMALL = {"frames": 4, "resolution": 16, "patch": 8, "dtype": "float32"}
+CLIP = ClipConfig(frames=4, stride=1, resolution=16)
 
 
 @pytest.fixture(scope="module")

@@ -93,7 +93,7 @@ def test_files_of_viclip_and_clip():
 def test_settings_of_the_entry_are_in_the_command():
     found = identified(
         VideoMAEClassifierConfig.of_size(
-            "huge", classes=400, frames=32, size=384, pos_table="resized"
+            "huge", classes=400, frames=32, resolution=384, pos_table="resized"
         ),
         "ViT-H_f32_res384_89.54.pth",
     )

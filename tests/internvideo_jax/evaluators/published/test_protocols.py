@@ -31,9 +31,9 @@ def test_a_protocol_names_rules_that_exist(name):
     boxes = transforms.crop_boxes(32, 48, 32, found.crops, found.crop_rule)
     assert len(boxes) == found.crops
     assert found.source
-    test = Accuracy.of_protocol(name, frames=16, size=224, batch=4)
+    test = Accuracy.of_protocol(name, frames=16, resolution=224, batch=4)
     assert protocols.departures(name, values(test)) == {}
-    assert (test.views.clip.frames, test.views.clip.size, test.views.batch) == (16, 224, 4)
+    assert (test.views.clip.frames, test.views.clip.resolution, test.views.batch) == (16, 224, 4)
 
 
 def values(test: Accuracy) -> dict:
@@ -48,7 +48,7 @@ def test_every_recipe_is_tested_as_its_protocol_says():
 
 
 def test_what_departs_is_named():
-    test = Accuracy.of_protocol("videomae/kinetics", frames=16, size=224, batch=4)
+    test = Accuracy.of_protocol("videomae/kinetics", frames=16, resolution=224, batch=4)
     views = dataclasses.replace(test.views, clips=2)
     changed = dataclasses.replace(test, views=views, merge="logit")
     assert protocols.departures("videomae/kinetics", values(changed)) == {
@@ -173,4 +173,4 @@ def test_every_protocol_gives_views_of_its_family(name, shards):
     stream.close()
     protocol = protocols.find(name)
     count = protocol.clips * protocol.crops
-    assert clips.shape == (count, config.model.frames, *[config.model.size] * 2, 3)
+    assert clips.shape == (count, config.model.frames, *[config.model.resolution] * 2, 3)
