@@ -50,7 +50,7 @@ def measure() -> dict[str, Any]:
     run = build(config, records=1_000_000, classes=400)
     data, clip = config.data, config.data.clip
     rng = np.random.default_rng(0)
-    shape = (data.global_batch, clip.frames, clip.size, clip.size, 3)
+    shape = (data.global_batch, clip.frames, clip.resolution, clip.resolution, 3)
     batch = {
         "video": rng.integers(0, 256, shape, np.uint8),
         "label": np.zeros(data.global_batch, np.int32),

@@ -37,13 +37,13 @@ import numpy as np
 from data_pipelines.clips import sampling, transforms
 from data_pipelines.clips.augment import TrainTransform
 from data_pipelines.config import ClipConfig, DataConfig, ReaderConfig
-from data_pipelines.ingest.options import Options
+from data_pipelines.ingest.options import IngestOptions
 from data_pipelines.ingest.run import ingest
 from data_pipelines.records.dataset import Dataset, FrameBuffer
 from data_pipelines.stream.pipeline import TrainStream
 from data_pipelines.stream.prefetch import row_threads
 
-CLIP = ClipConfig(frames=16, stride=4, size=224, sampling="window")
+CLIP = ClipConfig(frames=16, stride=4, resolution=224, sampling="window")
 BATCH = 8  # of the streams that are timed
 
 
@@ -82,7 +82,7 @@ class Bench:
             links = self.scratch / f"{clip.name}.source"
             links.mkdir()
             (links / clip.name).symlink_to(clip.resolve())
-            ingest(Options(source=str(links), out=str(out), workers=0), quiet=True)
+            ingest(IngestOptions(source=str(links), out=str(out), workers=0), quiet=True)
         return out
 
     def stream(self, clip: Path, repeats: int = 1) -> TrainStream:

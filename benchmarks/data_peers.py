@@ -62,7 +62,7 @@ def has_decord() -> bool:
 
 
 def decord_clip(path: Path, clip: ClipConfig, rng: np.random.Generator) -> list[np.ndarray]:
-    """The frames of one random window, as the reference's data sets read them."""
+    """The frames of one random window, as the reference's datasets read them."""
     import decord  # pyright: ignore[reportMissingImports]
 
     reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
@@ -81,16 +81,16 @@ def pyav_clip(path: Path, clip: ClipConfig, rng: np.random.Generator) -> list[np
             raise ValueError(f"{path}: has no frame rate; choose other --videos")
         first = stream.start_time or 0
         container.seek(first + int(wanted[0] / rate / base), stream=stream)
-        pictures: dict[int, np.ndarray] = {}
+        images: dict[int, np.ndarray] = {}
         needed = set(wanted.tolist())
         for frame in container.decode(stream):
             number = round(((frame.pts or 0) - first) * base * rate)
             if number in needed:
-                pictures[number] = frame.to_ndarray(format="rgb24")
+                images[number] = frame.to_ndarray(format="rgb24")
             if number >= wanted[-1]:
                 break
     # A frame missing at the end of the file is the one before.
-    return [pictures.get(int(n), pictures[max(pictures)]) for n in wanted]
+    return [images.get(int(n), images[max(images)]) for n in wanted]
 
 
 def per_clip(read: Reader, path: Path, clip: ClipConfig, count: int) -> float:
@@ -101,5 +101,5 @@ def per_clip(read: Reader, path: Path, clip: ClipConfig, count: int) -> float:
             frames = read(path, clip, rng)
             box = transforms.random_resized_crop(frames[0].shape[0], frames[0].shape[1], rng)
             flip = bool(rng.random() < 0.5)
-            transforms.crop_resize(frames, box, clip.size, method="bilinear", flip=flip)
+            transforms.crop_resize(frames, box, clip.resolution, method="bilinear", flip=flip)
     return used.seconds / count

@@ -140,7 +140,7 @@ def start(config: DataConfig) -> Use:
 
 
 def simulate(directory: Path, records: int) -> None:
-    """A data set of which only manifest and opening of each index are written; the rest is holes.
+    """A dataset of which only manifest and opening of each index are written; the rest is holes.
 
     Every shard has `SHARD_RECORDS` records with a frame table each, as an ingest leaves them.
     """

@@ -32,7 +32,7 @@ from internvideo_jax import cli
 from internvideo_jax.config import TrainConfig
 from internvideo_jax.evaluators.base import EvalContext
 from internvideo_jax.evaluators.classification import forward
-from internvideo_jax.families.videomae.model import ClassifierConfig
+from internvideo_jax.families.videomae.model import VideoMAEClassifierConfig
 from internvideo_jax.parallel.mesh import batch_sharding, make_mesh
 from internvideo_jax.parallel.multihost import to_host
 from internvideo_jax.types import flatten_paths
@@ -60,14 +60,14 @@ def own_step(config: TrainConfig, folder: Path) -> tuple[Callable[[], float], di
     """
     # The published head starts a thousand times smaller, and logits of nothing always agree.
     settings = dataclasses.replace(
-        cast(ClassifierConfig, config.model), classes=CLASSES.value, head_scale=1.0
+        cast(VideoMAEClassifierConfig, config.model), classes=CLASSES.value, head_scale=1.0
     )
     model, mesh = settings.model(), make_mesh(config.mesh)
     params = jax.jit(model.init)(jax.random.key(0))
     flat = {path: np.asarray(value) for path, value in flatten_paths(params).items()}
     geometry = {"patch": settings.patch, "tubelet": settings.tubelet}
     save_torch(folder / "weights.safetensors", Weights(settings.name, flat, geometry))
-    shape = (BATCH.value, settings.frames, settings.size, settings.size, 3)
+    shape = (BATCH.value, settings.frames, settings.resolution, settings.resolution, 3)
     rng = np.random.default_rng(0)
     video = rng.integers(0, 256, shape, np.uint8)
     label = np.zeros(BATCH.value, np.int64)
@@ -92,7 +92,7 @@ def own_step(config: TrainConfig, folder: Path) -> tuple[Callable[[], float], di
 
 def torch_spec(config: TrainConfig, folder: Path, variant: str) -> dict[str, Any]:
     """What `torch_peer.py` needs; ValueError where the reference has no such model."""
-    model = cast(ClassifierConfig, config.model)
+    model = cast(VideoMAEClassifierConfig, config.model)
     if model.name != "videomae_classifier":
         raise ValueError(f"--torch_model serves VideoMAE classifiers, not {model.name}")
     if not Path(TORCH_MODEL.value).is_file():
@@ -106,7 +106,7 @@ def torch_spec(config: TrainConfig, folder: Path, variant: str) -> dict[str, Any
         "pixel_mean": list(model.pixel_mean),
         "pixel_std": list(model.pixel_std),
         "sizes": {
-            "img_size": model.size,
+            "img_size": model.resolution,
             "patch_size": model.patch,
             "embed_dim": model.encoder.width,
             "depth": model.encoder.depth,
@@ -134,7 +134,7 @@ def check_logits(config: TrainConfig, folder: Path, name: str) -> None:
     ours, theirs = (np.load(folder / f"logits-{side}.npy") for side in ("own", name))
     difference = np.abs(ours - theirs).max() / np.abs(theirs).max()
     print(f"{name:8} largest difference of a logit {difference:.2g} of the largest logit")
-    dtype = cast(ClassifierConfig, config.model).dtype
+    dtype = cast(VideoMAEClassifierConfig, config.model).dtype
     if difference > (TOLERANCE if dtype == "float32" else 5e-2):
         raise RuntimeError(f"the logits here and in {name} differ by {difference:.2g}")
 

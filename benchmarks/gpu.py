@@ -26,7 +26,7 @@ from train_step import own_step
 
 from data_pipelines.config import ClipConfig, DataConfig
 from internvideo_jax.config import TrainConfig
-from internvideo_jax.families.videomae.model import SIZES, ClassifierConfig, PretrainConfig
+from internvideo_jax.families.videomae.model import SIZES, PretrainConfig, VideoMAEClassifierConfig
 from internvideo_jax.layers.tower import tower
 from internvideo_jax.objectives.classification import Classification
 from internvideo_jax.objectives.masked_pixels import MaskedPixels
@@ -57,7 +57,7 @@ def config_of(spec: dict[str, Any]) -> TrainConfig:
     asked = MODELS[spec["model"]]
     changes: dict[str, Any] = {"remat": spec["remat"], "dtype": "bfloat16"}
     if spec["tiny"]:
-        changes |= {"size": 32, "frames": 16, "patch": 16, "encoder": tower(64, 2, 2)}
+        changes |= {"resolution": 32, "frames": 16, "patch": 16, "encoder": tower(64, 2, 2)}
     if any(field.name == "attention" for field in dataclasses.fields(PretrainConfig)):
         changes["attention"] = spec["attention"]
     elif spec["attention"] != "xla":
@@ -70,12 +70,12 @@ def config_of(spec: dict[str, Any]) -> TrainConfig:
             decoder = tower(32, 1, 2)
         model, objective = PretrainConfig(encoder=encoder, decoder=decoder, **changes), None
     else:
-        model = ClassifierConfig(encoder=encoder, classes=CLASSES, **changes)
+        model = VideoMAEClassifierConfig(encoder=encoder, classes=CLASSES, **changes)
         objective = Classification(smoothing=0.0, mixup=0.0, cutmix=0.0)
-    clip = ClipConfig(frames=model.frames, stride=4, size=model.size)
+    clip = ClipConfig(frames=model.frames, stride=4, resolution=model.resolution)
     return TrainConfig(
         model=model,
-        objective=objective or MaskedPixels(ratio=0.5 if spec["tiny"] else 0.9),
+        objective=objective or MaskedPixels(mask_ratio=0.5 if spec["tiny"] else 0.9),
         data=DataConfig(global_batch=spec["batch"], clip=clip),
         steps=100_000,
     )
@@ -85,7 +85,7 @@ def torch_spec(config: TrainConfig, folder: Path, file: Path, variant: str) -> d
     """What `torch_peer.py` needs."""
     model = cast(PretrainConfig, config.model)
     sizes = {
-        "img_size": model.size,
+        "img_size": model.resolution,
         "patch_size": model.patch,
         "mlp_ratio": model.encoder.hidden / model.encoder.width,
         "qkv_bias": True,

@@ -127,7 +127,7 @@ def torch_spec(config: TrainConfig, folder: Path, variant: str) -> dict[str, Any
         },
         "clip_norm": config.optim.clip_norm,
         "sizes": {
-            "img_size": model.size,
+            "img_size": model.resolution,
             "patch_size": model.patch,
             "num_frames": model.frames,
             "tubelet_size": model.tubelet,

@@ -71,7 +71,7 @@ def measured_config() -> TrainConfig:
 def random_batch(config: TrainConfig, classes: int) -> dict[str, np.ndarray]:
     batch, clip = config.data.global_batch, config.data.clip
     rng = np.random.default_rng(0)
-    shape = (batch, clip.frames, clip.size, clip.size, 3)
+    shape = (batch, clip.frames, clip.resolution, clip.resolution, 3)
     return {
         "video": rng.integers(0, 256, shape, np.uint8),
         "label": rng.integers(0, max(classes, 1), batch).astype(np.int32),
@@ -166,7 +166,7 @@ def torch_spec(config: TrainConfig, folder: Path, variant: str) -> dict[str, Any
         "pixel_mean": list(model.pixel_mean),
         "pixel_std": list(model.pixel_std),
         "sizes": {
-            "img_size": model.size,
+            "img_size": model.resolution,
             "patch_size": model.patch,
             "encoder_embed_dim": model.encoder.width,
             "encoder_depth": model.encoder.depth,

@@ -12,7 +12,7 @@ from data_pipelines.ingest.options import default_workers
 from data_pipelines.subset.options import add_arguments as add_subset_arguments
 
 _DESCRIPTION = """\
-Look at, check, repair and measure data sets made by `ivj ingest`, and choose
+Look at, check, repair and measure datasets made by `ivj ingest`, and choose
 from lists of clips before that.
 `ivj data COMMAND --help` describes a command.
 """
@@ -32,7 +32,7 @@ data, for example a mixture.
 _STREAMS = ("inspect", "bench")
 
 _INSPECT = f"""\
-Say what a data set holds, and draw the clips a step of training or evaluation shows.
+Say what a dataset holds, and draw the clips a step of training or evaluation shows.
 
 Writes OUT.png, a contact sheet with one row per clip, and OUT.html, the same as a self-contained
 page with ids, labels, captions, positions and the shapes of the batch. The clips are the pixels
@@ -124,7 +124,7 @@ def parser() -> argparse.ArgumentParser:
             )
         return command
 
-    _add_inspect(add("inspect", "what a data set holds and what the model sees of it", _INSPECT))
+    _add_inspect(add("inspect", "what a dataset holds and what the model sees of it", _INSPECT))
     verify = add("verify", "read everything back", _VERIFY)
     verify.add_argument(
         "--workers",
@@ -139,7 +139,7 @@ def parser() -> argparse.ArgumentParser:
     add("reindex", "rebuild the indexes", _REINDEX)
 
     adopt = add("adopt", "use shards of another program in place", _ADOPT)
-    adopt.add_argument("--name", metavar="NAME", required=True, help="name of the data set")
+    adopt.add_argument("--name", metavar="NAME", required=True, help="name of the dataset")
     adopt.add_argument(
         "--split",
         metavar="NAME=GLOB",
@@ -268,7 +268,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
         print(text)
     if arguments.views:
         if not config.train:
-            raise ValueError("--views shows one data set, found none or a mixture; give its DIR")
+            raise ValueError("--views shows one dataset, found none or a mixture; give its DIR")
         page = inspect.view_page(
             config, arguments.step, arguments.clips, arguments.segments, arguments.crops
         )
@@ -319,7 +319,7 @@ def _bench(arguments: argparse.Namespace) -> int:
         speed.stream_per_core,
         arguments.cores,
         frames=config.clip.frames,
-        size=config.clip.size,
+        size=config.clip.resolution,
         bytes_per_clip=speed.bytes_per_clip,
         mfu=arguments.mfu,
         per_chip=own,

@@ -34,7 +34,7 @@ class ClipConfig:
 
     frames: int = limited(16, least=1)
     stride: int = limited(4, least=1)  # distance between sampled frames, in stored frames
-    size: int = limited(224, least=1)  # height and width after the crop, pixels
+    resolution: int = limited(224, least=1)  # height and width after the crop, pixels
     sampling: str = "window"  # sampling.py, TRAIN and VIEWS: window | dense | segments | ...
 
 
@@ -62,7 +62,7 @@ class ImageConfig:
     """The batches of a mixture's still images: clips of one frame."""
 
     global_batch: int = 0  # images per step over all hosts; 0 = that of the videos
-    size: int = 0  # height and width after the crop; 0 = that of the videos
+    resolution: int = 0  # height and width after the crop; 0 = that of the videos
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,14 +102,14 @@ class DataConfig:
     image: ImageConfig = ImageConfig()
     crop: str = "multiscale"  # augment.py: multiscale | random_resized | random | center | squash
     augment: AugmentConfig = AugmentConfig()
-    # "auto" flips left-right unless the data set says that this changes the label.
+    # "auto" flips left-right unless the dataset says that this changes the label.
     flip: str = "off"  # off | on | auto
     text: str = "off"  # captions in the batch: off | first | random
     # text/: clip | clip:PATH | bert:PATH; empty: captions stay strings, which no device takes.
     tokenizer: str = ""
     text_length: int = limited(32, least=1)  # ids per caption, special tokens and padding included
     text_clean: bool = False  # captions without case and punctuation, as ViCLIP and stage 2 train
-    # Sound of an example (sound.py); 0 = off. From a random place of the record's sound, as the
+    # Audio of an example (audio.py); 0 = off. From a random place of the record's audio, as the
     # reference has it, or from the time of the first sampled frame.
     audio_seconds: float = limited(0.0, least=0)
     audio_window: str = "random"  # random | frames
@@ -119,7 +119,7 @@ class DataConfig:
     # 0: every pass over a set draws its frames, crops, flips and captions anew. V > 0: a record
     # has V fixed views, drawn from index * V + view; pass e shows view e % V, and row e % V of
     # companion arrays (V, ...). So a teacher's features can be computed before the training.
-    views: int = 0
+    fixed_views: int = 0
     # Further parts of the batch by name (stream/parts): segments, boxes, turns, sequences, or one
     # of your own.
     parts: Mapping[str, Any] = dataclasses.field(
@@ -140,15 +140,17 @@ class DataConfig:
         """Shape of the clips of one media type."""
         if media != "image":
             return self.clip
-        return dataclasses.replace(self.clip, frames=1, size=self.image.size or self.clip.size)
+        return dataclasses.replace(
+            self.clip, frames=1, resolution=self.image.resolution or self.clip.resolution
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class ViewConfig:
-    """One pass over a split in which every record is seen `segments * crops` times."""
+    """One pass over a split in which every record is seen `clips * crops` times."""
 
     clip: ClipConfig = ClipConfig(sampling="dense")
-    segments: int = limited(1, least=1)  # windows in time
+    clips: int = limited(1, least=1)  # windows in time
     crops: int = limited(1, least=1)  # windows in space along the longer side
     # transforms.py, crop_boxes: even | truncated | slowfast | corners | squash
     crop_rule: str = "even"

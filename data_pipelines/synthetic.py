@@ -58,7 +58,7 @@ COLOURS = {
 
 @dataclasses.dataclass(frozen=True)
 class Level:
-    """How hard the pictures are."""
+    """How hard the images are."""
 
     background: float  # brightness of the background, share of full scale
     detail: int  # cells of the background noise across the frame; more is finer
@@ -78,7 +78,7 @@ LEVELS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Clip:
+class RenderedClip:
     """One rendered clip with everything that is true about it."""
 
     video: np.ndarray  # (T, H, W, 3) uint8
@@ -124,7 +124,7 @@ class World:
     level: int = 1
     seed: int = 0
 
-    def clip(self, index: int) -> Clip:
+    def clip(self, index: int) -> RenderedClip:
         """Clip number `index`; actions take turns, so every run of ten is balanced."""
         rng = np.random.Generator(np.random.Philox(key=[self.seed, index]))
         level = LEVELS[self.level]
@@ -148,7 +148,7 @@ class World:
             for t in range(self.frames)
         )
         pixels = np.rint(video).astype(np.uint8)
-        return Clip(pixels, action, len(starts), look.shape, look.colour, boxes)
+        return RenderedClip(pixels, action, len(starts), look.shape, look.colour, boxes)
 
     def _radius(self, share: float | np.ndarray) -> float | np.ndarray:
         return self.size * (0.14 + 0.14 * share)
@@ -262,8 +262,8 @@ def encode_mp4(path: Path, video: np.ndarray, fps: int) -> None:
         container.mux(stream.encode())
 
 
-def _boxes_in_time(clip: Clip, size: int, fps: int) -> list[dict[str, float]]:
-    """The boxes as the ingest takes them: seconds, and edges as shares of the picture."""
+def _boxes_in_time(clip: RenderedClip, size: int, fps: int) -> list[dict[str, float]]:
+    """The boxes as the ingest takes them: seconds, and edges as shares of the image."""
     return [
         {
             "time": round(t / fps, 6),

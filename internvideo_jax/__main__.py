@@ -23,7 +23,7 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "ingest": Command("data_pipelines.ingest.__main__", "videos, pictures, data sets -> shards"),
+    "ingest": Command("data_pipelines.ingest.__main__", "videos, images, datasets -> shards"),
     "data": Command("data_pipelines.__main__", "inspect, verify, measure, repair, choose shards"),
     "synthetic": Command("data_pipelines.synthetic", "render the built-in world of videos"),
     "train": Command("internvideo_jax.train", "pre-train, fine-tune or probe"),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from data_pipelines.config import DataConfig
@@ -170,6 +170,52 @@ class TrainConfig:
     max_nonfinite: int = 10  # skipped steps of one start after which the run stops
 
 
+# Names that fields had -> their names now. A class that has a field of the old name keeps it.
+FORMER = {
+    "ratio": "mask_ratio",
+    "segments": "clips",
+    "size": "resolution",
+    "views": "fixed_views",
+}
+
+
+def current(cls: type, stored: Mapping[str, Any]) -> dict[str, Any]:
+    """A plain config that an earlier version wrote, under the names that fields have now.
+
+    Args:
+      cls: the dataclass that it is a config of.
+
+    Returns:
+      Its values; fields and components that are unknown stay as they are.
+    """
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    hints, found = typing.get_type_hints(cls), {}
+    for key, value in stored.items():
+        name = FORMER[key] if key not in fields and FORMER.get(key) in fields else key
+        kind = fields[name].metadata.get("kind") if name in fields else None
+        if not isinstance(value, Mapping):
+            found[name] = value
+        elif kind and fields[name].metadata.get("many"):
+            found[name] = {label: _current(kind, item) for label, item in value.items()}
+        elif kind:
+            found[name] = _current(kind, value)
+        else:
+            hint = hints.get(name)
+            found[name] = current(hint, value) if dataclasses.is_dataclass(hint) else value  # pyright: ignore[reportArgumentType]
+    return found
+
+
+def _current(kind: str, stored: Any) -> Any:
+    known = isinstance(stored, Mapping) and stored.get("name") in registry.KINDS[kind]
+    return current(registry.resolve(kind, stored["name"]), stored) if known else stored
+
+
+def unknown(name: str, fields: Collection[str]) -> str:
+    """What to say of a field that is none of `fields`: its name now, or the near matches."""
+    now = FORMER.get(name)
+    return f"it is called {now} now" if now in fields else registry.suggest(name, fields)
+
+
 def as_plain(value: object) -> Any:
     """Dataclasses, mappings and sequences as dicts and tuples of plain values."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -192,7 +238,7 @@ def to_typed(cls: type, plain: Mapping[str, Any], path: str = "config") -> Any:
     hints, limits = typing.get_type_hints(cls), limits_of(cls)
     for name in plain:
         if name not in fields:
-            raise ValueError(f"unknown field {path}.{name}: {registry.suggest(name, fields)}")
+            raise ValueError(f"unknown field {path}.{name}: {unknown(name, fields)}")
     values = {}
     for name, field in fields.items():
         where = f"{path}.{name}"

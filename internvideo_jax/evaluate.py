@@ -23,7 +23,7 @@ from internvideo_jax.checkpoint.initial import initialise
 from internvideo_jax.checkpoint.metadata import devices, weights_provenance
 from internvideo_jax.config import TrainConfig, as_plain
 from internvideo_jax.evaluators.base import EvalContext
-from internvideo_jax.evaluators.classification import Classification
+from internvideo_jax.evaluators.classification import Accuracy
 from internvideo_jax.evaluators.published.protocols import PROTOCOLS
 from internvideo_jax.evaluators.run import (
     PER_VIDEO,
@@ -40,7 +40,7 @@ from internvideo_jax.protocols import Evaluator
 from internvideo_jax.registry import EVALUATORS, suggest
 from internvideo_jax.run.build import with_classes
 
-DECIDED = ("clip.sampling", "clip.stride", "segments", "crops", "crop_rule")  # by a protocol
+DECIDED = ("clip.sampling", "clip.stride", "clips", "crops", "crop_rule")  # by a protocol
 
 
 def evaluate(
@@ -112,7 +112,7 @@ def with_protocol(config: TrainConfig, name: str, overridden: Collection[str]) -
       ValueError: an unknown protocol, no such evaluator, or a field that is set twice.
     """
     test = config.evals.get("test")
-    if not isinstance(test, Classification):
+    if not isinstance(test, Accuracy):
         raise ValueError(
             f"--protocol is for the classification evaluator `test`, which this config lacks; it "
             f"has {', '.join(config.evals) or 'none'}"

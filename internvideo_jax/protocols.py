@@ -27,18 +27,18 @@ Shape = tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True)
 class ClipInput:
-    """Clips (T, size, size, 3) that a model reads.
+    """Clips (T, resolution, resolution, 3) that a model reads.
 
     Attributes:
       frames: T as the model looks at it, in evaluation too.
       tubelet, patch: frames and pixels of a token.
       pixel_mean, pixel_std: of its normalisation, for pixels from 0 to 1.
       stride: the batch of a training step has stride * frames frames; teachers see them all.
-      media: types of the data sets whose clips it takes; a clip of `image` has one frame.
+      media: types of the datasets whose clips it takes; a clip of `image` has one frame.
     """
 
     frames: int
-    size: int
+    resolution: int
     grid: Grid
     tubelet: int
     patch: int
@@ -60,7 +60,7 @@ class TextInput:
 class Inputs:
     """The parts of an example that a model reads; None: not that one.
 
-    Of sound, features and segments the shape of one example's array is known.
+    Of audio, features and segments the shape of one example's array is known.
     """
 
     clip: ClipInput | None = None
@@ -96,7 +96,7 @@ class Classes:
     """A head on classes: `model(video)` gives logits (B, classes).
 
     Attributes:
-      classes: rows of the head; 0 = as many as the data set has.
+      classes: rows of the head; 0 = as many as the dataset has.
       trains_statistics: whether training goes through the method `train`, which gives new values of
         running statistics beside the logits.
       pooled: whether the method `pool` gives the vector that enters the head.

@@ -25,12 +25,12 @@ FAMILIES = {
 
 MODELS = {
     "videomae_pretrain": "internvideo_jax.families.videomae.model:PretrainConfig",
-    "videomae_classifier": "internvideo_jax.families.videomae.model:ClassifierConfig",
+    "videomae_classifier": "internvideo_jax.families.videomae.model:VideoMAEClassifierConfig",
     "uniformerv2": "internvideo_jax.families.uniformerv2.model:UniFormerV2Config",
     "viclip": "internvideo_jax.families.viclip.model:ViCLIPConfig",
     "internvideo2": "internvideo_jax.families.internvideo2.model:EncoderConfig",
     "internvideo2_classifier": (
-        "internvideo_jax.families.internvideo2.classifier:ClassifierConfig"
+        "internvideo_jax.families.internvideo2.classifier:InternVideo2ClassifierConfig"
     ),
     "internvideo2_student": "internvideo_jax.families.internvideo2.student:StudentConfig",
     "umt_student": "internvideo_jax.families.umt.model:UMTStudentConfig",
@@ -56,7 +56,7 @@ TEACHERS = {
 
 EVALUATORS = {
     "reconstruction": "internvideo_jax.evaluators.reconstruction:Reconstruction",
-    "classification": "internvideo_jax.evaluators.classification:Classification",
+    "classification": "internvideo_jax.evaluators.classification:Accuracy",
     "knn": "internvideo_jax.evaluators.knn:NearestNeighbours",
     "linear_probe": "internvideo_jax.evaluators.probes:LinearProbe",
     "attentive_probe": "internvideo_jax.evaluators.probes:AttentiveProbe",

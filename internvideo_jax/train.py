@@ -1,4 +1,4 @@
-"""The training loop. It knows no model, no objective and no data set by name.
+"""The training loop. It knows no model, no objective and no dataset by name.
 
     ivj train --config=configs/videomae/pretrain.py:size=base \\
         --workdir=runs/pretrain --config.data.train=shards/

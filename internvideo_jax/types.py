@@ -15,11 +15,11 @@ import numpy as np
 # has, docs/data.md lists them all:
 #   video     (B, T, H, W, 3) uint8, or float32 in [0, 1]; absent where a set has no pixels
 #   label     (B,)   int32, -1 where there is none
-#   index     (B,)   int32, record number in the data set
-#   position  (B,)   uint32, place in the endless training stream; every random draw of an example
+#   index     (B,)   int32, record number in the dataset
+#   position  (B,)   uint32, in the endless training stream; every random draw of an example
 #                    derives from it, so the draw does not depend on hosts, devices or microbatches
 #   dataset   (B,)   int32, in a mixture: which of its sets
-#   text      (B, L) int32 and has_text (B,) bool, where captions are asked for: token numbers
+#   text      (B, L) int32 and has_text (B,) bool, where captions are asked for: token ids
 #   valid     (B,)   bool, False for rows that only pad an evaluation batch
 Batch = Mapping[str, Any]
 

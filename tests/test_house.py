@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import collections
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -225,3 +226,14 @@ def test_nothing_names_a_private_place():
         if path.exists():
             text = path.read_text()
             assert "/root/" not in text and "/home/" not in text, path
+
+
+def test_no_two_classes_have_one_name():
+    """Of the packages; a recipe's own `Recipe`, and what is private to a file, may repeat."""
+    found = collections.defaultdict(list)
+    for path in SOURCES:
+        top, *parts = path.relative_to(ROOT).parts
+        for node in ast.walk(ast.parse(path.read_text())) if top in MAY_IMPORT else ():
+            if isinstance(node, ast.ClassDef) and node.name[0] != "_" and "configs" not in parts:
+                found[node.name].append(path.name)
+    assert {name: files for name, files in found.items() if len(files) > 1} == {}

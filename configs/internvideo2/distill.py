@@ -86,7 +86,7 @@ def released(options: dict[str, Any]) -> TrainConfig:
     )
     return TrainConfig(
         model=model,
-        objective=Alignment(ratio=0.8, per_frame=False, mae=0.0, clip_teacher=clip_teacher),
+        objective=Alignment(mask_ratio=0.8, per_frame=False, mae=0.0, clip_teacher=clip_teacher),
         data=DataConfig(
             global_batch=BATCHES[size], clip=student_clip(model), crop="multiscale", flip="auto"
         ),
@@ -111,7 +111,7 @@ def tiny(options: dict[str, Any]) -> TrainConfig:
 
     The four layers of the teacher are all followed, by the four of a student half as wide.
     """
-    form: dict[str, Any] = {"size": 48, "dtype": "float32", "scan": False}
+    form: dict[str, Any] = {"resolution": 48, "dtype": "float32", "scan": False}
     clip_teacher = InternVideo2TeacherConfig.of_size("tiny", layers=last_layers(4, 4), **form)
     model = StudentConfig.of_size(
         "tiny",
@@ -125,7 +125,7 @@ def tiny(options: dict[str, Any]) -> TrainConfig:
     )
     return TrainConfig(
         model=model,
-        objective=Alignment(ratio=0.5, per_frame=False, mae=0.0, clip_teacher=clip_teacher),
+        objective=Alignment(mask_ratio=0.5, per_frame=False, mae=0.0, clip_teacher=clip_teacher),
         data=DataConfig(global_batch=32, clip=student_clip(model), crop="multiscale"),
         optim=OptimConfig(
             lr=1e-3, min_lr=1e-5, lr_batch=0, b2=0.98, eps=1e-6, warmup_steps=100, clip_norm=5.0

@@ -34,8 +34,8 @@ from typing import Any
 from data_pipelines.config import ClipConfig, DataConfig, ViewConfig
 from internvideo_jax.cli import config_dict, parse_arg
 from internvideo_jax.config import CheckpointConfig, LogConfig, OptimConfig, TrainConfig
-from internvideo_jax.evaluators.classification import Classification as Accuracy
-from internvideo_jax.families.internvideo2.classifier import ClassifierConfig
+from internvideo_jax.evaluators.classification import Accuracy
+from internvideo_jax.families.internvideo2.classifier import InternVideo2ClassifierConfig
 from internvideo_jax.objectives.classification import Classification
 from internvideo_jax.recipes import finetuning
 from internvideo_jax.recipes.smoke import sized
@@ -146,7 +146,7 @@ RECIPES = {
         **DISTILLED,
     ),
     # The scripts of these two are taken to be swapped. The one called B14 names the L/14 model with
-    # weights of S/14, has ten epochs, layer decay 0.85 and drop path 0.2, and tests 2 segments,
+    # weights of S/14, has ten epochs, layer decay 0.85 and drop path 0.2, and tests 2 clips,
     # which fits an L/14. The one called L14 names the S/14 model and has the values of the S/14
     # script with twice the batch. Each row has the values that fit its size.
     "b_ssv2": Recipe(
@@ -213,10 +213,10 @@ def size_of(name: str) -> str:
 
 def released(name: str) -> TrainConfig:
     recipe = RECIPES[name]
-    model = ClassifierConfig.of_size(
+    model = InternVideo2ClassifierConfig.of_size(
         size_of(name),
         frames=recipe.frames,
-        size=recipe.pixels,
+        resolution=recipe.pixels,
         drop_path=recipe.drop_path,
         head_dropout=recipe.head_dropout,
         remat=recipe.remat,
@@ -229,8 +229,12 @@ def tiny() -> TrainConfig:
 
     Rates and steps are those of VideoMAE's tiny recipe, which says why; nothing is mixed.
     """
-    model = ClassifierConfig.of_size("tiny", dtype="float32", scan=False, head_scale=1.0)
-    clip = ClipConfig(frames=model.frames, stride=1, size=model.size, sampling="stepped")
+    model = InternVideo2ClassifierConfig.of_size(
+        "tiny", dtype="float32", scan=False, head_scale=1.0
+    )
+    clip = ClipConfig(
+        frames=model.frames, stride=1, resolution=model.resolution, sampling="stepped"
+    )
     return TrainConfig(
         model=model,
         objective=Classification(mixup=0.0, cutmix=0.0),

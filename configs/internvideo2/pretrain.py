@@ -24,10 +24,10 @@ VideoMAE V2. Sets whose labels depend on left and right are not flipped (flip=au
 With targets=cached, first compute the features of one fixed view per clip with the teachers,
 
     ivj teach --config=configs/internvideo2/pretrain.py:size=1b \\
-        --config.data.train=shards/ --config.data.views=1 --out=shards/features
+        --config.data.train=shards/ --config.data.fixed_views=1 --out=shards/features
 
 and the weights of the teachers as above, then train without them: `...:size=1b,targets=cached`.
-`--config.data.views=N` in both keeps N views of each clip. What is published draws a new view every
+`--config.data.fixed_views=N` in both keeps N views of each clip. What is published draws anew every
 time; this is ours.
 
 The reference takes the frame before each that it draws, and the last of the file in place of the
@@ -112,7 +112,7 @@ def released(options: dict[str, Any]) -> TrainConfig:
     )
     return TrainConfig(
         model=model,
-        objective=Alignment(ratio=0.8, clip_teacher=clip_teacher, mae_teacher=mae_teacher),
+        objective=Alignment(mask_ratio=0.8, clip_teacher=clip_teacher, mae_teacher=mae_teacher),
         data=DataConfig(
             global_batch=recipe.batch, clip=student_clip(model), crop="multiscale", flip="auto"
         ),
@@ -141,7 +141,7 @@ def tiny(options: dict[str, Any]) -> TrainConfig:
     that a short run moves the features.
     """
     motion, looks = options["teachers"] != "viclip", options["teachers"] != "videomae"
-    layers, form = last_layers(4, 2), {"size": 48, "dtype": "float32", "scan": False}
+    layers, form = last_layers(4, 2), {"resolution": 48, "dtype": "float32", "scan": False}
     clip_teacher = ViCLIPTeacherConfig.of_size("tiny", frames=4, layers=layers, **form)
     mae_teacher = VideoMAETeacherConfig.of_size(
         "tiny", frames=8, layers=layers, pos_table="separable", **form
@@ -158,13 +158,15 @@ def tiny(options: dict[str, Any]) -> TrainConfig:
         layer_scale=0.1,
         **form,
     )
-    clip = ClipConfig(frames=model.clip_frames, stride=2, size=model.size, sampling="window")
-    seen = ClipConfig(frames=model.frames, stride=4, size=model.size, sampling="dense")
+    clip = ClipConfig(
+        frames=model.clip_frames, stride=2, resolution=model.resolution, sampling="window"
+    )
+    seen = ClipConfig(frames=model.frames, stride=4, resolution=model.resolution, sampling="dense")
     return TrainConfig(
         model=model,
         objective=Alignment(
             mask="attention" if looks else "random",
-            ratio=0.5,
+            mask_ratio=0.5,
             per_frame=clip_teacher.per_frame,
             middle=float(looks),
             final=float(looks),

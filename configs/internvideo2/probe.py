@@ -36,8 +36,8 @@ from typing import Any
 from data_pipelines.config import ClipConfig, DataConfig, ViewConfig
 from internvideo_jax.cli import config_dict, parse_arg
 from internvideo_jax.config import CheckpointConfig, LogConfig, OptimConfig, TrainConfig
-from internvideo_jax.evaluators.classification import Classification as Accuracy
-from internvideo_jax.families.internvideo2.classifier import ClassifierConfig
+from internvideo_jax.evaluators.classification import Accuracy
+from internvideo_jax.families.internvideo2.classifier import InternVideo2ClassifierConfig
 from internvideo_jax.objectives.classification import Classification
 from internvideo_jax.recipes import finetuning
 from internvideo_jax.recipes.smoke import sized
@@ -153,7 +153,7 @@ def size_of(name: str) -> str:
 
 def released(name: str) -> TrainConfig:
     recipe = dataclasses.replace(RECIPES[name], freeze=FREEZE[name.partition("/")[0]])
-    model = ClassifierConfig.of_size(
+    model = InternVideo2ClassifierConfig.of_size(
         size_of(name),
         frames=16,
         pos_frames=recipe.pos_frames,
@@ -166,8 +166,12 @@ def released(name: str) -> TrainConfig:
 
 def tiny(kind: str) -> TrainConfig:
     """48 pixels, 8 frames, nothing mixed: minutes on two CPU cores."""
-    model = ClassifierConfig.of_size("tiny", dtype="float32", scan=False, head_scale=1.0)
-    clip = ClipConfig(frames=model.frames, stride=1, size=model.size, sampling="stepped")
+    model = InternVideo2ClassifierConfig.of_size(
+        "tiny", dtype="float32", scan=False, head_scale=1.0
+    )
+    clip = ClipConfig(
+        frames=model.frames, stride=1, resolution=model.resolution, sampling="stepped"
+    )
     return TrainConfig(
         model=model,
         objective=Classification(mixup=0.0, cutmix=0.0),

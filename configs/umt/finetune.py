@@ -20,7 +20,7 @@ classes must then be in the order of Kinetics-710, rows of the same name for the
 (`--config.head_rows`, as in configs/internvideo2/finetune.py).
 
 Where script and model zoo differ, the rows have the training of the script and the test of the zoo:
-the scripts of 16 frames test one crop, that of L at 384 pixels six segments. The 384-pixel scripts
+the scripts of 16 frames test one crop, that of L at 384 pixels six clips. The 384-pixel scripts
 name the Kinetics-400 model as their start, although their few epochs at a small rate would fit a
 start from the 224-pixel model of Moments in Time. For a tiny model take
 configs/videomae/finetune.py:size=tiny with `--config.model.tubelet=1`.
@@ -34,7 +34,7 @@ from typing import Any
 from internvideo_jax.cli import config_dict, parse_arg
 from internvideo_jax.config import TrainConfig
 from internvideo_jax.families.umt.model import CLASSIFIER
-from internvideo_jax.families.videomae.model import ClassifierConfig
+from internvideo_jax.families.videomae.model import VideoMAEClassifierConfig
 from internvideo_jax.recipes import finetuning
 from internvideo_jax.recipes.smoke import sized
 from internvideo_jax.registry import suggest
@@ -106,10 +106,10 @@ def size_of(name: str) -> str:
 def released(name: str) -> TrainConfig:
     recipe = RECIPES[name]
     return recipe.config(
-        ClassifierConfig.of_size(
+        VideoMAEClassifierConfig.of_size(
             size_of(name),
             frames=recipe.frames,
-            size=recipe.pixels,
+            resolution=recipe.pixels,
             drop_path=recipe.drop_path,
             head_dropout=recipe.head_dropout,
             remat="attention",

@@ -81,9 +81,9 @@ def released(options: dict[str, Any]) -> TrainConfig:
     )
 
 
-def alignment(ratio: float, teacher: CLIPTeacherConfig) -> Alignment:
+def alignment(mask_ratio: float, teacher: CLIPTeacherConfig) -> Alignment:
     """The objective: layers alone are compared, there is neither a vector nor a second teacher."""
-    return Alignment(ratio=ratio, final=0.0, mae=0.0, clip_teacher=teacher)
+    return Alignment(mask_ratio=mask_ratio, final=0.0, mae=0.0, clip_teacher=teacher)
 
 
 def tiny(options: dict[str, Any]) -> TrainConfig:
@@ -92,7 +92,7 @@ def tiny(options: dict[str, Any]) -> TrainConfig:
     teacher = CLIPTeacherConfig.of_size("tiny", layers=layers, dtype="float32", scan=False)
     model = UMTStudentConfig.of_size(
         "tiny",
-        size=48,
+        resolution=48,
         clip_width=teacher.width,
         clip_layers=layers,
         pos_table="separable",

@@ -18,7 +18,7 @@ Options after the colon (comma separated):
 
 Values are those of the released scripts: one learning rate for all layers, as it stands for any
 batch size; RandAugment and random resized crops, no mixing, erasing or label smoothing; one frame
-of each of T parts. The test protocols are those of evaluators/protocols.py (Kinetics: 4 segments x
+of each of T parts. The test protocols are those of evaluators/protocols.py (Kinetics: 4 clips x
 3 crops, whose softmax scores are added). docs/recipes.md lists the options that make a recipe with
 reported accuracy and the hours that a slice is predicted to take. The head is fresh where the
 number of classes differs, but for start=k710, where it keeps the rows of the classes of the same
@@ -49,7 +49,7 @@ from typing import Any
 from data_pipelines.config import AugmentConfig, ClipConfig, DataConfig, ViewConfig
 from internvideo_jax.cli import config_dict, parse_arg
 from internvideo_jax.config import CheckpointConfig, LogConfig, OptimConfig, TrainConfig
-from internvideo_jax.evaluators.classification import Classification as Accuracy
+from internvideo_jax.evaluators.classification import Accuracy
 from internvideo_jax.families.uniformerv2.model import SIZES, UniFormerV2Config
 from internvideo_jax.objectives.classification import Classification
 from internvideo_jax.recipes.smoke import sized
@@ -156,9 +156,9 @@ FROZEN = {
 LONGER = {
     ("kinetics", "k710", "large"): {
         16: (256, "K400 89.1, K600 89.4, K700 81.2"),
-        32: (128, "K400 89.3, K600 89.5, K700 81.5 (2 segments)"),
+        32: (128, "K400 89.3, K600 89.5, K700 81.5 (2 clips)"),
     },
-    ("kinetics", "k710", "large336"): {64: (128, "K400 90.0, K600 90.1, K700 82.7 (2 segments)")},
+    ("kinetics", "k710", "large336"): {64: (128, "K400 90.0, K600 90.1, K700 82.7 (2 clips)")},
     ("something", "clip", "base"): {32: (128, "SSv1 59.4, SSv2 70.7")},
     ("something", "clip", "large"): {32: (128, "SSv1 62.7, SSv2 73.0")},
     ("activitynet", "clip", "large"): {32: (64, "ActivityNet 94.7, HACS 95.4")},
@@ -210,7 +210,9 @@ def released(options: dict[str, Any], frozen: bool) -> TrainConfig:
         global_drop_path=recipe.global_drop_path,
         remat="full",
     )
-    clip = ClipConfig(frames=recipe.frames, stride=1, size=model.size, sampling="stepped")
+    clip = ClipConfig(
+        frames=recipe.frames, stride=1, resolution=model.resolution, sampling="stepped"
+    )
     return TrainConfig(
         model=model,
         objective=_objective(),
@@ -239,7 +241,7 @@ def released(options: dict[str, Any], frozen: bool) -> TrainConfig:
         log=LogConfig(every=50),
         evals={
             "test": Accuracy.of_protocol(
-                recipe.protocol, frames=recipe.frames, size=model.size, batch=16
+                recipe.protocol, frames=recipe.frames, resolution=model.resolution, batch=16
             )
         },
         epochs=recipe.epochs,
@@ -281,7 +283,7 @@ def tiny(frozen: bool = False) -> TrainConfig:
         scan=False,
         **changes,
     )
-    clip = ClipConfig(frames=8, stride=1, size=model.size, sampling="stepped")
+    clip = ClipConfig(frames=8, stride=1, resolution=model.resolution, sampling="stepped")
     views = ViewConfig(clip=clip, crop_rule="slowfast", batch=32)
     return TrainConfig(
         model=model,

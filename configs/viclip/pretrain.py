@@ -54,7 +54,7 @@ class Recipe:
     lr: float
     epochs: float
     warmup: float  # epochs
-    ratio: float  # share of patches that are dropped
+    mask_ratio: float  # share of patches that are dropped
     remat: str = "none"
     reported: str = ""  # zero-shot top-1 on Kinetics of the model trained on InternVid-10M-FLT
 
@@ -96,10 +96,12 @@ def released(options: dict[str, Any]) -> TrainConfig:
     model = ViCLIPConfig.of_size(size, drop_path=0.1, remat=recipe.remat)
     return TrainConfig(
         model=model,
-        objective=Contrastive(ratio=recipe.ratio),
+        objective=Contrastive(mask_ratio=recipe.mask_ratio),
         data=DataConfig(
             global_batch=recipe.batch,
-            clip=ClipConfig(frames=model.frames, stride=1, size=model.size, sampling="uniform"),
+            clip=ClipConfig(
+                frames=model.frames, stride=1, resolution=model.resolution, sampling="uniform"
+            ),
             crop="random_resized",
             flip="auto",
             augment=AugmentConfig(area=(0.5, 1.0), resize="bicubic"),
@@ -129,7 +131,9 @@ def released(options: dict[str, Any]) -> TrainConfig:
 
 def retrieval(model: ViCLIPConfig, batch: int) -> TextVideoRetrieval:
     """Captions and clips of the test split found by each other, as ViCLIP was tested."""
-    clip = ClipConfig(frames=model.frames, stride=1, size=model.size, sampling="uniform")
+    clip = ClipConfig(
+        frames=model.frames, stride=1, resolution=model.resolution, sampling="uniform"
+    )
     return TextVideoRetrieval(views=ViewConfig(clip=clip, crop_rule="squash", batch=batch))
 
 
@@ -144,10 +148,12 @@ def tiny(options: dict[str, Any]) -> TrainConfig:
     lr = 1e-4 if second else 1e-3
     return TrainConfig(
         model=model,
-        objective=Contrastive(ratio=0.0 if second else 0.5),
+        objective=Contrastive(mask_ratio=0.0 if second else 0.5),
         data=DataConfig(
             global_batch=32,
-            clip=ClipConfig(frames=model.frames, stride=1, size=model.size, sampling="uniform"),
+            clip=ClipConfig(
+                frames=model.frames, stride=1, resolution=model.resolution, sampling="uniform"
+            ),
             crop="multiscale",
             text="random",
             tokenizer=options["tokenizer"] or "world",

@@ -13,10 +13,10 @@ Options after the colon (comma separated):
   small     batch, warm-up and length from the number of records, for sets of up to some thousands
 
 Values are those of the released scripts. What they share: layer-wise learning rates, RandAugment,
-random resized crops, random erasing, mixup and CutMix, label smoothing, drop path; several segments
+random resized crops, random erasing, mixup and CutMix, label smoothing, drop path; several clips
 x 3 crops in the test (evaluators/protocols.py). `start` of a row is what it begins with, for
 `--config.init_from`; empty means pre-trained weights of its size; `reported` is what to expect.
-Where no script was released for a data set, the recipe takes the values of the row named in its
+Where no script was released for a dataset, the recipe takes the values of the row named in its
 `like`. The number of classes comes from the data. `size=tiny` is for the built-in world and CPUs.
 
 From Kinetics-710 to 400, 600 or 700 the head keeps its rows. InternVideo1 takes the first 400 for
@@ -34,8 +34,8 @@ from typing import Any
 from data_pipelines.config import ClipConfig, DataConfig, ViewConfig
 from internvideo_jax.cli import config_dict, parse_arg
 from internvideo_jax.config import CheckpointConfig, LogConfig, OptimConfig, TrainConfig
-from internvideo_jax.evaluators.classification import Classification as Accuracy
-from internvideo_jax.families.videomae.model import ClassifierConfig
+from internvideo_jax.evaluators.classification import Accuracy
+from internvideo_jax.families.videomae.model import VideoMAEClassifierConfig
 from internvideo_jax.objectives.classification import Classification
 from internvideo_jax.recipes.finetuning import Recipe
 from internvideo_jax.recipes.smoke import sized
@@ -249,7 +249,7 @@ def size_of(name: str) -> str:
 
 def released(name: str) -> TrainConfig:
     recipe = RECIPES[name]
-    model = ClassifierConfig.of_size(
+    model = VideoMAEClassifierConfig.of_size(
         size_of(name),
         drop_path=recipe.drop_path,
         head_dropout=recipe.head_dropout,
@@ -265,13 +265,13 @@ def tiny() -> TrainConfig:
     short memory of the second moment get it there: with b2 = 0.999, half the rate and 300 steps of
     32, one of three pre-trained starts stayed at chance.
     """
-    clip = ClipConfig(frames=8, stride=2, size=48, sampling="window")
+    clip = ClipConfig(frames=8, stride=2, resolution=48, sampling="window")
     views = ViewConfig(clip=dataclasses.replace(clip, sampling="dense"), batch=32)
     return TrainConfig(
-        model=ClassifierConfig.of_size(
+        model=VideoMAEClassifierConfig.of_size(
             "tiny",
             frames=8,
-            size=48,
+            resolution=48,
             pos_table="separable",
             dtype="float32",
             scan=False,

@@ -82,17 +82,17 @@ def get_config(arg: str = ""):
     recipe = RECIPES[name, size]
     # MCG-NJU's ViT-H has a wider decoder than the other two.
     preset = "huge_nju" if (name, size) == ("videomae", "huge") else size
-    clip = ClipConfig(frames=16, stride=4, size=224, sampling="window")
+    clip = ClipConfig(frames=16, stride=4, resolution=224, sampling="window")
     views = ViewConfig(clip=dataclasses.replace(clip, sampling="dense"), batch=64)
     evals = {
-        "reconstruction": Reconstruction(views=views, ratio=0.9, scale=1),
+        "reconstruction": Reconstruction(views=views, mask_ratio=0.9, scale=1),
         **on_features(options, views, every=5000),
     }
     config = TrainConfig(
         model=PretrainConfig.of_size(
             preset, decoder_depth=recipe.decoder_depth, remat=recipe.remat
         ),
-        objective=MaskedPixels(ratio=0.9, decoder_ratio=recipe.decoder_ratio),
+        objective=MaskedPixels(mask_ratio=0.9, decoder_ratio=recipe.decoder_ratio),
         data=DataConfig(
             global_batch=recipe.batch * recipe.repeats,
             repeats=recipe.repeats,
@@ -121,10 +121,10 @@ def tiny(options: dict[str, Any]) -> TrainConfig:
     at this size, hence the separable one; the mask is thinner because 36 tokens a frame pair hold
     less redundancy than 196. Four layers are unrolled: a scan costs an eighth of a step on CPUs.
     """
-    clip = ClipConfig(frames=8, stride=2, size=48, sampling="window")
+    clip = ClipConfig(frames=8, stride=2, resolution=48, sampling="window")
     views = ViewConfig(clip=dataclasses.replace(clip, sampling="dense"), batch=32)
     evals = {
-        "reconstruction": Reconstruction(views=views, ratio=0.85, scale=3),
+        "reconstruction": Reconstruction(views=views, mask_ratio=0.85, scale=3),
         **on_features(options, views, every=500),
     }
     return TrainConfig(
@@ -132,12 +132,12 @@ def tiny(options: dict[str, Any]) -> TrainConfig:
             "tiny",
             decoder_depth=2,
             frames=8,
-            size=48,
+            resolution=48,
             pos_table="separable",
             dtype="float32",
             scan=False,
         ),
-        objective=MaskedPixels(ratio=0.85),
+        objective=MaskedPixels(mask_ratio=0.85),
         data=DataConfig(global_batch=32, clip=clip, crop="multiscale"),
         optim=OptimConfig(lr=1e-3, min_lr=1e-5, lr_batch=0, warmup_steps=100),
         checkpoint=CheckpointConfig(every=200),

@@ -22,7 +22,7 @@ CROPS = ("multiscale", "random_resized", "random", "center", "squash")
 MOST_SIDE = 16384  # pixels of a resized frame
 ARGUMENTS = ("factor", "factor", "factor", "turn")  # of the four parts of the jitter
 
-Edges = tuple[float, float, float, float]  # top, left, bottom, right in shares of the picture
+Edges = tuple[float, float, float, float]  # top, left, bottom, right in shares of the image
 Change = Callable[[np.ndarray], np.ndarray]
 
 
@@ -36,7 +36,7 @@ class TrainTransform:
     `squash` the whole frame, whatever its aspect ratio.
 
     Attributes:
-      size: height and width of the result.
+      resolution: height and width of the result.
       crop: one of CROPS.
       flip: mirror every second clip left-right.
       config: ranges, resizing and colour.
@@ -45,13 +45,13 @@ class TrainTransform:
       ValueError: an unknown name, or a range that leads nowhere.
     """
 
-    size: int
+    resolution: int
     crop: str
     flip: bool
     config: AugmentConfig = AugmentConfig()
 
     def __post_init__(self) -> None:
-        _check(self.size, self.crop, self.config)
+        _check(self.resolution, self.crop, self.config)
 
     def __call__(
         self,
@@ -64,10 +64,10 @@ class TrainTransform:
         Args:
           frames: T frames (H, W, 3) uint8 of one shape, not modified; one object may stand at
             several places.
-          out: (T, size, size, 3) uint8 to write into, such as the row of a batch.
+          out: (T, resolution, resolution, 3) uint8 to write into, such as the row of a batch.
 
         Returns:
-          (T, size, size, 3) uint8.
+          (T, resolution, resolution, 3) uint8.
         """
         config = self.config
         if config.rand_augment:
@@ -85,7 +85,9 @@ class TrainTransform:
             frames = [resized[id(frame)] for frame in frames]
         # The reference's fine-tuning crop does not antialias, its pre-training crop does.
         method = config.resize or ("bilinear" if self.crop == "random_resized" else "area")
-        out = transforms.crop_resize(frames, box, self.size, method=method, flip=flip, out=out)
+        out = transforms.crop_resize(
+            frames, box, self.resolution, method=method, flip=flip, out=out
+        )
         changes, done = draw_jitter(config, rng), {}
         for t, frame in enumerate(frames if changes else ()):
             if id(frame) not in done:
@@ -109,9 +111,9 @@ class TrainTransform:
 
     def _box(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, transforms.Box]:
         """The short side that frames are resized to first, 0: as they are, and where to cut."""
-        config, size = self.config, self.size
+        config, resolution = self.config, self.resolution
         if self.crop == "multiscale":
-            return 0, transforms.multiscale_crop(height, width, size, rng)
+            return 0, transforms.multiscale_crop(height, width, resolution, rng)
         if self.crop == "random_resized":
             area, ratio = _pair(config.area), _pair(config.ratio)
             return 0, transforms.random_resized_crop(height, width, rng, area, ratio)
@@ -119,7 +121,7 @@ class TrainTransform:
             low, high = config.short_side
             short = transforms.jittered_side((low, high), rng)
             resized = transforms.short_side_shape(height, width, short)
-            return short, transforms.random_box(*resized, size, rng)
+            return short, transforms.random_box(*resized, resolution, rng)
         if self.crop == "center":
             return 0, transforms.center_box(height, width, min(height, width))
         return 0, (0, 0, height, width)
@@ -152,7 +154,7 @@ def _pair(values: Sequence[float]) -> tuple[float, float]:
     return low, high
 
 
-def _check(size: int, crop: str, config: AugmentConfig) -> None:
+def _check(resolution: int, crop: str, config: AugmentConfig) -> None:
     where = "config.data.augment"
     if crop not in CROPS:
         raise ValueError(f"unknown config.data.crop {crop!r}; known: {', '.join(CROPS)}")
@@ -172,10 +174,10 @@ def _check(size: int, crop: str, config: AugmentConfig) -> None:
                 f"not above {highest:g}"
             )
     sides = config.short_side
-    if crop == "random" and (len(sides) != 2 or not size <= sides[0] <= sides[1]):
+    if crop == "random" and (len(sides) != 2 or not resolution <= sides[0] <= sides[1]):
         raise ValueError(
             f"{where}.short_side = {sides}: config.data.crop=random needs the shortest and longest "
-            f"short side, both at least clip.size = {size}"
+            f"short side, both at least clip.resolution = {resolution}"
         )
     if crop == "random" and sides[1] > MOST_SIDE:
         raise ValueError(f"{where}.short_side = {sides}: expected at most {MOST_SIDE} pixels")

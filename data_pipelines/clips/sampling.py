@@ -56,30 +56,30 @@ def dense_center(n: int, T: int, r: int) -> np.ndarray:
     return _dense_span(n, T, r, (T * r + n) // 2)
 
 
-def dense_views(n: int, T: int, r: int, segments: int) -> np.ndarray:
-    """Test on Kinetics-like videos: `segments` windows at exact stride, evenly placed.
+def dense_views(n: int, T: int, r: int, clips: int) -> np.ndarray:
+    """Test on Kinetics-like videos: `clips` windows at exact stride, evenly placed.
 
     Returns:
-      (segments, T) int64; at least two segments, the reference divides by segments - 1.
+      (clips, T) int64; at least two clips, the reference divides by clips - 1.
     """
     indices = list(range(0, n, r))
     indices += [indices[-1]] * (T - len(indices))
-    step = max((len(indices) - T) / (segments - 1), 0)
-    starts = [int(view * step) for view in range(segments)]
+    step = max((len(indices) - T) / (clips - 1), 0)
+    starts = [int(view * step) for view in range(clips)]
     return np.array([indices[start : start + T] for start in starts], np.int64)
 
 
-def strided_views(n: int, T: int, r: int, segments: int) -> np.ndarray:
-    """Test of InternVideo2 on UCF101: `segments` windows of T*r frames, the last from n - T*r on.
+def strided_views(n: int, T: int, r: int, clips: int) -> np.ndarray:
+    """Test of InternVideo2 on UCF101: `clips` windows of T*r frames, the last from n - T*r on.
 
     Starts are counted in frames, where `dense_views` counts them in steps of the stride. A window
     that the end of the video cuts repeats its own last frame.
 
     Returns:
-      (segments, T) int64; at least two segments, the reference divides by segments - 1.
+      (clips, T) int64; at least two clips, the reference divides by clips - 1.
     """
-    step = max((n - T * r) / (segments - 1), 0)
-    starts = [int(view * step) for view in range(segments)]
+    step = max((n - T * r) / (clips - 1), 0)
+    starts = [int(view * step) for view in range(clips)]
     return np.stack([_repeat_last(np.arange(s, min(s + T * r, n), r), T) for s in starts])
 
 
@@ -115,22 +115,20 @@ def segments_center(n: int, T: int) -> np.ndarray:
     return np.arange(T) * part + part // 2
 
 
-def segments_views(n: int, T: int, segments: int) -> np.ndarray:
-    """Test on Something-Something: `segments` interleaved sets of T evenly spaced frames.
+def segments_views(n: int, T: int, clips: int) -> np.ndarray:
+    """Test on Something-Something: `clips` interleaved sets of T evenly spaced frames.
 
     Returns:
-      (segments, T) int64; together the sorted union of all offsets, dealt out in turn.
+      (clips, T) int64; together the sorted union of all offsets, dealt out in turn.
     """
     tick = n / T
-    every = sorted(
-        int(segment * tick / segments + tick * i) for segment in range(segments) for i in range(T)
-    )
-    return np.array([every[segment::segments] for segment in range(segments)], np.int64)
+    every = sorted(int(clip * tick / clips + tick * i) for clip in range(clips) for i in range(T))
+    return np.array([every[clip::clips] for clip in range(clips)], np.int64)
 
 
-def segments_tested(n: int, T: int, segments: int) -> np.ndarray:
-    """`segments_center` for one segment, `segments_views` for several; (segments, T) int64."""
-    return segments_center(n, T)[None] if segments == 1 else segments_views(n, T, segments)
+def segments_tested(n: int, T: int, clips: int) -> np.ndarray:
+    """`segments_center` for one clip, `segments_views` for several; (clips, T) int64."""
+    return segments_center(n, T)[None] if clips == 1 else segments_views(n, T, clips)
 
 
 def sparse_random(n: int, T: int, rng: np.random.Generator) -> np.ndarray:
@@ -171,37 +169,37 @@ def stepped_random(n: int, T: int, rng: np.random.Generator) -> np.ndarray:
     return rng.integers(borders[:-1], borders[1:], endpoint=True)
 
 
-def stepped_views(n: int, T: int, segments: int) -> np.ndarray:
-    """UniFormerV2 validation (one segment) and test: a fixed place in each of T parts.
+def stepped_views(n: int, T: int, clips: int) -> np.ndarray:
+    """UniFormerV2 validation (one clip) and test: a fixed place in each of T parts.
 
     Segment c of V lies (c + 1) / (V + 1) of a part after its start. Something-Something, whose
     files are numbered from one, has the same rule.
 
     Returns:
-      (segments, T) int64.
+      (clips, T) int64.
     """
     borders, length = _steps(n, T)
-    offsets = [int(length / (segments + 1) * (segment + 1)) for segment in range(segments)]
+    offsets = [int(length / (clips + 1) * (clip + 1)) for clip in range(clips)]
     return np.minimum(borders[:-1] + np.array(offsets, np.int64)[:, None], max(n - 1, 0))
 
 
-def window_views(n: int, T: int, r: int, segments: int, *, to_end: bool) -> np.ndarray:
-    """SlowFast's dense test: `segments` windows of T*r frames, T frames spread over each.
+def window_views(n: int, T: int, r: int, clips: int, *, to_end: bool) -> np.ndarray:
+    """SlowFast's dense test: `clips` windows of T*r frames, T frames spread over each.
 
     Args:
       to_end: the last window ends with the video; else the windows start at equal shares of the
         room, the last share unused. A single window is then the middle or the first one.
 
     Returns:
-      (segments, T) int64; beyond the end the last frame repeats.
+      (clips, T) int64; beyond the end the last frame repeats.
     """
     room = max(n - T * r, 0)
     if not to_end:
-        starts = [room * segment / segments for segment in range(segments)]
-    elif segments == 1:
+        starts = [room * clip / clips for clip in range(clips)]
+    elif clips == 1:
         starts = [room // 2]
     else:
-        starts = [segment * (room // (segments - 1)) for segment in range(segments)]
+        starts = [clip * (room // (clips - 1)) for clip in range(clips)]
     rows = [_float_linspace(start, start + T * r - 1, T) for start in starts]
     return np.clip(np.array(rows), 0, n - 1).astype(np.int64)
 
@@ -342,14 +340,14 @@ def clock_random(times: np.ndarray, T: int, fps: float, rng: np.random.Generator
     return by_time(times, T, fps, int(rng.integers(by_time_starts(times, T, fps) + 1)))
 
 
-def clock_views(times: np.ndarray, T: int, fps: float, segments: int) -> np.ndarray:
-    """`by_time` from the middle (one segment), or from starts spread evenly from first to last.
+def clock_views(times: np.ndarray, T: int, fps: float, clips: int) -> np.ndarray:
+    """`by_time` from the middle (one clip), or from starts spread evenly from first to last.
 
     Returns:
-      (segments, T) int64.
+      (clips, T) int64.
     """
     latest = by_time_starts(times, T, fps)
-    starts = [latest // 2] if segments == 1 else np.linspace(0, latest, segments).round()
+    starts = [latest // 2] if clips == 1 else np.linspace(0, latest, clips).round()
     return np.stack([by_time(times, T, fps, int(start)) for start in starts])
 
 
@@ -370,7 +368,7 @@ TRAIN = {
     "stepped": lambda n, T, r, rng: stepped_random(n, T, rng),
 }
 
-# Evaluation: (n, T, r, segments) -> (segments, T). A single view is the validation rule.
+# Evaluation: (n, T, r, clips) -> (clips, T). A single view is the validation rule.
 VIEWS = {
     "dense": lambda n, T, r, s: dense_center(n, T, r)[None] if s == 1 else dense_views(n, T, r, s),
     # A single window is that of `dense`: the reference's own begins before the video.
@@ -420,9 +418,9 @@ def beginning(times: Sequence[int], seconds: float) -> Sequence[int]:
 
 
 def view_frames(
-    rule: str, times: Sequence[int], fps: float, T: int, r: int, segments: int
+    rule: str, times: Sequence[int], fps: float, T: int, r: int, clips: int
 ) -> np.ndarray:
-    """The frames of every view in time, (segments, T) int64; arguments as in `train_frames`."""
+    """The frames of every view in time, (clips, T) int64; arguments as in `train_frames`."""
     if rule == CLOCK:
-        return clock_views(np.asarray(times), T, fps / r, segments)
-    return VIEWS[rule](len(times), T, r, segments)
+        return clock_views(np.asarray(times), T, fps / r, clips)
+    return VIEWS[rule](len(times), T, r, clips)

@@ -18,7 +18,7 @@ from data_pipelines.ingest.options import (
     PIXEL_SHAPES,
     RUNNERS,
     STORAGE_FORMATS,
-    Options,
+    IngestOptions,
     default_workers,
 )
 from data_pipelines.ingest.run import Report, ingest, summary
@@ -28,7 +28,7 @@ Turn video files into indexed TFRecord shards, once, before training.
 
 The source is a folder (class = parent folder; SPLIT/CLASS/file is understood), a list of
 "path label" or "folder frames label" lines, a JSON list of {"video", "caption"}, a prepared TFDS
-data set (tfds:NAME), InternVid's JSONL, or a CSV or TSV with a header, or JSONL with the same keys:
+dataset (tfds:NAME), InternVid's JSONL, or a CSV or TSV with a header, or JSONL with the same keys:
   path                required
   label | labels      class name or index; several as "a|b" or a JSON list
   caption | captions  text; several as a JSON list
@@ -210,7 +210,7 @@ def _add_clips(clips: argparse._ArgumentGroup) -> None:
         "--audio",
         choices=AUDIO_FORMATS,
         default="off",
-        help="store the sound at 16 kHz mono (default: %(default)s)",
+        help="store the audio at 16 kHz mono (default: %(default)s)",
     )
     clips.add_argument(
         "--media",
@@ -307,8 +307,8 @@ def _run(arguments: argparse.Namespace) -> int:
     return _judge(report, arguments.max_bad)
 
 
-def _options(arguments: argparse.Namespace) -> Options:
-    return Options(
+def _options(arguments: argparse.Namespace) -> IngestOptions:
+    return IngestOptions(
         source=arguments.source,
         out=arguments.out,
         name=arguments.name,

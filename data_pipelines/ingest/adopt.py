@@ -52,7 +52,7 @@ class _Labels:
         if known != name:
             raise ValueError(
                 f"{where}: class {label} is called {name!r}, in {there} it is {known!r}; the "
-                "shards are of different data sets, or the class list is of another one"
+                "shards are of different datasets, or the class list is of another one"
             )
 
     def classes(self) -> tuple[str, ...]:
@@ -72,13 +72,13 @@ def adopt(
     *,
     flip_changes_label: bool = False,
 ) -> Manifest:
-    """Make a directory of TFRecord shards a data set, in place.
+    """Make a directory of TFRecord shards a dataset, in place.
 
     Args:
       directory: where the shards are, local or remote; index files and the manifest go there too.
       splits: split name -> pattern of the shards' file names, for example
         {"train": "kinetics-train-*", "val": "kinetics-val-*"}. Order of the records: by file name.
-      name: of the data set.
+      name: of the dataset.
       classes: class names by index; by default collected from the records' `clip/label/text`.
       flip_changes_label: whether a mirrored clip would belong to another class.
 
@@ -87,8 +87,8 @@ def adopt(
 
     Raises:
       FileNotFoundError: the directory does not exist.
-      ValueError: a pattern matches nothing, or what another one does; the directory holds a data
-        set that was ingested; a record is not of this schema, or labels contradict each other.
+      ValueError: a pattern matches nothing, or what another one does; the directory holds a
+        dataset that was ingested; a record is not of this schema, or labels contradict each other.
         Index files written so far stay, and are written again next time.
       CorruptRecordError: a shard is damaged.
     """

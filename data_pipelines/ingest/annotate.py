@@ -160,7 +160,7 @@ def _seconds(name: str, item: Mapping[str, Any], key: str) -> float:
 
 
 def _share(name: str, item: Mapping[str, Any], key: str) -> float:
-    share = _number(name, key, item.get(key), 0, 1, "a share of the picture from 0 to 1")
+    share = _number(name, key, item.get(key), 0, 1, "a share of the image from 0 to 1")
     return shortest(share)  # records hold single precision
 
 

@@ -1,8 +1,8 @@
-"""The sound of one clip: 16 kHz mono, on the clock of its frames.
+"""The audio of one clip: 16 kHz mono, on the clock of its frames.
 
 A pass of its own over the audio stream, after the frames: streams are interleaved loosely, so one
-pass that stops at the last frame would miss the sound of the last moments, and what goes wrong
-with the sound must not touch the frames.
+pass that stops at the last frame would miss the audio of the last moments, and what goes wrong
+with the audio must not touch the frames.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,13 +21,13 @@ from data_pipelines.ingest.container import (
     VideoError,
     open_video,
 )
-from data_pipelines.records.waveform import Audio
+from data_pipelines.records.waveform import Waveform
 
 SAMPLE_RATE = 16_000
 
 # Times of packets are rounded, in Matroska to milliseconds; only a larger jump is a gap.
 _GAP_US = 60_000
-# Sound and pictures of a recording do not end at the same moment.
+# Audio and images of a recording do not end at the same moment.
 _SPLICE_US = 500_000
 # Decoders need some packets before their output is right.
 _LEAD_US = 500_000
@@ -35,7 +35,7 @@ _SEEK_FROM_US = 2_000_000
 
 
 class AudioError(ValueError):
-    """A clip that remains without sound.
+    """A clip that remains without audio.
 
     Attributes:
       kind: `silent` where the file has none, `audio` where it cannot be decoded.
@@ -58,22 +58,22 @@ def read_audio(
     max_bytes: int,
     jumps: Sequence[Jump] = (),
     tick: Callable[[], None] = lambda: None,
-) -> tuple[Audio, tuple[Note, ...]]:
-    """Decode, mix down and resample the sound of a time window.
+) -> tuple[Waveform, tuple[Note, ...]]:
+    """Decode, mix down and resample the audio of a time window.
 
-    Gaps in the sound, and the time before it begins, become silence, so that every sample is at
-    its time; where the sound ends early the result is short.
+    Gaps in the audio, and the time before it begins, become silence, so that every sample is at
+    its time; where the audio ends early the result is short.
 
     Args:
       path: file to open.
       start_us, end_us: window in microseconds on the clock of the clip.
       origin_us: time 0 of that clock on the clock of the file's streams.
-      max_bytes: refuse more sound than this.
+      max_bytes: refuse more audio than this.
       jumps: where the clock of the file was set anew, by its video.
       tick: called for every packet, so that the caller sees progress and can stop.
 
     Returns:
-      The sound at 16 kHz, and what is worth recording about it.
+      The audio at 16 kHz, and what is worth recording about it.
 
     Raises:
       AudioError: there is no audio stream, or nothing of it in the window can be decoded.
@@ -83,7 +83,7 @@ def read_audio(
     if 2 * total > max_bytes:
         raise VideoError(
             "long",
-            f"the sound of {(end_us - start_us) / 1e6:.0f} s does not fit into the record; cut it "
+            f"the audio of {(end_us - start_us) / 1e6:.0f} s does not fit into the record; cut it "
             "with start and end columns or --max-seconds",
         )
     seek = start_us >= _SEEK_FROM_US
@@ -104,7 +104,7 @@ def read_audio(
             raise
         except (FFmpegError, ValueError, ArithmeticError, MemoryError) as error:
             raise AudioError(
-                "audio", f"the sound was left out: {type(error).__name__}: {error}"
+                "audio", f"the audio was left out: {type(error).__name__}: {error}"
             ) from error
 
 
@@ -122,14 +122,14 @@ class _Reading:
     ):
         self._container, self._stream = container, stream
         self._jumps, self._shift = list(jumps), 0
-        self._raw_us = 0.0  # where the sound before ended, on the clock of the file
+        self._raw_us = 0.0  # where the audio before ended, on the clock of the file
         self._start_us, self._end_us, self._origin_us = start_us, end_us, origin_us
-        # Runs of gapless sound: (time of the first sample, chunks at 16 kHz).
+        # Runs of gapless audio: (time of the first sample, chunks at 16 kHz).
         self._runs: list[tuple[float, list[np.ndarray]]] = []
         self._resampler: AudioResampler | None = None
         self._format: tuple[str, str, int] | None = None
         self._next_us = 0.0
-        self._heard_us = 0.0  # until where there is sound
+        self._heard_us = 0.0  # until where there is audio
         self._missing_us = 0.0
         self._damaged = 0
         self._error = ""
@@ -231,8 +231,8 @@ class _Reading:
             self._append(None)
         self._resampler = None
 
-    def result(self, total: int) -> tuple[Audio, tuple[Note, ...]]:
-        """The sound as `total` samples at most; AudioError where there is none of it."""
+    def result(self, total: int) -> tuple[Waveform, tuple[Note, ...]]:
+        """The audio as `total` samples at most; AudioError where there is none of it."""
         samples = np.zeros(total, np.int16)
         filled = 0
         for time_us, chunks in self._runs:
@@ -246,7 +246,7 @@ class _Reading:
                 filled = max(filled, high)
         problem = self._problem()
         if not filled and problem:
-            raise AudioError("audio", f"no sound at the time of the clip: {problem}")
+            raise AudioError("audio", f"no audio at the time of the clip: {problem}")
         if not filled:
             raise AudioError("silent", "the audio stream has nothing at the time of the clip")
         notes = [Note("audio", problem)] if problem else []
@@ -256,12 +256,12 @@ class _Reading:
                 Note("streams", f"{streams} audio streams; took stream {self._stream.index}")
             )
         data = samples[:filled].astype("<i2").tobytes()
-        return Audio(data, SAMPLE_RATE, self._start_us), tuple(notes)
+        return Waveform(data, SAMPLE_RATE, self._start_us), tuple(notes)
 
     def _problem(self) -> str:
         if self._error:
-            return f"the sound stops early: {self._error}"
-        found = [f"{self._damaged} packets of sound are damaged"] if self._damaged else []
+            return f"the audio stops early: {self._error}"
+        found = [f"{self._damaged} packets of audio are damaged"] if self._damaged else []
         if self._missing_us:
-            found.append(f"{self._missing_us / 1e6:.2f} s of sound are missing")
+            found.append(f"{self._missing_us / 1e6:.2f} s of audio are missing")
         return f"{' and '.join(found)}; silence took their place" if found else ""

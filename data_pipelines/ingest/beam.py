@@ -24,7 +24,7 @@ import uuid
 from collections.abc import Generator, Sequence
 from typing import Any
 
-from data_pipelines.ingest.options import Options
+from data_pipelines.ingest.options import IngestOptions
 from data_pipelines.ingest.pool import Outcome, run_tasks
 from data_pipelines.ingest.work import DONE_SUFFIX, ShardTask, finished, read_done
 from data_pipelines.records.index import INDEX_SUFFIX, write_atomic
@@ -38,7 +38,7 @@ class BeamError(RuntimeError):
     """The pipeline itself failed; shards it finished are kept."""
 
 
-def run(options: Options, tasks: Sequence[ShardTask]) -> Generator[Outcome, None, None]:
+def run(options: IngestOptions, tasks: Sequence[ShardTask]) -> Generator[Outcome, None, None]:
     """Write all shards on a Beam runner, then yield their outcomes in order.
 
     The output directory and the sources must be reachable under the same paths by all machines.
@@ -81,7 +81,7 @@ def _parser(module: Any) -> Any:
     return parser
 
 
-def _run_pipeline(pipeline_options: Any, paths: Sequence[str], options: Options) -> None:
+def _run_pipeline(pipeline_options: Any, paths: Sequence[str], options: IngestOptions) -> None:
     beam = importlib.import_module("apache_beam")
     try:
         with beam.Pipeline(options=pipeline_options) as pipeline:

@@ -10,7 +10,7 @@ What counts as a jump of the clock, and not as a pause, is the same for the live
 file (`longest_step`) and for the repair:
 
 - MPEG transport and program streams may be spliced, their clock may be set anew anywhere, and a
-  picture has to come every 0.7 s. In a steady stream a step forward of more than ten seconds is a
+  frame has to come every 0.7 s. In a steady stream a step forward of more than ten seconds is a
   jump, and of more than a second if a key frame follows, as it does where recordings were joined.
 - Everywhere else a step is a pause, as screen recordings have them, unless it is longer than an
   hour and ten times the usual step.
@@ -28,7 +28,7 @@ _SPLICE_US = 10 * SECOND_US
 _PAUSE_US = 3600 * SECOND_US
 # A file whose clock is broken may say about its beginning what it likes.
 _LATE_US = 10 * SECOND_US
-# In usual steps; a step that long in a stream of slow pictures is nothing strange.
+# In usual steps; a step that long in a stream of slow frames is nothing strange.
 _LONG_STEPS = 10
 
 # Costs, one wrong stamp being 1: a clock set anew, and a step unlike the usual one, where they vary
@@ -38,11 +38,11 @@ _UNUSUAL = 0.2
 _UNUSUAL_STEADY = 0.6
 # Stamps on both sides that show what step is usual there.
 _AROUND = 5
-# Frames for every stamp there is: transport streams may hold one for several pictures.
+# Frames for every stamp there is: transport streams may hold one for several frames.
 _LEAST = 8
-# Stamps in another place for every one the dearer way would give up.
+# Stamps in another position for every one the dearer way would give up.
 _MOVED = 3
-# Wrong stamps in a row that are looked past, and places by which decoding order differs.
+# Wrong stamps in a row that are looked past, and positions by which decoding order differs.
 _WINDOW = 16
 
 
@@ -282,12 +282,12 @@ class _Rules:
         return self.unusual * min(1.0, abs(math.log2(step / (usual * (k - i)))))
 
 
-def _cheapest(values: Sequence[int], places: Sequence[int], rules: _Rules) -> list[int]:
+def _cheapest(values: Sequence[int], positions: Sequence[int], rules: _Rules) -> list[int]:
     """Which frames to trust, by dynamic programming over the last trusted one.
 
     Args:
       values: the stamps there are.
-      places: the frames they belong to.
+      positions: the frames they belong to.
       rules: costs.
     """
     cost = [0.0] * len(values)
@@ -295,14 +295,14 @@ def _cheapest(values: Sequence[int], places: Sequence[int], rules: _Rules) -> li
     for i, value in enumerate(values):
         cost[i] = i if i <= _WINDOW else math.inf
         for j in range(max(0, i - _WINDOW - 1), i):
-            step = rules.cost(value - values[j], places[j], places[i], rules.local[i])
+            step = rules.cost(value - values[j], positions[j], positions[i], rules.local[i])
             if cost[j] + i - j - 1 + step < cost[i]:
                 cost[i], back[i] = cost[j] + i - j - 1 + step, j
     tail = range(max(0, len(values) - _WINDOW - 1), len(values))
     at = min(tail, key=lambda i: cost[i] + len(values) - 1 - i)
     path = []
     while at >= 0:
-        path.append(places[at])
+        path.append(positions[at])
         at = back[at]
     return path[::-1]
 
@@ -336,7 +336,7 @@ def _in_order(stamps: Sequence[int | None], values: Sequence[int], usual: int) -
         return None
     order = sorted(range(len(values)), key=values.__getitem__)
     times = [values[i] for i in order]
-    if times == values or any(abs(i - place) > _WINDOW for place, i in enumerate(order)):
+    if times == values or any(abs(i - position) > _WINDOW for position, i in enumerate(order)):
         return None
     if any(
         b <= a or b - a > max(_PAUSE_US, _LONG_STEPS * usual) for a, b in itertools.pairwise(times)

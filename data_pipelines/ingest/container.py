@@ -40,7 +40,7 @@ class Note:
     Attributes:
       kind: `partial` (a part of a damaged file), `corrupt` (frames left out or missing),
         `timestamps` (times counted or repaired, not read), `streams` (there was a choice),
-        `silent` (sound is wanted, there is none), `audio` (the sound is damaged) or
+        `silent` (audio is wanted, there is none), `audio` (the audio is damaged) or
         `annotation` (a segment was cut to the clip).
     """
 
@@ -75,8 +75,8 @@ def open_video(path: str) -> InputContainer:
             f"file:{path}",
             mode="r",
             metadata_errors="replace",
-            # A text file may be a playlist; nothing it names may reach for the network. A picture
-            # whose name has a %d or a * is that picture, not a series of others.
+            # A text file may be a playlist; nothing it names may reach for the network. A frame
+            # whose name has a %d or a * is that frame, not a series of others.
             options={"protocol_whitelist": "file", "pattern_type": "none"},
         )
     except FFmpegError as error:

@@ -43,11 +43,11 @@ from data_pipelines.ingest.container import (
     origin_us,
     video_stream,
 )
+from data_pipelines.ingest.encode import FrameEncoder
 from data_pipelines.ingest.image import is_image, read_image
 from data_pipelines.ingest.packets import FrameReader, counted_errors
-from data_pipelines.ingest.picture import FrameEncoder
 from data_pipelines.ingest.rate import RateSampler
-from data_pipelines.records.waveform import Audio
+from data_pipelines.records.waveform import Waveform
 
 # The format allows 2 GiB, but a worker holds a record three times while writing it, and training
 # reads records whole.
@@ -78,7 +78,7 @@ class DecodeOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Clip:
+class DecodedClip:
     """The outcome: fields as in `records.schema.Record`, and notes."""
 
     frames: list[bytes]
@@ -92,7 +92,7 @@ class Clip:
     end_us: int
     notes: tuple[Note, ...]
     media_type: str = "video"
-    audio: Audio | None = None
+    audio: Waveform | None = None
 
 
 class _SeekMissed(Exception):
@@ -105,10 +105,10 @@ def decode_clip(
     start: float | None = None,
     end: float | None = None,
     tick: Callable[[], None] = lambda: None,
-) -> Clip:
+) -> DecodedClip:
     """Decode a video, or the part of it from `start` up to but not including `end`.
 
-    With `options.media` `image`, or `auto` and a file named as a picture, a picture becomes
+    With `options.media` `image`, or `auto` and a file named as an image, an image becomes
     a clip of one frame.
 
     Args:
@@ -122,8 +122,8 @@ def decode_clip(
     """
     if is_image(path, options.media):
         if start is not None or end is not None:
-            raise VideoError("label", "a picture has no times; leave start and end empty")
-        return _picture(path, options)
+            raise VideoError("label", "an image has no times; leave start and end empty")
+        return _image(path, options)
     low = round((start or 0.0) * 1e6)
     ends = [round(end * 1e6)] if end is not None else []
     if options.max_seconds is not None:
@@ -170,11 +170,11 @@ def _survey(path: str, tick: Callable[[], None]) -> Timeline:
     return found or Timeline.counted(len(stamps), rate)
 
 
-def _picture(path: str, options: DecodeOptions) -> Clip:
+def _image(path: str, options: DecodeOptions) -> DecodedClip:
     encoder = FrameEncoder(None, options.short_side, options.quality, options.storage)
-    picture = encoder.encode(av.VideoFrame.from_ndarray(read_image(path), format="rgb24"))
-    return Clip(
-        frames=[picture],
+    image = encoder.encode(av.VideoFrame.from_ndarray(read_image(path), format="rgb24"))
+    return DecodedClip(
+        frames=[image],
         timestamps_us=[0],
         fps=1.0,
         height=encoder.height,
@@ -189,9 +189,9 @@ def _picture(path: str, options: DecodeOptions) -> Clip:
 
 
 def _with_audio(
-    path: str, clip: Clip, origin: int, jumps: Sequence[Jump], tick: Callable[[], None]
-) -> Clip:
-    """The clip with the sound of the time its frames cover."""
+    path: str, clip: DecodedClip, origin: int, jumps: Sequence[Jump], tick: Callable[[], None]
+) -> DecodedClip:
+    """The clip with the audio of the time its frames cover."""
     size = sum(map(len, clip.frames))
     room = MAX_RECORD_BYTES - size
     try:
@@ -236,7 +236,7 @@ class _Pass:
         """Time 0 of the clip's clock, in microseconds on the clock of the file's streams."""
         return 0 if origin_us(self._container) is None else self._clock.origin_us or 0
 
-    def run(self, seek: bool, tick: Callable[[], None]) -> Clip:
+    def run(self, seek: bool, tick: Callable[[], None]) -> DecodedClip:
         """Decode, then judge what came out."""
         sought = seek and self._seek()
         options, tally = self._options, self._tally
@@ -279,7 +279,7 @@ class _Pass:
         )
         self._accept(frames, missing)
         end_us = tally.end_us if self._high is None else min(self._high, tally.end_us)
-        return Clip(
+        return DecodedClip(
             frames=frames,
             timestamps_us=times,
             fps=self._stored_fps(times, sampler.fps),

@@ -16,9 +16,9 @@ from data_pipelines.ingest.container import (
     video_stream,
 )
 from data_pipelines.ingest.decode import DecodeOptions
+from data_pipelines.ingest.encode import stored_size
 from data_pipelines.ingest.image import image_size, is_image
-from data_pipelines.ingest.picture import stored_size
-from data_pipelines.ingest.pool import Progress
+from data_pipelines.ingest.pool import JobProgress
 from data_pipelines.ingest.rows import Row
 
 # JPEG bytes per pixel of 4:2:0 video frames by quality; means over 40 varied clips.
@@ -36,7 +36,7 @@ class EstimateTask:
     crashed: Mapping[int, str] = field(default_factory=dict)
 
 
-def estimate(task: EstimateTask, progress: Progress) -> float | None:
+def estimate(task: EstimateTask, progress: JobProgress) -> float | None:
     """Mean record size in bytes over the rows that can be opened; None when none can."""
     sizes = []
     for position, row in enumerate(task.rows):
@@ -59,9 +59,9 @@ def estimate_bytes(row: Row, options: DecodeOptions) -> float:
     per_pixel = float(np.interp(options.quality, _QUALITIES, _BYTES_PER_PIXEL))
     if options.storage == "png":
         per_pixel = _PNG_BYTES_PER_PIXEL
-    pictures = media.measure_pictures(row.path)
-    if pictures is not None:
-        *size, rate, seconds = pictures
+    images = media.measure_images(row.path)
+    if images is not None:
+        *size, rate, seconds = images
         width, height = stored_size(size[0], size[1], Fraction(1), options.short_side)
         seconds = min(seconds, options.max_seconds or seconds)
         return seconds * min(rate, options.fps or rate) * width * height * per_pixel
@@ -80,5 +80,5 @@ def estimate_bytes(row: Row, options: DecodeOptions) -> float:
         width, height = stored_size(
             max(1, context.width), max(1, context.height), aspect, options.short_side
         )
-    sound = 2 * SAMPLE_RATE if options.audio != "off" else 0
-    return seconds * (min(rate, options.fps or rate) * width * height * per_pixel + sound)
+    audio = 2 * SAMPLE_RATE if options.audio != "off" else 0
+    return seconds * (min(rate, options.fps or rate) * width * height * per_pixel + audio)

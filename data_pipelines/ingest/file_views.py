@@ -18,7 +18,7 @@ from data_pipelines.ingest import lists, sources
 from data_pipelines.ingest.container import VideoError
 from data_pipelines.ingest.decode import DecodeOptions
 from data_pipelines.ingest.media import load_clip
-from data_pipelines.ingest.options import Options
+from data_pipelines.ingest.options import IngestOptions
 from data_pipelines.ingest.rows import Row
 from data_pipelines.records import encoded
 from data_pipelines.stream import multiview
@@ -34,12 +34,12 @@ def list_files(source: str) -> list[Row]:
     Raises:
       ValueError: there is no such file or folder, or no video in it.
     """
-    place = Path(source)
-    if place.is_file() and place.suffix.lower() not in LISTS:
+    position = Path(source)
+    if position.is_file() and position.suffix.lower() not in LISTS:
         return [Row(path=source, name=source, id=source, split="")]
-    if not place.exists():
+    if not position.exists():
         raise ValueError(f"{source}: no such file or folder; expected videos, or a list of them")
-    return sources.read(Options(source=source, out="", name="videos")).rows
+    return sources.read(IngestOptions(source=source, out="", name="videos")).rows
 
 
 class FileViews(Iterator[Batch]):
@@ -55,7 +55,7 @@ class FileViews(Iterator[Batch]):
         self.rows, self.config = rows, config
         self.problems: dict[int, str] = {}
         self.notes: dict[int, str] = {}
-        side = max(DecodeOptions().short_side, config.clip.size)
+        side = max(DecodeOptions().short_side, config.clip.resolution)
         self._options = DecodeOptions(short_side=side, min_frames=1)
         self._pool = ThreadPoolExecutor(threads)
         self._decoded = in_order(self._pool, self._views, range(len(rows)), threads + 1)
@@ -68,15 +68,15 @@ class FileViews(Iterator[Batch]):
         if not self._left:
             raise StopIteration
         self._left -= 1
-        config, count = self.config, self.config.segments * self.config.crops
+        config, count = self.config, self.config.clips * self.config.crops
         found = list(itertools.islice(self._decoded, config.batch))
         valid = np.zeros(config.batch, bool)
         index = np.full(config.batch, len(self.rows) - 1, np.int32)
         video = np.zeros((config.batch, *self._shape()), np.uint8)
-        for place, (number, pixels) in enumerate(found):
-            index[place], valid[place] = number, pixels is not None
+        for position, (number, pixels) in enumerate(found):
+            index[position], valid[position] = number, pixels is not None
             if pixels is not None:
-                video[place] = pixels
+                video[position] = pixels
         return {
             "video": video.reshape(-1, *video.shape[2:]),
             "label": np.full(config.batch * count, -1, np.int32),
@@ -91,10 +91,10 @@ class FileViews(Iterator[Batch]):
 
     def _shape(self) -> tuple[int, ...]:
         config, clip = self.config, self.config.clip
-        return (config.segments * config.crops, clip.frames, clip.size, clip.size, 3)
+        return (config.clips * config.crops, clip.frames, clip.resolution, clip.resolution, 3)
 
     def _views(self, number: int) -> np.ndarray | None:
-        """(segments * crops, T, H, W, 3) uint8; None for a file that cannot be used."""
+        """(clips * crops, T, H, W, 3) uint8; None for a file that cannot be used."""
         row = self.rows[number]
         try:
             if row.problem:

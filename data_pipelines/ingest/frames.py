@@ -1,4 +1,4 @@
-"""Clips from pictures instead of a video file: folders of frames, arrays of a data set.
+"""Clips from images instead of a video file: folders of frames, arrays of a dataset.
 
 JPEG frames that already are what a record holds (4:2:0, even size, small enough) are stored as
 they are, whatever the storage: encoding them again would cost time and quality. All others are
@@ -17,10 +17,10 @@ import simplejpeg
 from av.error import FFmpegError
 
 from data_pipelines.ingest.container import Note, VideoError, check_file
-from data_pipelines.ingest.decode import MAX_RECORD_BYTES, Clip, DecodeOptions
+from data_pipelines.ingest.decode import MAX_RECORD_BYTES, DecodedClip, DecodeOptions
+from data_pipelines.ingest.encode import FrameEncoder
 from data_pipelines.ingest.image import decode_image
 from data_pipelines.ingest.path_template import fields
-from data_pipelines.ingest.picture import FrameEncoder
 from data_pipelines.ingest.rate import RateSampler
 from data_pipelines.records import encoded
 
@@ -28,8 +28,8 @@ DEFAULT_TEMPLATE = "img_{:05d}.jpg"
 
 _JPEG = b"\xff\xd8"
 
-# A picture: JPEG bytes to store as they are, or a frame to encode.
-Picture = bytes | av.VideoFrame
+# An image: JPEG bytes to store as they are, or a frame to encode.
+StorableImage = bytes | av.VideoFrame
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,15 +125,15 @@ def load_folder(
     start: float | None = None,
     end: float | None = None,
     tick: Callable[[], None] = lambda: None,
-) -> Clip:
+) -> DecodedClip:
     """The clip of a folder of frames; as `ingest.decode.decode_clip`."""
     if source.count:
         source.first_file()
-    encoder = PictureEncoder(options)
+    encoder = ImageEncoder(options)
     return assemble(
         source.count,
         source.fps,
-        lambda index: encoder.encode(read_picture(source.file(index))),
+        lambda index: encoder.encode(read_image_file(source.file(index))),
         encoder,
         options,
         start,
@@ -147,19 +147,19 @@ def assemble(
     count: int,
     fps: float,
     load: Callable[[int], bytes],
-    encoder: "PictureEncoder",
+    encoder: "ImageEncoder",
     options: DecodeOptions,
     start: float | None,
     end: float | None,
     tick: Callable[[], None],
     advice: str = "",
-) -> Clip:
-    """A clip of `count` pictures that follow each other at `fps`.
+) -> DecodedClip:
+    """A clip of `count` images that follow each other at `fps`.
 
     Args:
-      load: index -> encoded picture; a VideoError leaves the picture out.
+      load: index -> encoded image; a VideoError leaves the image out.
       encoder: what `load` encodes with; knows the size afterwards.
-      advice: what to say if pictures are missing.
+      advice: what to say if images are missing.
 
     Raises:
       VideoError: no clip could be made.
@@ -189,7 +189,7 @@ def assemble(
         if size > MAX_RECORD_BYTES:
             raise VideoError(
                 "long",
-                f"more than {MAX_RECORD_BYTES >> 20} MiB of pictures after {len(frames)} frames; "
+                f"more than {MAX_RECORD_BYTES >> 20} MiB of images after {len(frames)} frames; "
                 "use --max-seconds, --fps or a smaller --short-side",
             )
         frames.append(frame)
@@ -203,8 +203,8 @@ def assemble(
             Note("partial", f"{len(frames)} of {len(frames) + len(lost)} frames: {lost[0]}")
         )
     if options.audio != "off":
-        notes.append(Note("silent", "is made of pictures; sound is read from video files only"))
-    return Clip(
+        notes.append(Note("silent", "is made of images; audio is read from video files only"))
+    return DecodedClip(
         frames=frames,
         timestamps_us=times,
         fps=sampler.fps,
@@ -231,21 +231,21 @@ def _accept(
         raise VideoError("decode", f"{len(lost)} frames cannot be read: {lost[0]}")
 
 
-def read_picture(path: str) -> Picture:
+def read_image_file(path: str) -> StorableImage:
     """An image file as `picture_of` gives it; VideoError when it is missing or damaged."""
     name = os.path.basename(path)
     try:
         check_file(path)
         with open(path, "rb") as file:
-            return picture_of(file.read())
+            return image_of(file.read())
     except VideoError as error:
         raise VideoError(error.stage, f"{name}: {error}") from error
     except OSError as error:
         raise VideoError("open", f"{name}: {error.strerror}") from error
 
 
-def picture_of(data: bytes) -> Picture:
-    """The bytes of an image file if a record can hold them, else the picture as it is shown.
+def image_of(data: bytes) -> StorableImage:
+    """The bytes of an image file if a record can hold them, else the image as it is shown.
 
     Raises:
       VideoError: as `.image.decode_image`.
@@ -256,7 +256,7 @@ def picture_of(data: bytes) -> Picture:
             # Other decoders fill what is damaged with grey and say nothing.
             simplejpeg.decode_jpeg(data, "GRAY", fastdct=True, strict=True)
         except ValueError as error:
-            raise VideoError("decode", f"damaged picture: {error}") from error
+            raise VideoError("decode", f"damaged image: {error}") from error
         if is_storable(data):
             return data
     return av.VideoFrame.from_ndarray(decode_image(data), format="rgb24")
@@ -265,7 +265,7 @@ def picture_of(data: bytes) -> Picture:
 def is_storable(data: bytes) -> bool:
     """Whether these are JPEG bytes as records hold them, whatever their size in pixels."""
     if not data.startswith(_JPEG) or b"Exif\0\0" in data[:65536]:
-        return False  # Exif may tell to turn the picture
+        return False  # Exif may tell to turn the image
     try:
         height, width, space, sampling = simplejpeg.decode_jpeg_header(data)
     except ValueError:
@@ -274,10 +274,10 @@ def is_storable(data: bytes) -> bool:
     return space == "YCbCr" and sampling == "420" and height % 2 == 0 and width % 2 == 0
 
 
-class PictureEncoder:
-    """Pictures of one size for a record; the first one decides.
+class ImageEncoder:
+    """Images of one size for a record; the first one decides.
 
-    Attributes (after the first picture): `height`, `width` as stored; `source_height`,
+    Attributes (after the first image): `height`, `width` as stored; `source_height`,
     `source_width` before shrinking.
     """
 
@@ -287,22 +287,22 @@ class PictureEncoder:
         self._first = b""  # when stored as it was
         self.height = self.width = self.source_height = self.source_width = 0
 
-    def encode(self, picture: Picture) -> bytes:
-        """Bytes of a picture of the size of the first; VideoError when that is impossible."""
+    def encode(self, image: StorableImage) -> bytes:
+        """Bytes of an image of the size of the first; VideoError when that is impossible."""
         try:
-            if isinstance(picture, bytes):
-                height, width = map(int, simplejpeg.decode_jpeg_header(picture)[:2])
+            if isinstance(image, bytes):
+                height, width = map(int, simplejpeg.decode_jpeg_header(image)[:2])
                 small = not self._limit or min(height, width) <= self._limit
                 if small and (not self.height or (height, width) == (self.height, self.width)):
                     if not self.height:
-                        self._first = picture
+                        self._first = image
                         self._set_size(height, width, height, width)
-                    return picture
-                picture = _decode(picture)
+                    return image
+                image = _decode(image)
             if self._first:
                 self._encoder.encode(_decode(self._first))  # brings this one to that size
                 self._first = b""
-            data = self._encoder.encode(picture)
+            data = self._encoder.encode(image)
         except (FFmpegError, ValueError) as error:
             raise VideoError("decode", f"{type(error).__name__}: {error}") from error
         made = self._encoder

@@ -9,7 +9,7 @@ import os
 import re
 
 from data_pipelines.ingest import cells
-from data_pipelines.ingest.options import Options
+from data_pipelines.ingest.options import IngestOptions
 from data_pipelines.ingest.rows import Listing, Row, printable
 
 _NAME = re.compile(r"(.+)_test_split([123])\.txt")
@@ -17,7 +17,7 @@ _LINE = re.compile(r"(\S.*?)\s+([012])\s*")
 _SPLITS = {"1": "train", "2": "test"}
 
 
-def is_list(path: str, options: Options) -> bool:
+def is_list(path: str, options: IngestOptions) -> bool:
     """Whether a file is one of these lists, unless the options say how to read it."""
     if options.format != "auto" or options.columns or not _NAME.fullmatch(os.path.basename(path)):
         return False
@@ -25,7 +25,7 @@ def is_list(path: str, options: Options) -> bool:
     return bool(lines) and all(_LINE.fullmatch(line) for _, line in lines)
 
 
-def read(path: str, options: Options) -> Listing:
+def read(path: str, options: IngestOptions) -> Listing:
     """The videos of all classes of a split; ValueError for a line of another kind."""
     folder, base = os.path.split(path)
     number = base[-5]

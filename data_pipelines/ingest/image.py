@@ -1,4 +1,4 @@
-"""Picture files: which ones there are, and how one becomes the pixels that were meant."""
+"""Image files: which ones there are, and how one becomes the pixels that were meant."""
 
 import contextlib
 import io
@@ -19,20 +19,20 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 
 
 def is_image(path: str, media: str) -> bool:
-    """Whether a file is to be read as a picture; `media` as in the ingest's options."""
+    """Whether a file is to be read as an image; `media` as in the ingest's options."""
     if media == "auto":
         return os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES
     return media == "image"
 
 
 def read_image(path: str) -> np.ndarray:
-    """The pixels (H, W, 3) uint8 RGB of a picture as it is shown.
+    """The pixels (H, W, 3) uint8 RGB of an image as it is shown.
 
     The EXIF orientation is applied, transparent parts lie on white, 16 bits are scaled to 8, and
     of an animation the first frame is taken.
 
     Raises:
-      VideoError: stage `open` for a file that is no picture, `decode` for a damaged one,
+      VideoError: stage `open` for a file that is no image, `decode` for a damaged one,
         `long` for one too large to be honest.
     """
     check_file(path)
@@ -62,13 +62,13 @@ def _opened(file: str | io.BytesIO) -> Iterator[Image.Image]:
             with Image.open(file, formats=_FORMATS) as image:
                 yield image
     except Image.UnidentifiedImageError as error:
-        raise VideoError("open", "not a readable picture (JPEG, PNG, WebP or BMP)") from error
+        raise VideoError("open", "not a readable image (JPEG, PNG, WebP or BMP)") from error
     except Image.DecompressionBombError as error:
-        raise VideoError("long", f"the picture is too large: {error}") from error
+        raise VideoError("long", f"the image is too large: {error}") from error
     except (OSError, SyntaxError, ValueError, ArithmeticError, LookupError, MemoryError) as error:
-        raise VideoError("decode", f"damaged picture: {error}") from error
+        raise VideoError("decode", f"damaged image: {error}") from error
     except (struct.error, zlib.error, TypeError) as error:
-        raise VideoError("decode", f"damaged picture: {type(error).__name__}: {error}") from error
+        raise VideoError("decode", f"damaged image: {type(error).__name__}: {error}") from error
 
 
 def _pixels(image: Image.Image) -> np.ndarray:

@@ -1,6 +1,6 @@
 """YUV planes of any matrix and range as JPEG has them: BT.601, full range.
 
-swscale's conversion between ranges cuts chroma off instead of rounding it, which makes pictures
+swscale's conversion between ranges cuts chroma off instead of rounding it, which makes images
 half a level greener and one level less blue; between matrices it goes through RGB and loses one to
 two levels of everything. Here every level is rounded to the nearest.
 """

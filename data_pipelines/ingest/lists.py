@@ -26,7 +26,7 @@ from collections.abc import Mapping, Sequence
 from data_pipelines.ingest import cells, hmdb
 from data_pipelines.ingest.cells import MAX_SECONDS, RowError, shown
 from data_pipelines.ingest.frames import DEFAULT_TEMPLATE, FrameFolder, check_template
-from data_pipelines.ingest.options import Options
+from data_pipelines.ingest.options import IngestOptions
 from data_pipelines.ingest.rows import Listing, Row, printable
 from data_pipelines.ingest.suffixes import names_media
 from data_pipelines.records import split_names
@@ -47,7 +47,7 @@ _NUMBER = re.compile(r"[-+]?\d+(\.\d*)?")
 _SPELLED = {"training": "train", "testing": "test"}
 _DEFAULT_SPLIT = "train"  # nobody asked for it, so the file name may know better
 _SEPARATORS = {None: "blanks", ",": "commas", ";": "semicolons"}
-# Frames of a folder, and the number of the first: more is no count of pictures.
+# Frames of a folder, and the number of the first: more is no count of images.
 _MAX_FRAMES = 10_000_000
 
 
@@ -58,7 +58,7 @@ def looks_like(line: str) -> bool:
     return names_media(line) and "," not in line and ";" not in line
 
 
-def read(path: str, options: Options) -> Listing:
+def read(path: str, options: IngestOptions) -> Listing:
     """Rows of a list; see `ingest.sources.read` for the errors."""
     if hmdb.is_list(path, options):
         return hmdb.read(path, options)
@@ -102,7 +102,7 @@ def _describe(
     columns: Sequence[str],
     separator: str | None,
     split: str,
-    options: Options,
+    options: IngestOptions,
 ) -> str:
     frames = sum(row.path.startswith(FrameFolder.SCHEME) for row in rows)
     order = ", ".join(name or "(ignored)" for name in columns)
@@ -149,7 +149,7 @@ def _lines(path: str) -> list[tuple[int, str]]:
 
 
 def _layout(
-    where: str, lines: Sequence[tuple[int, str]], options: Options
+    where: str, lines: Sequence[tuple[int, str]], options: IngestOptions
 ) -> tuple[str | None, tuple[str, ...]]:
     """Separator (None: blanks) and column names, from the first line and the options."""
     first = lines[0][1]
@@ -211,7 +211,7 @@ def _chosen(where: str, columns: Mapping[str, str], count: int) -> tuple[str, ..
 class _Reader:
     """Rows out of the named cells of a line."""
 
-    def __init__(self, root: str, split: str, options: Options):
+    def __init__(self, root: str, split: str, options: IngestOptions):
         self._root, self._split, self._options = root, split, options
 
     def rejected(self, where: str, named: Mapping[str, str], problem: str) -> Row:

@@ -29,7 +29,7 @@ def default_workers() -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class IngestOptions:
     """Everything an ingest is told.
 
     Attributes:
@@ -62,8 +62,8 @@ class Options:
       max_seconds: keep at most this much of each clip; None keeps all.
       min_frames: reject clips with fewer frames.
       partial: what to do with a video that decodes only in part.
-      audio: `pcm16` stores the sound of each clip at 16 kHz mono; `off` stores none.
-      media: `video`; `image` for pictures, each a record of one frame; `auto` decides by the
+      audio: `pcm16` stores the audio of each clip at 16 kHz mono; `off` stores none.
+      media: `video`; `image` for images, each a record of one frame; `auto` decides by the
         suffix of each file.
       classes_file: fixed class list; by default the sorted labels of the source.
       flip_changes_label: recorded for training, which then does not flip horizontally.

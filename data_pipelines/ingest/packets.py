@@ -26,7 +26,7 @@ _SILENT_GAP = 2.5
 # Steps after a sign of damage in which a gap is put down to it: transport streams mark the packet
 # before the gap, other demuxers are some packets ahead.
 _FOLLOWING = 5
-# Codecs whose pictures follow each other at the rate of the sequence header.
+# Codecs whose frames follow each other at the rate of the sequence header.
 _FIXED_RATE = ("mpeg1video", "mpeg2video")
 # An AVI's index names the header of a chunk, packets begin behind it.
 _CHUNK_HEADER = 8
@@ -107,7 +107,7 @@ class FrameReader:
         self._predicted = not stream.codec_context.codec.intra_only
         # To learn what there is in a file its beginning, or all of a short one, is read ahead.
         self._doubtful = errors() > 0 or stream.codec_context.name in _FIXED_RATE
-        # Whose first picture is a key frame is a matter of the packets, or of the index where the
+        # Whose first frame is a key frame is a matter of the packets, or of the index where the
         # packet is too damaged to tell.
         first = next(iter(stream.index_entries), None)
         self._first_key = first.timestamp if first is not None and first.is_keyframe else None
@@ -121,7 +121,7 @@ class FrameReader:
         self._first: int | None = None  # stamp of the first packet, if it holds a key frame
         self._zero = 0  # from where stamps are counted
         self._index = self._avi_index()
-        self._place = -1  # of the last packet in the index
+        self._position = -1  # of the last packet in the index
         self._stamp: int | None = None
         self._steps: deque[int] = deque(maxlen=_RECENT)
         # Stamp and number of packets whose frames are still to come, and the last that came.
@@ -248,13 +248,13 @@ class FrameReader:
                 silent.append(number)
         self._last_shown = stamp
         if before is None:
-            # Where the first of all has no picture those up to the next key frame have none either.
+            # Where the first of all has no frame those up to the next key frame have none either.
             gone = 0 in silent or self._broken == 0
             if gone and silent and self._predicted:
                 self._broken = silent[-1]
             lost = silent if gone else []
         else:
-            # Some packets have no picture of their own, but then no time passes with it.
+            # Some packets have no frame of their own, but then no time passes with it.
             lost = silent if silent and stamp - before > _GAP * self._usual() else []
         if lost:
             tag = _tag(frame)
@@ -263,10 +263,10 @@ class FrameReader:
     def _register(self, packet: Packet) -> None:
         stamp = packet.dts if packet.dts is not None else packet.pts
         if self._index is not None and packet.pos is not None:
-            place, stamp = self._index.get(packet.pos - _CHUNK_HEADER, (-1, stamp))
-            if place > self._place + 1 and self._place >= 0:
-                self._losses.append(_Loss(self.packets, place - self._place - 1))
-            self._place = place
+            position, stamp = self._index.get(packet.pos - _CHUNK_HEADER, (-1, stamp))
+            if position > self._position + 1 and self._position >= 0:
+                self._losses.append(_Loss(self.packets, position - self._position - 1))
+            self._position = position
         elif stamp is not None:
             self._watch(stamp)
         packet.opaque = _Tag(self.packets, stamp, packet.duration or 0)

@@ -18,7 +18,7 @@ from typing import Any
 
 from data_pipelines.ingest.decode import DecodeOptions
 from data_pipelines.ingest.estimate import EstimateTask
-from data_pipelines.ingest.options import Options
+from data_pipelines.ingest.options import IngestOptions
 from data_pipelines.ingest.pool import run_tasks
 from data_pipelines.ingest.rows import Row
 from data_pipelines.ingest.work import ShardTask
@@ -33,11 +33,11 @@ _FALLBACK_RECORD_BYTES = 2e6
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class IngestPlan:
     """The decision.
 
     Attributes:
-      options: what a resumed run must share (`Options.plan_options`).
+      options: what a resumed run must share (`IngestOptions.plan_options`).
       classes: class names by index.
       inputs: digest of all rows, whatever their order in the source.
       rows: number of rows per split.
@@ -55,7 +55,9 @@ class Plan:
         return hashlib.sha256(_plan_json(self)).hexdigest()
 
 
-def prepare(options: Options, rows: Sequence[Row], classes: tuple[str, ...]) -> tuple[Plan, bool]:
+def prepare(
+    options: IngestOptions, rows: Sequence[Row], classes: tuple[str, ...]
+) -> tuple[IngestPlan, bool]:
     """Read the plan of an earlier run, or make one and write it.
 
     Returns:
@@ -75,12 +77,14 @@ def prepare(options: Options, rows: Sequence[Row], classes: tuple[str, ...]) -> 
         return old, True
     _check_vacant(options.out)
     shards = {split: _shard_count(members, options) for split, members in by_split.items()}
-    plan = Plan(options.plan_options(), classes, inputs, counts, shards)
+    plan = IngestPlan(options.plan_options(), classes, inputs, counts, shards)
     write_atomic(path, _plan_json(plan))
     return plan, False
 
 
-def assign(plan: Plan, options: Options, rows: Sequence[Row]) -> list[tuple[str, ShardTask]]:
+def assign(
+    plan: IngestPlan, options: IngestOptions, rows: Sequence[Row]
+) -> list[tuple[str, ShardTask]]:
     """The shards to write, as (split, task) pairs in the order of their names."""
     decode = DecodeOptions(**options.record_options())
     digest = plan.digest()
@@ -104,7 +108,7 @@ def assign(plan: Plan, options: Options, rows: Sequence[Row]) -> list[tuple[str,
 def hash_rows(rows: Sequence[Row]) -> str:
     """Digest of everything about the rows that ends up in records, independent of their order.
 
-    Paths enter as the source lists them: a data set that moved is still the same.
+    Paths enter as the source lists them: a dataset that moved is still the same.
     """
     digests = sorted(
         hashlib.sha256(
@@ -144,7 +148,7 @@ def _by_split(rows: Sequence[Row]) -> dict[str, list[Row]]:
     return dict(splits)
 
 
-def _plan_json(plan: Plan) -> bytes:
+def _plan_json(plan: IngestPlan) -> bytes:
     content = {
         "version": 1,
         "schema_version": schema_version(plan.options),
@@ -157,10 +161,10 @@ def _plan_json(plan: Plan) -> bytes:
     return (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()
 
 
-def _read(path: Path) -> Plan:
+def _read(path: Path) -> IngestPlan:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        plan = Plan(
+        plan = IngestPlan(
             options=dict(content["options"]),
             classes=tuple(content["classes"]),
             inputs=content["inputs_sha256"],
@@ -180,7 +184,7 @@ def _read(path: Path) -> Plan:
 
 def _check_same(
     out: str,
-    old: Plan,
+    old: IngestPlan,
     options: Mapping[str, Any],
     classes: tuple[str, ...],
     inputs: str,
@@ -232,7 +236,7 @@ def _check_vacant(out: str) -> None:
         )
 
 
-def _shard_count(rows: Sequence[Row], options: Options) -> int:
+def _shard_count(rows: Sequence[Row], options: IngestOptions) -> int:
     """Shards for a split; never more than rows, so that none is empty by plan."""
     if options.shards is not None:
         return min(options.shards, len(rows))

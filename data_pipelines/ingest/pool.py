@@ -39,7 +39,7 @@ _CRASHES = frozenset(
 _STOPS = frozenset((signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
 
 
-class Progress(Protocol):
+class JobProgress(Protocol):
     """What a job tells while it works."""
 
     def item(self, number: int) -> None:
@@ -113,7 +113,7 @@ def run_tasks(
         pool.kill()
 
 
-def resolve(job: str) -> Callable[[Any, Progress], Any]:
+def resolve(job: str) -> Callable[[Any, JobProgress], Any]:
     """The function a job name stands for."""
     module, function = job.split(":")
     return getattr(importlib.import_module(module), function)

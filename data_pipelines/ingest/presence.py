@@ -28,8 +28,8 @@ def missing(path: str) -> bool:
         if path.startswith(FrameFolder.SCHEME):
             with os.scandir(FrameFolder.parse(path).folder) as entries:
                 return next(entries, None) is None
-        if path.startswith(tfds.Example.SCHEME):
-            path = os.path.join(tfds.Example.parse(path).directory, tfds.FEATURES_FILE)
+        if path.startswith(tfds.TFDSExample.SCHEME):
+            path = os.path.join(tfds.TFDSExample.parse(path).directory, tfds.FEATURES_FILE)
         os.stat(path)
     except OSError:
         return True
@@ -99,6 +99,6 @@ def _named(path: str) -> str:
     """A path as a person knows it."""
     if path.startswith(FrameFolder.SCHEME):
         return FrameFolder.parse(path).folder
-    if path.startswith(tfds.Example.SCHEME):
-        return tfds.Example.parse(path).directory
+    if path.startswith(tfds.TFDSExample.SCHEME):
+        return tfds.TFDSExample.parse(path).directory
     return path

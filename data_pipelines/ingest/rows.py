@@ -15,7 +15,7 @@ class RowSegment(NamedTuple):
 
 
 class RowBox(NamedTuple):
-    """A rectangle at a time in seconds of the source video; edges as shares of the picture."""
+    """A rectangle at a time in seconds of the source video; edges as shares of the image."""
 
     time: float
     y1: float

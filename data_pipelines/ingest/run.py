@@ -16,7 +16,7 @@ from data_pipelines.commands.exit_codes import PassingFault
 from data_pipelines.commands.lock import DirectoryLock
 from data_pipelines.commands.progress import Bar, say
 from data_pipelines.ingest import beam, hold_out, labels, losses, plan, presence, sources
-from data_pipelines.ingest.options import Options
+from data_pipelines.ingest.options import IngestOptions
 from data_pipelines.ingest.pool import Outcome, run_tasks
 from data_pipelines.ingest.rows import Listing, Row
 from data_pipelines.ingest.work import ShardResult, ShardTask
@@ -43,7 +43,7 @@ class Report:
     """What an ingest did.
 
     Attributes:
-      manifest: of the finished data set.
+      manifest: of the finished dataset.
       rows: clips the source listed.
       rejected: per stage.
       warnings: per kind.
@@ -68,7 +68,7 @@ class Report:
         return self.rejected.total() / self.rows
 
 
-def ingest(options: Options, *, quiet: bool = False) -> Report:
+def ingest(options: IngestOptions, *, quiet: bool = False) -> Report:
     """Turn the videos of a source into shards in `options.out`, or finish an earlier attempt.
 
     Rejected videos do not raise: compare `Report.bad_share` with `options.max_bad`.
@@ -106,7 +106,7 @@ def ingest(options: Options, *, quiet: bool = False) -> Report:
         ) from error
 
 
-def _listing(options: Options) -> Listing:
+def _listing(options: IngestOptions) -> Listing:
     try:
         return sources.read(options)
     except (FileNotFoundError, sources.NothingListed) as error:
@@ -119,7 +119,7 @@ def _listing(options: Options) -> Listing:
 
 
 def _ingest_locked(
-    options: Options,
+    options: IngestOptions,
     rows: Sequence[Row],
     classes: tuple[str, ...],
     lock: DirectoryLock,
@@ -148,7 +148,7 @@ def _ingest_locked(
     return _finish(options, the_plan, tasks, results, time.monotonic() - began)
 
 
-def _remove_temporary(options: Options) -> None:
+def _remove_temporary(options: IngestOptions) -> None:
     """Remove what an interrupted run of ours left half written, and nobody else's files."""
     lists = (CLASSES_FILE, REJECTED_FILE, WARNINGS_FILE)
     ours = {f"{n}.tmp" for n in (*lists, plan.FILE_NAME, losses.FILE_NAME, manifest.FILE_NAME)}
@@ -164,7 +164,7 @@ def _remove_temporary(options: Options) -> None:
 
 
 def _write_shards(
-    options: Options,
+    options: IngestOptions,
     tasks: Sequence[ShardTask],
     lock: DirectoryLock,
     tell: Callable[[str], None],
@@ -194,7 +194,7 @@ def _write_shards(
 
 
 def _outcomes(
-    options: Options, tasks: Sequence[ShardTask], lock: DirectoryLock, bar: Bar
+    options: IngestOptions, tasks: Sequence[ShardTask], lock: DirectoryLock, bar: Bar
 ) -> Generator[Outcome, None, None]:
     if options.runner == "beam":
         return beam.run(options, tasks)
@@ -220,8 +220,8 @@ def _failure(out: str, tasks: Sequence[ShardTask], outcome: Outcome) -> str:
 
 
 def _finish(
-    options: Options,
-    the_plan: plan.Plan,
+    options: IngestOptions,
+    the_plan: plan.IngestPlan,
     tasks: Sequence[tuple[str, ShardTask]],
     results: Sequence[ShardResult],
     seconds: float,

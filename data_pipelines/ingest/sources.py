@@ -1,19 +1,19 @@
-"""What to ingest: a folder, a table, a list, a JSON file or a TFDS data set as rows."""
+"""What to ingest: a folder, a table, a list, a JSON file or a TFDS dataset as rows."""
 
 import os
 
 from data_pipelines.ingest import cells, folders, lists, table_files, tables, tfds
 from data_pipelines.ingest.frames import FrameFolder
 from data_pipelines.ingest.image import IMAGE_SUFFIXES
-from data_pipelines.ingest.options import Options, check_name
+from data_pipelines.ingest.options import IngestOptions, check_name
 from data_pipelines.ingest.rows import Listing, Row
 from data_pipelines.ingest.suffixes import VIDEO_SUFFIXES
 
 # What --media asks for in a folder.
 _WANTED = {
     "video": ("videos", VIDEO_SUFFIXES),
-    "image": ("pictures", IMAGE_SUFFIXES),
-    "auto": ("videos or pictures", VIDEO_SUFFIXES | IMAGE_SUFFIXES),
+    "image": ("images", IMAGE_SUFFIXES),
+    "auto": ("videos or images", VIDEO_SUFFIXES | IMAGE_SUFFIXES),
 }
 
 
@@ -21,7 +21,7 @@ class NothingListed(ValueError):
     """A source without a single row."""
 
 
-def read(options: Options) -> Listing:
+def read(options: IngestOptions) -> Listing:
     """List the source of an ingest.
 
     Raises:
@@ -66,7 +66,7 @@ _READERS = {
 }
 
 
-def detect(options: Options) -> str:
+def detect(options: IngestOptions) -> str:
     """The format of a source file: what `options.format` says, or what the file looks like.
 
     By the suffix `.json`, `.jsonl` and `.tsv`. A `.csv` is a table if its first line has a
@@ -141,7 +141,7 @@ def _note_shared_files(listing: Listing) -> None:
 
 def _real(path: str, folder_of: dict[str, str]) -> str:
     """The file behind a path of a row; `folder_of` keeps what each folder really is."""
-    if path.startswith(tfds.Example.SCHEME):
+    if path.startswith(tfds.TFDSExample.SCHEME):
         return path
     if path.startswith(FrameFolder.SCHEME):
         path = FrameFolder.parse(path).folder

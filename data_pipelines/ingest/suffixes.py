@@ -1,4 +1,4 @@
-"""Which files are videos and pictures, by the ends of their names."""
+"""Which files are videos and images, by the ends of their names."""
 
 import os
 
@@ -13,6 +13,6 @@ VIDEO_SUFFIXES = frozenset((
 
 
 def names_media(text: str) -> bool:
-    """Whether a text ends as the name of a video or a picture does."""
+    """Whether a text ends as the name of a video or an image does."""
     suffix = os.path.splitext(text.strip().strip('"'))[1].lower()
     return suffix in VIDEO_SUFFIXES or suffix in IMAGE_SUFFIXES

@@ -25,7 +25,7 @@ from typing import Any
 
 from data_pipelines.ingest import annotate, cells, extras, table_files
 from data_pipelines.ingest.cells import RowError, seconds
-from data_pipelines.ingest.options import Options
+from data_pipelines.ingest.options import IngestOptions
 from data_pipelines.ingest.path_template import PathTemplate
 from data_pipelines.ingest.rows import Listing, Row, RowBox, RowSegment, printable
 from data_pipelines.ingest.suffixes import names_media
@@ -42,7 +42,7 @@ _INTERNVID_KEY = "YoutubeID"
 _INTERNVID = {"caption": "Caption", "start": "Start_timestamp", "end": "End_timestamp"}
 
 
-def read(path: str, options: Options) -> Listing:
+def read(path: str, options: IngestOptions) -> Listing:
     """Rows of a table; see `ingest.sources.read` for the errors."""
     suffix = os.path.splitext(path)[1].lower()
     notes: list[str] = []
@@ -58,13 +58,13 @@ def read(path: str, options: Options) -> Listing:
     return _listing(path, lines, options, notes)
 
 
-def read_json(path: str, options: Options) -> Listing:
+def read_json(path: str, options: IngestOptions) -> Listing:
     """Rows of a JSON list of `{video | image, caption | captions}`; errors as in `read`."""
     lines, notes = table_files.read_json(path, options.columns)
     return _listing(path, iter(lines), options, notes)
 
 
-def wanted(options: Options) -> Collection[str]:
+def wanted(options: IngestOptions) -> Collection[str]:
     """Column names that a table may have; a template names columns of its own."""
     names = {*COLUMNS, *options.columns.values(), _INTERNVID_KEY, *_INTERNVID.values()}
     if options.path_template is not None:
@@ -72,7 +72,9 @@ def wanted(options: Options) -> Collection[str]:
     return names
 
 
-def _listing(path: str, lines: table_files.Lines, options: Options, notes: list[str]) -> Listing:
+def _listing(
+    path: str, lines: table_files.Lines, options: IngestOptions, notes: list[str]
+) -> Listing:
     unknown = [ours for ours in options.columns if ours not in COLUMNS]
     if unknown:
         raise ValueError(
@@ -122,7 +124,7 @@ class _Reader:
       empty_captions: how many were dropped.
     """
 
-    def __init__(self, path: str, options: Options, columns: Mapping[str, str]):
+    def __init__(self, path: str, options: IngestOptions, columns: Mapping[str, str]):
         self._options, self._columns = options, columns
         self._root = options.root if options.root is not None else os.path.dirname(path)
         self.template = None

@@ -1,4 +1,4 @@
-"""Prepared TFDS data sets, read in place: `--source tfds:NAME`.
+"""Prepared TFDS datasets, read in place: `--source tfds:NAME`.
 
 Only the files TFDS leaves on disk are read: `dataset_info.json` and `features.json` describe
 them, the examples are `tf.train.Example` messages in ArrayRecord or TFRecord files. The package
@@ -24,9 +24,9 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from data_pipelines.ingest.container import VideoError
-from data_pipelines.ingest.decode import Clip, DecodeOptions
-from data_pipelines.ingest.frames import Picture, PictureEncoder, assemble, picture_of
-from data_pipelines.ingest.options import Options
+from data_pipelines.ingest.decode import DecodedClip, DecodeOptions
+from data_pipelines.ingest.frames import ImageEncoder, StorableImage, assemble, image_of
+from data_pipelines.ingest.options import IngestOptions
 from data_pipelines.ingest.path_template import fields
 from data_pipelines.ingest.rows import Listing, Row, printable
 from data_pipelines.records.index import CorruptRecordError
@@ -45,11 +45,11 @@ _VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
+class TFDSExample:
     """One example as a clip.
 
     Attributes:
-      directory: of the prepared data set.
+      directory: of the prepared dataset.
       split, index: which example.
       feature: the one with the frames.
       fps: their rate, which TFDS does not store.
@@ -68,7 +68,7 @@ class Example:
         return self.SCHEME + urlencode(asdict(self), errors="surrogateescape")
 
     @classmethod
-    def parse(cls, address: str) -> "Example":
+    def parse(cls, address: str) -> "TFDSExample":
         """The inverse of `address`."""
         query = address.removeprefix(cls.SCHEME)
         values = dict(parse_qsl(query, strict_parsing=True, errors="surrogateescape"))
@@ -83,7 +83,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A prepared data set: name, its files by split, and its features, nested names with `/`."""
+    """A prepared dataset: name, its files by split, and its features, nested names with `/`."""
 
     name: str
     splits: Mapping[str, tuple[str, ...]]
@@ -91,11 +91,11 @@ class Prepared:
     array_record: bool
 
 
-def read(options: Options) -> Listing:
+def read(options: IngestOptions) -> Listing:
     """All examples of all splits as rows; labels, captions and scalars become columns.
 
     Raises:
-      FileNotFoundError: no such data set is prepared.
+      FileNotFoundError: no such dataset is prepared.
       ValueError: it holds no video, or cannot be understood.
     """
     name = options.source.removeprefix(PREFIX)
@@ -134,7 +134,7 @@ def read(options: Options) -> Listing:
             identity = values.get(options.columns.get("id", ""))
             rows.append(
                 Row(
-                    path=Example(directory, split, index, frames, options.frame_fps).address(),
+                    path=TFDSExample(directory, split, index, frames, options.frame_fps).address(),
                     name=f"{prepared.name}/{split}/{index}/{frames}",
                     id=_text(identity[0]) if identity else f"{prepared.name}/{split}/{index}",
                     split=split,
@@ -149,7 +149,7 @@ def read(options: Options) -> Listing:
 
 
 def find(name: str, data_dir: str | None) -> str:
-    """The directory of `NAME[/CONFIG][:VERSION]`, or of a path to a prepared data set.
+    """The directory of `NAME[/CONFIG][:VERSION]`, or of a path to a prepared dataset.
 
     Raises:
       FileNotFoundError: nothing is there; the message lists what is.
@@ -187,7 +187,7 @@ def find(name: str, data_dir: str | None) -> str:
 
 @functools.lru_cache(maxsize=8)
 def open_prepared(directory: str) -> Prepared:
-    """Read the description of a prepared data set; ValueError if it is not understood."""
+    """Read the description of a prepared dataset; ValueError if it is not understood."""
     try:
         info = _json(directory, _FILE)
         top = _json(directory, FEATURES_FILE)
@@ -200,7 +200,7 @@ def open_prepared(directory: str) -> Prepared:
         features = dict(_flatten("", top["featuresDict"]["features"]))
     except (KeyError, TypeError, AttributeError, ValueError, OSError) as error:
         raise ValueError(
-            f"{directory}: is not a data set as TFDS 4.5 and later prepare it "
+            f"{directory}: is not a dataset as TFDS 4.5 and later prepare it "
             f"({type(error).__name__}: {error})"
         ) from error
     if kind not in ("array_record", "tfrecord"):
@@ -212,39 +212,39 @@ def open_prepared(directory: str) -> Prepared:
 
 
 def load_example(
-    example: Example,
+    example: TFDSExample,
     options: DecodeOptions,
     start: float | None = None,
     end: float | None = None,
     tick: Callable[[], None] = lambda: None,
-) -> Clip:
+) -> DecodedClip:
     """The clip of an example; as `ingest.decode.decode_clip`."""
-    pictures = _pictures(example)
-    encoder = PictureEncoder(options)
+    images = _images(example)
+    encoder = ImageEncoder(options)
 
     def load(index: int) -> bytes:
-        return encoder.encode(_picture(pictures[index]))
+        return encoder.encode(_image(images[index]))
 
-    return assemble(len(pictures), example.fps, load, encoder, options, start, end, tick)
+    return assemble(len(images), example.fps, load, encoder, options, start, end, tick)
 
 
-def measure(example: Example) -> tuple[int, int, int]:
+def measure(example: TFDSExample) -> tuple[int, int, int]:
     """(frames, height, width) of an example."""
-    pictures = _pictures(example)
-    if not len(pictures):
+    images = _images(example)
+    if not len(images):
         raise VideoError("empty", "has no frames")
-    encoder = PictureEncoder(DecodeOptions(short_side=0))
-    encoder.encode(_picture(pictures[0]))
-    return len(pictures), encoder.height, encoder.width
+    encoder = ImageEncoder(DecodeOptions(short_side=0))
+    encoder.encode(_image(images[0]))
+    return len(images), encoder.height, encoder.width
 
 
-def _picture(value: bytes | np.ndarray) -> Picture:
+def _image(value: bytes | np.ndarray) -> StorableImage:
     if isinstance(value, bytes):
-        return picture_of(value)
+        return image_of(value)
     return av.VideoFrame.from_ndarray(np.ascontiguousarray(value), format="rgb24")
 
 
-def _pictures(example: Example) -> Sequence[bytes | np.ndarray]:
+def _images(example: TFDSExample) -> Sequence[bytes | np.ndarray]:
     """Encoded frames, or an array (T, H, W, 3)."""
     try:
         spec = open_prepared(example.directory).features[example.feature]
@@ -281,7 +281,7 @@ def _source(directory: str, split: str) -> Any:
     files = list(prepared.splits[split])
     missing = [file for file in files if not os.path.exists(file)]
     if missing:
-        raise FileNotFoundError(f"{missing[0]}: is missing; prepare the data set again")
+        raise FileNotFoundError(f"{missing[0]}: is missing; prepare the dataset again")
     if prepared.array_record:
         import grain  # not before an ArrayRecord file is to be read: a second of start-up
 
@@ -342,7 +342,7 @@ def _shape(tensor: Mapping[str, Any]) -> list[int]:
 
 
 def _choose(
-    options: Options,
+    options: IngestOptions,
     ours: str,
     prepared: Prepared,
     fits: Callable[[Mapping[str, Any]], bool],
@@ -389,7 +389,7 @@ def _captions(values: Any) -> tuple[str, ...]:
 def _extra(
     prepared: Prepared, values: Mapping[str, Sequence[Any]], used: Sequence[str | None]
 ) -> dict[str, int | float | str]:
-    """Single values of the other features; sequences and pictures are left behind."""
+    """Single values of the other features; sequences and images are left behind."""
     result: dict[str, int | float | str] = {}
     for name, spec in prepared.features.items():
         value = values.get(name, ())

@@ -10,9 +10,9 @@ from typing import Any
 
 from data_pipelines.ingest.annotate import Placed, place
 from data_pipelines.ingest.container import Note, VideoError
-from data_pipelines.ingest.decode import Clip, DecodeOptions
+from data_pipelines.ingest.decode import DecodedClip, DecodeOptions
 from data_pipelines.ingest.media import load_clip
-from data_pipelines.ingest.pool import Progress
+from data_pipelines.ingest.pool import JobProgress
 from data_pipelines.ingest.presence import Presence, missing
 from data_pipelines.ingest.rows import Row
 from data_pipelines.records import schema, storage
@@ -77,7 +77,7 @@ class ShardResult:
     missing: tuple[int, ...] = ()
 
 
-def write_shard(task: ShardTask, progress: Progress) -> ShardResult:
+def write_shard(task: ShardTask, progress: JobProgress) -> ShardResult:
     """Write a shard, its index and its `.done` file, or find that they are there already.
 
     The bytes depend on the task alone, so a restart after any interruption gives the same shard.
@@ -101,7 +101,7 @@ def write_shard(task: ShardTask, progress: Progress) -> ShardResult:
         raise RuntimeError(f"cannot write {task.path}: {error.strerror}") from error
 
 
-def _write(task: ShardTask, progress: Progress) -> ShardResult:
+def _write(task: ShardTask, progress: JobProgress) -> ShardResult:
     class_index = {name: index for index, name in enumerate(task.classes)}
     label_counts = [0] * len(task.classes)
     rejected, warnings, absent = [], [], []
@@ -149,7 +149,7 @@ def _write(task: ShardTask, progress: Progress) -> ShardResult:
     return result
 
 
-def _clip(task: ShardTask, position: int, progress: Progress) -> Clip:
+def _clip(task: ShardTask, position: int, progress: JobProgress) -> DecodedClip:
     row = task.rows[position]
     if row.problem:
         raise VideoError("label", row.problem)
@@ -158,7 +158,7 @@ def _clip(task: ShardTask, position: int, progress: Progress) -> Clip:
     return load_clip(row.path, task.options, row.start, row.end, progress.tick)
 
 
-def _record(row: Row, labels: tuple[int, ...], clip: Clip, placed: Placed) -> schema.Record:
+def _record(row: Row, labels: tuple[int, ...], clip: DecodedClip, placed: Placed) -> schema.Record:
     return schema.Record(
         media_id=row.id,
         frames=clip.frames,

@@ -70,7 +70,7 @@ _WRITABLE = frozenset(map(np.dtype, _DTYPES.values()))
 
 
 class CompanionError(ValueError):
-    """A companion that is incomplete, damaged, or of another data set."""
+    """A companion that is incomplete, damaged, or of another dataset."""
 
 
 def encode(arrays: Mapping[str, np.ndarray]) -> bytes:
@@ -138,7 +138,7 @@ class CompanionWriter:
 
     Raises:
       ValueError: no such split, a name that cannot be part of a file name, or the directory is
-        that of a data set.
+        that of a dataset.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class CompanionWriter:
             raise ValueError(f"companion name {name!r} cannot be part of a file name")
         if os.path.exists(os.path.join(self.directory, manifests.FILE_NAME)):
             raise ValueError(
-                f"{self.directory}: is a data set; give the companion a directory of its own"
+                f"{self.directory}: is a dataset; give the companion a directory of its own"
             )
         self._info = manifest.split(split)
         self.fingerprint = manifest.fingerprint(split)
@@ -306,7 +306,7 @@ def open_companion(
         raise CompanionError(
             f"{directory}: was made for other records than split {split!r} of "
             f"{manifest.directory}: its fingerprint is {found['fingerprint']}, that of the split "
-            f"is {expected}. Use the data set it was made for, or compute it again"
+            f"is {expected}. Use the dataset it was made for, or compute it again"
         )
     counts = [shard.records for shard in found["shards"]]
     if counts != [shard.records for shard in info.shards]:

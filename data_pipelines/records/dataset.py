@@ -209,9 +209,9 @@ class Dataset:
         """
         numbers = sorted({int(number) for number in wanted})
         if isinstance(record.frames, schema.EncodedFrames):
-            pictures = record.frames.fetch(numbers)
+            images = record.frames.fetch(numbers)
         else:
-            pictures = [record.frames[number] for number in numbers]
+            images = [record.frames[number] for number in numbers]
         shape, size = (record.height, record.width), record.height * record.width * 3
         if 0 < memory.installed() < len(numbers) * size:
             raise UnreadableRecordError(
@@ -220,16 +220,16 @@ class Dataset:
             )
         rows = itertools.repeat(None) if buffer is None else buffer.rows(len(numbers), size)
         decoded: dict[int, np.ndarray] = {}
-        for frame, picture, row in zip(numbers, pictures, rows, strict=False):
+        for frame, image, row in zip(numbers, images, rows, strict=False):
             try:
-                decoded[frame] = encoded.decode_frame(frame, picture, shape, row)
+                decoded[frame] = encoded.decode_frame(frame, image, shape, row)
             except ValueError as error:
                 where = self.address(index, record)
                 raise UnreadableRecordError(f"{where}: {error}") from error
         return [decoded[int(frame)] for frame in wanted]
 
-    def audio(self, index: int, record: schema.Record) -> schema.Audio | None:
-        """The sound of a record, read; None without. UnreadableRecordError as `load`."""
+    def audio(self, index: int, record: schema.Record) -> schema.Waveform | None:
+        """The audio of a record, read; None without. UnreadableRecordError as `load`."""
         audio = record.audio
         if audio is not None:
             _readable(self.source, index, lambda: audio.data)

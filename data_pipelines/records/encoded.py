@@ -1,6 +1,6 @@
-"""The encoded pictures of a record: JPEG, or PNG where the pixels are to be exact.
+"""The encoded images of a record: JPEG, or PNG where the pixels are to be exact.
 
-Which of them a picture is shows in its first bytes. Every reader of frames comes through here, so
+Which of them an image is shows in its first bytes. Every reader of frames comes through here, so
 what a header may claim is decided in one place.
 """
 
@@ -14,9 +14,9 @@ import simplejpeg
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _HEADER = struct.Struct(">4x4sII")  # length and name of the first chunk, width, height
-# A picture of a record is a frame of a video or a photograph; Pillow's limit for pictures.
+# An image of a record is a frame of a video or a photograph; Pillow's limit for images.
 MAX_PIXELS = 178_956_970
-# A PNG may say that it is to be turned; records hold pictures upright.
+# A PNG may say that it is to be turned; records hold images upright.
 _READ = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
 
 
@@ -66,13 +66,13 @@ def decode_frame(
 
 
 def decode(data: bytes, memory: np.ndarray | None = None) -> np.ndarray:
-    """The pixels (H, W, 3) uint8 RGB of a picture.
+    """The pixels (H, W, 3) uint8 RGB of an image.
 
     Args:
       memory: flat uint8 that is written into and returned as a view where it has H * W * 3 bytes.
 
     Raises:
-      ValueError: as `size_of`, or the picture is damaged.
+      ValueError: as `size_of`, or the image is damaged.
     """
     height, width = size_of(data)
     if memory is not None and memory.size != height * width * 3:

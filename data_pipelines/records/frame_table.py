@@ -39,7 +39,7 @@ class FrameTable:
     Attributes:
       context: the `Features` message of the record.
       lists: key -> `FeatureList` message, of all keys but `image/encoded`.
-      frames: (frames,) the encoded picture of every frame.
+      frames: (frames,) the encoded image of every frame.
       data_crc: the checksum TFRecord stores behind the record.
     """
 

@@ -55,11 +55,11 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """A rectangle in the picture shown at one time.
+    """A rectangle in the image shown at one time.
 
     Attributes:
       time_us: microseconds from the start of the source video.
-      y1, x1, y2, x2: top, left, bottom, right as shares of the picture's height and width; single
+      y1, x1, y2, x2: top, left, bottom, right as shares of the image's height and width; single
         precision.
       labels: class indices, any number of them.
       label_names: class names, parallel to `labels`.

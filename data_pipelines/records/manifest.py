@@ -94,7 +94,7 @@ class Manifest:
         """Paths of a split's shards, in record order."""
         return [storage.join(self.directory, shard.name) for shard in self.split(split).shards]
 
-    def picture_options(self) -> dict[str, str]:
+    def image_options(self) -> dict[str, str]:
         """How the ingest treated the pixels: `pixels` and `storage` of its options.
 
         Both are `unknown` of shards that somebody else made.
@@ -159,7 +159,7 @@ def load(directory: str | os.PathLike[str]) -> Manifest:
 def check_classes(manifest: Manifest) -> str:
     """What is wrong between `classes.json` and the class names of the manifest; "" if nothing.
 
-    The names give a class its meaning and no checksum covers them. A data set without the file, as
+    The names give a class its meaning and no checksum covers them. A dataset without the file, as
     shards of others are, is not at fault; nor is, to one who reads, a file that is unreadable.
     """
     if "adopted" in manifest.options:

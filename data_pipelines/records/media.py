@@ -14,7 +14,7 @@ class Media:
       holds: stored media types that a set of it may hold.
       pixels: whether examples have pixels; without, records need no frames.
       still: whether a clip is one frame.
-      sound: whether examples have sound where it is asked for.
+      audio: whether examples have audio where it is asked for.
       stored: whether a record says it.
     """
 
@@ -22,7 +22,7 @@ class Media:
     holds: tuple[str, ...]
     pixels: bool = True
     still: bool = False
-    sound: bool = False
+    audio: bool = False
     stored: bool = True
 
 
@@ -30,12 +30,12 @@ class Media:
 MEDIA = {
     media.name: media
     for media in (
-        Media("video", holds=("video",), sound=True),
+        Media("video", holds=("video",), audio=True),
         Media("image", holds=("image",), still=True),
-        # The sound of videos, or records of sound alone.
-        Media("audio", holds=("audio", "video"), pixels=False, sound=True),
-        # Videos whose sound is learned from, in steps apart from those of videos.
-        Media("audio_video", holds=("video",), sound=True, stored=False),
+        # The audio of videos, or records of audio alone.
+        Media("audio", holds=("audio", "video"), pixels=False, audio=True),
+        # Videos whose audio is learned from, in steps apart from those of videos.
+        Media("audio_video", holds=("video",), audio=True, stored=False),
         # Cached arrays and annotations of any records.
         Media(
             "features",

@@ -33,12 +33,12 @@ def check_batches(
     memory = installed()
     if not memory:
         return
-    batch = clips * size
+    batch, side = clips * size, clip.resolution
     if batch > memory:
         raise ValueError(
-            f"a batch of {clips} clips of {clip.frames} frames of {clip.size}x{clip.size} pixels "
-            f"({name}.frames, {name}.size) needs {_text(batch)} of memory in each process, this "
-            f"machine has {_text(memory)}"
+            f"a batch of {clips} clips of {clip.frames} frames of {side}x{side} pixels "
+            f"({name}.frames, {name}.resolution) needs {_text(batch)} of memory in each process, "
+            f"this machine has {_text(memory)}"
         )
     # Those that are made, that wait in this process and in every worker, and that are in use.
     ahead = (reader.buffer + 2) * (1 + reader.workers)

@@ -337,7 +337,7 @@ class RecordSource(Sequence[bytes]):
                     file = storage.open_ranges(path, known)
                 except FileNotFoundError as error:
                     raise FileNotFoundError(
-                        f"{path}: was there when the data set was opened and is gone now; put it "
+                        f"{path}: was there when the dataset was opened and is gone now; put it "
                         "back and start again"
                     ) from error
                 self._open[shard, suffix] = file

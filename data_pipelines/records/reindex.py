@@ -26,7 +26,7 @@ _DONE_SUFFIX = ".done"  # as in data_pipelines.ingest.work
 
 
 def reindex(directory: str, say: Callable[[str], None]) -> int:
-    """Write the index of every shard of a data set anew, from the shards.
+    """Write the index of every shard of a dataset anew, from the shards.
 
     An index of an older version becomes one of today's, and the manifest then records its checksum;
     the shard must be the one the manifest describes, by its digest.

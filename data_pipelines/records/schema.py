@@ -60,18 +60,18 @@ from data_pipelines.records.messages import (
     shortest,
     texts,
 )
-from data_pipelines.records.waveform import Audio
+from data_pipelines.records.waveform import Waveform
 
 __all__ = [
     "DMVR_FPS",
     "NEWEST_VERSION",
     "SCHEMA_VERSION",
-    "Audio",
     "Box",
     "Record",
     "SchemaError",
     "Segment",
     "Turn",
+    "Waveform",
     "decode",
     "encode",
     "version_of",
@@ -103,7 +103,7 @@ class Record:
       filename: the source file as listed.
       extra: further annotation columns by name; floats in single precision.
       media_type: `video`, `image` (one frame at time 0), `audio` or `features` (no frames needed).
-      audio: the sound of the same span, None when the clip has none.
+      audio: the audio of the same span, None when the clip has none.
       segments, boxes, turns: what happens when, where, and a conversation about it.
     """
 
@@ -123,15 +123,15 @@ class Record:
     filename: str = ""
     extra: Mapping[str, int | float | str] = field(default_factory=dict)
     media_type: str = "video"
-    audio: Audio | None = None
+    audio: Waveform | None = None
     segments: tuple[Segment, ...] = ()
     boxes: tuple[Box, ...] = ()
     turns: tuple[Turn, ...] = ()
 
     def audio_window(self, start_us: int, end_us: int, samples: int) -> tuple[np.ndarray, int]:
-        """The sound of a time window; see `records.waveform.Audio.window`.
+        """The audio of a time window; see `records.waveform.Audio.window`.
 
-        A clip without sound gives zeros, none of them valid.
+        A clip without audio gives zeros, none of them valid.
         """
         if self.audio is None:
             return np.zeros(samples, np.float32), 0
@@ -139,7 +139,7 @@ class Record:
 
 
 class EncodedFrames(Sequence[bytes]):
-    """The encoded pictures of a record's frames, read only when asked for.
+    """The encoded images of a record's frames, read only when asked for.
 
     A clip of 300 frames is 6 MB and training reads 16 frames of it. Equal to any sequence of the
     same bytes, and pickled as a tuple of them.
@@ -372,7 +372,7 @@ def _understand(
     height = _int(context, "video/height", 0)
     width = _int(context, "video/width", 0)
     if frames and not (height > 0 and width > 0):
-        height, width = _picture_size(frames[0])
+        height, width = _image_size(frames[0])
     if height * width > encoded.MAX_PIXELS:
         raise SchemaError(
             f"record has frames of {width}x{height} pixels, at most {encoded.MAX_PIXELS} are read"
@@ -419,7 +419,7 @@ def _fps(context: Any, num_frames: int, span_us: int) -> float:
     return num_frames * 1e6 / span_us if span_us > 0 else DMVR_FPS
 
 
-def _picture_size(frame: bytes) -> tuple[int, int]:
+def _image_size(frame: bytes) -> tuple[int, int]:
     try:
         return encoded.size_of(frame)
     except ValueError as error:

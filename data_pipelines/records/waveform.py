@@ -1,4 +1,4 @@
-"""The sound of a clip: mono samples on the clock of its frames, and how a record holds them.
+"""The audio of a clip: mono samples on the clock of its frames, and how a record holds them.
 
 ====================================  ========  ==============================================
 `WAVEFORM/feature/bytes`            sequence  bytes, one step: all samples, 16-bit signed
@@ -25,7 +25,7 @@ DMVR_SAMPLE_RATE = 48_000
 _DTYPES = {"pcm16": np.dtype("<i2"), "float32": np.dtype("<f4")}
 
 
-class Audio:
+class Waveform:
     """Mono samples; equal audio compares equal.
 
     Args:
@@ -60,12 +60,12 @@ class Audio:
         return self._data
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Audio) and self._values() == other._values()
+        return isinstance(other, Waveform) and self._values() == other._values()
 
     __hash__ = None  # type: ignore[assignment]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Audio, self._values()
+        return Waveform, self._values()
 
     def _values(self) -> tuple[bytes, int, int, str]:
         return self.data, self.sample_rate, self.start_us, self.encoding
@@ -87,11 +87,11 @@ class Audio:
     def window(
         self, start_us: int, end_us: int, samples: int, *, dtype: type[np.generic] = np.float32
     ) -> tuple[np.ndarray, int]:
-        """The sound from `start_us` up to `end_us` in an array of fixed length.
+        """The audio from `start_us` up to `end_us` in an array of fixed length.
 
-        Sample `k` of the result is the sound at `start_us + k * 1e6 / sample_rate`, so two
+        Sample `k` of the result is the audio at `start_us + k * 1e6 / sample_rate`, so two
         windows of one clip stay aligned with its frames. Where the window begins before the
-        sound does there is silence, which counts as sound; what lies behind its end is padding,
+        audio does there is silence, which counts as audio; what lies behind its end is padding,
         which does not.
 
         Args:
@@ -129,7 +129,7 @@ def _round_div(numerator: int, denominator: int) -> int:
     return (2 * numerator + denominator) // (2 * denominator)
 
 
-def check(audio: Audio) -> str:
+def check(audio: Waveform) -> str:
     """What keeps an audio from being stored, or an empty text."""
     if audio.encoding not in _DTYPES:
         return f"audio encoding {audio.encoding!r}, expected {' or '.join(_DTYPES)}"
@@ -142,7 +142,7 @@ def check(audio: Audio) -> str:
     return ""
 
 
-def put(message: Any, audio: Audio) -> None:
+def put(message: Any, audio: Waveform) -> None:
     """Store into a SequenceExample."""
     message.context.feature["audio/sample_rate"].int64_list.value.append(audio.sample_rate)
     message.context.feature["audio/start/timestamp"].int64_list.value.append(audio.start_us)
@@ -154,7 +154,7 @@ def put(message: Any, audio: Audio) -> None:
         values.MergeFromString(b"\x0a" + _varint(len(audio.data)) + audio.data)
 
 
-def get(context: Any, lists: Mapping[str, Any], start_us: int, *, lazy: bool) -> Audio | None:
+def get(context: Any, lists: Mapping[str, Any], start_us: int, *, lazy: bool) -> Waveform | None:
     """The audio of a SequenceExample; None when it has none.
 
     Args:
@@ -172,7 +172,7 @@ def get(context: Any, lists: Mapping[str, Any], start_us: int, *, lazy: bool) ->
         known = tuple(round(v) for v in context["WAVEFORM/sample_rate"].float_list.value if v < 1e9)
     rate = known[0] if known else DMVR_SAMPLE_RATE
     start = (ints(context, "audio/start/timestamp") or (start_us,))[0]
-    # A list without steps means no sound, which only an eager look can tell.
+    # A list without steps means no audio, which only an eager look can tell.
     stored = [key for key in (BYTES_KEY, FLOATS_KEY) if key in lists]
     key = next((key for key in stored if lazy or lists[key].feature), None)
     if key is None:
@@ -187,14 +187,14 @@ def get(context: Any, lists: Mapping[str, Any], start_us: int, *, lazy: bool) ->
         return b"".join(value for step in steps for value in step.bytes_list.value)
 
     encoding = "pcm16" if key == BYTES_KEY else "float32"
-    audio = Audio(read, rate, start, encoding)
+    audio = Waveform(read, rate, start, encoding)
     if not lazy:
         _ = audio.data
     return audio
 
 
 def _packed(values: Any) -> bytes:
-    """The bytes of a FloatList; element by element, 10 s of sound would cost 20 ms."""
+    """The bytes of a FloatList; element by element, 10 s of audio would cost 20 ms."""
     count = len(values.value)
     if not count:
         return b""

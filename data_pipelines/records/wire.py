@@ -20,13 +20,13 @@ Extent = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class RecordLayout:
     """Extents, (offset, length) in bytes from the start of the record.
 
     Attributes:
       context: the `Features` message; (0, 0) when the record has none.
       lists: key -> `FeatureList` message, of all keys but the frames'.
-      frames: the encoded picture of every frame, in order; at least one.
+      frames: the encoded image of every frame, in order; at least one.
     """
 
     context: Extent
@@ -34,7 +34,7 @@ class Layout:
     frames: list[Extent]
 
 
-def slice_record(data: bytes) -> Layout:
+def slice_record(data: bytes) -> RecordLayout:
     """Locate the parts of a record.
 
     Raises:
@@ -74,7 +74,7 @@ def slice_record(data: bytes) -> Layout:
         at = stop
     if not frames:
         raise SchemaError("record has no image/encoded frames")
-    return Layout(context, lists, frames)
+    return RecordLayout(context, lists, frames)
 
 
 def _steps(data: bytes, at: int, end: int) -> list[Extent]:

@@ -38,9 +38,9 @@ from data_pipelines.stream.settings import check_settings
 ENDLESS = 2**62  # steps are numbers without an end; grain wants to know one
 
 
-def wrapped(places: np.ndarray) -> np.ndarray:
+def wrapped(positions: np.ndarray) -> np.ndarray:
     """Positions as a batch has them: uint32, modulo 2**32."""
-    return (np.asarray(places, np.int64) & 0xFFFFFFFF).astype(np.uint32)
+    return (np.asarray(positions, np.int64) & 0xFFFFFFFF).astype(np.uint32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +127,7 @@ class Source:
     def check_media(self, index: int, record: schema.Record) -> None:
         """ValueError for a record of another media type than its set was given as."""
         media = MEDIA[self.component.media]
-        # Records that another program wrote do not say that their one frame is a picture.
+        # Records that another program wrote do not say that their one frame is an image.
         one_frame = media.still and len(record.frames) == 1
         if record.media_type not in media.holds and not one_frame:
             name = self.component.name or "NAME"
@@ -135,7 +135,7 @@ class Source:
                 f"{self.dataset.address(index, record)}: is {_article(record.media_type)} in a "
                 f"set of media={self.component.media}; give the set as "
                 f'config.data.mixture="{name}={self.component.directory}; '
-                f'media={record.media_type}", and pictures and videos as sets of their own'
+                f'media={record.media_type}", and images and videos as sets of their own'
             )
 
 
@@ -149,15 +149,15 @@ class Example:
 
     Attributes:
       index: record number.
-      place: what the random draws of the first example came from; its position, or with
-        config.views index * views + view.
+      position: what the random draws of the first example came from; its position, or with
+        config.fixed_views index * fixed_views + view.
       dataset: number of the set.
       substituted: whether the record stands in for another.
     """
 
     index: int
     label: int
-    place: int
+    position: int
     dataset: int
     substituted: bool
 
@@ -173,7 +173,7 @@ class Examples:
     buffer: FrameBuffer = dataclasses.field(default_factory=FrameBuffer)
 
     def fill(
-        self, source: Source, index: int, out: Sequence[Rows], *, place: int, view: int = 0
+        self, source: Source, index: int, out: Sequence[Rows], *, position: int, view: int = 0
     ) -> Example:
         """Writes the examples of a record to the `repeats` rows of `out`.
 
@@ -183,22 +183,22 @@ class Examples:
 
         Args:
           out: the rows of each part of the source.
-          place: position of the first example. With config.views the draws come from
-            index * views + view instead, whatever the position.
+          position: position of the first example. With config.fixed_views the draws come from
+            index * fixed_views + view instead, whatever the position.
           view: of the record, below config.views.
         """
         config, tries = self.config, 0
-        rng = generator(config.seed, place)
+        rng = generator(config.seed, position)
         while True:
-            if config.views:  # of the record that is read, so that its cached arrays fit
-                place = index * config.views + view
-                rng = generator(config.seed, place)
+            if config.fixed_views:  # of the record that is read, so that its cached arrays fit
+                position = index * config.fixed_views + view
+                rng = generator(config.seed, position)
             try:
-                reading = self._read(source, index, place, view, rng)
+                reading = self._read(source, index, position, view, rng)
                 for part, rows in zip(source.parts, out, strict=True):
                     part.fill(reading, rows)
                 label = source.label(reading.record)
-                return Example(index, label, place, source.number, tries > 0)
+                return Example(index, label, position, source.number, tries > 0)
             except UnreadableRecordError:
                 tries += 1
                 if config.reader.on_corrupt == "raise" or tries >= len(source):
@@ -206,7 +206,7 @@ class Examples:
                 index = (index + 1) % len(source)
 
     def _read(
-        self, source: Source, index: int, place: int, view: int, rng: np.random.Generator
+        self, source: Source, index: int, position: int, view: int, rng: np.random.Generator
     ) -> Reading:
         """The record with its frames drawn; `rng` is where the draws of the pixels go on."""
         config, media, dataset = self.config, MEDIA[source.component.media], source.dataset
@@ -226,16 +226,16 @@ class Examples:
             edges, mirrored = source.transform.window(record.height, record.width, draws)
             return Window(*edges, mirrored)
 
-        places = range(place, place + config.repeats)
+        positions = range(position, position + config.repeats)
         reading = Reading(
-            dataset, index, record, wanted, self.buffer, window if media.pixels else _whole, places,
-            config.seed, rng.bit_generator.state, view, source.labels,
+            dataset, index, record, wanted, self.buffer, window if media.pixels else _whole,
+            positions, config.seed, rng.bit_generator.state, view, source.labels,
         )  # fmt: skip
         return reading
 
 
 def _whole(row: int) -> Window:
-    """All of the picture, where its pixels are not looked at."""
+    """All of the image, where its pixels are not looked at."""
     return Window(0.0, 0.0, 1.0, 1.0, False)
 
 
@@ -261,7 +261,7 @@ class TrainBatches(grain.MapDataset[Batch]):
       identity: everything that decides which pixels come at which position, as JSON values.
 
     Raises:
-      ValueError: the settings contradict each other or the data set.
+      ValueError: the settings contradict each other or the dataset.
       FileNotFoundError, ImportError: a set, companion, vocabulary or library is not there.
     """
 
@@ -323,15 +323,20 @@ class TrainBatches(grain.MapDataset[Batch]):
         def fill(number: int) -> Example:
             own = slice(number * repeats, (number + 1) * repeats)
             draw = slot.record + (first + own.start) // repeats
-            part, number = group.order.place(draw)
+            part, number = group.order.position(draw)
             source = self.sources[group.members[part]]
             out = [{name: array[own] for name, array in each.items()} for each in arrays]
-            index, view = source.record(number), source.passes(number) % max(self.config.views, 1)
-            return self.examples.fill(source, index, out, place=position + own.start, view=view)
+            index, view = (
+                source.record(number),
+                source.passes(number) % max(self.config.fixed_views, 1),
+            )
+            return self.examples.fill(source, index, out, position=position + own.start, view=view)
 
         filled = self.pool.map(fill, range(rows // repeats))
-        places = np.concatenate([np.arange(each.place, each.place + repeats) for each in filled])
-        batch: Batch = {"position": wrapped(places)}
+        positions = np.concatenate(
+            [np.arange(each.position, each.position + repeats) for each in filled]
+        )
+        batch: Batch = {"position": wrapped(positions)}
         for name in ("label", "index", "dataset"):
             if name in made.columns(self.config):
                 values = np.array([getattr(each, name) for each in filled], np.int32)
@@ -366,14 +371,19 @@ def _identity(batches: TrainBatches, tokenize: Tokenize | None) -> dict[str, Any
     shared: dict[str, Any] = {
         "seed": config.seed,
         "global_batch": config.global_batch,
-        "clip": dataclasses.asdict(config.clip),
+        "clip": {  # `size`: as streams have called it from the first version on
+            "frames": config.clip.frames,
+            "stride": config.clip.stride,
+            "size": config.clip.resolution,
+            "sampling": config.clip.sampling,
+        },
         "version": STREAM_VERSION,
     }
     # What is off is not mentioned, so that streams without it keep their identity.
     if config.repeats > 1:
         shared["repeats"] = config.repeats
-    if config.views:
-        shared["views"] = config.views
+    if config.fixed_views:
+        shared["views"] = config.fixed_views
     for part in (*made.captions(config, tokenize), *made.audio(config)):
         shared |= part.identity()
     if not config.mixture:
@@ -383,9 +393,9 @@ def _identity(batches: TrainBatches, tokenize: Tokenize | None) -> dict[str, Any
         return {**source.identity(config), **shared, "first": first}
     first = {}
     for group in plan.groups:
-        places = [group.order.place(i) for i in range(16)]
+        positions = [group.order.position(i) for i in range(16)]
         first[group.media] = [
-            [group.members[part], sources[group.members[part]].record(k)] for part, k in places
+            [group.members[part], sources[group.members[part]].record(k)] for part, k in positions
         ]
     sets = {
         source.component.name: {
@@ -402,7 +412,7 @@ def _identity(batches: TrainBatches, tokenize: Tokenize | None) -> dict[str, Any
         group.media: {
             "batch": group.batch,
             "frames": group.clip.frames,
-            "size": group.clip.size,
+            "size": group.clip.resolution,
             "steps": str(plan.steps.share(i)),
         }
         for i, group in enumerate(plan.groups)

@@ -1,4 +1,4 @@
-"""Weighted mixtures of data sets: what stands at which place of the stream, by arithmetic alone.
+"""Weighted mixtures of datasets: what stands at which position of the stream, by arithmetic alone.
 
 On the command line a mixture is one line of text:
 
@@ -12,7 +12,7 @@ any weight the shares are the sets' numbers of records, so that each is seen equ
 Sets of one media type are mixed record by record, media types step by step: a global batch holds
 clips of one shape (as in the second stage of InternVideo2). Each set is shuffled and repeated on
 its own. Nothing is drawn at random here: shares are exact over a period and spread evenly within
-it, so the place of any step follows from its number, without replay.
+it, so the position of any step follows from its number, without replay.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ MERGES = ("off", "offset", "name")
 # Weights are exact fractions; beyond these the digits of 1e99999999 alone would fill the memory.
 _LONGEST_WEIGHT = 40  # characters
 _MOST_DIGITS = 18  # before and behind the point, the exponent counted
-_LONGEST_PERIOD = 2**62  # places that Python can number
+_LONGEST_PERIOD = 2**62  # positions that Python can number
 _NAME = r"[\w.-]+"
 
 
@@ -119,15 +119,15 @@ def _weighted(components: tuple[Component, ...]) -> tuple[Component, ...]:
 
 def _component(part: str) -> Component:
     head, *options = (item.strip() for item in part.split(";"))
-    name, equals, place = head.partition("=")
-    if not equals or not re.fullmatch(_NAME, name) or not place:
+    name, equals, position = head.partition("=")
+    if not equals or not re.fullmatch(_NAME, name) or not position:
         raise ValueError(
             f"config.data.mixture: expected NAME=DIRECTORY:WEIGHT, found {part!r}; for example "
             '"k400=/data/k400:0.7, ssv2=/data/ssv2:0.3"'
         )
     values: dict[str, str] = {}
-    if found := re.fullmatch(r"(.+):([-+]?[\d.]+(?:e[-+]?\d+)?(?:/\d+)?)", place):
-        place, values["weight"] = found[1], found[2]
+    if found := re.fullmatch(r"(.+):([-+]?[\d.]+(?:e[-+]?\d+)?(?:/\d+)?)", position):
+        position, values["weight"] = found[1], found[2]
     known = [field.name for field in dataclasses.fields(Component)][2:]
     for option in options:
         key, equals, value = (item.strip() for item in option.partition("="))
@@ -140,7 +140,7 @@ def _component(part: str) -> Component:
             )
         values[key] = value
     weight = _weight(name, values.pop("weight")) if "weight" in values else None
-    return Component(name, place, weight, **values)
+    return Component(name, position, weight, **values)
 
 
 def _weight(name: str, text: str) -> Fraction:
@@ -257,7 +257,7 @@ class Interleave:
         """The shortest period with these shares, all positive.
 
         Raises:
-          ValueError: it is longer than places can be numbered.
+          ValueError: it is longer than positions can be numbered.
         """
         scale = math.lcm(*(share.denominator for share in shares))
         whole = [int(share * scale) for share in shares]
@@ -287,14 +287,14 @@ class Interleave:
             rank += (limit + 1) // 2
         return rank
 
-    def place(self, position: int) -> tuple[int, int]:
+    def position(self, position: int) -> tuple[int, int]:
         """(part, number of the element in its part) at a position of the sequence."""
         if len(self.weights) == 1:
             return 0, position
         periods, rank = divmod(position, self.period)
         parts, period = len(self.weights), self.period
         for part, weight in enumerate(self.weights):
-            # Rounding moves an element by half a place per part at most.
+            # Rounding moves an element by half a position per part at most.
             first = max((weight * (2 * rank - parts) - period) // (2 * period), 0)
             last = min(-((period - weight * (2 * rank + parts)) // (2 * period)), weight - 1)
             window = range(first, last + 1)
@@ -337,7 +337,7 @@ class Slot:
     Attributes:
       group: whose examples they are.
       record: number of its first record among all that this media type reads.
-      position: place of its first example in the stream, all media types counted.
+      position: position of its first example in the stream, all media types counted.
     """
 
     group: Group
@@ -362,7 +362,7 @@ class Plan:
     records: tuple[int, ...]
 
     def slot(self, step: int) -> Slot:
-        which, number = self.steps.place(step)
+        which, number = self.steps.position(step)
         group = self.groups[which]
         return Slot(group, number * group.batch // self.repeats, self.examples(step))
 

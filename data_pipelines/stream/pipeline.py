@@ -7,8 +7,8 @@ step number alone is the data position of a checkpoint, on any number of hosts, 
 processes, and the rows of a global batch are in the order of their positions on all of them.
 
 Order of operations (each reason was measured): shuffle and repeat act on the record numbers of each
-set, mixing says which set has which place, then every example is read, decoded and augmented by its
-position alone, written to its row of the batch, and only whole batches are made in parallel.
+set, mixing says which set has which position, then every example is read, decoded and augmented by
+its position alone, written to its row of the batch, and only whole batches are made in parallel.
 Nothing is filtered, ever: a dropped example would shift all later positions.
 """
 
@@ -43,8 +43,8 @@ class TrainStream(Ahead):
     """Batches of one process, endless, starting at any step: a grain iterator over `TrainBatches`.
 
     A batch has `label` (b,) int32, `index` (b,) int32, the record's number in its set, and
-    `position` (b,) uint32, modulo 2**32 the place in the stream or, with config.views, index *
-    views + view; in a mixture also `dataset` (b,) int32; and the arrays of its parts (`stream.
+    `position` (b,) uint32, modulo 2**32 that in the stream or, with V config.fixed_views,
+    index * V + view; in a mixture also `dataset` (b,) int32; and the arrays of its parts (`stream.
     parts`): `video` (b, T, H, W, 3) uint8, and what config.text, config.audio_seconds,
     config.features and config.parts ask for. b is the batch of the step's media type over
     `processes`.
@@ -84,7 +84,7 @@ class TrainStream(Ahead):
 
     @property
     def dataset(self) -> Dataset:
-        """The data set; of a mixture the first."""
+        """The dataset; of a mixture the first."""
         return self.sources[0].dataset
 
     @property
@@ -117,12 +117,12 @@ class TrainStream(Ahead):
         batch = super().__next__()
         self.substitutions += int(batch.pop("substituted"))
         if self.substitutions > self.config.reader.max_substitutions:
-            places = " or ".join(source.component.directory for source in self.sources)
+            directories = " or ".join(source.component.directory for source in self.sources)
             raise RuntimeError(
                 f"{self.substitutions} unreadable records were substituted in this run, the limit "
                 f"config.data.reader.max_substitutions is "
                 f"{self.config.reader.max_substitutions}; find them with "
-                f"`ivj data verify {places}`"
+                f"`ivj data verify {directories}`"
             )
         return batch
 
@@ -157,23 +157,23 @@ class ViewBatches(grain.MapDataset[Batch]):
 
     def _batch(self, step: int) -> Batch:
         config = self.config
-        count = config.segments * config.crops
+        count = config.clips * config.crops
         first = step * config.batch + self.process
-        places = range(first, (step + 1) * config.batch, self.processes)
+        positions = range(first, (step + 1) * config.batch, self.processes)
         # All rows are written below, straight from the decoder's frames.
-        arrays = [part.rows(len(places) * count) for part in self.parts]
+        arrays = [part.rows(len(positions) * count) for part in self.parts]
 
         def fill(row: int) -> tuple[int, int, bool, bool]:
             own = slice(row * count, (row + 1) * count)
             out = [{name: array[own] for name, array in each.items()} for each in arrays]
-            return self._fill(places[row], out)
+            return self._fill(positions[row], out)
 
-        rows = self.pool.map(fill, range(len(places)))
+        rows = self.pool.map(fill, range(len(positions)))
         index, label, valid, unreadable = zip(*rows, strict=True)
         batch: Batch = {
             "label": np.repeat(np.array(label, np.int32), count),
             "index": np.repeat(np.array(index, np.int32), count),
-            "view": np.tile(np.arange(count, dtype=np.int32), len(places)),
+            "view": np.tile(np.arange(count, dtype=np.int32), len(positions)),
             "valid": np.repeat(np.array(valid), count),
             "unreadable": np.array(sum(unreadable), np.int32),
         }
@@ -181,10 +181,10 @@ class ViewBatches(grain.MapDataset[Batch]):
             batch.update(part.finish(each))
         return batch
 
-    def _fill(self, place: int, out: Sequence[Rows]) -> tuple[int, int, bool, bool]:
+    def _fill(self, position: int, out: Sequence[Rows]) -> tuple[int, int, bool, bool]:
         """Writes the rows of a record; returns (index, label, valid, unreadable)."""
-        index = min(place, len(self.dataset) - 1)
-        valid = place < len(self.dataset)
+        index = min(position, len(self.dataset) - 1)
+        valid = position < len(self.dataset)
         try:
             record = self.dataset.load(index)
             reading = self._read(index, record)
@@ -243,7 +243,7 @@ class ViewPass(Ahead):
         multiview.check_clip(config.clip, sampling.VIEW_RULES)
         check_reader(config.reader)
         parts = tuple(parts) or (Views(config),)
-        views = config.batch // processes * config.segments * config.crops
+        views = config.batch // processes * config.clips * config.crops
         size = row_bytes(joined(parts))
         check_batches(views, size, config.clip, config.reader, name="views.clip")
         multiview.check(config)  # lists its crops, so how many there are comes first

@@ -22,14 +22,15 @@ def check_settings(config: DataConfig) -> None:
 
 def check_views(config: DataConfig) -> None:
     """ValueError for a number of views that is none, or that repeats contradict."""
-    if config.views < 0:
+    if config.fixed_views < 0:
         raise ValueError(
-            f"config.data.views = {config.views}: expected a number of views, or 0 for random ones"
+            f"config.data.fixed_views = {config.fixed_views}: expected a number of views, or 0 for "
+            "random ones"
         )
-    if config.views and config.repeats > 1:
+    if config.fixed_views and config.repeats > 1:
         # The frames of repeats are drawn once, so none but the first would be a view of its own.
         raise ValueError(
-            f"config.data.views = {config.views} with config.data.repeats = {config.repeats}: a "
-            "pass shows one view of each record; set config.data.repeats to 1 and train for more "
-            "epochs, or config.data.views to 0"
+            f"config.data.fixed_views = {config.fixed_views} with config.data.repeats = "
+            f"{config.repeats}: a pass shows one view of each record; set config.data.repeats to 1 "
+            "and train for more epochs, or config.data.fixed_views to 0"
         )

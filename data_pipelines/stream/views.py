@@ -1,4 +1,4 @@
-"""The clips of config.data.views by record and view, for programs that prepare the training.
+"""The clips of config.data.fixed_views by record and view, for programs that prepare the training.
 
 A training stream with V views shows record i in pass e as its view e % V. Here the same pixels are
 reached by (record, view), in any order, so that what a frozen teacher says of them can be computed
@@ -28,23 +28,23 @@ class FixedViews:
     They do not depend on the other sets of a mixture. Safe to share between threads.
 
     Args:
-      config: of the training stream; its captions, sound and cached features are left aside.
+      config: of the training stream; its captions, audio and cached features are left aside.
       name: of the set in the mixture, empty without one.
 
     Raises:
-      ValueError: config.views is not positive, there is no such set, or the settings contradict
-        each other or the data set.
+      ValueError: config.fixed_views is not positive, there is no such set, or settings contradict
+        each other or the dataset.
       FileNotFoundError: the set is not there.
     """
 
     def __init__(self, config: DataConfig, name: str = ""):
         check_clip(config.clip, sampling.TRAIN_RULES)
         check_views(config)
-        if not config.views:
+        if not config.fixed_views:
             raise ValueError(
-                "config.data.views = 0: the stream draws its clips anew in every pass, so that "
-                "nothing can be prepared for them; set it to the number of views of each record, "
-                "such as 1"
+                "config.data.fixed_views = 0: the stream draws its clips anew in every pass, so "
+                "that nothing can be prepared for them; set it to the number of views of each "
+                "record, such as 1"
             )
         component = _component(config, name)
         # What cannot be read is for the caller to count, not to be replaced by its neighbour.
@@ -66,7 +66,7 @@ class FixedViews:
     @property
     def views(self) -> int:
         """Of each record."""
-        return self._examples.config.views
+        return self._examples.config.fixed_views
 
     @property
     def component(self) -> Component:
@@ -98,13 +98,13 @@ class FixedViews:
                 f"view {view} of record {record}: there are {len(self)} records of {self.views}"
             )
         rows = [{"video": out[None]}]
-        self._examples.fill(self._source, record, rows, place=0, view=view)
+        self._examples.fill(self._source, record, rows, position=0, view=view)
 
 
 def view_settings(config: DataConfig, component: Component, dataset: Dataset) -> dict[str, Any]:
     """What decides the pixels of the views of a set, beside its records, as JSON values."""
     settings: dict[str, Any] = {
-        "views": config.views,
+        "fixed_views": config.fixed_views,
         "seed": config.seed,
         "clip": dataclasses.asdict(config.clip_of(component.media)),
         "crop": component.crop,

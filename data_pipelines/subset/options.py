@@ -34,7 +34,7 @@ DUPLICATES = ("off", "report", "drop")
 
 
 @dataclass(frozen=True)
-class Options:
+class SubsetOptions:
     """One subset; None is no limit. Limits are inclusive."""
 
     sources: tuple[str, ...]
@@ -133,7 +133,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress, only the result")
 
 
-def options(arguments: argparse.Namespace) -> Options:
+def options(arguments: argparse.Namespace) -> SubsetOptions:
     """The command line as options; ValueError as in `check`."""
     columns = {}
     for item in filter(None, arguments.columns.split(",")):
@@ -141,13 +141,13 @@ def options(arguments: argparse.Namespace) -> Options:
         if not (ours and theirs):
             raise ValueError(f"--columns: found {item!r}, expected OURS=THEIRS")
         columns[ours] = theirs
-    result = Options(
+    result = SubsetOptions(
         sources=tuple(arguments.source),
         columns=columns,
         languages=tuple(filter(None, arguments.language.lower().split(","))),
         **{
             name: getattr(arguments, name)
-            for name in Options.__dataclass_fields__
+            for name in SubsetOptions.__dataclass_fields__
             if name not in ("sources", "columns", "languages")
         },
     )

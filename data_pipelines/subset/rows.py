@@ -37,7 +37,7 @@ class LongLine(bytes):
 
 
 @dataclass(frozen=True)
-class Clip:
+class ListedClip:
     """One row; None is what it does not say."""
 
     video: str  # the source video, the same for all its clips
@@ -130,7 +130,7 @@ def _open(path: str) -> BinaryIO:
     return opened(path, "rb")
 
 
-def read(row: Stored, where: str, names: Mapping[str, str]) -> Clip:
+def read(row: Stored, where: str, names: Mapping[str, str]) -> ListedClip:
     """The values of a row.
 
     Args:
@@ -163,7 +163,7 @@ def read(row: Stored, where: str, names: Mapping[str, str]) -> Clip:
     start, end = (seconds(where, column, value(column)) for column in ("start", "end"))
     if end is not None and end <= (start or 0.0):
         raise ValueError(f"{where}: end {end:g} s is not after start {start or 0:g} s")
-    return Clip(
+    return ListedClip(
         video,
         name if isinstance(name, str) else video,
         caption or "",

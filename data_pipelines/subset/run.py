@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from data_pipelines.commands.lock import DirectoryLock
 from data_pipelines.subset import near_duplicates, rows, sampling, selection, writing
-from data_pipelines.subset.options import CODE, REASONS, Options
+from data_pipelines.subset.options import CODE, REASONS, SubsetOptions
 from data_pipelines.text.caption import clean_caption
 
 VERSION = 1
@@ -37,7 +37,7 @@ _COLUMNS = {
 }
 
 
-def build(options: Options, quiet: bool = True) -> dict[str, Any]:
+def build(options: SubsetOptions, quiet: bool = True) -> dict[str, Any]:
     """Makes the subset and its summary (OUT.summary.json); returns the summary.
 
     The result is a function of the sources and the options.
@@ -66,7 +66,7 @@ def build(options: Options, quiet: bool = True) -> dict[str, Any]:
         return _build(options, work, identity, quiet)
 
 
-def _done(options: Options, identity: dict[str, Any]) -> dict[str, Any] | None:
+def _done(options: SubsetOptions, identity: dict[str, Any]) -> dict[str, Any] | None:
     """The summary if the subset is there; ValueError if something else is."""
     if not os.path.exists(options.out):
         return None
@@ -80,11 +80,13 @@ def _done(options: Options, identity: dict[str, Any]) -> dict[str, Any] | None:
     )
 
 
-def _summary_path(options: Options) -> str:
+def _summary_path(options: SubsetOptions) -> str:
     return f"{options.out}.summary.json"
 
 
-def _build(options: Options, work: str, identity: dict[str, Any], quiet: bool) -> dict[str, Any]:
+def _build(
+    options: SubsetOptions, work: str, identity: dict[str, Any], quiet: bool
+) -> dict[str, Any]:
     note = _Note(os.path.join(work, "note.json"), identity)
     _scan(options, work, note, quiet)
     columns = {name: _column(work, name) for name in _COLUMNS}
@@ -115,7 +117,7 @@ def _build(options: Options, work: str, identity: dict[str, Any], quiet: bool) -
     return summary
 
 
-def _identity(options: Options) -> dict[str, Any]:
+def _identity(options: SubsetOptions) -> dict[str, Any]:
     """What a run must have in common with an earlier one to continue it."""
     stats = [os.stat(path) for path in options.sources]
     settings = {k: v for k, v in dataclasses.asdict(options).items() if k not in ("out", "max_bad")}
@@ -149,7 +151,7 @@ class _Note:
         writing.replace(self._path, json.dumps(self.data))
 
 
-def _scan(options: Options, work: str, note: _Note, quiet: bool) -> None:
+def _scan(options: SubsetOptions, work: str, note: _Note, quiet: bool) -> None:
     """Reads the sources into the columns, from where the note says."""
     data = note.data
     if data["source"] == len(options.sources):
@@ -186,7 +188,7 @@ def _scan(options: Options, work: str, note: _Note, quiet: bool) -> None:
 class _Chunk:
     """Rows on their way to the disk."""
 
-    def __init__(self, options: Options, files: dict[str, Any]):
+    def __init__(self, options: SubsetOptions, files: dict[str, Any]):
         self._options, self._files = options, files
         self._values: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
         self._malformed: list[str] = []
@@ -241,7 +243,7 @@ def _hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
-def _reason(clip: rows.Clip, options: Options) -> str:
+def _reason(clip: rows.ListedClip, options: SubsetOptions) -> str:
     """Why the row is out by itself; `kept` if it is not."""
     if options.min_words is not None or options.max_words is not None:
         words = len(clean_caption(clip.caption).split())
@@ -288,7 +290,7 @@ def _scratch(work: str, name: str, dtype: Any, like: np.ndarray) -> np.ndarray:
 
 
 def _select(
-    options: Options, work: str, columns: dict[str, np.ndarray], quiet: bool
+    options: SubsetOptions, work: str, columns: dict[str, np.ndarray], quiet: bool
 ) -> dict[str, Any]:
     """Everything that looks at more than one row; sets the states, returns facts."""
     state = columns["state"]
@@ -331,7 +333,7 @@ def _select(
     return facts
 
 
-def _captions(options: Options, state: np.ndarray, quiet: bool) -> Iterator[tuple[int, str]]:
+def _captions(options: SubsetOptions, state: np.ndarray, quiet: bool) -> Iterator[tuple[int, str]]:
     number = 0
     with tqdm(desc="compare", unit="row", total=len(state), disable=quiet or None) as bar:
         for path in options.sources:
@@ -342,7 +344,7 @@ def _captions(options: Options, state: np.ndarray, quiet: bool) -> Iterator[tupl
                 number += 1
 
 
-def _sample(options: Options, work: str, columns: dict[str, np.ndarray]) -> np.ndarray | None:
+def _sample(options: SubsetOptions, work: str, columns: dict[str, np.ndarray]) -> np.ndarray | None:
     """Marks what is not drawn; returns the rows in the order drawn if that is their order."""
     state, videos = columns["state"], columns["video"]
     left, wanted = selection.count(state), options.sample or 0

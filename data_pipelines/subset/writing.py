@@ -14,13 +14,13 @@ import numpy as np
 from tqdm import tqdm
 
 from data_pipelines.subset import rows
-from data_pipelines.subset.options import Options
+from data_pipelines.subset.options import SubsetOptions
 
 _BUCKET = 1 << 17  # rows put in order at a time
 
 
 def write(
-    path: str, options: Options, state: np.ndarray, order: np.ndarray | None, quiet: bool
+    path: str, options: SubsetOptions, state: np.ndarray, order: np.ndarray | None, quiet: bool
 ) -> str:
     """Writes the rows with state 0 byte for byte as they were; returns the sha256 of the file.
 
@@ -69,7 +69,7 @@ def _create(path: str, name: str) -> Iterator[Any]:
 class _Lines:
     """(number of the row, line) of the rows that are left."""
 
-    def __init__(self, options: Options, state: np.ndarray, quiet: bool):
+    def __init__(self, options: SubsetOptions, state: np.ndarray, quiet: bool):
         self._options, self._state, self._quiet = options, state, quiet
 
     def __iter__(self) -> Iterator[tuple[int, bytes]]:
@@ -117,7 +117,7 @@ def _write_ordered(lines: _Lines, order: np.ndarray, path: str, name: str) -> No
             os.remove(bucket.name)
 
 
-def _write_parquet(options: Options, state: np.ndarray, path: str) -> None:
+def _write_parquet(options: SubsetOptions, state: np.ndarray, path: str) -> None:
     parquet = rows.pyarrow_parquet()
     schemas = [parquet.ParquetFile(source).schema_arrow for source in options.sources]
     for source, schema in zip(options.sources, schemas, strict=True):

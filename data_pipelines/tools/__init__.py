@@ -1,4 +1,4 @@
-"""Tools for data sets that exist: `ivj data --help`.
+"""Tools for datasets that exist: `ivj data --help`.
 
 verify        reading everything back
 settings      `--config` and `--config.data.x=y` to the settings of a stream

@@ -90,10 +90,10 @@ def _bare(stream: TrainStream, seconds: float) -> tuple[dict[str, float], float,
         read += dataset.source.bytes_read - before
         size += sizes[number]
         # Frames may be read when they are decoded: decoding again, from memory, tells them apart.
-        pictures = [record.frames[int(frame)] for frame in np.unique(wanted)]
+        images = [record.frames[int(frame)] for frame in np.unique(wanted)]
         again = time.thread_time()
-        for picture in pictures:
-            encoded.decode(picture)
+        for image in images:
+            encoded.decode(image)
         decoding = min(time.thread_time() - again, loaded - began)
         spent["read"] += loaded - began - decoding
         spent["decode"] += decoding

@@ -57,9 +57,9 @@ def train_flops(model: Mae, frames: int, size: int, mask_ratio: float = 0.9) -> 
             f"a clip of {frames} x {size} x {size} does not divide into tokens of "
             f"{model.tubelet} x {model.patch} x {model.patch}"
         )
-    times, places = frames // model.tubelet, (size // model.patch) ** 2
-    tokens = times * places
-    visible = times * (places - int(mask_ratio * places))
+    times, positions = frames // model.tubelet, (size // model.patch) ** 2
+    tokens = times * positions
+    visible = times * (positions - int(mask_ratio * positions))
     token_values = model.tubelet * model.patch**2 * 3
     forward = (
         2 * visible * token_values * model.width

@@ -16,7 +16,7 @@ from data_pipelines.records import schema
 from data_pipelines.records.dataset import Dataset, open_dataset
 from data_pipelines.stream.mixture import components_of
 from data_pipelines.stream.pipeline import TrainStream, ViewPass
-from data_pipelines.tools.sheet import Page, Row, contact_sheet, web_page
+from data_pipelines.tools.sheet import Page, SheetRow, contact_sheet, web_page
 
 SUFFIXES = (".png", ".html")  # of the two files of a sheet
 # Values of a batch row that are shown in full; longer ones by their shape.
@@ -25,7 +25,7 @@ _CLASSES_SHOWN = 20
 
 
 def summary(config: DataConfig, sample: int) -> Iterator[str]:
-    """Lines about a data set and one of its splits, or about every set of a mixture.
+    """Lines about a dataset and one of its splits, or about every set of a mixture.
 
     Args:
       config: names directories and splits.
@@ -41,7 +41,7 @@ def summary(config: DataConfig, sample: int) -> Iterator[str]:
 def _one_set(directory: str, chosen: str, sample: int) -> Iterator[str]:
     dataset = open_dataset(directory, chosen)
     found = dataset.manifest
-    yield f"{directory}: data set {found.name!r}, {len(found.classes)} classes"
+    yield f"{directory}: dataset {found.name!r}, {len(found.classes)} classes"
     for name, split in found.splits.items():
         mib = sum(shard.bytes for shard in split.shards) / 2**20
         yield (
@@ -50,7 +50,7 @@ def _one_set(directory: str, chosen: str, sample: int) -> Iterator[str]:
         )
     if found.rejected or found.partial:
         yield f"  {found.rejected} inputs rejected, {found.partial} decoded in part"
-    pictures = found.picture_options()
+    pictures = found.image_options()
     yield f"  pixels {pictures['pixels']}, frames {pictures['storage']}"
     counts = found.split(chosen).label_counts
     yield f"split {chosen}, fingerprint {found.fingerprint(chosen)[:16]}"
@@ -153,7 +153,7 @@ def view_page(config: DataConfig, step: int, clips: int, segments: int, crops: i
         )
     views = ViewConfig(
         clip=dataclasses.replace(config.clip, sampling=sampling),
-        segments=segments,
+        clips=segments,
         crops=crops,
         batch=records,
         reader=_one_ahead(config.reader),
@@ -190,7 +190,7 @@ def _one_ahead(reader: ReaderConfig) -> ReaderConfig:
     return dataclasses.replace(reader, threads=1, buffer=1, workers=0)
 
 
-def _row(dataset: Dataset, batch: Mapping[str, np.ndarray], i: int) -> Row:
+def _row(dataset: Dataset, batch: Mapping[str, np.ndarray], i: int) -> SheetRow:
     index = int(batch["index"][i])
     facts = [
         (name, _text(values[i]))
@@ -200,7 +200,7 @@ def _row(dataset: Dataset, batch: Mapping[str, np.ndarray], i: int) -> Row:
     try:
         record = dataset.load(index)
     except ValueError as error:  # a pass shows unreadable records as invalid
-        return Row(
+        return SheetRow(
             f"record {index}: unreadable", [("error", str(error)), *facts], batch["video"][i]
         )
     labels = ", ".join(record.label_names or _names(dataset.classes, record.labels))
@@ -212,7 +212,7 @@ def _row(dataset: Dataset, batch: Mapping[str, np.ndarray], i: int) -> Row:
         ("stored", _stored(record)),
         *facts,
     ]
-    return Row(title, known, batch["video"][i])
+    return SheetRow(title, known, batch["video"][i])
 
 
 def _names(classes: Sequence[str], labels: Sequence[int]) -> list[str]:

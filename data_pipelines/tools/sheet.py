@@ -18,7 +18,7 @@ _PICTURE = 112  # frames of the contact sheet and the page are at most this high
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class SheetRow:
     """One clip of a sheet.
 
     Attributes:
@@ -38,7 +38,7 @@ class Page:
 
     title: str
     facts: Sequence[tuple[str, str]]
-    rows: Sequence[Row]
+    rows: Sequence[SheetRow]
 
 
 def strip(frames: np.ndarray, columns: int = 16) -> np.ndarray:

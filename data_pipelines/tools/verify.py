@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from data_pipelines.commands.progress import Bar
-from data_pipelines.ingest.pool import Progress, run_tasks
+from data_pipelines.ingest.pool import JobProgress, run_tasks
 from data_pipelines.records import encoded, manifest, schema, storage
 from data_pipelines.records.index import CorruptRecordError
 from data_pipelines.records.reader import RecordSource
@@ -47,7 +47,7 @@ class ShardCheck:
 
 
 def verify(directory: str, workers: int, *, quiet: bool = False) -> tuple[list[str], int, int]:
-    """Check a finished data set.
+    """Check a finished dataset.
 
     Every shard is compared with the manifest and its index, every record with its checksum and
     the schema, and every frame is decoded.
@@ -109,7 +109,7 @@ def _check_totals(name: str, split: manifest.SplitInfo, checks: list[ShardCheck]
     return faults
 
 
-def check(task: VerifyTask, progress: Progress) -> ShardCheck:
+def check(task: VerifyTask, progress: JobProgress) -> ShardCheck:
     """Read one shard completely (a job for `ingest.pool`)."""
     try:
         index = manifest.check_shard(task.path, task.shard)

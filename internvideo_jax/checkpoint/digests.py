@@ -31,7 +31,7 @@ from internvideo_jax.types import (
     flatten_paths,
 )
 
-# Spreads places over all words: odd, 2^32 by the golden ratio.
+# Spreads positions over all words: odd, 2^32 by the golden ratio.
 _SPREAD = 0x9E3779B1
 _CHUNK = 1 << 15  # elements that are mixed at once on the host: what its caches hold
 _THREADS = min(4, os.cpu_count() or 1)
@@ -41,7 +41,8 @@ _FINITE = {"float32": 0x7F7FFFFF, "bfloat16": 0x7F7F, "float16": 0x7BFF}
 _SANE = {"float32": 0x5F000000, "bfloat16": 0x5F00}
 _PARAMETERS = ("params", "ema")  # fields of the train state
 
-_Axis = tuple[int, int, int]  # first place, number of places, distance between them in the array
+# First position, number of positions, distance between them in the array.
+_Axis = tuple[int, int, int]
 
 
 class Examined(NamedTuple):
@@ -94,9 +95,9 @@ def _on_host(leaf: Leaf) -> bool:
     )
 
 
-def _sums(bits: Any, places: Any, limit: int, xp: Any) -> Any:
+def _sums(bits: Any, positions: Any, limit: int, xp: Any) -> Any:
     """(3,) uint32 for elements as unsigned integers: both lanes, and 1 where one is too large."""
-    words = bits + places  # uint32, whatever the width of the bits
+    words = bits + positions  # uint32, whatever the width of the bits
     words = words ^ (words >> 16)
     words = words * np.uint32(0x7FEB352D)
     words = words ^ (words >> 15)
@@ -151,13 +152,13 @@ def _block_sums(
         axes[-1] = (axes[-1][0], 2 * axes[-1][1], axes[-1][2] // 2)
     total = np.zeros(3, np.uint32)
     with np.errstate(over="ignore"):
-        for piece, places in _pieces(bits, axes):
-            total += _sums(piece, places, limit, np)
+        for piece, positions in _pieces(bits, axes):
+            total += _sums(piece, positions, limit, np)
     return total
 
 
 def _pieces(bits: np.ndarray, axes: list[_Axis]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Parts of a block of at most _CHUNK elements, with the spread places of their elements."""
+    """Parts of a block of at most _CHUNK elements, with the spread positions of their elements."""
     if bits.size > _CHUNK:
         axis = next(axis for axis, size in enumerate(bits.shape) if size > 1)
         start, count, stride = axes[axis]
@@ -191,11 +192,11 @@ def _device_sums(mesh: Mesh | None = None) -> Any:
         if leaf.dtype == jnp.bool_:
             leaf = leaf.astype(jnp.uint8)
         bits = jax.lax.bitcast_convert_type(leaf, _unsigned(leaf.dtype))
-        places = jnp.zeros(bits.shape, jnp.uint32)
+        positions = jnp.zeros(bits.shape, jnp.uint32)
         for axis, stride in enumerate(_strides(bits.shape)):
             spread = np.uint32(stride * _SPREAD % 2**32)
-            places += jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis) * spread
-        return _sums(bits, places, limit, jnp)
+            positions += jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis) * spread
+        return _sums(bits, positions, limit, jnp)
 
     whole = None if mesh is None else replicated(mesh)
     return jax.jit(sums, static_argnums=1, out_shardings=whole)

@@ -32,7 +32,7 @@ def settings_of(
       config: the config of the model that shall take them; tells how tokens relate to pixels.
 
     Returns:
-      `patch`, `tubelet`, `frames`, `size`, `encoder.width` and the like.
+      `patch`, `tubelet`, `frames`, `resolution`, `encoder.width` and the like.
     """
     found: dict[str, int] = {}
     for tower in TOWERS:
@@ -46,15 +46,15 @@ def settings_of(
         fields = stated.get(tower)
         if isinstance(fields, Mapping):
             found.update({f"{tower}.{name}": value for name, value in fields.items()})
-    for name in ("patch", "tubelet", "frames", "size"):
+    for name in ("patch", "tubelet", "frames", "resolution"):
         if name in stated:
             found[name] = int(stated[name])
     table = params.get("encoder/pos_embed/table")
-    # Of a class token and the places of one frame, or of all frames, which does not tell the size.
+    # Of a class token and one frame; a table of all frames does not tell the resolution.
     if table is not None and not config.traits.clip_tables:
         side = round((len(table) - 1) ** 0.5)
         if side * side == len(table) - 1:
-            found.setdefault("size", side * found.get("patch", clip_of(config).patch))
+            found.setdefault("resolution", side * found.get("patch", clip_of(config).patch))
     return found
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from internvideo_jax.checkpoint.classes import HEAD, HeadRows, head_rows, some
 from internvideo_jax.checkpoint.fit import differing_fields, settings_of
 from internvideo_jax.checkpoint.reading import Step, step_of
+from internvideo_jax.config import TrainConfig, current
 from internvideo_jax.ops.position_tables import resize_patches
 from internvideo_jax.parallel.multihost import to_host
 from internvideo_jax.protocols import ClipInput, ModelConfig, Traits, clip_of
@@ -82,7 +83,7 @@ class LoadReport:
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class InitialWeights:
     """Parameters to start from."""
 
     params: dict[str, np.ndarray]  # by path
@@ -116,26 +117,30 @@ def check_source(path: str) -> None:
         step_of(path)
 
 
-def load_source(path: str) -> Source:
+def load_source(path: str) -> InitialWeights:
     """As `load_params`, with what is known about the model and its classes."""
     place = Path(path)
     if folders.is_weights(place):
         weights = files.load(place)
-        return Source(dict(weights.params), weights.geometry)
+        return InitialWeights(dict(weights.params), weights.geometry)
     step = step_of(place)
-    return Source(
+    return InitialWeights(
         step.parameters(),
-        step.meta.get("config", {}).get("model", {}),
+        _config_of(step).get("model", {}),
         tuple(step.meta.get("classes", ())),
     )
 
 
 def model_of(step: Step) -> Mapping[str, Any]:
     """config.model of the run that a step belongs to; ValueError where that does not say it."""
-    model = step.meta.get("config", {}).get("model")
+    model = _config_of(step).get("model")
     if not isinstance(model, dict) or not isinstance(model.get("name"), str):
         raise ValueError(f"{step.path}: its metadata do not say what model it is of")
     return model
+
+
+def _config_of(step: Step) -> Mapping[str, Any]:
+    return current(TrainConfig, step.meta.get("config", {}))
 
 
 def checkpoint_weights(path: str | Path) -> files.Weights:
@@ -219,7 +224,7 @@ class _Matched:
     other: list[str] = dataclasses.field(default_factory=list)  # lines: shapes that differ
 
 
-def _adapt(source: Source, config: ModelConfig) -> _Adapted:
+def _adapt(source: InitialWeights, config: ModelConfig) -> _Adapted:
     """The source as the model's traits would have it; _Unfit where they refuse it."""
     known = settings_of(source.params, source.stated, config)
     traits = config.traits
@@ -277,9 +282,10 @@ def _check(
     matched = [*found.loaded, *found.resized]
     fields = differing_fields(source.known, config) if matched or found.other else []
     if any("pos_embed/table:" in line for line in found.other):
-        size = source.known.get("size", "of another number of patches")
+        there = source.known.get("resolution", "of another number of patches")
+        here = clip_of(config).resolution
         fields.append(
-            f"  size {size} there, config.model.size = {clip_of(config).size}: this position table "
+            f"  resolution {there} there, config.model.resolution = {here}: this position table "
             "is not resized"
         )
     if found.other or fields:
@@ -312,7 +318,7 @@ def _steps(traits: Traits, known: Mapping[str, int]) -> int:
 
 
 def _head(
-    source: Source, target: Mapping[str, Any], rows: str, classes: Sequence[str]
+    source: InitialWeights, target: Mapping[str, Any], rows: str, classes: Sequence[str]
 ) -> HeadRows | None:
     """Which rows of the head to take; None where one side has no classifier's head."""
     kernel = HEAD[0]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from internvideo_jax.checkpoint.steps import shown
-from internvideo_jax.config import as_plain
+from internvideo_jax.config import TrainConfig, as_plain, current
 from internvideo_jax.types import Plain
 
 Changes = dict[str, tuple[Any, Any]]  # field -> (value of the checkpoint, value now)
@@ -41,7 +41,7 @@ START = ("init_from", "init_whole", "head_rows")
 ABSENT = "absent"
 
 
-def changes(stored: Mapping[str, Any], config: Plain) -> Changes:
+def changes(stored: Mapping[str, Any], config: TrainConfig) -> Changes:
     """Fields of the config that are not those of the checkpoint.
 
     A component that only one side has, or of another name, counts as one field.
@@ -50,6 +50,7 @@ def changes(stored: Mapping[str, Any], config: Plain) -> Changes:
       stored: the plain config of the checkpoint; fields that it lacks count as their defaults.
       config: the typed config.
     """
+    stored = current(type(config), stored)
     there, here = (
         json.loads(json.dumps(side)) for side in (_filled(stored, config), as_plain(config))
     )

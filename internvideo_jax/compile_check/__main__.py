@@ -48,7 +48,7 @@ from internvideo_jax.parallel.mesh import AXES
 from internvideo_jax.registry import suggest
 from internvideo_jax.run.build import Run, build
 
-CLASSES = 400  # of a classifier whose data set is not here: Kinetics-400
+CLASSES = 400  # of a classifier whose dataset is not here: Kinetics-400
 
 
 def parse_mesh(text: str, shard_above: int) -> MeshConfig:
@@ -184,9 +184,9 @@ def main() -> None:
     batch = flags.DEFINE_integer("batch", 0, "Clips per step over all chips")
     remat = flags.DEFINE_string("remat", "", "Remat policy: none, full, attention, dots")
     records = flags.DEFINE_string(
-        "records", "", "Clips of the data set, or its name (k400, ssv2), for the length of the run"
+        "records", "", "Clips of the dataset, or its name (k400, ssv2), for the length of the run"
     )
-    classes = flags.DEFINE_integer("classes", 0, "Classes of a classifier's data set")
+    classes = flags.DEFINE_integer("classes", 0, "Classes of a classifier's dataset")
     price = flags.DEFINE_float("price", 0.0, "Of one chip-hour, for the cost of the run")
     fast = flags.DEFINE_bool("fast", False, "Compile with fewer optimizations: half the time")
     output = flags.DEFINE_string("json", "", "Write the facts to this file as well")

@@ -13,7 +13,7 @@ import jax
 from data_pipelines.stream.parts.made import batch_spec, first_media
 from internvideo_jax.compile_check import flops
 from internvideo_jax.compile_check.hardware import GIB, Chip, Slice
-from internvideo_jax.compile_check.program import Program, read_program
+from internvideo_jax.compile_check.program import CompiledProgram, read_program
 from internvideo_jax.config import TrainConfig
 from internvideo_jax.ops import attention
 from internvideo_jax.parallel import rules
@@ -71,7 +71,7 @@ class Check:
     executed: float  # FLOPs of one step on all devices, from the jaxpr
     model: float  # FLOPs of one step, from the model's configuration; no frozen networks
     unknown_loops: int
-    program: Program | None
+    program: CompiledProgram | None
     program_error: str
     lower_seconds: float
     compile_seconds: float

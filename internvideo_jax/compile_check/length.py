@@ -1,4 +1,4 @@
-"""How long a run is: clips of well-known data sets, steps, days, chip-hours, money."""
+"""How long a run is: clips of well-known datasets, steps, days, chip-hours, money."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def find_records(asked: str, config: TrainConfig) -> tuple[Records, int, str]:
     """Training clips, classes (0: unknown) and where the numbers are from.
 
     Args:
-      asked: a number, a name of RECORDS or SHORT, or "". Without it a data set that lies at
+      asked: a number, a name of RECORDS or SHORT, or "". Without it a dataset that lies at
         config.data.train is read, else the path may hold a known name.
 
     Returns:
@@ -74,7 +74,7 @@ def find_records(asked: str, config: TrainConfig) -> tuple[Records, int, str]:
         if name not in RECORDS:
             known = [*RECORDS, *SHORT]
             raise ValueError(
-                f"--records: expected a number of clips or a data set, found {asked!r}: "
+                f"--records: expected a number of clips or a dataset, found {asked!r}: "
                 f"{suggest(asked, known)}"
             )
         return RECORDS[name], CLASSES.get(name, 0), name

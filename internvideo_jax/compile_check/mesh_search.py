@@ -103,7 +103,7 @@ class Tried:
 
 
 @dataclasses.dataclass
-class Found:
+class FoundMeshes:
     tried: list[Tried]
     rejected: dict[str, int]  # reason -> number of combinations
     skipped: int  # combinations that looked feasible but no better, or came after the budget
@@ -307,7 +307,7 @@ def search(
     batches: list[int],
     compiles: int = 8,
     told: Callable[[Tried], None] = lambda _: None,
-) -> Found:
+) -> FoundMeshes:
     """Looks for the combination with the least time per clip.
 
     Args:
@@ -352,7 +352,7 @@ def search(
     exhausted = len(state.tried) >= compiles and any(
         state.memory(item) <= limit and state.score(item) < BETTER * best for item in left
     )
-    return Found(state.tried, dict(state.rejected), len(left) - too_large, exhausted)
+    return FoundMeshes(state.tried, dict(state.rejected), len(left) - too_large, exhausted)
 
 
 def policies(run: Run) -> dict[str, float]:
@@ -380,7 +380,7 @@ def single(config: TrainConfig) -> TrainConfig:
     return dataclasses.replace(config, mesh=mesh, optim=optim)
 
 
-def table(found: Found) -> str:
+def table(found: FoundMeshes) -> str:
     """All that was compiled, and why the rest was not."""
     lines = [
         f"{'mesh data,fsdp,tensor':<22} {'remat':<9} {'micro':>5} {'batch':>6} {'at a time':>9} "

@@ -88,7 +88,7 @@ class Collective:
 
 
 @dataclasses.dataclass
-class Program:
+class CompiledProgram:
     """What one device does in one step."""
 
     collectives: list[Collective]
@@ -104,7 +104,7 @@ class Program:
         return sum(item.wire for item in self.collectives)
 
 
-def read_program(text: str, devices: int) -> Program:
+def read_program(text: str, devices: int) -> CompiledProgram:
     """Reads the text of a compiled module.
 
     Args:
@@ -124,7 +124,7 @@ def read_program(text: str, devices: int) -> Program:
         entry_of[1] += times * wire
     found = [Collective(*key, int(n), wire) for key, (n, wire) in merged.items()]
     found.sort(key=lambda item: -item.wire)
-    return Program(
+    return CompiledProgram(
         found,
         reader.hbm,
         reader.cycles,

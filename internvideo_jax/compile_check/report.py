@@ -256,7 +256,7 @@ def _run(
     if chip is None or (check.memory is None and target.compiles):
         return []
     if not length_known:
-        return ["run          length unknown: give --records=N (clips of the data set) or its name"]
+        return ["run          length unknown: give --records=N (clips of the dataset) or its name"]
     bound = check.roofline(chip, len(target.devices)).bound
     source = f" ({length}: {run.records} clips)" if length else ""
     return [

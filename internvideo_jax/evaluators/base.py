@@ -85,10 +85,11 @@ class EvalContext:
         views = source.views
         if "video" in source.parts:
             takes = clip_of(self.model.config)
-            if (views.clip.frames, views.clip.size) != (takes.frames, takes.size):
+            if (views.clip.frames, views.clip.resolution) != (takes.frames, takes.resolution):
                 raise ValueError(
-                    f"evaluation clips of {views.clip.frames} frames at {views.clip.size} pixels "
-                    f"do not fit the model, which takes {takes.frames} frames at {takes.size}"
+                    f"evaluation clips of {views.clip.frames} frames at {views.clip.resolution} "
+                    f"pixels do not fit the model, which takes {takes.frames} frames at "
+                    f"{takes.resolution}"
                 )
         dataset = self.dataset(source)
         directory, split = dataset.manifest.directory, dataset.split
@@ -124,7 +125,7 @@ class EvalContext:
         """
         program = Program(self.compiled(key, build), self.mesh)
         config = views.config
-        rows = tile_rows(config.segments * config.crops) * self.shards()
+        rows = tile_rows(config.clips * config.crops) * self.shards()
         rows, rest = divmod(rows, jax.process_count())
         if rest:
             raise ValueError(
@@ -184,7 +185,7 @@ def default_split(directory: str) -> str:
 
 
 def held_out_warning(splits: Collection[str], split: str) -> str:
-    """What to know of numbers of `split` where a data set keeps no split from training; or ""."""
+    """What to know of numbers of `split` where a dataset keeps no split from training; or ""."""
     if any(map(split_names.is_held_out, splits)):
         return ""
     return (
@@ -202,7 +203,7 @@ def describe_data(dataset: Dataset, views: ViewConfig) -> dict[str, Any]:
         **({"warning": warning} if warning else {}),
         "records": len(dataset),
         "data_fingerprint": dataset.manifest.fingerprint(dataset.split)[:16],
-        **dataset.manifest.picture_options(),
+        **dataset.manifest.image_options(),
         **describe_views(views),
     }
 
@@ -212,9 +213,9 @@ def describe_views(views: ViewConfig) -> dict[str, Any]:
     return {
         "frames": views.clip.frames,
         "stride": views.clip.stride,
-        "size": views.clip.size,
+        "resolution": views.clip.resolution,
         "sampling": views.clip.sampling,
-        "segments": views.segments,
+        "clips": views.clips,
         "crops": views.crops,
         "crop_rule": views.crop_rule,
     }

@@ -27,8 +27,8 @@ CONFUSION = "Videos of each class (rows) by the class they are taken for (column
 
 
 @dataclasses.dataclass(frozen=True)
-class Classification:
-    """Scores of all segments x crops of a video are merged, then ranked.
+class Accuracy:
+    """Scores of all clips x crops of a video are merged, then ranked.
 
     `of_protocol` gives the settings of a published table (protocols.py). The result says whose
     protocol it was and in which fields the run departed from it.
@@ -47,14 +47,14 @@ class Classification:
     compares_texts: ClassVar[bool] = False
 
     @classmethod
-    def of_protocol(cls, name: str, *, frames: int, size: int, batch: int) -> Self:
+    def of_protocol(cls, name: str, *, frames: int, resolution: int, batch: int) -> Self:
         """An evaluator with the views of a published protocol.
 
         Args:
           frames, size: of a clip, as the model takes it.
           batch: videos read at a time over all hosts.
         """
-        views = ViewConfig(clip=ClipConfig(frames=frames, size=size), batch=batch)
+        views = ViewConfig(clip=ClipConfig(frames=frames, resolution=resolution), batch=batch)
         return cls(views=views).with_protocol(name)
 
     def with_protocol(self, name: str) -> Self:
@@ -82,7 +82,7 @@ class Classification:
         head = context.model.config.traits.classifier
         if head is None or len(classes) != head.classes:
             raise ValueError(
-                f"the model has {head.classes if head else 'no'} classes, the data set "
+                f"the model has {head.classes if head else 'no'} classes, the dataset "
                 f"{views.dataset.manifest.directory} has {len(classes)}"
             )
         rows = gather(

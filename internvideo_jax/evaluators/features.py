@@ -44,7 +44,7 @@ class FeatureTask:
 
 
 @dataclasses.dataclass(frozen=True)
-class Features:
+class LabelledFeatures:
     """Features of labelled clips in record order."""
 
     values: np.ndarray  # (R, F) float32 vectors, or (R, N, D) float16 tokens
@@ -53,7 +53,9 @@ class Features:
     protocol: dict[str, object]
 
 
-def extract(context: EvalContext, source: Input, spec: HeadSpec, *, limit: int = 0) -> Features:
+def extract(
+    context: EvalContext, source: Input, spec: HeadSpec, *, limit: int = 0
+) -> LabelledFeatures:
     """Runs the encoder over a split, one view per clip.
 
     Args:
@@ -64,8 +66,8 @@ def extract(context: EvalContext, source: Input, spec: HeadSpec, *, limit: int =
       ValueError: no labels, several views, more tokens than MEMORY_LIMIT holds, or features that
         are not finite (tokens are kept in half precision).
     """
-    if source.views.segments * source.views.crops != 1:
-        raise ValueError("features are taken from one view per clip: set segments = crops = 1")
+    if source.views.clips * source.views.crops != 1:
+        raise ValueError("features are taken from one view per clip: set clips = crops = 1")
     stream = context.open(source)
     model, grid = context.model, clip_of(context.model.config).grid
     given = context.model.config.traits.features
@@ -105,7 +107,7 @@ def extract(context: EvalContext, source: Input, spec: HeadSpec, *, limit: int =
         if limit and seen >= limit:
             break
     outputs.close()
-    return Features(
+    return LabelledFeatures(
         np.concatenate(values),
         np.concatenate(labels),
         stream.dataset.classes,

@@ -55,10 +55,12 @@ class MultipleChoice(VideoTextTask):
     ties: str = "share"
 
     @classmethod
-    def of_preset(cls, name: str, *, size: int, batch: int, frames: int = 0) -> Self:
+    def of_preset(cls, name: str, *, resolution: int, batch: int, frames: int = 0) -> Self:
         """An evaluator with the settings of a published test; arguments as in `settings`."""
         found = presets.find(presets.CHOICE, name)
-        return cls(**presets.settings(name, found, size=size, batch=batch, frames=frames))
+        return cls(
+            **presets.settings(name, found, resolution=resolution, batch=batch, frames=frames)
+        )
 
     def inputs(self) -> tuple[Input, ...]:
         labelled = self.options == CLASSES

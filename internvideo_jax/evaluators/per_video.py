@@ -65,8 +65,8 @@ def sheet(rows: Sequence[Mapping[str, Any]]) -> str:
         {
             **{name: value for name, value in row.items() if name not in ("top", "scores")},
             **{
-                f"top_{part}_{place}": each[part]
-                for place, each in enumerate(row.get("top", ()), 1)
+                f"top_{part}_{position}": each[part]
+                for position, each in enumerate(row.get("top", ()), 1)
                 for part in each
             },
         }

@@ -11,7 +11,7 @@ import numpy as np
 
 from internvideo_jax.evaluators import metrics
 from internvideo_jax.evaluators.base import EvalContext, describe_data
-from internvideo_jax.evaluators.classification import Classification
+from internvideo_jax.evaluators.classification import Accuracy
 from internvideo_jax.protocols import Heads, Input, Model, Result
 from internvideo_jax.telemetry.pictures import grid_picture
 from internvideo_jax.types import Params
@@ -20,7 +20,7 @@ SELECTION_SPLITS = ("val", "validation")
 
 
 @dataclasses.dataclass(frozen=True)
-class ProbeGrid(Classification):
+class ProbeGrid(Accuracy):
     """Accuracy of the best head of a `probe`, measured as `classification` measures it.
 
     The choice is made on `selection_split`; without one on `val` where that is not the test split;
@@ -110,7 +110,7 @@ class ProbeGrid(Classification):
         hits, videos = np.zeros(len(_heads(context).pairs)), 0
         finite = np.ones(len(hits), bool)
         rows = context.outputs(views, (self.name, "all"), build, f"{self.name} selection")
-        count = self.views.segments * self.views.crops
+        count = self.views.clips * self.views.crops
         for label, record, view, logits in _by_video(rows, count, hold_out):
             finite &= np.isfinite(logits).all(axis=(0, 2))
             if not finite.any():

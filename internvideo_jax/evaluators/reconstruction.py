@@ -39,7 +39,7 @@ class Reconstruction:
     split: str = ""  # default: test, else val, else train
     views: ViewConfig = ViewConfig()
     mask: str = "tube"
-    ratio: float = 0.9
+    mask_ratio: float = 0.9
     normalized: bool = True
     pictures: int = 4  # videos shown
     scale: int = limited(2, least=1)  # enlargement of the pictures
@@ -48,7 +48,7 @@ class Reconstruction:
 
     def check(self, context: EvalContext) -> None:
         """ValueError for a mask that does not fit the model's tokens."""
-        masking.check(self.mask, clip_of(context.model.config).grid, self.ratio)
+        masking.check(self.mask, clip_of(context.model.config).grid, self.mask_ratio)
 
     def inputs(self) -> tuple[Input, ...]:
         return (Input(self.data, self.split, self.views, labelled=False),)
@@ -83,7 +83,7 @@ class Reconstruction:
             protocol={
                 **describe_data(views.dataset, self.views),
                 "mask": self.mask,
-                "ratio": self.ratio,
+                "mask_ratio": self.mask_ratio,
                 "normalized": self.normalized,
                 "seed": context.seed,
             },
@@ -101,8 +101,8 @@ class Reconstruction:
             else "The model predicts the pixels themselves."
         )
         parts = (
-            f"the clip; what the encoder sees, {self.ratio:.0%} of the tubelets hidden (grey); "
-            f"the same with the hidden ones as predicted. {how}"
+            f"the clip; what the encoder sees, {self.mask_ratio:.0%} of the tubelets hidden "
+            f"(grey); the same with the hidden ones as predicted. {how}"
         )
         found = {f"video{i}": f"Rows, from the top: {parts}" for i in range(count)}
         return found | {f"video{i}{ANIMATED}": f"From the left: {parts}" for i in range(count)}
@@ -114,7 +114,7 @@ class Reconstruction:
         def forward(params: Params, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
             video = batch["video"]
             keys = masking.example_keys(key, batch["index"])
-            visible, hidden = masking.sample(self.mask, keys, clip.grid, self.ratio)
+            visible, hidden = masking.sample(self.mask, keys, clip.grid, self.mask_ratio)
             predicted = model.apply(params, video, visible, hidden)
             error = jax.vmap(
                 lambda p, x, v, h: pixel_loss(

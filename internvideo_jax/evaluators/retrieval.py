@@ -50,10 +50,12 @@ class TextVideoRetrieval(VideoTextTask):
     pictured: int = 8  # queries drawn with the videos they find
 
     @classmethod
-    def of_preset(cls, name: str, *, size: int, batch: int, frames: int = 0) -> Self:
+    def of_preset(cls, name: str, *, resolution: int, batch: int, frames: int = 0) -> Self:
         """An evaluator with the settings of a published test; arguments as in `settings`."""
         found = presets.find(presets.RETRIEVAL, name)
-        return cls(**presets.settings(name, found, size=size, batch=batch, frames=frames))
+        return cls(
+            **presets.settings(name, found, resolution=resolution, batch=batch, frames=frames)
+        )
 
     def check(self, context: EvalContext) -> None:
         for field, value, known in (

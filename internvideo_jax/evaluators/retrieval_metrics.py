@@ -52,7 +52,7 @@ class Ranks:
     equal: np.ndarray
     later: np.ndarray
 
-    def places(self, ties: str = "mid") -> np.ndarray:
+    def positions(self, ties: str = "mid") -> np.ndarray:
         """Ranks from 0 by a rule of TIES; (Q,), float64 with halves for `mid`.
 
         `repeated` gives more than Q. `later` equals `np.argsort(row, kind="stable")[::-1]`; the
@@ -280,8 +280,8 @@ def of_dual_softmax(
         for low in range(0, videos, block):
             columns = slice(low, min(low + block, videos))
             part = _logsumexp(_checked(score(rows, columns), rows, columns), 0 if over_texts else 1)
-            place = columns if over_texts else slice(begin, begin + len(rows))
-            total[place] = np.logaddexp(total[place], part.ravel())
+            position = columns if over_texts else slice(begin, begin + len(rows))
+            total[position] = np.logaddexp(total[position], part.ravel())
 
     def adjusted(rows: np.ndarray, columns: slice) -> np.ndarray:
         scores = score(rows, columns)
@@ -304,19 +304,19 @@ def from_padded(padded: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.n
     return padded[valid], np.nonzero(valid)[0]
 
 
-def recalls(places: np.ndarray, *, lower_median: bool = False) -> dict[str, float]:
+def recalls(positions: np.ndarray, *, lower_median: bool = False) -> dict[str, float]:
     """r1, r5, r10 (shares), mdr and mnr (from 1): median and mean rank.
 
     Args:
       places: ranks from 0.
       lower_median: of two middle ranks the lower, as torch takes it; otherwise their mean.
     """
-    found = {f"r{k}": float((places < k).mean()) for k in RECALLS}
+    found = {f"r{k}": float((positions < k).mean()) for k in RECALLS}
     method = "lower" if lower_median else "linear"
     return {
         **found,
-        "mdr": float(np.quantile(places, 0.5, method=method)) + 1,
-        "mnr": float(places.mean()) + 1,
+        "mdr": float(np.quantile(positions, 0.5, method=method)) + 1,
+        "mnr": float(positions.mean()) + 1,
     }
 
 
@@ -329,7 +329,7 @@ def summary(found: Retrieval, ties: str = "mid") -> dict[str, float]:
     ways = {"t2v": found.text_to_video, "v2t": found.video_to_text}
     result = {}
     for way, ranks in ways.items():
-        for key, value in recalls(ranks.places(ties)).items():
+        for key, value in recalls(ranks.positions(ties)).items():
             result[f"{way}_{key}"] = value
         result[f"{way}_tied"] = float((ranks.equal > 0).mean())
     six = [result[f"{way}_r{k}"] for way in ways for k in RECALLS]

@@ -64,9 +64,9 @@ def query_sheet(videos: Videos, queries: Sequence[Query]) -> np.ndarray:
         # What the font lacks is drawn as a box; lone surrogates could not be drawn at all.
         text = "\n".join([*lines, f"rank {query.rank}"]).encode("utf-8", "replace").decode()
         draw.multiline_text((GAP, top), text, fill="black", font=font)
-        for place, answer in enumerate(query.answers):
-            lost = answer.right and place == len(query.answers) - 1 and query.rank > place
-            left = TEXT + place * cell + (GAP if lost else 0)
+        for position, answer in enumerate(query.answers):
+            lost = answer.right and position == len(query.answers) - 1 and query.rank > position
+            left = TEXT + position * cell + (GAP if lost else 0)
             frame = RIGHT if answer.right else WRONG
             side = SIDE + 2 * EDGE
             draw.rectangle((left, top, left + side - 1, top + side - 1), fill=frame)

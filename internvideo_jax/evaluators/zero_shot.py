@@ -36,10 +36,12 @@ class ZeroShot(VideoTextTask):
     names: str = ""  # text file with a class name per line, in the order of the labels
 
     @classmethod
-    def of_preset(cls, name: str, *, size: int, batch: int, frames: int = 0) -> Self:
+    def of_preset(cls, name: str, *, resolution: int, batch: int, frames: int = 0) -> Self:
         """An evaluator with the settings of a published test; arguments as in `settings`."""
         found = presets.find(presets.ZERO_SHOT, name)
-        return cls(**presets.settings(name, found, size=size, batch=batch, frames=frames))
+        return cls(
+            **presets.settings(name, found, resolution=resolution, batch=batch, frames=frames)
+        )
 
     def inputs(self) -> tuple[Input, ...]:
         return (Input(self.data, self.split, self.views, labelled=True, seconds=self.seconds),)
@@ -57,7 +59,7 @@ class ZeroShot(VideoTextTask):
         """Class names, templates, and all prompts, those of a class next to each other.
 
         Args:
-          found: class names of the data set.
+          found: class names of the dataset.
 
         Raises:
           ValueError: a template without a slot, an unknown set, a names file of another length,
@@ -68,7 +70,7 @@ class ZeroShot(VideoTextTask):
             classes = read_names(self.names)
             if len(classes) != len(found):
                 raise ValueError(
-                    f"{self.names} has {len(classes)} class names, the data set has {len(found)} "
+                    f"{self.names} has {len(classes)} class names, the dataset has {len(found)} "
                     "classes; expected one line per class in the order of the labels"
                 )
         chosen = self.texts or templates.named(self.templates)
@@ -96,7 +98,7 @@ class ZeroShot(VideoTextTask):
             metrics={
                 "top1": top1,
                 "top5": top5,
-                "avg": (top1 + top5) / 2,
+                "top1_top5_mean": (top1 + top5) / 2,
                 "mean_class": metrics.mean_class_accuracy(scores, label),
                 "videos": float(len(label)),
                 "chance": float(count.max() / count.sum()),  # always the most frequent class

@@ -21,20 +21,20 @@ from internvideo_jax.ops.resize import resize_frames
 Draw = Callable[[jax.Array | None], jax.Array]
 
 
-class Reading(NamedTuple):
+class TeacherOutputs(NamedTuple):
     """What a network saw in a batch.
 
     A row is a clip, or with teachers that read frames apart a frame: those of a clip in sequence.
     """
 
-    tapped: jax.Array  # (K, rows, lead + L, D), raw, class token first where there is one
+    intermediates: jax.Array  # (K, rows, lead + L, D), raw, class token first where there is one
     attention: jax.Array | None = None  # (rows, L): how much the teacher looks at a patch
     final: jax.Array | None = None  # (rows, E), raw
 
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """How the rows of a `Reading` become targets."""
+    """How the rows of a `TeacherOutputs` become targets."""
 
     lead: int  # class tokens of a row
     keeps_lead: bool  # the class token is a target too: the mean over the rows of a clip
@@ -55,8 +55,8 @@ class Teacher(nnx.Module):
     form: Form
     config: Any
 
-    def read(self, video: jax.Array) -> Reading:
-        """(B, T, size, size, 3) -> what the network saw."""
+    def read(self, video: jax.Array) -> TeacherOutputs:
+        """(B, T, resolution, resolution, 3) -> what the network saw."""
         raise NotImplementedError
 
     def finish(self, x: jax.Array) -> jax.Array:
@@ -86,23 +86,23 @@ class Teacher(nnx.Module):
         visible = draw(attention)
         return {**self._targets(reading, attention, visible), "visible": visible}
 
-    def _read(self, video: jax.Array) -> tuple[Reading, jax.Array | None]:
+    def _read(self, video: jax.Array) -> tuple[TeacherOutputs, jax.Array | None]:
         config = self.config
         if video.ndim != 5 or video.shape[1] != config.frames or video.shape[-1] != 3:
             raise ValueError(
                 f"video is {video.shape} (B, T, H, W, 3), the teacher {config.name!r} reads "
                 f"{config.frames} frames"
             )
-        reading = self.read(resize_frames(video, config.size))
+        reading = self.read(resize_frames(video, config.resolution))
         attention = reading.attention
         if attention is not None:
             attention = attention.astype(jnp.float32).reshape(len(video), -1, attention.shape[-1])
         return reading, attention
 
     def _targets(
-        self, reading: Reading, attention: jax.Array | None, visible: jax.Array | None
+        self, reading: TeacherOutputs, attention: jax.Array | None, visible: jax.Array | None
     ) -> dict[str, jax.Array]:
-        batch = reading.tapped.shape[1] // self._rows(reading)
+        batch = reading.intermediates.shape[1] // self._rows(reading)
         targets = {"middle": unit(self.finish(self._picked(reading, batch, visible)))}
         if reading.final is not None:
             final = reading.final.astype(jnp.float32)
@@ -111,14 +111,14 @@ class Teacher(nnx.Module):
             targets["attention"] = attention
         return targets
 
-    def _rows(self, reading: Reading) -> int:
+    def _rows(self, reading: TeacherOutputs) -> int:
         """Rows of a clip."""
         t, h, w = self.config.grid
-        return t * h * w // (reading.tapped.shape[2] - self.form.lead)
+        return t * h * w // (reading.intermediates.shape[2] - self.form.lead)
 
-    def _picked(self, reading: Reading, batch: int, visible: jax.Array | None) -> jax.Array:
+    def _picked(self, reading: TeacherOutputs, batch: int, visible: jax.Array | None) -> jax.Array:
         """(K, B, [1 +] V, D) raw tokens: those at `visible`, or all of them."""
-        lead, x = self.form.lead, reading.tapped
+        lead, x = self.form.lead, reading.intermediates
         layers, _, length, width = x.shape
         rows = x.reshape(layers, batch, -1, length, width)
         if visible is None:

@@ -36,8 +36,8 @@ def clip_batches(
         clips = in_order(pool, read, rows, (AHEAD - 1) * size)
         while part := list(itertools.islice(clips, size)):
             video = np.zeros((size, *shape), np.uint8)
-            for place, (_, clip) in enumerate(part):
+            for position, (_, clip) in enumerate(part):
                 if clip is not None:
-                    video[place] = clip
+                    video[position] = clip
             readable = np.array([clip is not None for _, clip in part])
             yield [row for row, _ in part], readable, video

@@ -173,7 +173,7 @@ class Block(nnx.Module):
     def step(self, x: jax.Array, cache: Cache, beside: Beside = NOTHING) -> tuple[jax.Array, Cache]:
         """The layer for tokens behind those whose keys are cached, without drop path.
 
-        `beside.mask` and `beside.bias` are of the places of the cache.
+        `beside.mask` and `beside.bias` are of the positions of the cache.
         """
         y = self._before(x, self.norm1)
         y, cache = self.attn.step(y, cache, beside.mask, beside.bias)

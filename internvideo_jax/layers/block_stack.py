@@ -1,4 +1,4 @@
-"""A stack of equal blocks: stacked parameters, one scanned body, remat by name, feature taps."""
+"""A stack of equal blocks: stacked parameters, one scanned body, remat by name, intermediates."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def run_stack(
     drop_path: float = 0.0,
     remat: str = "none",
     scan: bool = True,
-    taps: Sequence[int] = (),
+    intermediate_layers: Sequence[int] = (),
     beside: Beside | None = None,
 ) -> tuple[jax.Array, jax.Array | None]:
     """Runs stacked blocks.
@@ -91,15 +91,15 @@ def run_stack(
       drop_path: rate of the last layer; layer i of L has the share i / (L - 1).
       remat: name in REMAT_POLICIES.
       scan: False unrolls the loop over the same parameters (other compile time, same result).
-      taps: layers whose outputs are returned too; only these are kept in memory.
+      intermediate_layers: layers whose outputs are returned too; only these are kept in memory.
       beside: masks, bias and context that all layers share; None: nothing.
 
     Returns:
-      (B, N, D) after the last layer, and (len(taps), B, N, D) or None without taps.
+      (B, N, D) after the last layer, and (len(intermediate_layers), B, N, D) or None without any.
     """
     keys = keys if drop_path > 0 else None
     shared = () if beside is None else (beside,)
-    x, tapped, _ = run_layers(
+    x, intermediates, _ = run_layers(
         blocks,
         x,
         shared=shared,
@@ -107,9 +107,9 @@ def run_stack(
         drop_path=drop_path,
         remat=remat,
         scan=scan,
-        taps=taps,
+        intermediate_layers=intermediate_layers,
     )
-    return x, tapped
+    return x, intermediates
 
 
 def step_stack(
@@ -120,7 +120,7 @@ def step_stack(
     Args:
       x: (B, N, D) the next tokens.
       caches: of all layers, on a leading axis.
-      beside: what all layers share; its mask and bias are of the places of a cache.
+      beside: what all layers share; its mask and bias are of the positions of a cache.
 
     Returns:
       (B, N, D) after the last layer, and the longer caches.
@@ -144,7 +144,7 @@ def run_layers(
     drop_path: float = 0.0,
     remat: str = "none",
     scan: bool = True,
-    taps: Sequence[int] = (),
+    intermediate_layers: Sequence[int] = (),
 ) -> tuple[jax.Array, jax.Array | None, Any]:
     """`run_stack` for blocks of any kind, called as `block(x, keys, rate, *inputs,
     *shared)`.
@@ -163,13 +163,13 @@ def run_layers(
     graph, layers = nnx.split(blocks)
     depth = jax.tree.leaves(layers)[0].shape[0]
     rates = np.linspace(0.0, drop_path, depth, dtype=np.float32)
-    # Outputs of untapped layers go to one spare slot that is cut off at the end.
-    slots = np.full(depth, len(taps), np.int32)
-    for slot, layer in enumerate(taps):
+    # Outputs of other layers go to one spare slot that is cut off at the end.
+    slots = np.full(depth, len(intermediate_layers), np.int32)
+    for slot, layer in enumerate(intermediate_layers):
         slots[range(depth)[layer]] = slot
 
     def body(carry, layer):
-        x, tapped = carry
+        x, intermediates = carry
         params, index, rate, slot, given = layer
         layer_keys = None
         if keys is not None:
@@ -177,13 +177,18 @@ def run_layers(
         result = nnx.merge(graph, params)(x, layer_keys, rate, *given, *shared)
         x, report = result if isinstance(result, tuple) else (result, None)
         x = constrain(x, "batch")
-        if tapped is not None:
-            tapped = jax.lax.dynamic_update_index_in_dim(tapped, x, slot, axis=0)
-        return (x, tapped), report
+        if intermediates is not None:
+            intermediates = jax.lax.dynamic_update_index_in_dim(intermediates, x, slot, axis=0)
+        return (x, intermediates), report
 
     if remat != "none":
         body = jax.checkpoint(body, policy=REMAT_POLICIES[remat], prevent_cse=not scan)
-    carry = (x, jnp.zeros((len(taps) + 1, *x.shape), x.dtype) if taps else None)
+    carry = (
+        x,
+        jnp.zeros((len(intermediate_layers) + 1, *x.shape), x.dtype)
+        if intermediate_layers
+        else None,
+    )
     each = (layers, np.arange(depth), rates, slots, tuple(inputs))
     if scan:
         carry, reports = jax.lax.scan(body, carry, each)
@@ -193,5 +198,5 @@ def run_layers(
             carry, report = body(carry, jax.tree.map(lambda leaf, i=i: leaf[i], each))
             rows.append(report)
         reports = jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
-    x, tapped = carry
-    return x, None if tapped is None else tapped[:-1], reports
+    x, intermediates = carry
+    return x, None if intermediates is None else intermediates[:-1], reports

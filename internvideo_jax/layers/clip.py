@@ -60,13 +60,13 @@ def clip_block(
 
 
 class PositionTable(nnx.Module):
-    """One learned vector per place and, with `frames`, one per frame that starts at zero.
+    """One learned vector per position and, with `frames`, one per frame that starts at zero.
 
-    In a picture the first place is the class token's.
+    In an image the first position is the class token's.
     """
 
     def __init__(self, rows: int, width: int, *, frames: int = 0, std: float = 0.0, rngs: nnx.Rngs):
-        """`std` is the initial standard deviation of the places, by default width ** -0.5."""
+        """`std` is the initial standard deviation of the positions, by default width ** -0.5."""
         table = jax.random.normal(rngs.params(), (rows, width)) * (std or width**-0.5)
         self.table = nnx.Param(table)
         self.temporal = nnx.Param(jnp.zeros((frames, width))) if frames else None
@@ -107,7 +107,7 @@ class ImageTokens(nnx.Module):
 
 
 def projection(width: int, embedding: int, *, rngs: nnx.Rngs) -> nnx.Linear:
-    """The map into the space that pictures and captions share: no bias, float32."""
+    """The map into the space that images and captions share: no bias, float32."""
     return nnx.Linear(
         width,
         embedding,

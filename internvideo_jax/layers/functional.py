@@ -17,7 +17,7 @@ from internvideo_jax.protocols import ModelConfig
 from internvideo_jax.types import Params
 
 
-class Model:
+class FunctionalModel:
     """`init(key) -> params` and `apply(params, *args, method=...)` for one network.
 
     `config` is the dataclass that the network was built from; objectives and evaluators read the

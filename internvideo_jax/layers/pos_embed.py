@@ -58,10 +58,10 @@ def halves_sincos(positions: np.ndarray, width: int) -> np.ndarray:
     return np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
 
 
-def picture_sincos(height: int, width: int, channels: int) -> np.ndarray:
+def image_sincos(height: int, width: int, channels: int) -> np.ndarray:
     """(height*width, channels) float32: half the channels for the column, then half for the row."""
     rows, columns = np.divmod(np.arange(height * width), width)
-    halves = [halves_sincos(places, channels // 2) for places in (columns, rows)]
+    halves = [halves_sincos(positions, channels // 2) for positions in (columns, rows)]
     return np.concatenate(halves, axis=1)
 
 
@@ -83,7 +83,7 @@ def start_table(kind: str, grid: Grid, width: int) -> tuple[np.ndarray, ...]:
     if kind == "joint":
         tables = (joint_sincos(grid, even),)
     else:
-        tables = (picture_sincos(h, w, even), halves_sincos(np.arange(t), even))
+        tables = (image_sincos(h, w, even), halves_sincos(np.arange(t), even))
     return tuple(np.pad(table, [(0, 0), (0, width - even)]) for table in tables)
 
 
@@ -99,7 +99,7 @@ def joint_sincos(grid: Grid, width: int) -> np.ndarray:
     check_sincos_width(width, "joint")
     t, h, w = grid
     temporal = halves_sincos(np.arange(t), width // 4)
-    spatial = picture_sincos(h, w, width // 4 * 3)
+    spatial = image_sincos(h, w, width // 4 * 3)
     return np.concatenate([np.repeat(temporal, h * w, axis=0), np.tile(spatial, (t, 1))], axis=1)
 
 

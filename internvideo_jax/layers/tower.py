@@ -95,7 +95,7 @@ class VideoTowerConfig:
 
     encoder: TowerConfig
     frames: int = limited(8, least=1)
-    size: int = limited(224, least=1)  # pixels, height and width
+    resolution: int = limited(224, least=1)  # pixels, height and width
     patch: int = limited(16, least=1)  # pixels per token, height and width
     pixel_mean: Sequence[float] = IMAGENET_MEAN
     pixel_std: Sequence[float] = IMAGENET_STD
@@ -106,7 +106,9 @@ class VideoTowerConfig:
     scan: bool = True
 
     def __post_init__(self) -> None:
-        token_grid(self.frames, self.size, self.tubelet, self.patch)  # raises where it does not fit
+        token_grid(
+            self.frames, self.resolution, self.tubelet, self.patch
+        )  # raises where it does not fit
         check_form(self.attention)
         check_remat(self.remat)
 
@@ -118,7 +120,7 @@ class VideoTowerConfig:
     @property
     def grid(self) -> tuple[int, int, int]:
         """Patch tokens in time, height, width."""
-        return token_grid(self.frames, self.size, self.tubelet, self.patch)
+        return token_grid(self.frames, self.resolution, self.tubelet, self.patch)
 
     @property
     def tokens(self) -> int:
@@ -134,7 +136,7 @@ class VideoTowerConfig:
         """Its clips, with changes."""
         return ClipInput(
             self.frames,
-            self.size,
+            self.resolution,
             self.grid,
             self.tubelet,
             self.patch,
@@ -162,7 +164,7 @@ class VideoTowerConfig:
         return {"remat": self.remat, "scan": self.scan}
 
     def pixels(
-        self, video: jax.Array, visible: jax.Array | None = None, *, picture: bool = False
+        self, video: jax.Array, visible: jax.Array | None = None, *, image: bool = False
     ) -> jax.Array:
         """What the patch embedding reads: (B, T, H, W, 3) -> (B, V or N, token_pixels).
 
@@ -172,15 +174,15 @@ class VideoTowerConfig:
         Args:
           video: uint8, or float in 0..1.
           visible: (B, V) int32 numbers of the patches that are kept; None keeps all.
-          picture: whether a clip may also have a single frame.
+          image: whether a clip may also have a single frame.
 
         Raises:
           ValueError: a clip of other frames or pixels.
         """
-        expected = (self.frames, self.size, self.size, 3)
-        single = picture and video.shape[1:] == (1, *expected[1:])
+        expected = (self.frames, self.resolution, self.resolution, 3)
+        single = image and video.shape[1:] == (1, *expected[1:])
         if video.shape[1:] != expected and not single:
-            hint = ", or T = 1 for a picture" if picture else ""
+            hint = ", or T = 1 for an image" if image else ""
             raise ValueError(
                 f"video is {video.shape[1:]} (T, H, W, 3), model expects {expected}{hint}"
             )

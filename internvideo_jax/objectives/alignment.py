@@ -44,7 +44,7 @@ class Alignment(Objective):
     # Attention masks: True shows equally many tokens of every frame, as image teachers need;
     # False draws over the whole clip, as for a video teacher.
     per_frame: bool = True
-    ratio: float = 0.8  # share of tokens hidden from the student
+    mask_ratio: float = 0.8  # share of tokens hidden from the student
     # Weights of the three losses; 0: that one is not computed.
     middle: float = limited(1.0, least=0)
     final: float = limited(1.0, least=0)
@@ -99,7 +99,7 @@ class Alignment(Objective):
         visible = self.visible(config)
         if not 0 < visible < math.prod(student.grid):
             raise ValueError(
-                f"config.objective.ratio = {self.ratio} leaves {visible} of "
+                f"config.objective.mask_ratio = {self.mask_ratio} leaves {visible} of "
                 f"{math.prod(student.grid)} tokens visible on the grid {student.grid}; expected at "
                 "least one visible and one hidden token"
             )
@@ -171,7 +171,7 @@ class Alignment(Objective):
         kind = self.mask
         if kind == "attention":  # the counts of the kinds that draw from the same groups
             kind = "tube" if self.per_frame else "random"
-        return sum(masking.visible_per_frame(kind, clip_of(config).grid, self.ratio))
+        return sum(masking.visible_per_frame(kind, clip_of(config).grid, self.mask_ratio))
 
     def cached_shapes(self, config: ModelConfig) -> dict[str, tuple[tuple[int, ...], Any]]:
         """Parts of a batch that come with it: shapes of one example's, and types.
@@ -233,14 +233,14 @@ class Alignment(Objective):
             if given is not None:
                 return given
             if self.mask != "attention":
-                return masking.sample(self.mask, keys, grid, self.ratio)[0]
+                return masking.sample(self.mask, keys, grid, self.mask_ratio)[0]
             if attention is None:
                 name = self.clip_teacher.name if self.clip_teacher else "the teacher"
                 raise ValueError(
                     f"config.objective.mask = 'attention', but {name} has no attention to draw "
                     f"by; set it to {' or '.join(MASKS[1:])}, or take another clip_teacher"
                 )
-            return masking.sample_by_attention(keys, attention, self.ratio)
+            return masking.sample_by_attention(keys, attention, self.mask_ratio)
 
         return draw
 
@@ -260,9 +260,10 @@ class Alignment(Objective):
         expected = self.visible(model.config)
         if visible.shape[-1] != expected:
             raise ValueError(
-                f"{VISIBLE} has {visible.shape[-1]} tokens of an example, config.objective.ratio = "
-                f"{self.ratio} with per_frame = {self.per_frame} leaves {expected}; give ratio, "
-                "mask and per_frame the values that the features were made with"
+                f"{VISIBLE} has {visible.shape[-1]} tokens of an example, "
+                f"config.objective.mask_ratio = {self.mask_ratio} with per_frame = "
+                f"{self.per_frame} leaves {expected}; give mask_ratio, mask and per_frame the "
+                "values that the features were made with"
             )
         keys = masking.example_keys(jax.random.fold_in(key, step), batch["position"])
         video = strided(batch["video"], clip_of(model.config).frames)
@@ -294,7 +295,7 @@ class Alignment(Objective):
             "name": self.name,
             "mask": self.mask,
             "per_frame": self.per_frame,
-            "ratio": self.ratio,
+            "mask_ratio": self.mask_ratio,
         }
 
     def smallest(self, model: ModelConfig) -> tuple[Alignment, ModelConfig]:
@@ -317,7 +318,7 @@ class Alignment(Objective):
                 changes |= {f"{branch}_layers": layers[-count:], f"{branch}_width": small.width}
             size = fits.grid[1] * small.patch
             teachers[f"{branch}_teacher"] = dataclasses.replace(
-                small, init_from="random", frames=frames, size=size, layers=theirs
+                small, init_from="random", frames=frames, resolution=size, layers=theirs
             )
             if branch == "clip" and fits.final_width:
                 changes["final_width"] = small.final_width

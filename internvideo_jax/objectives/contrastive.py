@@ -31,7 +31,7 @@ class Contrastive(Objective):
     """
 
     name: str = "contrastive"
-    ratio: float = 0.0  # share of video tokens dropped before the encoder; 0 = none
+    mask_ratio: float = 0.0  # share of video tokens dropped before the encoder; 0 = none
     kind: str = "softmax"  # softmax | sigmoid
     form: str = "global"  # global | ring: ops/contrastive.py
     dtype: str = "float32"  # of the embeddings as devices exchange and multiply them; or bfloat16
@@ -67,8 +67,8 @@ class Contrastive(Objective):
                 "config.objective=contrastive needs a model that reads text, such as viclip; "
                 f"config.model is {config.name!r}"
             )
-        if self.ratio:
-            masking.check("random", clip_of(config).grid, self.ratio)
+        if self.mask_ratio:
+            masking.check("random", clip_of(config).grid, self.mask_ratio)
 
     def embed(
         self, model: Model, params: Params, batch: Batch, key: jax.Array, step: jax.Array
@@ -77,16 +77,16 @@ class Contrastive(Objective):
         del step
         if "text" not in batch:
             raise ValueError(
-                "the contrastive objective needs captions as token numbers, the batch has "
+                "the contrastive objective needs captions as token ids, the batch has "
                 f"{', '.join(sorted(batch))}; set config.data.text and config.data.tokenizer"
             )
         keys = masking.example_keys(key, batch["position"])
         visible = None
-        if self.ratio:
+        if self.mask_ratio:
             clip = clip_of(model.config)
             t, h, w = clip.grid
-            t = t * batch["video"].shape[1] // clip.frames  # a picture has one frame
-            visible, _ = masking.sample("random", keys, (t, h, w), self.ratio)
+            t = t * batch["video"].shape[1] // clip.frames  # an image has one frame
+            visible, _ = masking.sample("random", keys, (t, h, w), self.mask_ratio)
         video = model.apply(
             params, batch["video"], keys=keys, visible=visible, method="encode_video"
         )
@@ -141,9 +141,9 @@ class Contrastive(Objective):
 
         Those of the loss, which depend on the batch, are not counted: 6 B E beside two towers.
         """
-        if not self.ratio:
+        if not self.mask_ratio:
             return 3.0 * config.forward_flops()
-        visible = sum(masking.visible_per_frame("random", clip_of(config).grid, self.ratio))
+        visible = sum(masking.visible_per_frame("random", clip_of(config).grid, self.mask_ratio))
         return 3.0 * config.forward_flops(visible)
 
 

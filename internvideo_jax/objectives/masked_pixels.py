@@ -24,21 +24,21 @@ class MaskedPixels(Objective):
 
     name: str = "masked_pixels"
     mask: str = "tube"  # ops/masking.py: tube | random | progressive | centering
-    ratio: float = 0.9  # share of tokens hidden from the encoder
+    mask_ratio: float = 0.9  # share of tokens hidden from the encoder
     decoder_ratio: float = 0.0  # share of tokens not decoded; 0 = decode all hidden ones
     normalized: bool = True  # per-tubelet normalised target
 
     def check(self, config: ModelConfig) -> None:
         """Raises ValueError when the masks do not fit the model's token grid."""
         grid = clip_of(config).grid
-        masking.check(self.mask, grid, self.ratio)
+        masking.check(self.mask, grid, self.mask_ratio)
         if self.decoder_ratio > 0:
             masking.running_cell_maps(grid, self.decoder_ratio)
 
     def draw(self, config: ModelConfig, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Visible (B, V) and decoded (B, M) token indices for (B,) keys."""
         grid = clip_of(config).grid
-        visible, hidden = masking.sample(self.mask, keys, grid, self.ratio)
+        visible, hidden = masking.sample(self.mask, keys, grid, self.mask_ratio)
         if self.decoder_ratio <= 0:
             return visible, hidden
         cell_keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
@@ -74,7 +74,7 @@ class MaskedPixels(Objective):
         """Model FLOPs of one training example: forward and twice that for the backward pass."""
         grid = clip_of(config).grid
         tokens = math.prod(grid)
-        visible = sum(masking.visible_per_frame(self.mask, grid, self.ratio))
+        visible = sum(masking.visible_per_frame(self.mask, grid, self.mask_ratio))
         decoded = tokens - visible
         if self.decoder_ratio > 0:
             decoded = tokens * (4 - int(4 * self.decoder_ratio)) // 4

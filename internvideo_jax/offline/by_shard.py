@@ -38,7 +38,7 @@ SAY_SECONDS = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class ShardJob:
     """One command: a model with its parameters on the devices, a split, and where results go."""
 
     model: Model
@@ -54,7 +54,7 @@ class Job:
 
 
 def command(
-    start: Callable[[Job], None],
+    start: Callable[[ShardJob], None],
     options: type,
     *,
     settings: str,
@@ -112,7 +112,7 @@ def command(
         }
         threads = max(config.data.reader.threads, 1)
         start(
-            Job(
+            ShardJob(
                 model,
                 params,
                 mesh,

@@ -34,7 +34,7 @@ from data_pipelines.stream.prefetch import in_order
 from internvideo_jax.inference.clips import AHEAD
 from internvideo_jax.inference.steps import Forward, Program, fetched
 from internvideo_jax.offline import by_shard
-from internvideo_jax.offline.by_shard import Job, say
+from internvideo_jax.offline.by_shard import ShardJob, say
 from internvideo_jax.parallel.mesh import check_batch
 from internvideo_jax.protocols import Model, clip_of
 from internvideo_jax.types import Params
@@ -155,7 +155,7 @@ class Extractor:
             }
 
     def _load(self, index: int) -> tuple[schema.Record | None, np.ndarray]:
-        """A record without its pictures, and its windows (W, T)."""
+        """A record without its images, and its windows (W, T)."""
         clip = self._clip.frames
         try:
             record = self.dataset.load(index)
@@ -171,7 +171,9 @@ class Extractor:
     def _video(self, records: range, loaded: Loaded, batch: Windowed) -> np.ndarray:
         """(B, T, H, W, 3) uint8; rows beyond those of the batch are 0."""
         clip = self._clip
-        out = np.zeros((self.windows.batch, clip.frames, clip.size, clip.size, 3), np.uint8)
+        out = np.zeros(
+            (self.windows.batch, clip.frames, clip.resolution, clip.resolution, 3), np.uint8
+        )
         for record, group in itertools.groupby(enumerate(batch), key=lambda item: item[1][0]):
             members = list(group)
             # Windows overlap: every frame is decoded and resized once.
@@ -186,7 +188,7 @@ class Extractor:
         return out
 
     def _resize(self, frame: np.ndarray) -> np.ndarray:
-        size = self._clip.size
+        size = self._clip.resolution
         if self.windows.crop == "squash":
             return transforms.resize(frame, size, size, "bilinear")
         small = transforms.resize_short_side(frame, size)
@@ -198,7 +200,7 @@ class Extractor:
 
     def _width(self) -> int:
         clip = self._clip
-        shape = (self.windows.batch, clip.frames, clip.size, clip.size, 3)
+        shape = (self.windows.batch, clip.frames, clip.resolution, clip.resolution, 3)
         batch = {"video": jax.ShapeDtypeStruct(shape, np.uint8)}
         return jax.eval_shape(self._program.function, self.params, batch).shape[1]
 
@@ -265,7 +267,7 @@ HELP = {
 }
 
 
-def start(job: Job) -> None:
+def start(job: ShardJob) -> None:
     extractor = Extractor(job.model, job.params, job.mesh, job.dataset, job.options, job.threads)
     extract(extractor, job.out, job.provenance, part=job.part, parts=job.parts)
 

@@ -33,7 +33,7 @@ from internvideo_jax.config import TrainConfig, as_plain
 from internvideo_jax.evaluate import with_protocol
 from internvideo_jax.evaluators import metrics
 from internvideo_jax.evaluators.base import EvalContext, Pass, default_split, describe_views
-from internvideo_jax.evaluators.classification import Classification, forward
+from internvideo_jax.evaluators.classification import Accuracy, forward
 from internvideo_jax.evaluators.per_video import TOP, best, jsonl, sheet
 from internvideo_jax.evaluators.published import templates
 from internvideo_jax.evaluators.published.templates import TEMPLATES
@@ -233,12 +233,12 @@ def _classes(
 def _views(config: TrainConfig, *, text: bool) -> tuple[ViewConfig, str]:
     """How videos are looked at, and how their views are merged: as the config's test does."""
     for found in config.evals.values():
-        if not text and isinstance(found, Classification):
+        if not text and isinstance(found, Accuracy):
             return found.views, found.merge
         if text and isinstance(found, VideoTextTask):
             return found.views, ""
     takes = clip_of(config.model)
-    size = {"frames": takes.frames, "size": takes.size}
+    size = {"frames": takes.frames, "resolution": takes.resolution}
     if text:
         clip = dataclasses.replace(VideoTextTask().views.clip, **size)
         return dataclasses.replace(VideoTextTask().views, clip=clip), ""

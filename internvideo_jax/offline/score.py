@@ -37,7 +37,7 @@ from internvideo_jax.inference.steps import Program, fetched
 from internvideo_jax.inference.texts import embed_unique, fitting_tokenizer
 from internvideo_jax.inference.vectors import no_direction, unit
 from internvideo_jax.offline import by_shard
-from internvideo_jax.offline.by_shard import Job, say
+from internvideo_jax.offline.by_shard import ShardJob, say
 from internvideo_jax.parallel.mesh import check_batch
 from internvideo_jax.protocols import Model, clip_of
 from internvideo_jax.types import Params
@@ -157,7 +157,7 @@ class Scorer:
         clips = clip_batches(
             loaded,
             lambda each: self._clip(*each),
-            (clip.frames, clip.size, clip.size, 3),
+            (clip.frames, clip.resolution, clip.resolution, 3),
             size=self.options.batch,
             threads=self.threads,
         )
@@ -189,11 +189,11 @@ class Scorer:
             return None
         if options.crop == "squash":
             whole = (0, 0, *frames[0].shape[:2])
-            return transforms.crop_resize(frames, whole, clip.size, method="bicubic")
-        small = {id(each): transforms.resize_short_side(each, clip.size) for each in frames}
+            return transforms.crop_resize(frames, whole, clip.resolution, method="bicubic")
+        small = {id(each): transforms.resize_short_side(each, clip.resolution) for each in frames}
         height, width = small[id(frames[0])].shape[:2]
-        box = transforms.center_box(height, width, clip.size)
-        return transforms.crop_resize([small[id(each)] for each in frames], box, clip.size)
+        box = transforms.center_box(height, width, clip.resolution)
+        return transforms.crop_resize([small[id(each)] for each in frames], box, clip.resolution)
 
     def _check(
         self,
@@ -305,7 +305,7 @@ def fill(options: Scoring, config: TrainConfig) -> Scoring:
     return dataclasses.replace(options, tokenizer=tokenizer)
 
 
-def start(job: Job) -> None:
+def start(job: ShardJob) -> None:
     scorer = Scorer(job.model, job.params, job.mesh, job.dataset, job.options, job.threads)
     score(scorer, job.out, job.provenance, part=job.part, parts=job.parts)
 

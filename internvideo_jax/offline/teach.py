@@ -3,7 +3,7 @@
     ivj teach --config=RECIPE --out=features/ --views=1 --config.data.train=shards/
 
 A run whose objective has no teachers of its own then reads them with --config.data.features=DIR
---config.data.views=1: same clips, same masks, same loss, without a teacher in the memory. Writes
+--config.data.fixed_views=1: same clips, same masks, same loss, no teacher in the memory. Writes
 one companion shard (data_pipelines.records.companion) for each shard of the training split, and
 beside them what they were made with, which such a run is compared with. The record of a clip
 holds, for V views, `visible` (V, n) int32, the patch tokens that the student sees, and as the
@@ -58,7 +58,7 @@ Networks = Mapping[str, tuple[Any, Params]]  # field of the objective -> model, 
 class Teaching:
     """Settings of the command beside the recipe."""
 
-    views: int = 0  # of each record; 0 = config.data.views
+    views: int = 0  # of each record; 0 = config.data.fixed_views
     set: str = ""  # of config.data.mixture
     dtype: str = "bfloat16"  # of the stored features
     batch: int = 32  # clips per step
@@ -66,7 +66,9 @@ class Teaching:
 
     def __post_init__(self) -> None:
         if self.views < 0:
-            raise ValueError(f"--views={self.views}: expected a number, or 0 for config.data.views")
+            raise ValueError(
+                f"--views={self.views}: expected a number, or 0 for config.data.fixed_views"
+            )
         if self.batch < 1:
             raise ValueError(f"--batch={self.batch}: expected at least 1")
         if self.dtype not in DTYPES:
@@ -74,7 +76,7 @@ class Teaching:
 
 
 @dataclasses.dataclass
-class Teacher:
+class TeacherJob:
     """The teachers of an objective on the devices of this process, and the clips they look at.
 
     Attributes:
@@ -112,7 +114,9 @@ class Teacher:
         """Name -> shape and type of what is stored of one view."""
         clip, size = self.views.clip, self.options.batch
         batch = {
-            "video": jax.ShapeDtypeStruct((size, clip.frames, clip.size, clip.size, 3), np.uint8),
+            "video": jax.ShapeDtypeStruct(
+                (size, clip.frames, clip.resolution, clip.resolution, 3), np.uint8
+            ),
             "position": jax.ShapeDtypeStruct((size,), np.uint32),
         }
         with jax.set_mesh(self.mesh):
@@ -138,7 +142,7 @@ class Teacher:
         batches = clip_batches(
             list(itertools.product(records, range(views))),
             lambda row: self._clip(*row),
-            (clip.frames, clip.size, clip.size, 3),
+            (clip.frames, clip.resolution, clip.resolution, 3),
             size=self.options.batch,
             threads=max(self.config.data.reader.threads, 1),
         )
@@ -167,7 +171,7 @@ class Teacher:
 
     def _clip(self, record: int, view: int) -> np.ndarray | None:
         clip = self.views.clip
-        out = np.empty((clip.frames, clip.size, clip.size, 3), np.uint8)
+        out = np.empty((clip.frames, clip.resolution, clip.resolution, 3), np.uint8)
         try:
             self.views.read(record, view, out)
         except UnreadableRecordError:
@@ -183,7 +187,7 @@ class Teacher:
 
 
 def teach(
-    teacher: Teacher, out: Path, provenance: dict[str, Any], *, part: int = 0, parts: int = 1
+    teacher: TeacherJob, out: Path, provenance: dict[str, Any], *, part: int = 0, parts: int = 1
 ) -> int:
     """Writes the missing shards of this process, and the manifest once all are there.
 
@@ -230,7 +234,7 @@ def teach(
     return written
 
 
-def _sizes(teacher: Teacher, records: int, mine: int, free: int) -> str:
+def _sizes(teacher: TeacherJob, records: int, mine: int, free: int) -> str:
     """What will be stored, before it is computed."""
     each, views = teacher.record_bytes(), teacher.views.views
     arrays = ", ".join(
@@ -254,7 +258,7 @@ def _size(count: int) -> str:
 
 
 HELP = {
-    "views": "Fixed views of each record; 0 takes config.data.views.",
+    "views": "Fixed views of each record; 0 takes config.data.fixed_views.",
     "set": "Which set of config.data.mixture.",
     "dtype": "Of the stored features: float16, bfloat16 or float32.",
     "batch": "Clips per step.",
@@ -262,7 +266,7 @@ HELP = {
 }
 
 
-def prepare(config: TrainConfig, options: Teaching) -> tuple[Teacher, dict[str, Any]]:
+def prepare(config: TrainConfig, options: Teaching) -> tuple[TeacherJob, dict[str, Any]]:
     """The teachers of a recipe with their weights, and what decides their targets.
 
     Raises:
@@ -276,12 +280,12 @@ def prepare(config: TrainConfig, options: Teaching) -> tuple[Teacher, dict[str, 
             "whose objective does, such as alignment"
         )
     if options.views:
-        data = dataclasses.replace(config.data, views=options.views)
+        data = dataclasses.replace(config.data, fixed_views=options.views)
         config = dataclasses.replace(config, data=data)
-    elif not config.data.views:
+    elif not config.data.fixed_views:
         raise ValueError(
             "--views is needed, such as --views=1: how many clips of each record get targets; "
-            "training takes the same number as config.data.views"
+            "training takes the same number as config.data.fixed_views"
         )
     views = FixedViews(config.data, options.set)
     check_clip(config, views.component.media)
@@ -307,7 +311,7 @@ def prepare(config: TrainConfig, options: Teaching) -> tuple[Teacher, dict[str, 
         "versions": versions(),
         "git": git_revision(),
     }
-    return Teacher(config, networks, mesh, views, options), provenance
+    return TeacherJob(config, networks, mesh, views, options), provenance
 
 
 def main() -> None:

@@ -182,8 +182,8 @@ def summary(record: dict[Site, Choice]) -> str:
 class Cache(NamedTuple):
     """Keys and values of the tokens before, for tokens that come one after the other.
 
-    Of M places the first `length` are filled. Whoever fills it keeps count: what goes beyond the
-    last place overwrites others.
+    Of M positions the first `length` are filled. Whoever fills it keeps count: what goes beyond the
+    last position overwrites others.
     """
 
     k: jax.Array  # (B, M, K, C)
@@ -358,7 +358,7 @@ def _on_each_device(
 
 
 def _seen(cache: Cache, queries: int, causal: bool) -> jax.Array:
-    """(1, 1, N, M) bool: which places of the cache each of the next `queries` tokens sees."""
+    """(1, 1, N, M) bool: which positions of the cache each of the next `queries` tokens sees."""
     last = cache.length + (jnp.arange(queries) if causal else jnp.full(queries, queries - 1))
     return (jnp.arange(cache.k.shape[1]) <= last[:, None])[None, None]
 

@@ -82,7 +82,7 @@ def log_mel(
 
     Args:
       audio: (B, S) mono, floats in [-1, 1] or int16 as recorded.
-      lengths: (B,) samples of each row that are audio; 0 for a clip without sound. None: all S.
+      lengths: (B,) samples of each row that are audio; 0 for a clip without audio. None: all S.
 
     Returns:
       features: (B, F, mels) float32 with F = `config.frames(S)`; zeros where the mask is False,

@@ -14,17 +14,17 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-def token_grid(frames: int, size: int, tubelet: int, patch: int) -> tuple[int, int, int]:
+def token_grid(frames: int, resolution: int, tubelet: int, patch: int) -> tuple[int, int, int]:
     """(t, h, w) token counts; ValueError when the clip cannot be cut evenly."""
     if frames % tubelet:
         raise ValueError(f"{frames} frames cannot be cut into tubelets of {tubelet} frames")
-    if size % patch:
-        near = max(patch, size // patch * patch)
+    if resolution % patch:
+        near = max(patch, resolution // patch * patch)
         raise ValueError(
-            f"image size {size} is not divisible by the patch size {patch}; "
+            f"image size {resolution} is not divisible by the patch size {patch}; "
             f"the nearest sizes are {near} and {near + patch}"
         )
-    return frames // tubelet, size // patch, size // patch
+    return frames // tubelet, resolution // patch, resolution // patch
 
 
 def patchify(video: jax.Array, tubelet: int, patch: int) -> jax.Array:

@@ -1,8 +1,8 @@
 """Learnable position tables of other clips and lengths, as those of this model.
 
 InternVideo2 has two forms, `joint`: a row for every patch token of the clip, time-major, and before
-them one for the class token; `separable`: a row for every place, one for every time step, one for
-the class token. CLIP has a table of one picture and one of text. VideoMAE's has patches only.
+them one for the class token; `separable`: a row for every position, one for every time step, one
+for the class token. CLIP has a table of one image and one of text. VideoMAE's has patches only.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ def resize_joint(table: np.ndarray, frames: int, to: Grid, *, leading: int = 1) 
     Args:
       table: (leading + t*s*s, D) with t = `frames`.
       frames: time steps of `table`. The reference takes 8 for every file; a wrong number mixes
-        places with times.
+        positions with times.
       to: (t, h, w) of the clip.
-      leading: rows of tokens that have no place: 1 with a class token.
+      leading: rows of tokens that have no position: 1 with a class token.
 
     Returns:
       (leading + t*h*w, D) in the dtype of `table`.
 
     Raises:
-      ValueError: `frames` time steps of a square picture do not give these rows.
+      ValueError: `frames` time steps of a square image do not give these rows.
     """
     rows = len(table) - leading
     side = _side(rows // frames) if rows % frames == 0 else 0
@@ -42,19 +42,19 @@ def resize_joint(table: np.ndarray, frames: int, to: Grid, *, leading: int = 1) 
             f"a position table of {rows} rows is no square grid over {frames} time steps; set "
             f"config.model.pos_frames to those that it was made for, one of {fitting}"
         )
-    places = resize_table(table[leading:], (frames, side, side), to)
-    return np.concatenate([table[:leading], places])
+    positions = resize_table(table[leading:], (frames, side, side), to)
+    return np.concatenate([table[:leading], positions])
 
 
-def resize_places(table: np.ndarray, to: Grid) -> np.ndarray:
-    """The places of a separable table, (s*s, D) -> (h*w, D), bicubic.
+def resize_positions(table: np.ndarray, to: Grid) -> np.ndarray:
+    """The positions of a separable table, (s*s, D) -> (h*w, D), bicubic.
 
     Raises:
       ValueError: its places are no square.
     """
     side = _side(len(table))
     if not side:
-        raise ValueError(f"a table of {len(table)} places is not that of a square grid")
+        raise ValueError(f"a table of {len(table)} positions is not that of a square grid")
     return resize_table(table, (1, side, side), (1, *to[1:]))
 
 
@@ -66,10 +66,10 @@ def resize_times(table: np.ndarray, to: Grid) -> np.ndarray:
     return stretched.astype(table.dtype)
 
 
-def _side(places: int) -> int:
-    """Edge of a square of so many places; 0 if it is none."""
-    side = round(places**0.5)
-    return side if side * side == places else 0
+def _side(positions: int) -> int:
+    """Edge of a square of so many positions; 0 if it is none."""
+    side = round(positions**0.5)
+    return side if side * side == positions else 0
 
 
 def adapt_tables(
@@ -112,13 +112,13 @@ def adapt_tables(
     if joint in source and not (same and (frames == grid[0] or not known)):
         adapted[joint] = resize_joint(source[joint], frames, grid, leading=leading)
     if spatial in source:
-        adapted[spatial] = resize_places(source[spatial], grid)
+        adapted[spatial] = resize_positions(source[spatial], grid)
     if temporal in source:
         adapted[temporal] = resize_times(source[temporal], grid)
     return adapted
 
 
-def resize_picture(table: np.ndarray, side: int) -> np.ndarray:
+def resize_image(table: np.ndarray, side: int) -> np.ndarray:
     """A CLIP table for another number of patches: bicubic, the class token's row stays.
 
     Args:
@@ -129,15 +129,15 @@ def resize_picture(table: np.ndarray, side: int) -> np.ndarray:
       (1 + side*side, D) in the dtype of `table`.
 
     Raises:
-      ValueError: the places of `table` are no square.
+      ValueError: the positions of `table` are no square.
     """
     old = round((len(table) - 1) ** 0.5)
     if 1 + old * old != len(table):
         raise ValueError(
             f"a position table of {len(table)} rows is not that of a class token and a square grid"
         )
-    places = resize_table(table[1:], (1, old, old), (1, side, side))
-    return np.concatenate([table[:1], places])
+    positions = resize_table(table[1:], (1, old, old), (1, side, side))
+    return np.concatenate([table[:1], positions])
 
 
 def resize_length(table: np.ndarray, rows: int, *, longer: str) -> np.ndarray:
@@ -188,8 +188,8 @@ def _source_grid(rows: int, found: Mapping[str, int], grid: Grid) -> Grid:
     Raises:
       ValueError: it is not.
     """
-    if {"patch", "tubelet", "frames", "size"} <= found.keys():
-        side = found["size"] // found["patch"]
+    if {"patch", "tubelet", "frames", "resolution"} <= found.keys():
+        side = found["resolution"] // found["patch"]
         return found["frames"] // found["tubelet"], side, side
     side = round((rows / grid[0]) ** 0.5)
     if grid[0] * side * side == rows:

@@ -102,18 +102,20 @@ def split_tokens(
 ) -> tuple[jax.Array | None, jax.Array]:
     """Class token (B, D) float32 or None, and patches (B, T, L, D); class tokens are averaged."""
     batch, count, width = tokens.shape
-    time, places = grid[0], grid[1] * grid[2]
-    extra = count - time * places
+    time, positions = grid[0], grid[1] * grid[2]
+    extra = count - time * positions
     if extra == 0:
-        return None, tokens.reshape(batch, time, places, width)
+        return None, tokens.reshape(batch, time, positions, width)
     if extra == 1:
-        return tokens[:, 0].astype(jnp.float32), tokens[:, 1:].reshape(batch, time, places, width)
+        return tokens[:, 0].astype(jnp.float32), tokens[:, 1:].reshape(
+            batch, time, positions, width
+        )
     if extra == time:
-        frames = tokens.reshape(batch, time, 1 + places, width)
+        frames = tokens.reshape(batch, time, 1 + positions, width)
         return frames[:, :, 0].mean(axis=1, dtype=jnp.float32), frames[:, :, 1:]
     raise ValueError(
-        f"features have {count} tokens for a grid of {grid}: expected {time * places} patches with "
-        "no class token, one of the clip, or one of every frame"
+        f"features have {count} tokens for a grid of {grid}: expected {time * positions} patches "
+        "with no class token, one of the clip, or one of every frame"
     )
 
 

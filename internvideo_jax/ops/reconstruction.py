@@ -1,4 +1,4 @@
-"""Pixel reconstruction: targets, loss, and the way back to pictures."""
+"""Pixel reconstruction: targets, loss, and the way back to images."""
 
 from __future__ import annotations
 
@@ -79,6 +79,6 @@ def pixel_loss(
 def hidden_weight(visible: jax.Array, decoded: jax.Array) -> jax.Array:
     """(B, M) float32: 0 where a decoded token was visible to the encoder."""
     # Both lists are sorted, so a binary search answers membership without a B x N scatter.
-    place = jax.vmap(jnp.searchsorted)(visible, decoded)
-    nearest = jnp.take_along_axis(visible, jnp.minimum(place, visible.shape[1] - 1), axis=1)
+    position = jax.vmap(jnp.searchsorted)(visible, decoded)
+    nearest = jnp.take_along_axis(visible, jnp.minimum(position, visible.shape[1] - 1), axis=1)
     return (nearest != decoded).astype(jnp.float32)

@@ -11,7 +11,7 @@ from internvideo_jax.config import TrainConfig
 from internvideo_jax.protocols import ModelConfig, clip_of
 from internvideo_jax.recipes.smoke import sized
 
-FOLDER = "features"  # of cached targets, in the folder of the data set
+FOLDER = "features"  # of cached targets, in the folder of the dataset
 TARGETS = ("step", "cached")  # where targets come from
 
 
@@ -28,7 +28,7 @@ def cached_targets(config: TrainConfig) -> TrainConfig:
     """
     return dataclasses.replace(
         config,
-        data=dataclasses.replace(config.data, views=1, features=FOLDER),
+        data=dataclasses.replace(config.data, fixed_views=1, features=FOLDER),
         objective=dataclasses.replace(config.objective, clip_teacher=None, mae_teacher=None),
     )
 
@@ -37,11 +37,13 @@ def student_clip(model: ModelConfig) -> ClipConfig:
     """What students train on: one random frame of each part of the video."""
     takes = clip_of(model)
     frames = takes.stride * takes.frames
-    return ClipConfig(frames=frames, stride=1, size=takes.size, sampling="parts")
+    return ClipConfig(frames=frames, stride=1, resolution=takes.resolution, sampling="parts")
 
 
 def student_views(model: ModelConfig, batch: int) -> ViewConfig:
     """The clips of evaluators: the student's own frames, one of each part of the video."""
     takes = clip_of(model)
-    clip = ClipConfig(frames=takes.frames, stride=1, size=takes.size, sampling="stepped")
+    clip = ClipConfig(
+        frames=takes.frames, stride=1, resolution=takes.resolution, sampling="stepped"
+    )
     return ViewConfig(clip=clip, batch=batch)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from data_pipelines.config import AugmentConfig, ClipConfig, DataConfig
 from internvideo_jax.config import CheckpointConfig, LogConfig, OptimConfig, TrainConfig
-from internvideo_jax.evaluators.classification import Classification as Accuracy
+from internvideo_jax.evaluators.classification import Accuracy
 from internvideo_jax.objectives.classification import Classification
 from internvideo_jax.protocols import ModelConfig, clip_of
 
@@ -50,7 +50,10 @@ class Recipe:
         """The run of a classifier `model`, whose drop path and head the caller has set."""
         takes = clip_of(model)
         clip = ClipConfig(
-            frames=takes.frames, stride=self.stride, size=takes.size, sampling=self.sampling
+            frames=takes.frames,
+            stride=self.stride,
+            resolution=takes.resolution,
+            sampling=self.sampling,
         )
         return TrainConfig(
             model=model,
@@ -79,7 +82,7 @@ class Recipe:
             log=LogConfig(every=50),
             evals={
                 "test": Accuracy.of_protocol(
-                    self.protocol, frames=takes.frames, size=takes.size, batch=16
+                    self.protocol, frames=takes.frames, resolution=takes.resolution, batch=16
                 )
             },
             epochs=self.epochs,

@@ -14,9 +14,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from data_pipelines import recipe_files
-from internvideo_jax.config import TrainConfig, as_plain, to_typed
+from internvideo_jax.config import FORMER, TrainConfig, as_plain, current, to_typed, unknown
 from internvideo_jax.protocols import clip_of
-from internvideo_jax.registry import EVALUATORS, resolve, suggest
+from internvideo_jax.registry import EVALUATORS, resolve
 
 
 def get_config(request: str) -> ConfigDict:
@@ -55,7 +55,7 @@ def stored_config(checkpoint: str) -> dict[str, Any]:
 
     step = step_of(place)
     try:
-        plain = step.meta["config"]
+        plain = current(TrainConfig, step.meta["config"])
         # The mesh was that of another machine, perhaps; what is computed does not depend on it.
         return as_plain(to_typed(TrainConfig, {**plain, "mesh": {}}))
     except (KeyError, TypeError, ValueError) as error:
@@ -103,7 +103,7 @@ def added(plain: Mapping[str, Any], labels: Sequence[str]) -> dict[str, Any]:
         if others and not evaluator.compares_texts:
             views = others[0]
         takes = clip_of(config.model)
-        clip = dataclasses.replace(views.clip, frames=takes.frames, size=takes.size)
+        clip = dataclasses.replace(views.clip, frames=takes.frames, resolution=takes.resolution)
         batch = others[0].batch if others else views.batch
         views = dataclasses.replace(views, clip=clip, batch=batch)
         found[name] = as_plain(dataclasses.replace(evaluator, views=views))
@@ -137,9 +137,9 @@ def leaves(plain: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def _near(name: str, here: Mapping[str, Any], plain: Mapping[str, Any]) -> str:
-    hint = suggest(name, here)
+    hint = unknown(name, here)
     elsewhere = [path for path, _ in leaves(plain) if path.rpartition(".")[2] == name]
-    if elsewhere and "did you mean" not in hint:
+    if elsewhere and "did you mean" not in hint and FORMER.get(name) not in here:
         names = " or ".join(f"config.{path}" for path in elsewhere[:2])
         hint = f"did you mean {names}? {hint}"
     return hint

@@ -45,7 +45,7 @@ def smoke(config: TrainConfig) -> TrainConfig:
     def small(clip: ClipConfig, frames: int = takes.frames) -> ClipConfig:
         # Short strides, so that clips of the built-in world are long enough for every rule.
         stride = min(clip.stride, 2)
-        return dataclasses.replace(clip, frames=frames, size=takes.size, stride=stride)
+        return dataclasses.replace(clip, frames=frames, resolution=takes.resolution, stride=stride)
 
     def small_pass(evaluator: Evaluator) -> Evaluator:
         views = evaluator.views
@@ -61,7 +61,9 @@ def smoke(config: TrainConfig) -> TrainConfig:
             data,
             clip=small(data.clip, takes.stride * takes.frames),
             global_batch=CLIPS * data.repeats * optim.accumulate,
-            augment=dataclasses.replace(data.augment, short_side=(takes.size, takes.size + 8)),
+            augment=dataclasses.replace(
+                data.augment, short_side=(takes.resolution, takes.resolution + 8)
+            ),
         ),
         optim=dataclasses.replace(optim, warmup_steps=1, warmup_epochs=0.0),
         checkpoint=CheckpointConfig(every=2),

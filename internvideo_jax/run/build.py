@@ -180,7 +180,7 @@ def _tables(
         memory_estimate(
             plan.shapes,
             plan.shardings,
-            config.data.global_batch * clip.frames * clip.size**2 * 3,
+            config.data.global_batch * clip.frames * clip.resolution**2 * 3,
             [(network.shapes, network.shardings) for network in frozen.values()],
         ),
     ]
@@ -310,10 +310,10 @@ def check_clip(config: TrainConfig, media: str) -> None:
             f"{', '.join(takes.media)} only"
         )
     frames = 1 if media == "image" else takes.stride * takes.frames
-    if (clip.frames, clip.size) != (frames, takes.size):
+    if (clip.frames, clip.resolution) != (frames, takes.resolution):
         raise ValueError(
-            f"config.data.clip gives {clip.frames} frames of {clip.size} pixels, config.model "
-            f"takes {frames} frames of {takes.size}"
+            f"config.data.clip gives {clip.frames} frames of {clip.resolution} pixels, "
+            f"config.model takes {frames} frames of {takes.resolution}"
         )
 
 
@@ -343,14 +343,14 @@ def with_classes(config: TrainConfig, classes: int) -> TrainConfig:
     """Fills in the number of classes where the model leaves it to the data.
 
     Raises:
-      ValueError: the model's number is another than the data set's.
+      ValueError: the model's number is another than the dataset's.
     """
     head = config.model.traits.classifier
     if head is None:
         return config
     if head.classes not in (0, classes):
         raise ValueError(
-            f"config.model.classes = {head.classes}, the data set has {classes} classes; "
+            f"config.model.classes = {head.classes}, the dataset has {classes} classes; "
             "set it to 0 to take the number from the data"
         )
     return dataclasses.replace(config, model=dataclasses.replace(config.model, classes=classes))

@@ -17,7 +17,7 @@ from data_pipelines.stream.identity import differences
 from data_pipelines.stream.mixture import Component
 from data_pipelines.stream.parts.features import directory_of
 from data_pipelines.stream.views import view_settings
-from internvideo_jax.config import TrainConfig
+from internvideo_jax.config import TrainConfig, current
 from internvideo_jax.protocols import clip_of
 
 NAME = "targets"  # of the companion, and of the file beside it
@@ -62,7 +62,7 @@ def check_targets(config: TrainConfig, opened: mixture.Opened = ()) -> list[str]
         directory = directory_of(component.features, dataset)
         place = storage.join(directory, file_name(dataset.split))
         try:
-            stored = json.loads(storage.read_text(place))["settings"]
+            stored = _current(json.loads(storage.read_text(place))["settings"])
         except FileNotFoundError:
             notes.append(
                 f"config.data.features: {directory} has no {file_name(dataset.split)}, so nothing "
@@ -83,6 +83,12 @@ def check_targets(config: TrainConfig, opened: mixture.Opened = ()) -> list[str]
                 "teach` into another directory"
             )
     return notes
+
+
+def _current(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of targets under the names that fields have now."""
+    plain = {name.removeprefix("config."): value for name, value in stored.items()}
+    return {f"config.{name}": value for name, value in current(TrainConfig, plain).items()}
 
 
 def compare(found: Mapping[str, Any], stored: Mapping[str, Any]) -> list[str]:

@@ -31,7 +31,7 @@ from internvideo_jax.registry import suggest
 from internvideo_jax.search.answers import Answers
 from internvideo_jax.search.cache import EmbeddingCache, default_folder
 from internvideo_jax.search.clips import CROPS, Sampling, list_videos
-from internvideo_jax.search.encoder import Encoder, open_encoder
+from internvideo_jax.search.encoder import SearchEncoder, open_encoder
 from internvideo_jax.search.index import Stopped, VideoIndex, build_index
 from internvideo_jax.search.server import Desk, SearchServer, serve
 from internvideo_jax.search.sheet import found_table, label_table, write_sheet
@@ -55,14 +55,14 @@ class Settings:
     fps: float
 
 
-def open_parts(settings: Settings) -> tuple[Encoder, Sampling, EmbeddingCache]:
+def open_parts(settings: Settings) -> tuple[SearchEncoder, Sampling, EmbeddingCache]:
     """The model, what it looks at, and where its embeddings are kept."""
     encoder = open_encoder(
         cli.typed_config(), settings.checkpoint, tokenizer=settings.tokenizer, clips=settings.batch
     )
     clip = clip_of(encoder.model.config)
     sampling = Sampling(
-        clip.frames, clip.size, settings.crop, settings.resize, settings.window, settings.fps
+        clip.frames, clip.resolution, settings.crop, settings.resize, settings.window, settings.fps
     )
     cache = EmbeddingCache(settings.cache, encoder.identity, sampling.identity())
     return encoder, sampling, cache

@@ -12,7 +12,7 @@ import numpy as np
 from data_pipelines.text.caption import replace_surrogates
 from internvideo_jax.evaluators.metrics import softmax
 from internvideo_jax.evaluators.published import templates
-from internvideo_jax.search.encoder import Encoder
+from internvideo_jax.search.encoder import SearchEncoder
 from internvideo_jax.search.index import VideoIndex, directions
 
 LONGEST = 1000  # characters of a query that are looked at
@@ -35,7 +35,7 @@ class Hit:
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class FoundClips:
     """The clips for one query.
 
     Attributes:
@@ -55,14 +55,14 @@ class Answers:
       BadQuestion: the text says nothing, or a list breaks its rules.
     """
 
-    def __init__(self, index: VideoIndex, encoder: Encoder):
+    def __init__(self, index: VideoIndex, encoder: SearchEncoder):
         self.index, self.encoder = index, encoder
         self._classes: collections.OrderedDict[tuple[str, ...], np.ndarray] = (
             collections.OrderedDict()
         )
         self._lock = threading.Lock()
 
-    def search(self, query: str, count: int = 10) -> Found:
+    def search(self, query: str, count: int = 10) -> FoundClips:
         """The `count` clips nearest to a text."""
         if not 1 <= count <= MOST:
             raise BadQuestion(f"count is {count}, expected 1 to {MOST}")
@@ -80,13 +80,13 @@ class Answers:
                 f"the model reads its first {self.encoder.ids.tokenizer.length - 2} tokens"
             )
         if not self.index.clips:
-            return Found(text, "; ".join(notes), ())
+            return FoundClips(text, "; ".join(notes), ())
         order, similarity = self.index.nearest(self.encoder.text([text])[0], count)
         hits = [
             Hit(rank, int(clip), float(value))
             for rank, (clip, value) in enumerate(zip(order, similarity, strict=True), 1)
         ]
-        return Found(text, "; ".join(notes), tuple(hits))
+        return FoundClips(text, "; ".join(notes), tuple(hits))
 
     def label(
         self, clips: Sequence[int], labels: Sequence[str], template: str = "plain"

@@ -16,7 +16,7 @@ VERSION = 1  # of the layout of an entry
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
+class CachedFile:
     """What is known of one file's content.
 
     Attributes:
@@ -81,7 +81,7 @@ class EmbeddingCache:
         key = hashlib.sha256((self._made_with + content).encode()).hexdigest()
         return self.folder / key[:2] / f"{key}.npz"
 
-    def get(self, content: str) -> Entry | None:
+    def get(self, content: str) -> CachedFile | None:
         path = self.path(content)
         if path is None or not path.exists():
             return None
@@ -91,7 +91,7 @@ class EmbeddingCache:
             self.damaged += 1
             return None
 
-    def put(self, content: str, entry: Entry) -> None:
+    def put(self, content: str, entry: CachedFile) -> None:
         path = self.path(content)
         if path is None:
             return
@@ -106,7 +106,7 @@ class EmbeddingCache:
             raise
 
 
-def _pack(entry: Entry) -> bytes:
+def _pack(entry: CachedFile) -> bytes:
     data = io.BytesIO()
     np.savez(
         data,
@@ -119,7 +119,7 @@ def _pack(entry: Entry) -> bytes:
     return data.getvalue()
 
 
-def _unpack(data: bytes) -> Entry:
+def _unpack(data: bytes) -> CachedFile:
     """ValueError and errors of the zip format where the bytes are no entry."""
     with np.load(io.BytesIO(data), allow_pickle=False) as found:
         embeddings, windows = found["embeddings"], found["windows_us"]
@@ -138,4 +138,4 @@ def _unpack(data: bytes) -> Entry:
     ):
         raise ValueError("not an entry of this cache")
     pictures = [joined[a:b] for a, b in itertools.pairwise(bounds)]
-    return Entry(embeddings, windows, tuple(pictures), note)
+    return CachedFile(embeddings, windows, tuple(pictures), note)

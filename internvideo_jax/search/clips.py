@@ -14,7 +14,7 @@ import simplejpeg
 from data_pipelines.clips import sampling, transforms
 from data_pipelines.ingest import sources
 from data_pipelines.ingest.decode import DecodeOptions, decode_clip
-from data_pipelines.ingest.options import Options
+from data_pipelines.ingest.options import IngestOptions
 from data_pipelines.ingest.rows import Row
 from data_pipelines.records import encoded
 
@@ -88,7 +88,7 @@ def list_videos(folder: str | Path) -> list[Row]:
     """
     if not os.path.isdir(folder):
         raise ValueError(f"--videos={folder}: no such folder; expected a folder of video files")
-    return sources.read(Options(source=os.fspath(folder), out="", name="videos")).rows
+    return sources.read(IngestOptions(source=os.fspath(folder), out="", name="videos")).rows
 
 
 def decode(path: str, options: Sampling) -> Decoded:
@@ -111,8 +111,8 @@ def decode(path: str, options: Sampling) -> Decoded:
     for row, members in enumerate(numbers):
         chosen = members[sampling.uniform_center(len(members), options.frames)]
         pictures = {int(n): encoded.decode(found.frames[n]) for n in np.unique(chosen)}
-        for place, number in enumerate(chosen):
-            _fit(pictures[int(number)], options, pixels[row, place])
+        for position, number in enumerate(chosen):
+            _fit(pictures[int(number)], options, pixels[row, position])
         thumbnails.append(_thumbnail(pictures[int(chosen[len(chosen) // 2])]))
     note = "; ".join(f"{note.kind}: {note.detail}" for note in found.notes)
     return Decoded(pixels, spans, tuple(thumbnails), note)

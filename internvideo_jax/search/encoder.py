@@ -27,7 +27,7 @@ MISFIT = (
 LEAST_TEMPERATURE = 0.01  # as the objective clamps it
 
 
-class Encoder:
+class SearchEncoder:
     """Both encoders with one shape each, so that each is compiled once, safe to call from threads.
 
     Args:
@@ -117,7 +117,7 @@ def check_model(config: ModelConfig) -> TextInput:
 
 def open_encoder(
     config: TrainConfig, checkpoint: str, *, tokenizer: str = "", clips: int = 8
-) -> Encoder:
+) -> SearchEncoder:
     """The encoder of a recipe with the weights of a checkpoint, on the first device.
 
     Args:
@@ -127,4 +127,4 @@ def open_encoder(
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     model, params = load(config, checkpoint, mesh)
     name = tokenizer or config.data.tokenizer or "clip"
-    return Encoder(model, params, name, clean=config.data.text_clean, clips=clips)
+    return SearchEncoder(model, params, name, clean=config.data.text_clean, clips=clips)

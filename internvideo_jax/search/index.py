@@ -14,9 +14,9 @@ from data_pipelines.ingest.container import VideoError, check_file
 from data_pipelines.ingest.rows import Row
 from data_pipelines.stream.prefetch import in_order
 from internvideo_jax.inference.vectors import no_direction, unit
-from internvideo_jax.search.cache import EmbeddingCache, Entry, content_digest
+from internvideo_jax.search.cache import CachedFile, EmbeddingCache, content_digest
 from internvideo_jax.search.clips import Decoded, Sampling, decode
-from internvideo_jax.search.encoder import Encoder
+from internvideo_jax.search.encoder import SearchEncoder
 
 Identity = tuple[int, int, int, int]
 
@@ -27,7 +27,7 @@ def identity_of(info: os.stat_result) -> Identity:
 
 
 @dataclasses.dataclass(frozen=True)
-class Video:
+class IndexedVideo:
     """A file of the index.
 
     Attributes:
@@ -43,7 +43,7 @@ class Video:
 
 
 @dataclasses.dataclass(frozen=True)
-class Clip:
+class IndexedClip:
     """A part of a video, seconds from its start."""
 
     video: int
@@ -69,8 +69,8 @@ class VideoIndex:
       embedded: files that went through the model; `reused`: files whose content was known.
     """
 
-    videos: tuple[Video, ...]
-    clips: tuple[Clip, ...]
+    videos: tuple[IndexedVideo, ...]
+    clips: tuple[IndexedClip, ...]
     embeddings: np.ndarray
     skipped: tuple[Skipped, ...]
     embedded: int = 0
@@ -109,7 +109,7 @@ def directions(rows: np.ndarray) -> np.ndarray:
 
 def build_index(
     rows: Sequence[Row],
-    encoder: Encoder,
+    encoder: SearchEncoder,
     sampling: Sampling,
     cache: EmbeddingCache,
     *,
@@ -131,7 +131,7 @@ def build_index(
       Stopped: `stop` was set. What was embedded before is in the cache.
     """
     stop = stop or threading.Event()
-    known: dict[str, Entry] = {}
+    known: dict[str, CachedFile] = {}
     reasons: dict[str, str] = {}  # of files, and of contents
     contents: dict[str, str] = {}  # path -> digest
     places: dict[str, tuple[str, Identity]] = {}  # path -> without links, and what was there
@@ -178,17 +178,17 @@ def _place(path: str, within: str | os.PathLike[str]) -> str:
 
 def _embedded(
     wanted: dict[str, Row],
-    encoder: Encoder,
+    encoder: SearchEncoder,
     sampling: Sampling,
     threads: int,
     stop: threading.Event,
-) -> Iterator[tuple[str, Entry | str]]:
+) -> Iterator[tuple[str, CachedFile | str]]:
     """(digest, entry or the reason why there is none); clips of different files share a step."""
     waiting: list[tuple[str, np.ndarray]] = []  # clips not embedded yet, with their file
     files: dict[str, Decoded] = {}
     vectors: dict[str, list[np.ndarray]] = {}
 
-    def flush() -> Iterator[tuple[str, Entry | str]]:
+    def flush() -> Iterator[tuple[str, CachedFile | str]]:
         if not waiting:
             return
         part, waiting[:] = waiting[: encoder.clips], waiting[encoder.clips :]
@@ -214,10 +214,10 @@ def _embedded(
         yield from flush()
 
 
-def _entry(decoded: Decoded, vectors: np.ndarray) -> Entry | str:
+def _entry(decoded: Decoded, vectors: np.ndarray) -> CachedFile | str:
     if no_direction(vectors).any():
         return "the model gives an embedding that is zero or not finite for it"
-    return Entry(vectors, decoded.windows_us, decoded.thumbnails, decoded.note)
+    return CachedFile(vectors, decoded.windows_us, decoded.thumbnails, decoded.note)
 
 
 def _decoded(
@@ -244,7 +244,7 @@ def _decoded(
 def _assemble(
     rows: Sequence[Row],
     contents: dict[str, str],
-    known: dict[str, Entry],
+    known: dict[str, CachedFile],
     reasons: dict[str, str],
     fresh: set[str],
     places: dict[str, tuple[str, Identity]],
@@ -265,10 +265,10 @@ def _assemble(
             reused += 1
         seen.add(digest)
         for (start, end), picture in zip(entry.windows_us / 1e6, entry.thumbnails, strict=True):
-            clips.append(Clip(len(videos), float(start), float(end), picture))
+            clips.append(IndexedClip(len(videos), float(start), float(end), picture))
         vectors.append(entry.embeddings)
         path, identity = places[row.path]
-        videos.append(Video(path, row.name, entry.note, identity))
+        videos.append(IndexedVideo(path, row.name, entry.note, identity))
     matrix = directions(np.concatenate(vectors)) if vectors else np.zeros((0, 0), np.float32)
     return VideoIndex(
         tuple(videos), tuple(clips), matrix, tuple(skipped), embedded=embedded, reused=reused

@@ -23,7 +23,7 @@ from internvideo_jax import __version__
 from internvideo_jax.evaluators.published.templates import TEMPLATES
 from internvideo_jax.search.answers import MOST, Answers, BadQuestion
 from internvideo_jax.search.connections import BoundedHandler, BoundedServer
-from internvideo_jax.search.index import Video, identity_of
+from internvideo_jax.search.index import IndexedVideo, identity_of
 from internvideo_jax.search.media import Unsatisfiable, byte_range, media_type
 from internvideo_jax.types import Plain
 
@@ -309,7 +309,7 @@ class _Handler(BoundedHandler):
             ],
         }
 
-    def _file(self, video: Video) -> None:
+    def _file(self, video: IndexedVideo) -> None:
         try:
             # Not blocking: a pipe that took the file's place must not hold the thread.
             handle = os.open(video.path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)

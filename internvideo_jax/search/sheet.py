@@ -9,14 +9,14 @@ from pathlib import Path
 import jinja2
 import numpy as np
 
-from internvideo_jax.search.answers import Found, clock
+from internvideo_jax.search.answers import FoundClips, clock
 from internvideo_jax.search.index import VideoIndex
 
 TEMPLATE = Path(__file__).with_name("sheet.html")
 BARS = 3  # labels shown for a clip
 
 
-def found_table(found: Found, index: VideoIndex) -> str:
+def found_table(found: FoundClips, index: VideoIndex) -> str:
     """Rank, similarity, file and time of each clip, one a line."""
     rows: list[Sequence[str]] = [("rank", "similarity", "file", "time")]
     for hit in found.hits:
@@ -64,7 +64,7 @@ def write_sheet(
     out: Path,
     title: str,
     index: VideoIndex,
-    found: Sequence[Found],
+    found: Sequence[FoundClips],
     labels: Sequence[str] = (),
     probabilities: np.ndarray | None = None,
 ) -> None:

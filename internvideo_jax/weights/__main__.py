@@ -29,7 +29,7 @@ from internvideo_jax.weights import average, files, huggingface, wrappers, zoo
 from internvideo_jax.weights.folders import is_weights
 from internvideo_jax.weights.identify import identify
 
-FROM_FILE = ("frames", "size", "heads", "decoder_heads")  # what a file does not tell
+FROM_FILE = ("frames", "resolution", "heads", "decoder_heads")  # what a file does not tell
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -156,7 +156,7 @@ def listing(words: Sequence[str]) -> str:
             (
                 f"{entry.name:<52}",
                 f"{entry.size:<9}{entry.data:<15}{entry.frames:>2} x {entry.pixels}",
-                f"{f'test {test.segments} x {test.crops}' if test else '':<11}",
+                f"{f'test {test.clips} x {test.crops}' if test else '':<11}",
                 f"{entry.reported:<14}",
                 (entry.config or entry.finetune).removeprefix("configs/")
                 + ("" if entry.made else " *"),
@@ -180,8 +180,9 @@ def export_huggingface(options: argparse.Namespace, weights: files.Weights) -> N
         given = {name: vars(options)[name] for name in FROM_FILE}
         config = huggingface.guess_config(weights.kind, weights.params, weights.geometry, given)
         print(
-            f"taken for granted, since a file does not tell: {config.frames} frames, {config.size} "
-            "pixels, flat sine positions; a run knows, export from there where you have it"
+            f"taken for granted, since a file does not tell: {config.frames} frames, "
+            f"{config.resolution} pixels, flat sine positions; a run knows, export "
+            "from there where you have it"
         )
     huggingface.save(options.out, weights.params, config)
 

@@ -25,7 +25,7 @@ CLASSES = {
 class Protocol:
     """How the reported accuracy was measured."""
 
-    segments: int
+    clips: int
     crops: int
     sampling: str  # as in data_pipelines.config.ClipConfig
     merge: str = "probability"  # as in internvideo_jax.evaluators.metrics

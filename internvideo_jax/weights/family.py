@@ -109,7 +109,7 @@ class Kind:
 
     def config_of(self, entry: Entry) -> Any:
         """The config of a published model, as its recipe has it but for drop path and the like."""
-        changes = {**entry.changes, "frames": entry.frames, "size": entry.pixels}
+        changes = {**entry.changes, "frames": entry.frames, "resolution": entry.pixels}
         if not entry.pretrained:
             changes["classes"] = entry.classes
         return resolve("model", self.name).of_size(entry.size, **changes)

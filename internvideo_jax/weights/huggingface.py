@@ -78,7 +78,7 @@ def guess_config(
     """The config of a model from its parameters, as far as they tell.
 
     Args:
-      given: `frames`, `size`, `heads`, `decoder_heads` where they are known; 0 = not.
+      given: `frames`, `resolution`, `heads`, `decoder_heads` where they are known; 0 = not.
 
     Raises:
       ValueError: transformers has no such model, or more has to be given.

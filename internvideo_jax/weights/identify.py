@@ -155,7 +155,7 @@ def _config(known: Kind, facts: Facts, size: str, first: Entry | None) -> str:
 def _entry_line(entry: Entry) -> str:
     parts = [entry.name, entry.data, f"{entry.frames} x {entry.pixels} pixels"]
     if entry.protocol:
-        parts.append(f"test {entry.protocol.segments} x {entry.protocol.crops}")
+        parts.append(f"test {entry.protocol.clips} x {entry.protocol.crops}")
     if entry.reported:
         parts.append(f"reported {entry.reported}")
     return ", ".join(parts)

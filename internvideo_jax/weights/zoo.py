@@ -108,7 +108,7 @@ def table(source: str) -> list[str]:
             f"{entry.size}, {kind}",
             entry.data,
             f"{entry.frames} x {entry.pixels}²",
-            f"{test.segments} x {test.crops}, {test.sampling}" if test else "",
+            f"{test.clips} x {test.crops}, {test.sampling}" if test else "",
             entry.reported,
             f"`{recipe}`{'' if entry.made else ' *'}",
         )

@@ -20,13 +20,13 @@ def write_set(
     frames: int = 8,
     captions: Sequence[Sequence[str]] = ((),),
     flip_changes_label: bool = False,
-    audio: Sequence[schema.Audio | None] = (None,),
+    audio: Sequence[schema.Waveform | None] = (None,),
     media_type: str = "video",
     times_us: Sequence[int] = (),
 ) -> Path:
-    """`count` records of `frames` noise pictures, label i % classes, captions, audio [i % ...].
+    """`count` records of `frames` noise images, label i % classes, captions, audio [i % ...].
 
-    Ten pictures a second, or at `times_us`.
+    Ten images a second, or at `times_us`.
     """
     directory.mkdir(parents=True)
     shard = directory / "set-train-00000-of-00001.tfrecord"

@@ -9,8 +9,8 @@ from pathlib import Path
 import cv2
 
 from tests.conftest import Run
+from tests.data_pipelines.ingest.audio_files import beep, make_audio_file
 from tests.data_pipelines.ingest.clips import make_video, picture
-from tests.data_pipelines.ingest.sound import beep, make_sound
 from tests.docs.pages import FENCE, ROOT
 
 INTERNVID = {
@@ -68,14 +68,14 @@ def sources_of_the_data_guide(folder: Path) -> None:
         (folder / "videos" / name).mkdir(parents=True)
         for i in range(2):
             make_video(folder / "videos" / name / f"{i}.mp4", 20)
-    for name in ("iv", "k400", "sound", "pictures", "ssv2/0001"):
+    for name in ("iv", "k400", "audio", "images", "ssv2/0001"):
         (folder / name).mkdir(parents=True)
     make_video(folder / "iv/abc.mp4", 20)
-    make_video(folder / "sound/silent.mp4", 20)
-    make_sound(folder / "sound/beep.mp4", beep(3.0, 16000), 16000)
+    make_video(folder / "audio/silent.mp4", 20)
+    make_audio_file(folder / "audio/beep.mp4", beep(3.0, 16000), 16000)
     for i in range(1, 5):
         cv2.imwrite(str(folder / f"ssv2/0001/img_{i:05d}.jpg"), picture(i))
-    cv2.imwrite(str(folder / "pictures/a.png"), picture(0))
+    cv2.imwrite(str(folder / "images/a.png"), picture(0))
     written: dict[str, str] = {
         "ssv2/train.txt": "0001 4 0\n",
         "k400/val.csv": "../videos/run/0.mp4 0\n../videos/sit/0.mp4 1\n",
@@ -84,7 +84,7 @@ def sources_of_the_data_guide(folder: Path) -> None:
         "other.csv": "file,class\nvideos/run/0.mp4,run\nvideos/sit/0.mp4,sit\n",
         "internvid.jsonl": json.dumps(INTERNVID),
         "anno.json": json.dumps([{"video": "run/0.mp4", "caption": "someone runs"}]),
-        "pictures.jsonl": json.dumps({"path": "a.png", "caption": "a picture"}),
+        "images.jsonl": json.dumps({"path": "a.png", "caption": "an image"}),
         "events.jsonl": json.dumps(EVENTS),
         "all.jsonl": "".join(
             json.dumps({**INTERNVID, "YoutubeID": f"v{i // 3}", "UMT_Score": i / 300}) + "\n"

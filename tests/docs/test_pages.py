@@ -90,7 +90,7 @@ def the_data_guide_left_what_it_says(folder: Path, page: str, shown: str) -> Non
     for name in ("inspect", "look/sheet", "look/views"):
         assert (folder / f"{name}.png").stat().st_size > 1000
         assert (folder / f"{name}.html").exists()
-    (remark,) = (folder / "shards-sound/warnings.jsonl").read_text().splitlines()
+    (remark,) = (folder / "shards-audio/warnings.jsonl").read_text().splitlines()
     assert json.loads(remark)["kind"] == "silent"
     assert "beep.mp4 (16000,) 16000\n" in shown and "silent.mp4 (16000,) 0\n" in shown
     (printed,) = re.findall(r"^prints `(.*)`", page, re.MULTILINE)

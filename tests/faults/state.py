@@ -30,14 +30,14 @@ def main() -> None:
     what, folder, axes = sys.argv[1:]
     with multihost.joined():
         config = TrainConfig(
-            model=PretrainConfig.of_size("tiny", decoder_depth=1, frames=4, size=16, patch=8),
-            objective=MaskedPixels(ratio=0.5),
+            model=PretrainConfig.of_size("tiny", decoder_depth=1, frames=4, resolution=16, patch=8),
+            objective=MaskedPixels(mask_ratio=0.5),
             data=DataConfig(global_batch=8),
             optim=OptimConfig(ema_decay=0.9),
             mesh=MeshConfig(*map(int, axes.split(",")), shard_above=256),
             steps=10,
         )
-        clip = dataclasses.replace(config.data.clip, frames=4, size=16)
+        clip = dataclasses.replace(config.data.clip, frames=4, resolution=16)
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, clip=clip))
         run = build(config, records=80)
         checkpoints = Checkpoints(folder, CheckpointConfig())

@@ -24,17 +24,17 @@ from internvideo_jax.objectives.masked_pixels import MaskedPixels
 def config(shards: Path, *, every: int, steps: int, **changes: Any) -> TrainConfig:
     """A run of a very small model on a set of `tests.data_pipelines.sets`."""
     small = {"width": 16, "hidden": 32, "heads": 2}
-    model = PretrainConfig.of_size("tiny", decoder_depth=1, frames=4, size=16, patch=8)
+    model = PretrainConfig.of_size("tiny", decoder_depth=1, frames=4, resolution=16, patch=8)
     model = dataclasses.replace(
         model,
         encoder=dataclasses.replace(model.encoder, depth=2, **small),
         decoder=dataclasses.replace(model.decoder, **small),
     )
     data = DataConfig(train=str(shards), global_batch=2)
-    clip = dataclasses.replace(data.clip, frames=4, stride=1, size=16)
+    clip = dataclasses.replace(data.clip, frames=4, stride=1, resolution=16)
     found = TrainConfig(
         model=model,
-        objective=MaskedPixels(ratio=0.5),
+        objective=MaskedPixels(mask_ratio=0.5),
         data=dataclasses.replace(data, clip=clip),
         optim=OptimConfig(ema_decay=0.9),
         checkpoint=CheckpointConfig(every=every, asynchronous=False),

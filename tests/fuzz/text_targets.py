@@ -9,7 +9,7 @@ from pathlib import Path
 
 from data_pipelines.clips import rand_augment
 from data_pipelines.ingest import labels, sources, tables
-from data_pipelines.ingest.options import Options
+from data_pipelines.ingest.options import IngestOptions
 from data_pipelines.stream import mixture
 from data_pipelines.subset import rows
 from data_pipelines.text import vocabulary
@@ -23,7 +23,13 @@ JSON = b'[{"video": "a.mp4", "caption": "one"}, {"video": "b.mp4", "caption": ["
 CLASSES = b"sit\nstand up\njump\n"
 CLIPS = b'{"YoutubeID": "a", "Start_timestamp": "00:00:01.5", "Caption": "b", "UMT_Score": 0.4}\n'
 ENCODER = {"width": 16, "depth": 1, "heads": 2, "hidden": 64}
-MODEL = {"name": "videomae_classifier", "encoder": ENCODER, "classes": 3, "frames": 4, "size": 32}
+MODEL = {
+    "name": "videomae_classifier",
+    "encoder": ENCODER,
+    "classes": 3,
+    "frames": 4,
+    "resolution": 32,
+}
 
 
 def seeds() -> dict[str, list[bytes]]:
@@ -56,7 +62,7 @@ def targets(folder: Path) -> dict[str, Callable[[bytes], None]]:
         return str(folder / name)
 
     def ingest(name: str, data: bytes) -> None:
-        sources.read(Options(placed(name, data), str(folder / "out"), frame_fps=12))
+        sources.read(IngestOptions(placed(name, data), str(folder / "out"), frame_fps=12))
 
     def metadata(data: bytes) -> None:
         placed("run/checkpoints/1/meta/metadata", data)

@@ -35,7 +35,7 @@ def parameters(config) -> int:
 def classifier(size: str, classes: int) -> int:
     """Measured with 400 classes; a further class is a row of the head and a bias."""
     if classes == HEADS[0]:
-        return parameters(videomae.ClassifierConfig.of_size(size, classes=classes))
+        return parameters(videomae.VideoMAEClassifierConfig.of_size(size, classes=classes))
     width = videomae.SIZES[size].encoder.width
     return classifier(size, HEADS[0]) + (classes - HEADS[0]) * (width + 1)
 
@@ -94,7 +94,9 @@ def image_sizes() -> list[str]:
 @cache
 def internvideo2_classes(size: str) -> int:
     """Of the classifier with 710 classes."""
-    return parameters(internvideo2_classifier.ClassifierConfig.of_size(size, classes=710))
+    return parameters(
+        internvideo2_classifier.InternVideo2ClassifierConfig.of_size(size, classes=710)
+    )
 
 
 @cache
@@ -114,7 +116,7 @@ def umt_parameters(size: str, student: bool) -> int:
         width = {"base": 512, "large": 768}[size]
         return parameters(umt.UMTStudentConfig.of_size(size, clip_width=width))
     settings = {"frames": 8, "classes": 400, **umt.CLASSIFIER}
-    return parameters(videomae.ClassifierConfig.of_size(size, **settings))
+    return parameters(videomae.VideoMAEClassifierConfig.of_size(size, **settings))
 
 
 def internvideo2_sizes() -> list[str]:

@@ -24,7 +24,7 @@ from internvideo_jax.objectives.masked_pixels import MaskedPixels
 from internvideo_jax.parallel.mesh import make_mesh
 from tests.data_pipelines.sets import write_set
 
-CLIP = ClipConfig(frames=4, stride=1, size=32)
+CLIP = ClipConfig(frames=4, stride=1, resolution=32)
 READER = ReaderConfig(threads=2, buffer=2)
 
 
@@ -77,7 +77,7 @@ def test_a_part_of_ones_own_is_one_class_and_one_line(shards):
     shapes = batch_shapes(config, mesh)
     assert {name: (leaf.shape, leaf.dtype) for name, leaf in shapes.items()} == expected
 
-    model = types.SimpleNamespace(config=types.SimpleNamespace(frames=4, size=32))
+    model = types.SimpleNamespace(config=types.SimpleNamespace(frames=4, resolution=32))
     context = EvalContext(model, mesh, config.data, progress=False, params={})
     views = ViewConfig(dataclasses.replace(CLIP, sampling="dense"), batch=4, reader=READER)
     opened = context.open(Input("", "train", views, labelled=False, parts=("own",)))
@@ -89,18 +89,18 @@ def test_a_part_of_ones_own_is_one_class_and_one_line(shards):
 
 
 def test_shapes_are_those_of_every_media_type(shards):
-    """Sound, the number of the set and pictures too: what is compiled is what comes."""
+    """Audio, the number of the set and images too: what is compiled is what comes."""
     mixture = {
         "v": {"directory": shards, "weight": 0.5},
         "p": {"directory": shards, "weight": 0.5, "media": "image"},
     }
-    image = as_plain(ImageConfig(global_batch=8, size=16))
+    image = as_plain(ImageConfig(global_batch=8, resolution=16))
     text = {"text": "first", "tokenizer": "clip", "text_length": 7}
     config = recipe(shards, train="", mixture=mixture, image=image, audio_seconds=0.5, **text)
     mesh = make_mesh(MeshConfig())
-    video, picture = batch_shapes(config, mesh), batch_shapes(config, mesh, "image")
+    video, image = batch_shapes(config, mesh), batch_shapes(config, mesh, "image")
     assert video["video"].shape == (4, 4, 32, 32, 3) and video["audio"].shape == (4, 8000)
-    assert picture["video"].shape == (8, 1, 16, 16, 3) and "audio" not in picture
-    for shapes in (video, picture):
+    assert image["video"].shape == (8, 1, 16, 16, 3) and "audio" not in image
+    for shapes in (video, image):
         assert shapes["dataset"].dtype == jnp.int32 and shapes["text"].shape[1:] == (7,)
         assert isinstance(shapes["rates"], jax.ShapeDtypeStruct)

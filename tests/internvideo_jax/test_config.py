@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import importlib.util
 import sys
@@ -10,7 +11,14 @@ from pathlib import Path
 import pytest
 
 from internvideo_jax.cli import config_dict, parse_arg
-from internvideo_jax.config import TrainConfig, as_plain, to_typed, total_steps, warmup_steps
+from internvideo_jax.config import (
+    TrainConfig,
+    as_plain,
+    current,
+    to_typed,
+    total_steps,
+    warmup_steps,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -46,7 +54,7 @@ def test_recipes_survive_the_schema(name, arg):
     typed = to_typed(TrainConfig, plain)
     assert as_plain(typed) == as_plain(plain)
     clip = typed.data.clip
-    assert (clip.frames, clip.size) == (typed.model.frames, typed.model.size)
+    assert (clip.frames, clip.resolution) == (typed.model.frames, typed.model.resolution)
     typed.objective.check(typed.model)
 
 
@@ -175,7 +183,7 @@ def test_config_dict_holds_every_field():
         ("data.clip.frames", 0, r"config\.data\.clip\.frames = 0: expected at least 1"),
         ("data.augment.area", (0.5, float("nan")), r"config\.data\.augment\.area = nan"),
         ("mesh.data", -2, r"config\.mesh\.data = -2: expected at least -1"),
-        ("model.size", 0, r"config\.model\.size = 0: expected at least 1"),
+        ("model.resolution", 0, r"config\.model\.resolution = 0: expected at least 1"),
         ("model.encoder.width", -96, r"config\.model\.encoder\.width = -96: expected at least 1"),
         ("model.encoder.depth", 0, r"config\.model\.encoder\.depth = 0: expected at least 1"),
         (
@@ -223,3 +231,24 @@ def test_a_teacher_of_another_type_is_named_by_its_path():
 def test_a_length_without_a_step_is_an_error():
     with pytest.raises(ValueError, match=r"config\.epochs = 0\.1 of 3 steps is no step at all"):
         total_steps(with_length(epochs=0.1), 100)
+
+
+def test_a_config_of_an_earlier_version_is_read_under_the_names_of_now():
+    now = as_plain(to_typed(TrainConfig, recipe("pretrain", "size=tiny,monitor")))
+    before = copy.deepcopy(now)
+    data, shown = before["data"], before["evals"]["reconstruction"]
+    for fields, new, old in (
+        (before["model"], "resolution", "size"),
+        (before["objective"], "mask_ratio", "ratio"),
+        (data, "fixed_views", "views"),
+        (data["clip"], "resolution", "size"),
+        (data["image"], "resolution", "size"),
+        (shown, "mask_ratio", "ratio"),
+        (shown["views"], "clips", "segments"),
+        (shown["views"]["clip"], "resolution", "size"),
+    ):
+        fields[old] = fields.pop(new)
+    before["evals"]["another"] = {"name": "not known here", "size": 3}
+    found = current(TrainConfig, before)
+    assert found["evals"].pop("another")["size"] == 3
+    assert found == now and found["data"]["augment"]["ratio"]  # of width and height: it stays

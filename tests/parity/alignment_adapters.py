@@ -12,9 +12,9 @@ from safetensors.numpy import load_file
 
 from internvideo_jax.families.internvideo2 import weights as internvideo2
 from internvideo_jax.families.internvideo2.teacher import InternVideo2TeacherConfig, InternVLConfig
-from internvideo_jax.families.teacher import Form, Reading, Teacher
+from internvideo_jax.families.teacher import Form, Teacher, TeacherOutputs
 from internvideo_jax.families.videomae import weights as videomae
-from internvideo_jax.layers.functional import Model
+from internvideo_jax.layers.functional import FunctionalModel
 from internvideo_jax.objectives.alignment import VISIBLE, Alignment
 from internvideo_jax.ops import masking
 from internvideo_jax.types import Params
@@ -48,7 +48,7 @@ def attention_mask(case: Case) -> None:
     assert present
     for name, lead in present:
         teacher: Any = SimpleNamespace(form=Form(lead=lead, keeps_lead=lead > 0))
-        reading = Reading(jnp.asarray(case.io[f"norm_{name}"]))
+        reading = TeacherOutputs(jnp.asarray(case.io[f"norm_{name}"]))
         case.equal(f"targets_{name}_vis", Teacher._picked(teacher, reading, groups[0], visible))
 
 
@@ -62,8 +62,8 @@ def with_weights(case: Case, name: str) -> Case:
 def step_of(
     case: Case,
     objective: Alignment,
-    student: Model,
-    frozen: dict[str, tuple[Model, Params]],
+    student: FunctionalModel,
+    frozen: dict[str, tuple[FunctionalModel, Params]],
     whole: dict[str, str],
 ) -> None:
     """A step with the noise of a case, through the objective.
@@ -87,7 +87,7 @@ def step_of(
         case.close(whole["mae"], jax.jit(mae.apply)(mae_params, batch["video"])["middle"])
     attention = made["attention"]
     noise = jnp.asarray(case.io["exp_noise"]).reshape(attention.shape)
-    visible = masking.visible_from_noise(attention, noise, objective.ratio)
+    visible = masking.visible_from_noise(attention, noise, objective.mask_ratio)
     same_mask(case, visible)
 
     @jax.jit
@@ -130,7 +130,10 @@ def stage1_step(case: Case) -> None:
     if not student.final_width:
         weights["final"] = 0.0
     objective = Alignment(
-        ratio=config["mask_ratio"], clip_teacher=clip_teacher, mae_teacher=mae_teacher, **weights
+        mask_ratio=config["mask_ratio"],
+        clip_teacher=clip_teacher,
+        mae_teacher=mae_teacher,
+        **weights,
     )
     objective.check(student)
     frozen = {}
@@ -158,7 +161,7 @@ def distill(case: Case) -> None:
     if not student.final_width:
         weights["final"] = 0.0
     objective = Alignment(
-        ratio=config["mask_ratio"], per_frame=False, mae=0.0, clip_teacher=teacher, **weights
+        mask_ratio=config["mask_ratio"], per_frame=False, mae=0.0, clip_teacher=teacher, **weights
     )
     objective.check(student)
     model = teacher.model()

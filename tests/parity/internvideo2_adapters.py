@@ -16,8 +16,8 @@ from internvideo_jax.layers.block import Block
 from internvideo_jax.layers.pos_embed import (
     fixed_table,
     halves_sincos,
+    image_sincos,
     joint_sincos,
-    picture_sincos,
     sincos,
 )
 from internvideo_jax.layers.tower import TowerConfig, last_layers
@@ -47,7 +47,7 @@ def pooled_encoder(config: dict) -> dict[str, Any]:
         "encoder": encoder_tower(config),
         "embedding": config["clip_embed_dim"],
         "pool_heads": config["attn_pool_num_heads"],
-        "size": config["img_size"],
+        "resolution": config["img_size"],
         "tubelet": config.get("tubelet_size", 1),
         "patch": config["patch_size"],
         "qkv_bias": config.get("qkv_bias", False),
@@ -139,18 +139,21 @@ def _activations(
         network = nnx.merge(graph, params)
         encoder = network.encoder
         first = encoder.embed(video, visible)
-        x, taps = encoder(video, visible, taps=range(depth))
+        x, intermediates = encoder(video, visible, intermediate_layers=range(depth))
         blocks, layers = nnx.split(encoder.blocks)
         inside = [
             _inside(nnx.merge(blocks, jax.tree.map(lambda leaf, i=i: leaf[i], layers)), before)
-            for i, before in enumerate([first, *taps[:-1]])
+            for i, before in enumerate([first, *intermediates[:-1]])
         ]
         fused = case.config.get("fused_path", False)
         return {
             "patch_embed": encoder.patch_embed(config.pixels(video)),
             "blocks_in": first,
             # A fused block returns its last branch apart from the stream.
-            **{f"block_{i}": inside[i]["branch"] if fused else taps[i] for i in range(depth)},
+            **{
+                f"block_{i}": inside[i]["branch"] if fused else intermediates[i]
+                for i in range(depth)
+            },
             **{f"block0_{name}": value for name, value in inside[0].items()},
             "pool": network.pool(x),
         }
@@ -183,7 +186,7 @@ def sincos_tables(case: Case) -> None:
     frames, side = config["pos3d"]["t"], config["pos3d"]["grid"]
     joint = joint_sincos((frames, side, side), width)
     case.close("pos3d_cls", np.pad(joint, [(1, 0), (0, 0)]))
-    case.close("pos2d", picture_sincos(side, side, width))
+    case.close("pos2d", image_sincos(side, side, width))
     case.close("pos1d", halves_sincos(np.arange(config["pos1d_len"]), width))
 
     # Unmasked Teacher's table, and what its classifier makes of it for other grids.

@@ -15,7 +15,7 @@ from data_pipelines.clips import sampling
 from internvideo_jax.config import OptimConfig
 from internvideo_jax.evaluators.metrics import merge_views, top_k
 from internvideo_jax.families.internvideo2 import weights as internvideo2
-from internvideo_jax.families.internvideo2.classifier import ClassifierConfig
+from internvideo_jax.families.internvideo2.classifier import InternVideo2ClassifierConfig
 from internvideo_jax.families.internvideo2.student import StudentConfig
 from internvideo_jax.families.videomae import model as videomae_model
 from internvideo_jax.families.videomae import weights as videomae
@@ -120,8 +120,8 @@ def pos_interp(case: Case) -> None:
         case.close(f"out.{name}", adapted[paths[name]])
 
 
-def classifier_config(config: dict, **changes: Any) -> ClassifierConfig:
-    return ClassifierConfig(
+def classifier_config(config: dict, **changes: Any) -> InternVideo2ClassifierConfig:
+    return InternVideo2ClassifierConfig(
         **pooled_encoder(config),
         classes=config["num_classes"],
         merge=config.get("merge_method", "proj"),
@@ -140,10 +140,10 @@ def classifier(case: Case) -> None:
 
     def activations(params):
         network: Any = nnx.merge(model._graph, params)
-        x, taps = network.encoder(video, taps=range(depth))
+        x, intermediates = network.encoder(video, intermediate_layers=range(depth))
         return {
             "blocks_in": network.encoder.embed(video),
-            **{f"block_{i}": taps[i] for i in range(depth)},
+            **{f"block_{i}": intermediates[i] for i in range(depth)},
             "pool": network.pool(x),
             "fc_norm": network.normed_pool(x),
             "logits": network(video),
@@ -228,10 +228,10 @@ def grouped_model(sizes: dict, rows: dict) -> tuple[Any, Any]:
         return student, internvideo2.RULES["internvideo2_student"]
     if "clip_projector.norm1_q.weight" in rows:
         return classifier_config(sizes), internvideo2.RULES[KIND]
-    teacher = videomae_model.ClassifierConfig(  # Unmasked Teacher's
+    teacher = videomae_model.VideoMAEClassifierConfig(  # Unmasked Teacher's
         encoder=encoder_tower(sizes),
         frames=sizes["num_frames"],
-        size=sizes["img_size"],
+        resolution=sizes["img_size"],
         patch=sizes["patch_size"],
         tubelet=1,
         classes=sizes["num_classes"],

@@ -13,7 +13,7 @@ from flax import nnx
 
 from internvideo_jax.config import OptimConfig
 from internvideo_jax.families.videomae import weights as videomae
-from internvideo_jax.families.videomae.model import ClassifierConfig, PretrainConfig
+from internvideo_jax.families.videomae.model import PretrainConfig, VideoMAEClassifierConfig
 from internvideo_jax.layers.pos_embed import sincos
 from internvideo_jax.layers.tower import TowerConfig, tower
 from internvideo_jax.ops.losses import smooth_labels, soft_cross_entropy
@@ -74,7 +74,7 @@ def options(case: Case) -> dict:
     config = case.config
     return {
         "frames": config["frames"],
-        "size": config["img_size"],
+        "resolution": config["img_size"],
         "patch": config["patch_size"],
         "tubelet": config.get("tubelet", 2),
         "qkv_bias": config["qkv_bias"],
@@ -147,12 +147,12 @@ def _pretrain_activations(case, model, params, video, visible, decoded) -> None:
     @jax.jit
     def activations(params):
         network = nnx.merge(model._graph, params)
-        encoded, taps = network.encoder(video, visible, taps=range(depth))
+        encoded, intermediates = network.encoder(video, visible, intermediate_layers=range(depth))
         return {
             "enc_pos_embed": network.encoder.table(),
             "dec_pos_embed": network.decoder_table(),
             "enc_input_visible": network.encoder.embed(video, visible),
-            **{f"enc_block{i}": taps[i] for i in range(depth)},
+            **{f"enc_block{i}": intermediates[i] for i in range(depth)},
             "enc_visible": encoded,
             "dec_input": network.decoder_input(encoded, visible, decoded),
             "pred": network(video, visible, decoded),
@@ -171,16 +171,16 @@ def _compare_gradients(case: Case, gradients: Params, kind: str) -> None:
         case.close(f"out.grad.{name}", ours[name], gradient=True)
 
 
-def classifier_config(case: Case) -> ClassifierConfig:
+def classifier_config(case: Case) -> VideoMAEClassifierConfig:
     config = case.config
     style = config["style"]
     resized = config.get("interp", False) and style == "internvideo1"
     table = "learnable" if config["learnable_pos"] else "resized" if resized else "sincos"
-    return ClassifierConfig(
+    return VideoMAEClassifierConfig(
         encoder=tower(config["dim"], config["depth"], config["heads"], config["mlp_ratio"]),
         classes=config["classes"],
         pooling="mean" if config["mean_pool"] else "first_token",
-        segments=config["num_segment"],
+        clips=config["num_segment"],
         pos_table=table,
         **options(case),
     )
@@ -198,10 +198,10 @@ def finetune(case: Case) -> None:
     @jax.jit
     def activations(params):
         network = nnx.merge(model._graph, params)
-        encoded, taps = network.encoder(video, taps=range(depth))
+        encoded, intermediates = network.encoder(video, intermediate_layers=range(depth))
         return {
             "pos_embed": network.encoder.table(),
-            **{f"block{i}": taps[i] for i in range(depth)},
+            **{f"block{i}": intermediates[i] for i in range(depth)},
             "features": network.pool(encoded),
             "logits": network(video),
             "logits_train_segment_mean": network(video, keys),

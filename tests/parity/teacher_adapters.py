@@ -18,7 +18,7 @@ from internvideo_jax.families.videomae.teacher import VideoMAETeacherConfig
 from internvideo_jax.layers.clip import inflate
 from internvideo_jax.layers.pos_embed import fixed_table
 from internvideo_jax.layers.tower import tower
-from internvideo_jax.ops.position_tables import resize_picture
+from internvideo_jax.ops.position_tables import resize_image
 from internvideo_jax.ops.resize import resize_frames
 from internvideo_jax.types import Params
 from tests.parity.cases import Case, adapter
@@ -48,8 +48,8 @@ def internvl_teacher(case: Case) -> None:
 def blocks(teacher: Any, params: Params, video: jax.Array) -> dict[str, jax.Array]:
     """Raw outputs of all blocks."""
     every = dataclasses.replace(teacher, layers=tuple(range(teacher.encoder.depth))).model()
-    tapped = every.apply(params, video, method="read").tapped
-    return {f"block_{i}": value for i, value in enumerate(tapped)}
+    intermediates = every.apply(params, video, method="read").intermediates
+    return {f"block_{i}": value for i, value in enumerate(intermediates)}
 
 
 @adapter(GROUP, "teacher_videomae")
@@ -76,7 +76,7 @@ def videomae_config(config: dict[str, Any], weights: Mapping[str, Any], **change
         encoder=encoder_tower(config),
         layers=aligned(config, "mae"),
         frames=config["all_frames"],
-        size=config["img_size"],
+        resolution=config["img_size"],
         patch=config["patch_size"],
         tubelet=config.get("tubelet_size", 2),
         qkv_bias=config.get("qkv_bias", True),
@@ -106,7 +106,7 @@ def clip_teacher(case: Case) -> None:
         embedding=config["output_dim"],
         layers=aligned({**config, "depth": config["layers"]}, "clip"),
         frames=video.shape[1],
-        size=config["input_resolution"],
+        resolution=config["input_resolution"],
         patch=config["patch_size"],
         dtype="float32",
     )
@@ -120,9 +120,9 @@ def clip_teacher(case: Case) -> None:
 
 @adapter(GROUP, "internvl_process_checkpoint")
 def internvl_file(case: Case) -> None:
-    """The parts of the loader: a picture's table and its patch embedding for frames."""
+    """The parts of the loader: an image's table and its patch embedding for frames."""
     side = case.config["new_grid"]
-    table = resize_picture(case.io["in.pos_embed"][0], side)
+    table = resize_image(case.io["in.pos_embed"][0], side)
     case.close("out.pos_embed", table)
     kernel = case.io["in.patch_embed.proj.weight"]
     ours = clip.IMAGE.to_ours(kernel)

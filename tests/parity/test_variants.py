@@ -165,14 +165,14 @@ def test_a_config_follows_its_case(name):
     }[name]
     encoder = config.encoder
     found = (encoder.width, encoder.depth, encoder.heads, encoder.hidden)
-    assert (*found, config.frames, config.size, config.patch, config.tubelet) == wanted
+    assert (*found, config.frames, config.resolution, config.patch, config.tubelet) == wanted
     assert shapes["encoder/blocks/mlp/fc1/kernel"].shape == (wanted[1], wanted[0], wanted[3])
 
 
 def test_options_that_sizes_do_not_tell():
     videomae, student = CONFIGS["videomae"](), CONFIGS["student"]()
     assert videomae.cosine and not videomae.qkv_bias and videomae.layer_scale == 0.2
-    assert (videomae.pooling, videomae.segments, videomae.pos_table) == ("first_token", 2, "sincos")
+    assert (videomae.pooling, videomae.clips, videomae.pos_table) == ("first_token", 2, "sincos")
     assert (student.pos_table, student.clip_layers, student.mae_layers) == ("separable", (1,), ())
     assert (student.layer_scale, student.qk_norm, student.qkv_bias) == (0.0, False, True)
     assert CONFIGS["umt_student"]().clip_layers == (1, 3)

@@ -8,7 +8,7 @@ from flax import nnx
 
 from internvideo_jax.families.umt import weights as umt
 from internvideo_jax.families.umt.model import CLASSIFIER, UMTStudentConfig
-from internvideo_jax.families.videomae.model import ClassifierConfig
+from internvideo_jax.families.videomae.model import VideoMAEClassifierConfig
 from internvideo_jax.layers.pos_embed import fixed_table
 from internvideo_jax.layers.tower import tower
 from internvideo_jax.ops.alignment import alignment_loss
@@ -37,7 +37,7 @@ def student_config(case: Case, **changes) -> UMTStudentConfig:
     return UMTStudentConfig(
         encoder=layers,
         frames=config["num_frames"],
-        size=config["img_size"],
+        resolution=config["img_size"],
         patch=config["patch_size"],
         tubelet=config["tubelet_size"],
         qkv_bias=config["qkv_bias"],
@@ -61,7 +61,7 @@ def student(case: Case) -> None:
     @jax.jit
     def activations(params):
         network = nnx.merge(model._graph, params)
-        _, blocks = network.encoder(video, visible, taps=range(config.encoder.depth))
+        _, blocks = network.encoder(video, visible, intermediate_layers=range(config.encoder.depth))
         return {
             "blocks_in": network.encoder.embed(video, visible),
             **{f"block_{i}": block for i, block in enumerate(blocks)},
@@ -114,7 +114,7 @@ def classifier(case: Case) -> None:
     }
 
 
-def classifier_config(case: Case) -> ClassifierConfig:
+def classifier_config(case: Case) -> VideoMAEClassifierConfig:
     """Tables of other grids are made of that of 8 x 14 x 14 tokens, whatever the patch."""
     config = case.config
     layers = tower(config["embed_dim"], config["depth"], config["num_heads"], config["mlp_ratio"])
@@ -123,10 +123,10 @@ def classifier_config(case: Case) -> ClassifierConfig:
     settings = {**CLASSIFIER, "tubelet": tubelet, **base}
     if "pos_embed" in case.weights:  # the table as a parameter, which the reference detaches
         settings["pos_table"] = "learnable"
-    return ClassifierConfig(
+    return VideoMAEClassifierConfig(
         encoder=layers,
         frames=config["all_frames"],
-        size=config["img_size"],
+        resolution=config["img_size"],
         patch=config["patch_size"],
         qkv_bias=config["qkv_bias"],
         layer_scale=1.0 if "blocks.0.gamma_1" in case.weights else 0.0,

@@ -26,7 +26,7 @@ def model_config(case: Case, *, scan: bool = True) -> UniFormerV2Config:
     return UniFormerV2Config(
         encoder=tower(config["width"], config["layers"], config["heads"]),
         frames=config["t"],
-        size=config["res"],
+        resolution=config["res"],
         patch=config["patch"],
         classes=config["classes"],
         temporal_downsample=config["temporal_downsample"],
@@ -54,9 +54,9 @@ def classifier(case: Case) -> None:
     @jax.jit
     def activations(params):
         network = nnx.merge(model._graph, params)
-        x, taps, _ = network.encoder(video, taps=range(depth))
-        read = taps[np.array(config.global_layers)]
-        q, queries = network.query(read, taps=range(blocks))
+        x, intermediates, _ = network.encoder(video, intermediate_layers=range(depth))
+        read = intermediates[np.array(config.global_layers)]
+        q, queries = network.query(read, intermediate_layers=range(blocks))
         graph, stack = nnx.split(network.global_blocks)
         dpe = [
             nnx.merge(graph, jax.tree.map(lambda leaf, j=j: leaf[j], stack)).positions(read[j])
@@ -65,7 +65,7 @@ def classifier(case: Case) -> None:
         return {
             "conv1": channels_first(network.encoder.patches(video)),
             "ln_pre": network.encoder.embed(video),
-            **{f"resblock{i}": tokens_first(taps[i]) for i in range(depth)},
+            **{f"resblock{i}": tokens_first(intermediates[i]) for i in range(depth)},
             **{f"dpe{j}": channels_first(dpe[j]) for j in range(blocks)},
             **{f"global{j}": queries[j] for j in range(blocks)},
             "logits": network.classify(q, x),

@@ -12,13 +12,13 @@ from flax import nnx
 
 from internvideo_jax.families.clip import weights as clip
 from internvideo_jax.families.viclip import weights as viclip
-from internvideo_jax.families.viclip.model import FRAMES, PICTURE, TEXT, ViCLIPConfig
+from internvideo_jax.families.viclip.model import FRAMES, IMAGE, TEXT, ViCLIPConfig
 from internvideo_jax.layers.clip import inflate
 from internvideo_jax.layers.tower import TowerConfig, tower
 from internvideo_jax.objectives.contrastive import Contrastive, clamped
 from internvideo_jax.ops.contrastive import contrastive_loss
 from internvideo_jax.ops.pixels import IMAGENET_MEAN, IMAGENET_STD
-from internvideo_jax.ops.position_tables import resize_length, resize_picture
+from internvideo_jax.ops.position_tables import resize_image, resize_length
 from internvideo_jax.optim.schedules import floored_cosine
 from internvideo_jax.types import Params, flatten_paths, unflatten_paths
 from internvideo_jax.weights.family import recognise
@@ -42,7 +42,7 @@ def model_config(case: Case, *, scan: bool = True) -> ViCLIPConfig:
         text=text,
         embedding=config["embed"],
         frames=config.get("frames", 1),
-        size=config.get("res", 8),
+        resolution=config.get("res", 8),
         patch=config.get("patch", 8),
         context=config.get("txt_len", 2),
         vocab=config.get("vocab", 2),
@@ -108,11 +108,11 @@ def vision(case: Case) -> None:
         network = nnx.merge(graph, params)
         encoder = network.encoder
         tokens = encoder.tokens(video, visible)
-        x, taps = encoder(video, visible, taps=range(depth))
+        x, intermediates = encoder(video, visible, intermediate_layers=range(depth))
         return {
             "tokens_before_ln_pre": tokens,
             "tokens_after_ln_pre": encoder.norm_pre(tokens),
-            **{f"block{i}": taps[i] for i in range(depth)},
+            **{f"block{i}": intermediates[i] for i in range(depth)},
             "ln_post": encoder.norm_post(x),
             "feature": network.encode_video(video, None, visible),
         }
@@ -140,9 +140,9 @@ def text(case: Case) -> None:
     @jax.jit
     def activations(params, ids):
         network = nnx.merge(graph, params)
-        x, taps = network.text.tokens(ids, range(depth))
+        x, intermediates = network.text.tokens(ids, range(depth))
         return {
-            **{f"block{i}": taps[i] for i in range(depth)},
+            **{f"block{i}": intermediates[i] for i in range(depth)},
             "ln_final": network.text.norm(x),
             "feature": network.encode_text(ids),
         }
@@ -222,7 +222,7 @@ def pos_embed(case: Case) -> None:
     for centre in (True, False):
         kernel = inflate(clip.IMAGE.to_ours(conv), config["time_kernel"], centre=centre)
         case.close(f"conv1.center={centre}", clip.FRAMES.to_torch(kernel, shape))
-    case.close("pos.resized", resize_picture(case.io["in.pos"], config["grid_new"]))
+    case.close("pos.resized", resize_image(case.io["in.pos"], config["grid_new"]))
     temporal, text = case.io["in.temporal"][0], case.io["in.text_pos"]
     frames, context = config["frames_new"], config["text_new"]
     case.close("temporal.linear", resize_length(temporal, frames, longer="linear"))
@@ -236,13 +236,13 @@ def pos_embed(case: Case) -> None:
         text=NONE,
         embedding=4,
         frames=frames,
-        size=8 * config["grid_new"],
+        resolution=8 * config["grid_new"],
         patch=8,
         context=context,
     )
-    source = {PICTURE: case.io["in.pos"], FRAMES: temporal, TEXT: text}
+    source = {IMAGE: case.io["in.pos"], FRAMES: temporal, TEXT: text}
     other = model.adapt_weights({**source, "temperature": np.float32(0.01)})
-    case.close("pos.resized", other[PICTURE])
+    case.close("pos.resized", other[IMAGE])
     case.close("temporal.linear", other[FRAMES])
     case.close("text_pos.resized_eval", other[TEXT])
     case.close("text_pos.clip_init", model.adapt_weights({TEXT: text})[TEXT])

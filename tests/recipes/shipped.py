@@ -193,7 +193,7 @@ def rows() -> Iterator[str]:
         start = "CLIP" if stage == 1 else "stage 1"
         yield (
             f"| `size={size},stage={stage}` | {recipe.batch} | {recipe.lr:g} | {recipe.epochs:g} | "
-            f"{recipe.ratio:g} | {start} | {recipe.reported} |"
+            f"{recipe.mask_ratio:g} | {start} | {recipe.reported} |"
         )
     yield from internvideo2_rows()
     yield from umt_rows()
@@ -281,7 +281,7 @@ def _frames(
 
 def _views(protocol: str) -> str:
     found = protocols.find(protocol)
-    return f"{found.segments} x {found.crops}"
+    return f"{found.clips} x {found.crops}"
 
 
 def _slice_and_hours(row: str, sets: Sequence[str], epochs: float, clips: int, repeats: int) -> str:

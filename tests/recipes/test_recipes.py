@@ -38,7 +38,10 @@ def test_values_are_the_reviewed_ones(name):
 def test_the_recipe_fits_together(name):
     config = shipped.config(name)
     frames = getattr(config.model, "clip_frames", config.model.frames)
-    assert (config.data.clip.frames, config.data.clip.size) == (frames, config.model.size)
+    assert (config.data.clip.frames, config.data.clip.resolution) == (
+        frames,
+        config.model.resolution,
+    )
     config.objective.check(config.model)
     # Rates count videos, but those of InternVideo2 every crop of one.
     crops = 1 if name.startswith(("internvideo2", "umt")) else config.data.repeats

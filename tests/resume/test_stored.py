@@ -30,11 +30,11 @@ ARGUMENTS = (
         for part, depth in (("encoder", 2), ("decoder", 1))
         for field, value in (("width", 16), ("hidden", 32), ("depth", depth), ("heads", 2))
     ),
-    "--config.model.size=32",
+    "--config.model.resolution=32",
     "--config.model.frames=4",
     "--config.data.clip.frames=4",
     "--config.data.clip.stride=2",
-    "--config.data.clip.size=32",
+    "--config.data.clip.resolution=32",
     "--config.data.global_batch=4",
     "--config.data.reader.threads=1",
     "--config.steps=4",
@@ -65,7 +65,7 @@ def test_every_byte_of_the_stream_is_as_it_was(stored):
     config = DataConfig(
         train=str(stored / "shards"),
         global_batch=4,
-        clip=ClipConfig(frames=4, stride=2, size=32),
+        clip=ClipConfig(frames=4, stride=2, resolution=32),
         crop="center",
         flip="off",
         reader=ReaderConfig(threads=1),

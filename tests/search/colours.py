@@ -20,7 +20,7 @@ from data_pipelines.text import make_tokenizer
 from internvideo_jax.protocols import ClipInput, Inputs, TextInput
 from internvideo_jax.search.cache import EmbeddingCache
 from internvideo_jax.search.clips import Sampling, list_videos
-from internvideo_jax.search.encoder import Encoder
+from internvideo_jax.search.encoder import SearchEncoder
 from internvideo_jax.search.index import VideoIndex, build_index
 
 PALETTE = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 220)}
@@ -31,14 +31,16 @@ CONTEXT = 16
 class ColourConfig:
     name: str = "colours"
     frames: int = 4
-    size: int = 16
+    resolution: int = 16
     context: int = CONTEXT
     vocab: int = 49408
     shift: float = 0.0  # another value makes another model
 
     @property
     def inputs(self) -> Inputs:
-        clip = ClipInput(self.frames, self.size, (self.frames, 1, 1), 1, self.size, (0,), (1,))
+        clip = ClipInput(
+            self.frames, self.resolution, (self.frames, 1, 1), 1, self.resolution, (0,), (1,)
+        )
         return Inputs(clip, TextInput(self.context, self.vocab))
 
 
@@ -63,9 +65,9 @@ class ColourModel:
         return params["words"][x].sum(axis=1)
 
 
-def colour_encoder(config: ColourConfig = ColourConfig(), clips: int = 2) -> Encoder:
+def colour_encoder(config: ColourConfig = ColourConfig(), clips: int = 2) -> SearchEncoder:
     model = ColourModel(config)
-    return Encoder(model, model.params(), clips=clips)
+    return SearchEncoder(model, model.params(), clips=clips)
 
 
 def paint(path: Path, *colours: str, frames: int = 12) -> Path:
@@ -78,11 +80,11 @@ def paint(path: Path, *colours: str, frames: int = 12) -> Path:
 
 
 def index_of(
-    folder: Path, encoder: Encoder, cache: Path | None = None, **options: Any
+    folder: Path, encoder: SearchEncoder, cache: Path | None = None, **options: Any
 ) -> tuple[VideoIndex, EmbeddingCache]:
     """The index of a folder as the commands make it."""
     config = encoder.model.config
-    sampling = Sampling(config.frames, config.size, **options)
+    sampling = Sampling(config.frames, config.resolution, **options)
     kept = EmbeddingCache(cache, encoder.identity, sampling.identity())
     rows: list[Row] = list_videos(folder)
     return build_index(rows, encoder, sampling, kept), kept

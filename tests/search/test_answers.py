@@ -145,7 +145,7 @@ def test_one_shape_serves_all_questions_at_once(videos):
 def test_a_model_without_texts_is_refused():
     small = tower(16, 1, 2)
     with pytest.raises(ValueError, match="'videomae_pretrain', which reads no text"):
-        check_model(PretrainConfig(encoder=small, decoder=small, frames=4, size=32, patch=16))
+        check_model(PretrainConfig(encoder=small, decoder=small, frames=4, resolution=32, patch=16))
 
 
 def test_a_tokenizer_with_more_ids_than_the_model_is_refused():

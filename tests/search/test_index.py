@@ -13,15 +13,15 @@ import pytest
 
 from data_pipelines.ingest.container import VideoError
 from internvideo_jax.search import index as index_module
-from internvideo_jax.search.cache import EmbeddingCache, Entry, content_digest
+from internvideo_jax.search.cache import CachedFile, EmbeddingCache, content_digest
 from internvideo_jax.search.clips import Sampling, decode, list_videos
-from internvideo_jax.search.encoder import Encoder
+from internvideo_jax.search.encoder import SearchEncoder
 from internvideo_jax.search.index import Stopped, build_index
 from tests.search.colours import ColourConfig, ColourModel, colour_encoder, index_of, paint
 
 
 @pytest.fixture(scope="module")
-def encoder() -> Encoder:
+def encoder() -> SearchEncoder:
     return colour_encoder()
 
 
@@ -139,7 +139,7 @@ def test_what_decides_an_embedding_decides_the_entry(videos, tmp_path, encoder, 
     options = {}
     if change == "weights":
         model = ColourModel()
-        encoder = Encoder(model, {**model.params(), "temperature": np.float32(0.2)})
+        encoder = SearchEncoder(model, {**model.params(), "temperature": np.float32(0.2)})
     elif change == "model":
         encoder = colour_encoder(ColourConfig(shift=0.1))
     elif change == "sampling":
@@ -154,7 +154,7 @@ def test_what_decides_an_embedding_decides_the_entry(videos, tmp_path, encoder, 
 def test_any_damage_of_an_entry_counts_as_no_entry(tmp_path):
     """Cuts and changed bytes anywhere, and headers that ask for more memory than there is."""
     cache = EmbeddingCache(tmp_path, "w", "s")
-    entry = Entry(np.ones((2, 3), np.float32), np.zeros((2, 2), np.int64), (b"one", b"two"))
+    entry = CachedFile(np.ones((2, 3), np.float32), np.zeros((2, 2), np.int64), (b"one", b"two"))
     cache.put("content", entry)
     path = cache.path("content")
     whole, rng = path.read_bytes(), np.random.default_rng(0)

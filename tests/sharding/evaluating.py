@@ -16,7 +16,7 @@ import numpy as np
 from data_pipelines.records import manifest
 from internvideo_jax.config import DataConfig, TrainConfig
 from internvideo_jax.evaluate import evaluate
-from internvideo_jax.evaluators.classification import Classification
+from internvideo_jax.evaluators.classification import Accuracy
 from internvideo_jax.parallel import multihost
 from internvideo_jax.types import flatten_paths
 from internvideo_jax.weights.files import Weights, save_ours
@@ -26,15 +26,17 @@ MODELS = {"videomae": "videomae/finetune.py", "uniformerv2": "uniformerv2/finetu
 
 
 def config_of(name: str, data: Path) -> TrainConfig:
-    """The tiny recipe with two segments and three crops; six videos are read at a time."""
+    """The tiny recipe with two clips and three crops; six videos are read at a time."""
     config: TrainConfig = shipped.module(MODELS[name]).tiny()
     test = config.evals["test"]
-    assert isinstance(test, Classification)
-    views = dataclasses.replace(test.views, segments=2, crops=3, batch=6)
+    assert isinstance(test, Accuracy)
+    views = dataclasses.replace(test.views, clips=2, crops=3, batch=6)
     clip = dataclasses.replace(views.clip, sampling="segments")
     test = dataclasses.replace(test, views=dataclasses.replace(views, clip=clip))
     small = config.model.smallest()
-    model = dataclasses.replace(small, frames=config.model.frames, size=config.model.size)
+    model = dataclasses.replace(
+        small, frames=config.model.frames, resolution=config.model.resolution
+    )
     return dataclasses.replace(
         config, model=model, data=DataConfig(eval=str(data)), evals={"test": test}
     )

@@ -60,7 +60,7 @@ def one(alone, tmp_path_factory) -> dict:
 
 def test_eight_devices_give_the_same_numbers(alone, one, tmp_path):
     assert one["metrics"]["videos"] == VIDEOS
-    assert one["protocol"]["segments"] * one["protocol"]["crops"] == 6
+    assert one["protocol"]["clips"] * one["protocol"]["crops"] == 6
     predicted = [sum(row) for row in zip(*one["tables"]["confusion"], strict=True)]
     assert sum(count > 0 for count in predicted) > 1  # not one class for all
     # Metrics, tables, and the digest of all scores to the last bit.

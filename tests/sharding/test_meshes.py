@@ -73,7 +73,7 @@ VIDEOMAE = """
 model = PretrainConfig(encoder=tower(32, 2, 4), decoder=tower(32, 1, 2), frames=4, size=16, patch=4,
                        dtype="float32")
 meshes = {name: mesh for name, mesh in MESHES.items() if name != "fsdp tensor"}
-compare(model, MaskedPixels(ratio=0.75), meshes=meshes)
+compare(model, MaskedPixels(mask_ratio=0.75), meshes=meshes)
 """
 
 # Batch norm sees one microbatch at a time, so microbatches have their own reference. Fewer meshes:

@@ -14,7 +14,7 @@ import numpy as np
 
 from data_pipelines.config import ClipConfig, DataConfig
 from internvideo_jax.config import MeshConfig, OptimConfig, TrainConfig
-from internvideo_jax.families.videomae.model import ClassifierConfig
+from internvideo_jax.families.videomae.model import VideoMAEClassifierConfig
 from internvideo_jax.layers.tower import TowerConfig
 from internvideo_jax.objectives.base import Objective
 from internvideo_jax.ops.losses import soft_cross_entropy
@@ -24,8 +24,8 @@ from internvideo_jax.types import Batch, Loss, Mean, Params, Term
 
 ROWS, CLASSES, STEPS = 32, 5, 3
 TOWER = TowerConfig(width=32, depth=1, heads=4, hidden=64)
-MODEL = ClassifierConfig(
-    encoder=TOWER, frames=2, size=16, patch=8, classes=CLASSES, dtype="float32"
+MODEL = VideoMAEClassifierConfig(
+    encoder=TOWER, frames=2, resolution=16, patch=8, classes=CLASSES, dtype="float32"
 )
 TOLERANCE = 1e-6
 
@@ -72,7 +72,7 @@ def built(accumulate: int, mesh: tuple[int, int, int]) -> Run:
     config = TrainConfig(
         model=MODEL,
         objective=ThreeTerms(),
-        data=DataConfig(global_batch=ROWS, clip=ClipConfig(frames=2, stride=1, size=16)),
+        data=DataConfig(global_batch=ROWS, clip=ClipConfig(frames=2, stride=1, resolution=16)),
         # Plain steps: Adam's would blow up the rounding of gradients near zero.
         optim=OptimConfig(lr=0.1, lr_batch=0, eps=1.0, weight_decay=0.0, accumulate=accumulate),
         mesh=MeshConfig(*mesh, shard_above=64),

@@ -22,13 +22,13 @@ def typed() -> TrainConfig:
         text=tower(16, 1, 2),
         embedding=8,
         frames=4,
-        size=32,
+        resolution=32,
         patch=16,
         context=16,
         dtype="float32",
         temperature=0.07,
     )
-    clip = ClipConfig(frames=4, size=32, sampling="uniform")
+    clip = ClipConfig(frames=4, resolution=32, sampling="uniform")
     views = ViewConfig(clip=clip, crop_rule="squash", batch=8, reader=READER)
     return TrainConfig(
         model=model,

@@ -26,10 +26,10 @@ ERRORS = {
     "no data": (["--config.data.train="], "no data directory given"),
     "unknown split": (["--config.data.split=trian"], "did you mean 'train'"),
     "size and patch": (
-        ["--config.model.size=50", "--config.data.clip.size=50"],
+        ["--config.model.resolution=50", "--config.data.clip.resolution=50"],
         "image size 50 is not divisible by the patch size 8; the nearest sizes are 48 and 56",
     ),
-    "mask hides all": (["--config.objective.ratio=1.0"], "leaves 0 of 144 tokens visible"),
+    "mask hides all": (["--config.objective.mask_ratio=1.0"], "leaves 0 of 144 tokens visible"),
     "clip and model": (
         ["--config.data.clip.frames=4"],
         "gives 4 frames of 48 pixels, config.model takes 8",
@@ -158,7 +158,7 @@ def test_classes_unlike_those_of_the_data(command, runs, tmp_path):
         "--config.model.classes=7",
     )
     assert done.returncode == 2
-    assert "config.model.classes = 7, the data set has 10 classes" in done.stderr
+    assert "config.model.classes = 7, the dataset has 10 classes" in done.stderr
 
 
 @pytest.fixture(scope="module")

@@ -34,12 +34,12 @@ def test_initial_weights_are_accounted_for(runs):
 def test_a_run_leaves_its_provenance_results_and_pictures(runs):
     folder = runs.folder / "pretrain"
     about = json.loads((folder / "run.json").read_text())
-    assert about["config"]["objective"]["ratio"] == 0.85
+    assert about["config"]["objective"]["mask_ratio"] == 0.85
     assert {"jax", "flax", "grain"} <= about["versions"].keys()
     assert about["data"]["records"] and about["params_digest"]
     result = json.loads((folder / "results/reconstruction.json").read_text())
     assert result["metrics"]["clips"] == 20 and 0 < result["metrics"]["loss"] < 3
-    assert result["protocol"]["split"] == "test" and result["protocol"]["ratio"] == 0.85
+    assert result["protocol"]["split"] == "test" and result["protocol"]["mask_ratio"] == 0.85
     for picture in result["pictures"].values():
         assert (folder / picture).stat().st_size > 500
     page = (folder / "report.html").read_text()
@@ -109,13 +109,13 @@ def test_exported_weights_evaluate_the_same(command, runs, tmp_path):
                 f"--checkpoint={checkpoint}",
                 f"--config.data.train={runs.shards}",
                 f"--out={out}",
-                f"--config.evals.test.views.segments={views[0]}",
+                f"--config.evals.test.views.clips={views[0]}",
                 f"--config.evals.test.views.crops={views[1]}",
             )
             assert done.returncode == 0, done.stderr[-3000:]
             outs.append(json.loads(out.read_text())["results"]["test"])
         assert outs[0]["metrics"] == outs[1]["metrics"]
-        assert outs[0]["protocol"]["segments"] == views[0]
+        assert outs[0]["protocol"]["clips"] == views[0]
 
 
 def test_probes_run_offline(command, runs, tmp_path):
@@ -164,7 +164,7 @@ def test_a_run_s_folder_is_enough_to_evaluate_it_under_a_protocol(command, runs,
     result = json.loads((tmp_path / "r.json").read_text())["results"]["test"]
     protocol = result["protocol"]
     assert (protocol["preset"], protocol["modified"]) == ("videomae/kinetics", {})
-    assert (protocol["segments"], protocol["crops"]) == (5, 3)
+    assert (protocol["clips"], protocol["crops"]) == (5, 3)
     lines = (tmp_path / "r/results/test-videos.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     assert sum(row["rank"] == 1 for row in rows) / 20 == result["metrics"]["top1"]
@@ -181,7 +181,7 @@ def test_a_run_s_folder_is_enough_to_evaluate_it_under_a_protocol(command, runs,
     found = json.loads((tmp_path / "p.json").read_text())
     files = {str(row["top"]) for row in found["videos"]}
     assert files == {str(row["top"]) for row in rows} and found["skipped"] == []
-    assert found["protocol"]["segments"] == 5 and len(found["labels"]) == 10
+    assert found["protocol"]["clips"] == 5 and len(found["labels"]) == 10
     assert "20 videos, 0 skipped" in done.stdout
 
 

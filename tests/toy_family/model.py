@@ -11,7 +11,7 @@ from flax import nnx
 
 from internvideo_jax.layers.block import BLOCK_SHARDING, BlockConfig, layer_norm
 from internvideo_jax.layers.block_stack import run_stack, stacked_blocks
-from internvideo_jax.layers.functional import Model
+from internvideo_jax.layers.functional import FunctionalModel
 from internvideo_jax.layers.init import Init
 from internvideo_jax.layers.tower import TowerConfig, tower
 from internvideo_jax.protocols import Inputs, ShardingRules, TextInput, Traits
@@ -54,8 +54,8 @@ class ToyConfig:
     def smallest(self) -> ToyConfig:
         return self
 
-    def model(self) -> Model:
-        return Model(self, lambda rngs: ToyText(self, rngs=rngs))
+    def model(self) -> FunctionalModel:
+        return FunctionalModel(self, lambda rngs: ToyText(self, rngs=rngs))
 
 
 class Encoder(nnx.Module):

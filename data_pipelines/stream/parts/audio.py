@@ -1,10 +1,10 @@
-"""The sound of an example: which part of its record's sound, in what form.
+"""The audio of an example: which part of its record's audio, in what form.
 
-The reference (InternVideo2 stage 2) takes the sound of the whole clip, and a random window of it
+The reference (InternVideo2 stage 2) takes the audio of the whole clip, and a random window of it
 where it is longer than the model hears; that is the window `random`. It does not follow the sampled
 frames: where these span the clip (sampling `segments`, `uniform`) it need not. The window `frames`
 begins at the time of the first sampled frame, for short clips out of long records. An evaluation
-pass, which draws nothing, takes the beginning of the sound instead of a random window.
+pass, which draws nothing, takes the beginning of the audio instead of a random window.
 
 Samples stay 16-bit integers up to the device, as pixels stay bytes; the spectrogram is made there.
 """
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.records.waveform import DMVR_SAMPLE_RATE
-from data_pipelines.records.waveform import Audio as Sound
+from data_pipelines.records.waveform import Waveform as Sound
 from data_pipelines.stream.parts.base import Part, Reading, Rows, Spec
 
 SAMPLE_RATE = 16_000
@@ -29,7 +29,7 @@ _COUNTER = [0, 0, 0, 2]
 @dataclasses.dataclass(frozen=True)
 class Audio(Part):
     """`audio` (samples,) int16 of full scale 32768, and `audio_valid` () int32, how many of them
-    from the beginning are sound: 0 for a record without.
+    from the beginning are audio: 0 for a record without.
 
     Attributes:
       window: one of WINDOWS.
@@ -65,7 +65,7 @@ def check(seconds: float, window: str) -> None:
     """ValueError for settings that cannot work."""
     if not 0 <= seconds < 3600:
         raise ValueError(
-            f"config.data.audio_seconds = {seconds}; expected 0 (no sound) or the seconds of sound "
+            f"config.data.audio_seconds = {seconds}; expected 0 (no audio) or the seconds of audio "
             "of one example, below 3600"
         )
     if 0 < seconds < 1 / SAMPLE_RATE:
@@ -82,10 +82,10 @@ def length(seconds: float) -> int:
 
 
 def check_rate(audio: Sound, where: str) -> None:
-    """ValueError for sound of another rate than ours; `where` names the record."""
+    """ValueError for audio of another rate than ours; `where` names the record."""
     if audio.sample_rate != SAMPLE_RATE:
         raise ValueError(
-            f"{where}: its sound has {audio.sample_rate} samples per second, config.data."
+            f"{where}: its audio has {audio.sample_rate} samples per second, config.data."
             f"audio_seconds takes {SAMPLE_RATE} only ({DMVR_SAMPLE_RATE} is assumed where a DMVR "
             "record names no rate); ingest the videos with --audio pcm16, or write the DMVR "
             f"records again at {SAMPLE_RATE} with `audio/sample_rate` in them"
@@ -95,16 +95,16 @@ def check_rate(audio: Sound, where: str) -> None:
 def cut(
     audio: Sound, start_us: int | None, rng: np.random.Generator | None, out: np.ndarray
 ) -> int:
-    """Writes one window of the sound.
+    """Writes one window of the audio.
 
     Args:
       audio: 16 kHz.
-      start_us: its beginning; None: a random one where there is more sound than fits and `rng`
-        to draw it, else the beginning of the sound.
-      out: (samples,) int16, full scale 32768, all of it written, zero behind the sound.
+      start_us: its beginning; None: a random one where there is more audio than fits and `rng`
+        to draw it, else the beginning of the audio.
+      out: (samples,) int16, full scale 32768, all of it written, zero behind the audio.
 
     Returns:
-      How many samples from the beginning on are sound.
+      How many samples from the beginning on are audio.
     """
     if start_us is None:
         spare = len(audio) - len(out)

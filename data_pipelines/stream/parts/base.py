@@ -25,7 +25,7 @@ Thing = TypeVar("Thing")
 
 
 class Window(NamedTuple):
-    """The part of the picture that an example shows, in shares of its height and width."""
+    """The part of the image that an example shows, in shares of its height and width."""
 
     top: float
     left: float
@@ -39,15 +39,15 @@ class Reading:
     """One record, for the rows of a batch that show it.
 
     Attributes:
-      index: its number in the data set.
+      index: its number in the dataset.
       frames: (S, T) numbers of the frames that the rows show; R rows share S choices evenly, a
         training stream has one. None without pixels.
-      places: what the random draws of each row come from; None in an evaluation pass, which draws
-        nothing.
+      positions: what the random draws of each row come from; None in an evaluation pass, which
+        draws nothing.
       seed: of the stream.
       state: of the generator of the first row after the frames were drawn.
       view: number of the fixed view of the record.
-      windows: row -> what it shows of the picture.
+      windows: row -> what it shows of the image.
       classes: its class numbers -> those of the stream, None where they are the same.
     """
 
@@ -57,7 +57,7 @@ class Reading:
     frames: np.ndarray | None
     buffer: FrameBuffer
     windows: Callable[[int], Window]
-    places: Sequence[int] | None = None
+    positions: Sequence[int] | None = None
     seed: int = 0
     state: Any = None
     view: int = 0
@@ -68,7 +68,7 @@ class Reading:
         """Where the record is, for messages."""
         return self.dataset.address(self.index, self.record)
 
-    def pictures(self) -> list[np.ndarray]:
+    def images(self) -> list[np.ndarray]:
         """The frames that the rows show, decoded, in memory that the next record uses again."""
         wanted = given(self.frames).ravel()
         return self.dataset.frames(self.index, self.record, wanted, self.buffer)
@@ -84,9 +84,9 @@ class Reading:
           counter: of a stream of draws apart from that of the pixels, such as [0, 0, 0, 7]; the
             high words 1 to 15 belong to the parts that are here.
         """
-        if self.places is None:
+        if self.positions is None:
             return None
-        found = generator(self.seed, self.places[row], counter)
+        found = generator(self.seed, self.positions[row], counter)
         if row == 0 and counter is None:
             found.bit_generator.state = self.state  # the frames are drawn once, for all rows
         return found

@@ -26,7 +26,7 @@ from data_pipelines.stream.parts.base import (
 class Boxes(Part):
     """Boxes of all times of the record, in its order.
 
-    `boxes` (N, 4) float32 are top, left, bottom and right in shares of the picture that the
+    `boxes` (N, 4) float32 are top, left, bottom and right in shares of the image that the
     example shows: cut to its crop, mirrored with it. `boxes_time` (N,) float32 are seconds from the
     start of the clip, `boxes_label` (N, K) int32 the classes, padded with -1, `boxes_track` (N,)
     int32 the ids, -1 for none. `boxes_valid` (N,) bool is False for padding and for boxes outside

@@ -1,7 +1,7 @@
 """Cached arrays of a set's records, such as the features of a frozen teacher, for the batch.
 
 They are those of a companion (`records.companion`) and belong to the record, whichever
-of its frames and whichever crop an example has; with config.data.views they belong to its views,
+of its frames and whichever crop an example has; with config.data.fixed_views to its views,
 one row of each array to a view.
 """
 
@@ -39,10 +39,12 @@ class Features(Part):
     companion: Companion
     shapes: Mapping[str, tuple[tuple[int, ...], np.dtype]]
     source: Mapping[str, Any]
-    views: int = 0
+    fixed_views: int = 0
 
     @classmethod
-    def of(cls, place: str, dataset: Dataset, reader: ReaderConfig, *, views: int = 0) -> Features:
+    def of(
+        cls, place: str, dataset: Dataset, reader: ReaderConfig, *, fixed_views: int = 0
+    ) -> Features:
         """Opens the companion of a set.
 
         Args:
@@ -58,21 +60,23 @@ class Features(Part):
             directory, dataset.manifest, dataset.split, check_crc=reader.check_crc
         )
         # The form of a batch must not depend on which records are in it.
-        first = _first(companion, reader, views)
+        first = _first(companion, reader, fixed_views)
         shapes = {name: (array.shape, array.dtype) for name, array in sorted(first.items())}
-        if views:
+        if fixed_views:
             wrong = [
-                f"{name} {shape}" for name, (shape, _) in shapes.items() if shape[:1] != (views,)
+                f"{name} {shape}"
+                for name, (shape, _) in shapes.items()
+                if shape[:1] != (fixed_views,)
             ]
             if wrong:
                 raise ValueError(
-                    f"{directory}: config.data.views = {views} needs arrays with {views} as their "
-                    f"first axis, one row for each view; found {', '.join(wrong)}. Set "
-                    "config.data.views to the views that they were made with (0 for arrays of "
-                    "whole records), or compute them again"
+                    f"{directory}: config.data.fixed_views = {fixed_views} needs arrays with "
+                    f"{fixed_views} as their first axis, one row for each view; found "
+                    f"{', '.join(wrong)}. Set config.data.fixed_views to the views that they were "
+                    "made with (0 for arrays of whole records), or compute them again"
                 )
             shapes = {name: (shape[1:], dtype) for name, (shape, dtype) in shapes.items()}
-        return cls(companion, shapes, identity_of(companion), views)
+        return cls(companion, shapes, identity_of(companion), fixed_views)
 
     def spec(self) -> Spec:
         return {f"{PREFIX}{name}": shape for name, shape in self.shapes.items()}
@@ -100,15 +104,15 @@ class Features(Part):
             arrays = self.companion[index]
         except CorruptRecordError as error:
             raise UnreadableRecordError(f"the features of {where}: {error}") from error
-        if self.views and _left_out(arrays):
+        if self.fixed_views and _left_out(arrays):
             raise UnreadableRecordError(
                 f"the features of {where} are empty: the record could not be read when they were "
                 "made. Repair it and make them again, or set config.data.reader.on_corrupt = "
                 '"substitute" to train without it'
             )
-        if self.views:
+        if self.fixed_views:
             arrays = {
-                name: array[view, ...] if array.shape[:1] == (self.views,) else array
+                name: array[view, ...] if array.shape[:1] == (self.fixed_views,) else array
                 for name, array in arrays.items()
             }
         found = {name: (array.shape, array.dtype) for name, array in sorted(arrays.items())}
@@ -126,13 +130,13 @@ class Cached(Part):
 
     place: str
     reader: ReaderConfig
-    views: int = 0
+    fixed_views: int = 0
 
     def spec(self) -> Spec:
         return {}
 
     def open(self, dataset: Dataset) -> Features:
-        return Features.of(self.place, dataset, self.reader, views=self.views)
+        return Features.of(self.place, dataset, self.reader, fixed_views=self.fixed_views)
 
 
 def identity_of(companion: Companion) -> dict[str, Any]:
@@ -161,7 +165,7 @@ def _left_out(arrays: Mapping[str, np.ndarray]) -> bool:
     return all(array.shape[:1] == (0,) for array in arrays.values())
 
 
-def _first(companion: Companion, reader: ReaderConfig, views: int) -> dict[str, np.ndarray]:
+def _first(companion: Companion, reader: ReaderConfig, fixed_views: int) -> dict[str, np.ndarray]:
     empty = False
     for index in range(len(companion)):
         try:
@@ -170,7 +174,7 @@ def _first(companion: Companion, reader: ReaderConfig, views: int) -> dict[str, 
             if reader.on_corrupt == "raise" or index + 1 == len(companion):
                 raise
             continue
-        if not (views and _left_out(found)):
+        if not (fixed_views and _left_out(found)):
             return found
         empty = True
     raise ValueError(f"{companion}: {'all its records are empty' if empty else 'has no records'}")

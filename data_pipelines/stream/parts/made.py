@@ -23,7 +23,7 @@ def columns(config: DataConfig) -> Spec:
     """What every example has, whatever its parts.
 
     `label` () int32, -1 for none; `index` () int32, the record's number in its set; `position` ()
-    uint32, modulo 2**32 the place in the stream or, with config.views, index * views + view; in a
+    uint32, modulo 2**32 that in the stream or, with V config.fixed_views, index * V + view; in a
     mixture also `dataset` () int32.
     """
     number = ((), np.dtype(np.int32))
@@ -54,7 +54,7 @@ def of_set(
     if media.pixels:
         transform = None if dataset is None else _transform(config, component, dataset)
         made.append(Video(config.clip_of(component.media), transform))
-    if media.sound:
+    if media.audio:
         made += audio(config)
     made += captions(config, tokenize, component.prompt)
     made += cached(config, component.features)
@@ -64,7 +64,7 @@ def of_set(
 
 
 def audio(config: DataConfig) -> list[Part]:
-    """The sound, where it is on."""
+    """The audio, where it is on."""
     return [Audio(config.audio_seconds, config.audio_window)] if config.audio_seconds else []
 
 
@@ -83,8 +83,8 @@ def first_media(config: DataConfig) -> str:
 
 
 def cached(config: DataConfig, place: str) -> list[Part]:
-    """The cached features, where there are any; `place` is their directory."""
-    return [Cached(place, config.reader, config.views)] if place else []
+    """The cached features, where there are any; `position` is their directory."""
+    return [Cached(place, config.reader, config.fixed_views)] if place else []
 
 
 def batch_spec(config: DataConfig, media: str) -> Spec:
@@ -97,7 +97,7 @@ def of_pass(config: DataConfig, views: ViewConfig, names: Sequence[str]) -> tupl
     """Parts of an evaluation pass, not yet opened for its split.
 
     Args:
-      config: of the run, whose settings of sound, captions and cached features they take.
+      config: of the run, whose settings of audio, captions and cached features they take.
       names: video, audio, text, features, or of config.parts.
 
     Raises:
@@ -123,7 +123,7 @@ def _transform(
     config: DataConfig, component: Component, dataset: Dataset
 ) -> augment.TrainTransform:
     return augment.TrainTransform(
-        size=config.clip_of(component.media).size,
+        resolution=config.clip_of(component.media).resolution,
         crop=component.crop,
         flip=augment.resolve_flip(component.flip, dataset.manifest),
         config=config.augment,

@@ -16,7 +16,7 @@ from data_pipelines.stream.parts.base import Part, Reading, Rows, Spec, given
 
 def spec_of(clip: ClipConfig) -> Spec:
     """`video` (T, H, W, 3) uint8."""
-    return {"video": ((clip.frames, clip.size, clip.size, 3), np.dtype(np.uint8))}
+    return {"video": ((clip.frames, clip.resolution, clip.resolution, 3), np.dtype(np.uint8))}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Video(Part):
         return spec_of(self.clip)
 
     def fill(self, reading: Reading, out: Rows) -> None:
-        frames, transform = reading.pictures(), given(self.transform)
+        frames, transform = reading.images(), given(self.transform)
         # Crops are written straight into their rows: the pixels are never copied.
         for row, pixels in enumerate(out["video"]):
             transform(frames, given(reading.generator(row)), out=pixels)
@@ -49,7 +49,7 @@ class Video(Part):
 
 @dataclasses.dataclass(frozen=True)
 class Views(Part):
-    """All views of a video in a test, segment-major."""
+    """All views of a video in a test, clip-major."""
 
     config: ViewConfig
 
@@ -57,5 +57,5 @@ class Views(Part):
         return spec_of(self.config.clip)
 
     def fill(self, reading: Reading, out: Rows) -> None:
-        frames = reading.pictures()
+        frames = reading.images()
         multiview.cut(self.config, given(reading.frames), frames, out["video"])

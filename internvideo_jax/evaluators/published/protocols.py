@@ -18,7 +18,7 @@ class ViewProtocol:
     """What a published accuracy was measured on."""
 
     sampling: str  # data_pipelines/clips/sampling.py, VIEWS
-    segments: int
+    clips: int
     crops: int
     source: str  # where it was read
     stride: int = 4  # stored frames between two of a clip; only `dense` and `windows` look at it
@@ -38,16 +38,16 @@ class ViewProtocol:
         return dataclasses.replace(
             views,
             clip=clip,
-            segments=self.segments,
+            clips=self.clips,
             crops=self.crops,
             crop_rule=self.crop_rule,
         )
 
 
-def _uniformerv2(segments: int, crops: int, source: str, **changes: Any) -> ViewProtocol:
+def _uniformerv2(clips: int, crops: int, source: str, **changes: Any) -> ViewProtocol:
     return ViewProtocol(
         "stepped",
-        segments,
+        clips,
         crops,
         f"UniFormerV2, {source}",
         stride=1,
@@ -58,10 +58,10 @@ def _uniformerv2(segments: int, crops: int, source: str, **changes: Any) -> View
 
 
 def _internvideo2(
-    sampling: str, segments: int, crops: int, source: str, **changes: Any
+    sampling: str, clips: int, crops: int, source: str, **changes: Any
 ) -> ViewProtocol:
     return ViewProtocol(
-        sampling, segments, crops, f"InternVideo2, {source}", **{"stride": 1, **changes}
+        sampling, clips, crops, f"InternVideo2, {source}", **{"stride": 1, **changes}
     )
 
 
@@ -147,7 +147,7 @@ def values_of(views: ViewConfig, merge: str, mean_ap: bool) -> dict[str, Any]:
     clip: ClipConfig = views.clip
     return {
         "sampling": clip.sampling,
-        "segments": views.segments,
+        "clips": views.clips,
         "crops": views.crops,
         "stride": clip.stride,
         "crop_rule": views.crop_rule,

@@ -156,7 +156,7 @@ def _internvideo2_clip(split: str, reported: str) -> ZeroShotPreset:
     """The released evaluation imports the 16 templates under the name of the 28."""
     sizes = zip(("S14", "B14", "L14", "1B", "6B"), reported.split(", "), strict=True)
     columns = "top-1 / AVG" if "/" in reported else "top-1"
-    named = {f"{size}, {columns}": value for size, value in sizes}
+    named = {f"{resolution}, {columns}": value for resolution, value in sizes}
     return ZeroShotPreset(INTERNVIDEO2_CLIP, split, named, text_length=0, templates="actionclip16")
 
 
@@ -267,15 +267,19 @@ def find(table: Mapping[str, _Any], name: str) -> _Any:
     return table[name]
 
 
-def settings(name: str, preset: Preset, *, size: int, batch: int, frames: int) -> dict[str, Any]:
+def settings(
+    name: str, preset: Preset, *, resolution: int, batch: int, frames: int
+) -> dict[str, Any]:
     """Fields of the evaluator that a preset decides.
 
     Args:
-      size: of a clip, as the model takes it.
+      resolution: of a clip, as the model takes it.
       batch: videos read at a time over all hosts.
       frames: as the model takes them; 0 takes the preset's.
     """
-    clip = ClipConfig(frames=frames or preset.frames, size=size, sampling=preset.sampling)
+    clip = ClipConfig(
+        frames=frames or preset.frames, resolution=resolution, sampling=preset.sampling
+    )
     views = ViewConfig(clip=clip, crop_rule=preset.crop_rule, batch=batch)
     own = {key: value for key, value in vars(preset).items() if key not in _NO_FIELDS}
     return {"preset": name, "views": views, **own}
@@ -314,7 +318,7 @@ def compared(
         unstated = field in ("frames", "text_length") and not wanted
         if found != wanted and not unstated:
             modified[field] = {"preset": wanted, "used": found}
-    for field, found in (("segments", views.segments), ("crops", views.crops)):
+    for field, found in (("clips", views.clips), ("crops", views.crops)):
         if found != 1:
             modified[field] = {"preset": 1, "used": found}
     return {

@@ -15,7 +15,7 @@ SHAPES: dict[str, Facts] = {  # of its image transformers
     name: {
         **tower_facts(size.encoder),
         "patch": size.patch,
-        "positions": 1 + (size.size // size.patch) ** 2,
+        "positions": 1 + (size.resolution // size.patch) ** 2,
     }
     for name, size in SIZES.items()
 }

@@ -9,11 +9,18 @@ from typing import Any, ClassVar, Self
 import jax
 from flax import nnx
 
-from internvideo_jax.families.teacher import Form, Reading, Teacher, check_stated, last, per_frame
+from internvideo_jax.families.teacher import (
+    Form,
+    Teacher,
+    TeacherOutputs,
+    check_stated,
+    last,
+    per_frame,
+)
 from internvideo_jax.families.viclip import model as viclip
 from internvideo_jax.families.viclip.model import VideoTransformer, VideoTransformerConfig
 from internvideo_jax.layers.block_stack import layer
-from internvideo_jax.layers.functional import Model
+from internvideo_jax.layers.functional import FunctionalModel
 from internvideo_jax.layers.init import Init
 from internvideo_jax.layers.tower import SMALLEST, check_layers, preset_size, tower
 from internvideo_jax.protocols import Traits
@@ -21,10 +28,10 @@ from internvideo_jax.protocols import Traits
 LAYERS = 6  # that a student is aligned with, the last ones
 
 CLIP_SIZES: dict[str, dict[str, Any]] = {
-    "tiny": {"encoder": tower(96, 4, 4), "embedding": 64, "size": 48, "patch": 8},
+    "tiny": {"encoder": tower(96, 4, 4), "embedding": 64, "resolution": 48, "patch": 8},
     "base16": {"encoder": tower(768, 12, 12), "embedding": 512, "patch": 16},
     # 14 x 14 patches, as a student with patches of 16 pixels has at 224.
-    "large14": {"encoder": tower(1024, 24, 16), "embedding": 768, "patch": 14, "size": 196},
+    "large14": {"encoder": tower(1024, 24, 16), "embedding": 768, "patch": 14, "resolution": 196},
 }
 
 
@@ -56,7 +63,7 @@ class _Config(VideoTransformerConfig):
             embedding=32,
             layers=last(SMALLEST.depth, len(self.layers)),
             frames=min(self.frames, 4),  # as the students that it teaches
-            size=2 * self.patch,
+            resolution=2 * self.patch,
             dtype="float32",
         )
 
@@ -94,8 +101,8 @@ class CLIPTeacherConfig(_Config):
         """Channels of a target token."""
         return self.embedding
 
-    def model(self) -> Model:
-        return Model(self, lambda rngs: CLIPTeacher(self, rngs=rngs))
+    def model(self) -> FunctionalModel:
+        return FunctionalModel(self, lambda rngs: CLIPTeacher(self, rngs=rngs))
 
     def forward_flops(self) -> float:
         """Of one clip."""
@@ -139,8 +146,8 @@ class ViCLIPTeacherConfig(_Config):
     def final_width(self) -> int:
         return self.embedding
 
-    def model(self) -> Model:
-        return Model(self, lambda rngs: ViCLIPTeacher(self, rngs=rngs))
+    def model(self) -> FunctionalModel:
+        return FunctionalModel(self, lambda rngs: ViCLIPTeacher(self, rngs=rngs))
 
     def forward_flops(self) -> float:
         """Of one clip."""
@@ -154,17 +161,21 @@ class _ClassTokenTeacher(Teacher):
         self.config = config
         self.encoder = VideoTransformer(config, temporal=temporal, init=Init("xavier"), rngs=rngs)
 
-    def look(self, video: jax.Array) -> tuple[jax.Array, Reading]:
+    def look(self, video: jax.Array) -> tuple[jax.Array, TeacherOutputs]:
         """Tokens after the last block (rows, 1 + L, D), and the reading without `final`."""
         layers = tuple(self.config.layers)
         before = self.config.encoder.depth - 2  # its output is what the last block takes
-        taps = layers if before in layers or before < 0 else (*layers, before)
-        x, tapped = self.encoder(video, taps=taps)
-        assert tapped is not None  # noqa: S101  (there are taps)
+        intermediate_layers = layers if before in layers or before < 0 else (*layers, before)
+        x, intermediates = self.encoder(video, intermediate_layers=intermediate_layers)
+        assert intermediates is not None  # noqa: S101  (layers are asked for)
         block = layer(self.encoder.blocks, -1)
-        taken = tapped[taps.index(before)] if before >= 0 else self.encoder.first(video)
+        taken = (
+            intermediates[intermediate_layers.index(before)]
+            if before >= 0
+            else self.encoder.first(video)
+        )
         row = block.attn.first_row(block.norm1(taken))
-        return x, Reading(tapped[: len(layers)], row[:, 1:])
+        return x, TeacherOutputs(intermediates[: len(layers)], row[:, 1:])
 
 
 class CLIPTeacher(_ClassTokenTeacher):
@@ -175,7 +186,7 @@ class CLIPTeacher(_ClassTokenTeacher):
     def __init__(self, config: CLIPTeacherConfig, *, rngs: nnx.Rngs):
         super().__init__(config, temporal=False, rngs=rngs)
 
-    def read(self, video: jax.Array) -> Reading:
+    def read(self, video: jax.Array) -> TeacherOutputs:
         return self.look(per_frame(video))[1]
 
     def finish(self, x: jax.Array) -> jax.Array:
@@ -190,6 +201,6 @@ class ViCLIPTeacher(_ClassTokenTeacher):
     def __init__(self, config: ViCLIPTeacherConfig, *, rngs: nnx.Rngs):
         super().__init__(config, temporal=True, rngs=rngs)
 
-    def read(self, video: jax.Array) -> Reading:
+    def read(self, video: jax.Array) -> TeacherOutputs:
         x, reading = self.look(video)
         return reading._replace(final=self.encoder.embed_token(x))

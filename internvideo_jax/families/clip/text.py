@@ -61,10 +61,16 @@ class TextTransformer(nnx.Module):
         return (tokens + self.pos_embed.table[...]).astype(self.dtype)
 
     def tokens(
-        self, ids: jax.Array, taps: Sequence[int] = ()
+        self, ids: jax.Array, intermediate_layers: Sequence[int] = ()
     ) -> tuple[jax.Array, jax.Array | None]:
-        """(B, S, W) after the last block, and after those in `taps`."""
-        return run_stack(self.blocks, self.embed(ids), remat=self.remat, scan=self.scan, taps=taps)
+        """(B, S, W) after the last block, and after those of `intermediate_layers`."""
+        return run_stack(
+            self.blocks,
+            self.embed(ids),
+            remat=self.remat,
+            scan=self.scan,
+            intermediate_layers=intermediate_layers,
+        )
 
     def __call__(self, ids: jax.Array) -> jax.Array:
         """(B, S) int32 ids, 0 behind the end -> (B, E) float32, not normalised.

@@ -19,7 +19,7 @@ from internvideo_jax.families.internvideo2.model import EncoderConfig, InternVid
 from internvideo_jax.layers.batch_norm import BatchNorm
 from internvideo_jax.layers.block import layer_norm
 from internvideo_jax.layers.drop_path import head_dropout
-from internvideo_jax.layers.functional import Model
+from internvideo_jax.layers.functional import FunctionalModel
 from internvideo_jax.layers.init import Init
 from internvideo_jax.layers.mlp import MLP
 from internvideo_jax.ops.activations import gelu
@@ -35,11 +35,11 @@ FLOAT32 = jnp.dtype("float32")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ClassifierConfig(EncoderConfig):
-    """Factory: `ClassifierConfig.of_size("1b", classes=400)`."""
+class InternVideo2ClassifierConfig(EncoderConfig):
+    """Factory: `InternVideo2ClassifierConfig.of_size("1b", classes=400)`."""
 
     name: str = "internvideo2_classifier"
-    classes: int = 0  # 0 = as many as the data set has
+    classes: int = 0  # 0 = as many as the dataset has
     head_dropout: float = limited(0.0, least=0, below=1)
     head_scale: float = 0.001  # factor on the initial head
     extra_mlp: bool = False  # a residual MLP on the pooled vector (attentive probing)
@@ -69,10 +69,10 @@ class ClassifierConfig(EncoderConfig):
         classifier = Classes(self.classes, self.running_statistics)
         return dataclasses.replace(super().traits, classifier=classifier)
 
-    def model(self) -> Model:
+    def model(self) -> FunctionalModel:
         if self.classes < 1:
-            raise ValueError("config.model.classes is 0 and no data set told how many there are")
-        return Model(self, lambda rngs: Classifier(self, rngs=rngs))
+            raise ValueError("config.model.classes is 0 and no dataset told how many there are")
+        return FunctionalModel(self, lambda rngs: InternVideo2Classifier(self, rngs=rngs))
 
     @property
     def running_statistics(self) -> bool:
@@ -119,7 +119,7 @@ class ExtraMLP(MLP):
         return x + super().__call__(self.norm(x), keys, rate)
 
 
-def merge_norm(config: ClassifierConfig, rngs: nnx.Rngs) -> nnx.LayerNorm | BatchNorm:
+def merge_norm(config: InternVideo2ClassifierConfig, rngs: nnx.Rngs) -> nnx.LayerNorm | BatchNorm:
     """The norm of the merged tokens, over their values (LN) or over batch and tokens."""
     width = config.merged_width
     if config.merge_norm == "LN":
@@ -129,14 +129,14 @@ def merge_norm(config: ClassifierConfig, rngs: nnx.Rngs) -> nnx.LayerNorm | Batc
     return BatchNorm(width, dtype=FLOAT32, eps=eps, affine=not plain)
 
 
-class Classifier(InternVideo2):
+class InternVideo2Classifier(InternVideo2):
     """Encoder, attention pooling, what the probes add, linear head.
 
     All after the pooling works in float32: it costs nothing and logits feed the loss. The exact
     GELU of the parts after it is the reference's, whatever the encoder has.
     """
 
-    def __init__(self, config: ClassifierConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: InternVideo2ClassifierConfig, *, rngs: nnx.Rngs):
         super().__init__(config, rngs=rngs)
         self.config = config
         init = Init("normal")
@@ -177,7 +177,7 @@ class Classifier(InternVideo2):
         self, x: jax.Array, keys: jax.Array | None = None
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Last tokens (B, 1 + N, D), class token first -> as `train`."""
-        config = cast(ClassifierConfig, self.config)
+        config = cast(InternVideo2ClassifierConfig, self.config)
         z, running = self.merged(x, keys is not None)
         if config.merge.endswith("proj"):
             pooled = self.normed_pool(x)
@@ -199,7 +199,7 @@ class Classifier(InternVideo2):
         With a LayerNorm all values of the class token come first; with a batch norm the first value
         of all tokens. The reference leaves out to transpose back, and weights are made for that.
         """
-        config = cast(ClassifierConfig, self.config)
+        config = cast(InternVideo2ClassifierConfig, self.config)
         if self.down_norm is None:
             return None, {}
         x = x.astype(jnp.float32)

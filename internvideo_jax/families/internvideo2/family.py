@@ -13,7 +13,7 @@ from internvideo_jax.families.internvideo2.weights import BACKBONE, CLASSIFIER, 
 from internvideo_jax.families.internvideo2.zoo import FINETUNE, INTERNVIDEO2
 from internvideo_jax.weights.family import NO_HEAD, Facts, Family, Kind, named, tower_facts
 
-# Sizes in the names of recipes, and data sets by number of classes.
+# Sizes in the names of recipes, and datasets by number of classes.
 LETTERS = {"small": "s", "base": "b", "large": "l", "1b": "1b", "6b": "6b"}
 BY_CLASSES = {400: "k400", 600: "k600", 700: "k700", 710: "k710", 174: "ssv2", 339: "mit"}
 PIXELS, TIME_STEPS = 224, 8  # of published position tables; stage 2 has 4 time steps

@@ -1,4 +1,4 @@
-"""Names of InternVL-C's vision tower: InternVideo2's, with a patch embedding of single pictures.
+"""Names of InternVL-C's vision tower: InternVideo2's, with a patch embedding of single images.
 
 The published file `internvl_c_13b_224px.pth` has the language half beside it, under `module`.
 """
@@ -13,7 +13,7 @@ RULES = {KIND: (*encoder_rules(patch=IMAGE), *pool_rules())}
 IGNORED = {
     KIND: {
         r"transformer\..*|text_projection": "language half",
-        r"logit_scale": "temperature of pictures and captions",
+        r"logit_scale": "temperature of images and captions",
     }
 }
 # The pool belongs to the tower: a teacher without it would have neither attention nor embedding.

@@ -21,7 +21,7 @@ from internvideo_jax.layers.attention_pool import POOL_SHARDING, AttentionPool, 
 from internvideo_jax.layers.block import BlockConfig, block_sharding
 from internvideo_jax.layers.block_stack import run_stack, stacked_blocks
 from internvideo_jax.layers.clip import inflate
-from internvideo_jax.layers.functional import Model
+from internvideo_jax.layers.functional import FunctionalModel
 from internvideo_jax.layers.init import Init, torch_layer
 from internvideo_jax.layers.pos_embed import Grid, start_table
 from internvideo_jax.layers.tower import SMALLEST, VideoTowerConfig, preset_size, tower
@@ -94,12 +94,12 @@ class EncoderConfig(VideoTowerConfig):
             embedding=SMALLEST.width,
             pool_heads=SMALLEST.heads,
             frames=min(self.frames, 4 * self.tubelet),
-            size=2 * self.patch,
+            resolution=2 * self.patch,
             dtype="float32",
         )
 
-    def model(self) -> Model:
-        return Model(self, lambda rngs: InternVideo2(self, rngs=rngs))
+    def model(self) -> FunctionalModel:
+        return FunctionalModel(self, lambda rngs: InternVideo2(self, rngs=rngs))
 
     @property
     def traits(self) -> Traits:
@@ -143,7 +143,7 @@ class EncoderConfig(VideoTowerConfig):
     def adapt_weights(
         self, source: Mapping[str, np.ndarray], frames: int = 0
     ) -> dict[str, np.ndarray]:
-        """Weights of another clip length, picture size or tubelet as those of this model.
+        """Weights of another clip length, image size or tubelet as those of this model.
 
         Position tables are resized, linearly in time and bicubically in space (those in front of
         a student's decoders too, which the reference does not need). A patch embedding of single
@@ -221,7 +221,7 @@ class Positions(nnx.Module):
         return jnp.take(table, rows, axis=0, mode="fill")
 
 
-class Encoder(nnx.Module):
+class InternVideo2Encoder(nnx.Module):
     """Patch embedding, class token, positions and blocks; the output is not normalised."""
 
     def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):
@@ -248,19 +248,20 @@ class Encoder(nnx.Module):
         visible: jax.Array | None = None,
         *,
         keys: jax.Array | None = None,
-        taps: Sequence[int] = (),
+        intermediate_layers: Sequence[int] = (),
     ) -> tuple[jax.Array, jax.Array | None]:
-        """Tokens after the last block, and after those in `taps`.
+        """Tokens after the last block, and after those in `intermediate_layers`.
 
         Args:
           video: (B, T, H, W, 3) uint8, or float in 0..1.
           visible: (B, V) int32 increasing numbers of the patches that are kept, time-major, then
             row, then column; None keeps all.
           keys: (B,) keys for drop path in training; None in evaluation.
-          taps: numbers of blocks.
+          intermediate_layers: numbers of blocks.
 
         Returns:
-          (B, 1 + V, D), class token first, and (len(taps), B, 1 + V, D) or None without taps.
+          (B, 1 + V, D), class token first, and (number of `intermediate_layers`, B, 1 + V, D) or
+          None without any.
 
         Raises:
           ValueError: a clip of other frames or pixels.
@@ -271,7 +272,7 @@ class Encoder(nnx.Module):
             self.embed(video, visible),
             keys=keys,
             drop_path=config.drop_path,
-            taps=taps,
+            intermediate_layers=intermediate_layers,
             **config.stack_options(),
         )
 
@@ -293,7 +294,7 @@ class InternVideo2(nnx.Module):
 
     def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):
         self.config = config
-        self.encoder = Encoder(config, rngs=rngs)
+        self.encoder = InternVideo2Encoder(config, rngs=rngs)
         self.pool = attention_pool(config, rngs=rngs)
 
     def __call__(self, video: jax.Array) -> jax.Array:

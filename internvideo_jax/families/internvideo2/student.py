@@ -17,8 +17,8 @@ from flax import nnx
 
 from data_pipelines.limits import limited
 from internvideo_jax.families.internvideo2.model import (
-    Encoder,
     EncoderConfig,
+    InternVideo2Encoder,
     Positions,
     attention_pool,
 )
@@ -30,7 +30,7 @@ from internvideo_jax.layers.decoders import (
     decoder_flops,
     stacked_decoders,
 )
-from internvideo_jax.layers.functional import Model
+from internvideo_jax.layers.functional import FunctionalModel
 from internvideo_jax.layers.init import Init
 from internvideo_jax.layers.pos_embed import check_sincos_width
 from internvideo_jax.layers.tower import SMALLEST, check_layers, last_layers
@@ -97,7 +97,7 @@ class StudentConfig(EncoderConfig):
         return self.stride * self.frames
 
     @property
-    def taps(self) -> tuple[int, ...]:
+    def intermediate_layers(self) -> tuple[int, ...]:
         """Blocks whose outputs are kept, ascending."""
         return tuple(sorted({*self.clip_layers, *self.mae_layers}))
 
@@ -110,8 +110,8 @@ class StudentConfig(EncoderConfig):
         }
         return super(StudentConfig, dataclasses.replace(self, **layers)).smallest()
 
-    def model(self) -> Model:
-        return Model(self, lambda rngs: Student(self, rngs=rngs))
+    def model(self) -> FunctionalModel:
+        return FunctionalModel(self, lambda rngs: InternVideo2Student(self, rngs=rngs))
 
     @property
     def sharding_rules(self) -> ShardingRules:
@@ -133,7 +133,7 @@ class StudentConfig(EncoderConfig):
         return total
 
 
-class Student(nnx.Module):
+class InternVideo2Student(nnx.Module):
     """Encoder and pool on visible tokens, and the decoders of what is aligned."""
 
     def __init__(self, config: StudentConfig, *, rngs: nnx.Rngs):
@@ -151,7 +151,7 @@ class Student(nnx.Module):
             return stacked_decoders(len(layers), width, out, kind=kind, **options)
 
         kind = config.clip_decoder
-        self.encoder = Encoder(config, rngs=rngs)
+        self.encoder = InternVideo2Encoder(config, rngs=rngs)
         self.pool = attention_pool(config, rngs=rngs)
         self.clip_pos_embed = Positions(table, grid, width) if clip else None
         self.clip_decoder = decoders(config.clip_layers, config.clip_width, kind) if clip else None
@@ -177,17 +177,22 @@ class Student(nnx.Module):
           `clip_middle` (K, B, 1 + V, C), class token first, `clip_final` (B, E) and `mae`
           (K, B, V, C), aligned blocks in ascending order; without those that are not aligned.
         """
-        x, tapped = self.encoder(self.frames(video), visible, keys=keys, taps=self.config.taps)
+        x, intermediates = self.encoder(
+            self.frames(video),
+            visible,
+            keys=keys,
+            intermediate_layers=self.config.intermediate_layers,
+        )
         found = {}
         if self.clip_decoder is not None and self.clip_pos_embed is not None:
-            kept = self.tapped(tapped, self.config.clip_layers)
+            kept = self.intermediates_of(intermediates, self.config.clip_layers)
             found["clip_middle"] = self.decoded(
                 self.clip_decoder, kept, self.clip_pos_embed(visible)
             )
         if self.final_decoder is not None:
             found["clip_final"] = self.final_decoder(self.pool(x))
         if self.mae_decoder is not None and self.mae_pos_embed is not None:
-            kept = self.tapped(tapped, self.config.mae_layers)[:, :, 1:]
+            kept = self.intermediates_of(intermediates, self.config.mae_layers)[:, :, 1:]
             found["mae"] = self.decoded(self.mae_decoder, kept, self.mae_pos_embed(visible))
         return found
 
@@ -203,13 +208,13 @@ class Student(nnx.Module):
             run = jax.checkpoint(run)
         return run(params, kept, positions)
 
-    def tapped(self, tapped: jax.Array | None, layers: Sequence[int]) -> jax.Array:
+    def intermediates_of(self, intermediates: jax.Array | None, layers: Sequence[int]) -> jax.Array:
         """Those of the kept outputs that are of `layers`, (K, B, 1 + V, D)."""
-        assert tapped is not None  # noqa: S101  (a branch has layers)
-        rows = [self.config.taps.index(layer) for layer in layers]
+        assert intermediates is not None  # noqa: S101  (a branch has layers)
+        rows = [self.config.intermediate_layers.index(layer) for layer in layers]
         if rows == list(range(rows[0], rows[-1] + 1)):  # as published: no copy
-            return tapped[rows[0] : rows[-1] + 1]
-        return jnp.stack([tapped[row] for row in rows])
+            return intermediates[rows[0] : rows[-1] + 1]
+        return jnp.stack([intermediates[row] for row in rows])
 
     def frames(self, video: jax.Array) -> jax.Array:
         """The student's frames of a clip of the batch; a clip of as many is taken as it is."""

@@ -15,12 +15,19 @@ from flax import nnx
 
 from internvideo_jax.families.internvideo2.model import (
     SIZES,
-    Encoder,
     EncoderConfig,
+    InternVideo2Encoder,
     attention_pool,
 )
-from internvideo_jax.families.teacher import Form, Reading, Teacher, check_stated, last, per_frame
-from internvideo_jax.layers.functional import Model
+from internvideo_jax.families.teacher import (
+    Form,
+    Teacher,
+    TeacherOutputs,
+    check_stated,
+    last,
+    per_frame,
+)
+from internvideo_jax.layers.functional import FunctionalModel
 from internvideo_jax.layers.tower import SMALLEST, check_layers, preset_size
 from internvideo_jax.protocols import Traits
 
@@ -97,8 +104,8 @@ class InternVLConfig(_Config):
         """The config of its network, which sees one frame."""
         return dataclasses.replace(self, frames=1)
 
-    def model(self) -> Model:
-        return Model(self, lambda rngs: InternVLTeacher(self, rngs=rngs))
+    def model(self) -> FunctionalModel:
+        return FunctionalModel(self, lambda rngs: InternVLTeacher(self, rngs=rngs))
 
     def forward_flops(self, visible: int | None = None) -> float:
         """Of one clip; `visible` patch tokens of a frame (default: all)."""
@@ -107,7 +114,7 @@ class InternVLConfig(_Config):
     def adapt_weights(
         self, source: Mapping[str, np.ndarray], frames: int = 0
     ) -> dict[str, np.ndarray]:
-        """Weights of a tower of another picture size: the table is resized bicubically."""
+        """Weights of a tower of another image size: the table is resized bicubically."""
         return EncoderConfig.adapt_weights(self.frame, source, 1)
 
 
@@ -125,8 +132,8 @@ class InternVideo2TeacherConfig(_Config):
 
     per_frame: ClassVar[bool] = False
 
-    def model(self) -> Model:
-        return Model(self, lambda rngs: InternVideo2Teacher(self, rngs=rngs))
+    def model(self) -> FunctionalModel:
+        return FunctionalModel(self, lambda rngs: InternVideo2Teacher(self, rngs=rngs))
 
 
 class _PooledTeacher(Teacher):
@@ -136,14 +143,14 @@ class _PooledTeacher(Teacher):
 
     def __init__(self, config: _Config, network: EncoderConfig, *, rngs: nnx.Rngs):
         self.config = config
-        self.encoder = Encoder(network, rngs=rngs)
+        self.encoder = InternVideo2Encoder(network, rngs=rngs)
         self.pool = attention_pool(network, rngs=rngs)
 
-    def read(self, video: jax.Array) -> Reading:
-        x, tapped = self.encoder(video, taps=self.config.layers)
-        assert tapped is not None  # noqa: S101  (there are taps)
+    def read(self, video: jax.Array) -> TeacherOutputs:
+        x, intermediates = self.encoder(video, intermediate_layers=self.config.layers)
+        assert intermediates is not None  # noqa: S101  (layers are asked for)
         final, weights = self.pool.with_attention(x)
-        return Reading(tapped, weights[:, 1:], final)
+        return TeacherOutputs(intermediates, weights[:, 1:], final)
 
 
 class InternVLTeacher(_PooledTeacher):
@@ -152,7 +159,7 @@ class InternVLTeacher(_PooledTeacher):
     def __init__(self, config: InternVLConfig, *, rngs: nnx.Rngs):
         super().__init__(config, config.frame, rngs=rngs)
 
-    def read(self, video: jax.Array) -> Reading:
+    def read(self, video: jax.Array) -> TeacherOutputs:
         return super().read(per_frame(video))
 
 

@@ -1,7 +1,7 @@
 """Names of InternVideo2's video encoder, its attention pool, students and classifiers.
 
 Files of stage 2 have the encoder below `vision_encoder.`, beside the other encoders, tables for
-pictures, and decoders that nothing after stage 1 reads.
+images, and decoders that nothing after stage 1 reads.
 """
 
 from __future__ import annotations
@@ -116,17 +116,17 @@ RULES = {
     CLASSIFIER: (*encoder_rules(), *pool_rules(), *internvideo2_classifier.HEAD),
 }
 
-PICTURES = {r"(vision_encoder\.)?(clip_)?img_pos_embed": "positions of single pictures (stage 2)"}
+IMAGES = {r"(vision_encoder\.)?(clip_)?img_pos_embed": "positions of single images (stage 2)"}
 IGNORED = {
     BACKBONE: {
-        **PICTURES,
+        **IMAGES,
         r"vision_encoder\.((final_)?clip_decoder|mae_decoder)\..*": "decoders of pre-training",
         r"vision_encoder\.(clip|mae)_pos_embed.*": "positions of the decoders of pre-training",
         r"(text|audio)_encoder\..*": "text and audio encoder of stage 2",
         r"((text|vision|audio|av_concat_(vision|audio))_proj|av_fusion|(itm|atm|avtm)_head)\..*"
         "|temp": "heads of stage 2",
     },
-    STUDENT: PICTURES,
+    STUDENT: IMAGES,
     CLASSIFIER: {},
 }
 # Leaves that files have and models have not: torch counts batches, nothing reads the number.
@@ -167,7 +167,7 @@ def short_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def geometry(tensors: Mapping[str, np.ndarray]) -> dict[str, int]:
-    """Patch size of a torch file, and tubelet where it is no model of pictures."""
+    """Patch size of a torch file, and tubelet where it is no model of images."""
     for prefix in ("", STAGE_2):
         if (kernel := tensors.get(prefix + "patch_embed.proj.weight")) is not None:
             tubelet = {"tubelet": kernel.shape[2]} if kernel.ndim == 5 else {}

@@ -51,7 +51,7 @@ class ProbeConfig:
 
     name: str = "probe"
     backbone: ModelConfig = component("model")
-    classes: int = 0  # 0 = as many as the data set has
+    classes: int = 0  # 0 = as many as the dataset has
     head: str = "attentive"  # linear | attentive | concat; see ops/probe_heads.py
     # Every pair is one head.
     learning_rates: Sequence[float] = limited((5e-3, 3e-3, 1e-3, 3e-4, 1e-4), least=0)
@@ -124,8 +124,8 @@ class ProbeConfig:
         return self._clip.frames
 
     @property
-    def size(self) -> int:
-        return self._clip.size
+    def resolution(self) -> int:
+        return self._clip.resolution
 
     @property
     def patch(self) -> int:
@@ -173,7 +173,7 @@ class ProbeConfig:
 
     def model(self) -> ProbeModel:
         if self.classes < 1:
-            raise ValueError("config.model.classes is 0 and no data set told how many there are")
+            raise ValueError("config.model.classes is 0 and no dataset told how many there are")
         return ProbeModel(self)
 
     def backbone_flops(self) -> float:
@@ -238,7 +238,9 @@ class ProbeModel:
         self._pools = config.spec.wants_pooled and self.backbone.has("pool")
         everything = flatten_paths(self.backbone.shapes())
         self._unused: dict[str, Any] = {}
-        clip = jax.ShapeDtypeStruct((1, config.frames, config.size, config.size, 3), jnp.uint8)
+        clip = jax.ShapeDtypeStruct(
+            (1, config.frames, config.resolution, config.resolution, 3), jnp.uint8
+        )
         used = _touched(self._read, everything, clip)
         self._used = {path: everything[path] for path in used}
         self._unused = {path: leaf for path, leaf in everything.items() if path not in used}

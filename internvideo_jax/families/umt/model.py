@@ -16,14 +16,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from data_pipelines.limits import limited
-from internvideo_jax.families.videomae.model import SIZES, Encoder, VideoConfig
+from internvideo_jax.families.videomae.model import SIZES, VideoConfig, VideoMAEEncoder
 from internvideo_jax.layers.decoders import (
     DECODER_SHARDING,
     decode,
     decoder_flops,
     stacked_decoders,
 )
-from internvideo_jax.layers.functional import Model
+from internvideo_jax.layers.functional import FunctionalModel
 from internvideo_jax.layers.init import Init
 from internvideo_jax.layers.pos_embed import fixed_table
 from internvideo_jax.layers.tower import SMALLEST, check_layers, last_layers, preset_size
@@ -96,8 +96,8 @@ class UMTStudentConfig(VideoConfig):
         fewer = dataclasses.replace(self, clip_layers=last_layers(depth, kept))
         return super(UMTStudentConfig, fewer).smallest()
 
-    def model(self) -> Model:
-        return Model(self, lambda rngs: UMTStudent(self, rngs=rngs))
+    def model(self) -> FunctionalModel:
+        return FunctionalModel(self, lambda rngs: UMTStudent(self, rngs=rngs))
 
     def forward_flops(self, visible: int | None = None) -> float:
         """Of one example of which the student sees `visible` tokens; None = all."""
@@ -113,7 +113,7 @@ class UMTStudent(nnx.Module):
     def __init__(self, config: UMTStudentConfig, *, rngs: nnx.Rngs):
         self.config = config
         init = Init("xavier")
-        self.encoder = Encoder(config, norm=True, init=init, rngs=rngs)
+        self.encoder = VideoMAEEncoder(config, norm=True, init=init, rngs=rngs)
         self.clip_decoder = stacked_decoders(
             len(config.clip_layers),
             config.encoder.width,
@@ -156,10 +156,14 @@ class UMTStudent(nnx.Module):
     ) -> jax.Array:
         """Outputs of the aligned blocks through the shared norm, (K, B, V, D)."""
         config = self.config
-        _, tapped = self.encoder(
-            video, visible, keys=keys, drop_path=config.drop_path, taps=config.clip_layers
+        _, intermediates = self.encoder(
+            video,
+            visible,
+            keys=keys,
+            drop_path=config.drop_path,
+            intermediate_layers=config.clip_layers,
         )
-        return cast(nnx.LayerNorm, self.encoder.norm)(cast(jax.Array, tapped))
+        return cast(nnx.LayerNorm, self.encoder.norm)(cast(jax.Array, intermediates))
 
     def features(self, video: jax.Array) -> jax.Array:
         """Encoder output of all tokens, (B, N, D), for probes and nearest neighbours."""

@@ -15,13 +15,13 @@ SETS |= {"SSv1": "ssv1", "SSv2": "ssv2"}
 FINETUNE = "configs/umt/finetune.py:recipe="
 
 
-def test_of(data: str, segments: int) -> Mapping[str, Any]:
+def test_of(data: str, clips: int) -> Mapping[str, Any]:
     """The zoo's test of a row, and what makes the recipe's of it."""
     protocol = SOMETHING if data.startswith("SSv") else KINETICS
-    change = f"--config.evals.test.views.segments={protocol.segments}"
+    change = f"--config.evals.test.views.clips={protocol.clips}"
     return {
         "protocol": protocol,
-        "settings": (change,) if segments != protocol.segments else (),
+        "settings": (change,) if clips != protocol.clips else (),
     }
 
 

@@ -23,7 +23,7 @@ from internvideo_jax.layers.block import BLOCK_SHARDING, BlockConfig, layer_norm
 from internvideo_jax.layers.block_stack import run_layers, stacked
 from internvideo_jax.layers.clip import IMAGE_FORMS, NORM_EPS, ImageTokens, clip_block, inflate
 from internvideo_jax.layers.drop_path import head_dropout
-from internvideo_jax.layers.functional import Model
+from internvideo_jax.layers.functional import FunctionalModel
 from internvideo_jax.layers.init import Init, torch_uniform
 from internvideo_jax.layers.tower import (
     SMALLEST,
@@ -43,17 +43,17 @@ GLOBAL_KEY, HEAD_KEY = 0x47, 0x48  # folded into the keys, apart from the layers
 
 
 @dataclasses.dataclass(frozen=True)
-class Size:
+class UniFormerV2Size:
     encoder: TowerConfig
-    size: int
+    resolution: int
     patch: int
 
 
 SIZES = {
-    "tiny": Size(tower(96, 4, 4), 48, 8),
-    "base": Size(tower(768, 12, 12), 224, 16),
-    "large": Size(tower(1024, 24, 16), 224, 14),
-    "large336": Size(tower(1024, 24, 16), 336, 14),
+    "tiny": UniFormerV2Size(tower(96, 4, 4), 48, 8),
+    "base": UniFormerV2Size(tower(768, 12, 12), 224, 16),
+    "large": UniFormerV2Size(tower(1024, 24, 16), 224, 14),
+    "large336": UniFormerV2Size(tower(1024, 24, 16), 336, 14),
 }
 STYLES = ("kinetics", "something")
 
@@ -63,7 +63,7 @@ class UniFormerV2Config(VideoTowerConfig):
     """Factory: `UniFormerV2Config.of_size("base", style="kinetics", classes=400)`."""
 
     name: str = "uniformerv2"
-    classes: int = 0  # 0 = as many as the data set has
+    classes: int = 0  # 0 = as many as the dataset has
     # Frames are embedded in overlapping threes, two frames apart: half as many tokens in time.
     temporal_downsample: bool = False
     local_blocks: int = 0  # local MHRA per layer: 0, 1 (before attention), 2 (before the MLP too)
@@ -111,7 +111,7 @@ class UniFormerV2Config(VideoTowerConfig):
         if style not in STYLES:
             raise ValueError(f"unknown style {style!r}: {suggest(style, STYLES)}")
         depth = preset.encoder.depth
-        settings: dict[str, Any] = {"size": preset.size, "patch": preset.patch}
+        settings: dict[str, Any] = {"resolution": preset.resolution, "patch": preset.patch}
         if style == "kinetics":
             settings["global_layers"] = tuple(range(max(depth - 4, 0), depth))
         else:
@@ -131,15 +131,15 @@ class UniFormerV2Config(VideoTowerConfig):
             self,
             encoder=SMALLEST,
             frames=min(self.frames, 8),
-            size=2 * self.patch,
+            resolution=2 * self.patch,
             global_layers=(0, 1),
             dtype="float32",
         )
 
-    def model(self) -> Model:
+    def model(self) -> FunctionalModel:
         if self.classes < 1:
-            raise ValueError("config.model.classes is 0 and no data set told how many there are")
-        return Model(self, lambda rngs: UniFormerV2(self, rngs=rngs))
+            raise ValueError("config.model.classes is 0 and no dataset told how many there are")
+        return FunctionalModel(self, lambda rngs: UniFormerV2(self, rngs=rngs))
 
     @property
     def tubelet(self) -> int:
@@ -229,7 +229,7 @@ class UniFormerV2Config(VideoTowerConfig):
         return adapted
 
 
-class Encoder(ImageTokens):
+class UniFormerV2Encoder(ImageTokens):
     """The image transformer: patch embedding, class token, positions, norm, blocks.
 
     Positions are never resized: the reference leaves a table of another size fresh and has CLIP
@@ -250,7 +250,7 @@ class Encoder(ImageTokens):
     def patches(self, video: jax.Array) -> jax.Array:
         """Embedded patches without positions: (B, T, H, W, 3) -> (B, T', N, D)."""
         config = self.config
-        expected = (config.frames, config.size, config.size, 3)
+        expected = (config.frames, config.resolution, config.resolution, 3)
         if video.shape[1:] != expected:
             raise ValueError(f"video is {video.shape[1:]} (T, H, W, 3), model expects {expected}")
         x = normalize(patchify(video, 1, config.patch), config.pixel_mean, config.pixel_std)
@@ -269,16 +269,19 @@ class Encoder(ImageTokens):
         return constrain(self.normalised(x), "batch")
 
     def __call__(
-        self, video: jax.Array, keys: jax.Array | None = None, taps: Sequence[int] = ()
+        self,
+        video: jax.Array,
+        keys: jax.Array | None = None,
+        intermediate_layers: Sequence[int] = (),
     ) -> tuple[jax.Array, jax.Array | None, dict[str, Any]]:
-        """Tokens (B, T', 1 + N, D), those of tapped layers, running statistics in training."""
+        """Tokens (B, T', 1 + N, D), intermediates, running statistics in training."""
         config = self.config
         return run_layers(
             self.blocks,
             self.embed(video),
             keys=keys,
             drop_path=config.drop_path,
-            taps=taps,
+            intermediate_layers=intermediate_layers,
             **config.stack_options(),
         )
 
@@ -293,7 +296,7 @@ class UniFormerV2(nnx.Module):
     def __init__(self, config: UniFormerV2Config, *, rngs: nnx.Rngs):
         self.config = config
         dtype, init, width = jnp.dtype(config.dtype), Init("xavier"), config.encoder.width
-        self.encoder = Encoder(config, init=init, rngs=rngs)
+        self.encoder = UniFormerV2Encoder(config, init=init, rngs=rngs)
         self.temporal_cls_token = nnx.Param(jnp.zeros(width))
         self.global_blocks = stacked(
             lambda rngs: GlobalUniBlock(config, init=init, dtype=dtype, rngs=rngs),
@@ -324,30 +327,33 @@ class UniFormerV2(nnx.Module):
         self, video: jax.Array, keys: jax.Array | None
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Logits, and new values of the running statistics by parameter path."""
-        x, tapped, running = self.encoder(video, keys, self.config.global_layers)
-        logits = self.classify(self.query(tapped, keys)[0], x, keys)
+        x, intermediates, running = self.encoder(video, keys, self.config.global_layers)
+        logits = self.classify(self.query(intermediates, keys)[0], x, keys)
         return logits, {f"encoder/blocks/{k}": v for k, v in flatten_paths(running).items()}
 
     def query(
-        self, tapped: jax.Array | None, keys: jax.Array | None = None, taps: Sequence[int] = ()
+        self,
+        intermediates: jax.Array | None,
+        keys: jax.Array | None = None,
+        intermediate_layers: Sequence[int] = (),
     ) -> tuple[jax.Array, jax.Array | None]:
-        """The query token after the global blocks (B, 1, D), and after those in `taps`.
+        """The query token after the global blocks (B, 1, D), and after `intermediate_layers`.
 
         Args:
-          tapped: (number of global blocks, B, T', 1 + N, D), what each of them reads.
+          intermediates: (number of global blocks, B, T', 1 + N, D), what each of them reads.
         """
-        assert tapped is not None  # noqa: S101  (global_layers is not empty)
+        assert intermediates is not None  # noqa: S101  (global_layers is not empty)
         config = self.config
-        token = self.temporal_cls_token[...].astype(tapped.dtype)
+        token = self.temporal_cls_token[...].astype(intermediates.dtype)
         if keys is not None:
             keys = jax.vmap(lambda key: jax.random.fold_in(key, GLOBAL_KEY))(keys)
         q, outputs, _ = run_layers(
             self.global_blocks,
-            jnp.broadcast_to(token, (tapped.shape[1], 1, token.shape[-1])),
-            inputs=(tapped,),
+            jnp.broadcast_to(token, (intermediates.shape[1], 1, token.shape[-1])),
+            inputs=(intermediates,),
             keys=keys,
             drop_path=config.global_drop_path,
-            taps=taps,
+            intermediate_layers=intermediate_layers,
             remat=config.remat,
             scan=config.scan,
         )

@@ -14,7 +14,7 @@ FROZEN_VIEWS = (3, 1)
 
 
 def _entry(
-    file: str, data: str, start: str, top1: str, segments: int, crops: int, note: str = ""
+    file: str, data: str, start: str, top1: str, clips: int, crops: int, note: str = ""
 ) -> Entry:
     """`file` ends in SIZE_FRAMESxPIXELS, which are read from it."""
     family = {"MiT": "moments", "SSv1": "something", "SSv2": "something"}.get(data, "kinetics")
@@ -31,7 +31,7 @@ def _entry(
     usual = FROZEN_VIEWS if frozen else RECIPE_VIEWS[family]
     settings = [
         f"--config.evals.test.views.{name}={value}"
-        for name, value, recipe in zip(("segments", "crops"), (segments, crops), usual, strict=True)
+        for name, value, recipe in zip(("clips", "crops"), (clips, crops), usual, strict=True)
         if value != recipe
     ]
     changes: dict[str, Any] = {"style": "something" if family == "something" else "kinetics"}
@@ -49,13 +49,13 @@ def _entry(
         changes=changes,
         config=CONFIG + options,
         settings=tuple(settings),
-        protocol=Protocol(segments, crops, "stepped", "probability_sum"),
+        protocol=Protocol(clips, crops, "stepped", "probability_sum"),
         reported=top1,
         note=note,
     )
 
 
-# Rows: file name without `.pyth`, data, what it starts from, top-1, segments, crops.
+# Rows: file name without `.pyth`, data, what it starts from, top-1, clips, crops.
 _NO_K710 = "accuracy not stated"
 _FROM_K400 = "starts from the Kinetics-400 model"
 UNIFORMERV2 = (

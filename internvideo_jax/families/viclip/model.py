@@ -2,7 +2,7 @@
 
 Wang et al. 2023 (InternVid). CLIP's image transformer with one attention over all tokens of a clip,
 a table for the frames, and nine tenths of the patches left out in training; CLIP's text transformer
-as it is. A clip of one frame is a picture.
+as it is. A clip of one frame is an image.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from internvideo_jax.families.clip.text import TextTransformer
 from internvideo_jax.layers.block import BLOCK_SHARDING, BlockConfig, layer_norm
 from internvideo_jax.layers.block_stack import run_stack, stacked_blocks
 from internvideo_jax.layers.clip import NORM_EPS, ImageTokens, clip_block, projection
-from internvideo_jax.layers.functional import Model
+from internvideo_jax.layers.functional import FunctionalModel
 from internvideo_jax.layers.init import Init
 from internvideo_jax.layers.tower import SMALLEST, TowerConfig, VideoTowerConfig, preset_size, tower
-from internvideo_jax.ops.position_tables import resize_length, resize_picture
+from internvideo_jax.ops.position_tables import resize_image, resize_length
 from internvideo_jax.parallel.mesh import constrain
 from internvideo_jax.protocols import (
     Adaptation,
@@ -36,27 +36,27 @@ from internvideo_jax.protocols import (
 )
 
 VOCABULARY = 49408  # of CLIP's tokenizer
-PICTURE = "encoder/pos_embed/table"
+IMAGE = "encoder/pos_embed/table"
 FRAMES = "encoder/pos_embed/temporal"
 TEXT = "text/pos_embed/table"
 
 
 @dataclasses.dataclass(frozen=True)
-class Size:
+class ViCLIPSize:
     encoder: TowerConfig
     text: TowerConfig
     embedding: int
-    size: int = 224
+    resolution: int = 224
     patch: int = 16
 
 
 _BASE, _LARGE = tower(768, 12, 12), tower(1024, 24, 16)
 SIZES = {
-    "tiny": Size(tower(96, 4, 4), tower(96, 3, 4), 64, 48, 8),
-    "base": Size(_BASE, tower(512, 12, 8), 512),
-    "base32": Size(_BASE, tower(512, 12, 8), 512, patch=32),
-    "large": Size(_LARGE, tower(768, 12, 12), 768, patch=14),
-    "large336": Size(_LARGE, tower(768, 12, 12), 768, size=336, patch=14),
+    "tiny": ViCLIPSize(tower(96, 4, 4), tower(96, 3, 4), 64, 48, 8),
+    "base": ViCLIPSize(_BASE, tower(512, 12, 8), 512),
+    "base32": ViCLIPSize(_BASE, tower(512, 12, 8), 512, patch=32),
+    "large": ViCLIPSize(_LARGE, tower(768, 12, 12), 768, patch=14),
+    "large336": ViCLIPSize(_LARGE, tower(768, 12, 12), 768, resolution=336, patch=14),
 }
 
 SIGLIP_BIAS = -10.0
@@ -109,8 +109,8 @@ class VideoTransformerConfig(VideoTowerConfig):
         frames, and its first rows are taken for fewer.
         """
         adapted = dict(source)
-        if PICTURE in source:
-            adapted[PICTURE] = resize_picture(source[PICTURE], self.grid[1])
+        if IMAGE in source:
+            adapted[IMAGE] = resize_image(source[IMAGE], self.grid[1])
         if FRAMES in source:
             adapted[FRAMES] = resize_length(source[FRAMES], self.frames, longer="linear")
         return adapted
@@ -155,12 +155,12 @@ class ViCLIPConfig(VideoTransformerConfig):
             text=SMALLEST,
             embedding=32,
             frames=min(self.frames, 8),
-            size=2 * self.patch,
+            resolution=2 * self.patch,
             dtype="float32",
         )
 
-    def model(self) -> Model:
-        return Model(self, lambda rngs: ViCLIP(self, rngs=rngs))
+    def model(self) -> FunctionalModel:
+        return FunctionalModel(self, lambda rngs: ViCLIP(self, rngs=rngs))
 
     @property
     def inputs(self) -> Inputs:
@@ -246,7 +246,7 @@ class VideoTransformer(ImageTokens):
 
     def tokens(self, video: jax.Array, visible: jax.Array | None = None) -> jax.Array:
         """Class token, then patches, with positions: (B, T, H, W, 3) -> (B, 1 + N or V, D)."""
-        x = self.patch_embed(self.config.pixels(video, visible, picture=True))
+        x = self.patch_embed(self.config.pixels(video, visible, image=True))
         positions = self.positions(video.shape[1])[None]
         if visible is not None:
             # NaN for a patch that the clip does not have
@@ -266,16 +266,16 @@ class VideoTransformer(ImageTokens):
         visible: jax.Array | None = None,
         *,
         keys: jax.Array | None = None,
-        taps: Sequence[int] = (),
+        intermediate_layers: Sequence[int] = (),
     ) -> tuple[jax.Array, jax.Array | None]:
-        """Tokens after the last block (B, 1 + N or V, D), and after those in `taps`."""
+        """Tokens after the last block (B, 1 + N or V, D), and after `intermediate_layers`."""
         config = self.config
         return run_stack(
             self.blocks,
             self.first(video, visible),
             keys=keys,
             drop_path=config.drop_path,
-            taps=taps,
+            intermediate_layers=intermediate_layers,
             **config.stack_options(),
         )
 
@@ -333,7 +333,7 @@ class ViCLIP(nnx.Module):
         """(B, E) float32, not normalised.
 
         Args:
-          video: (B, T, H, W, 3) uint8, or float in 0..1; T = 1 for pictures.
+          video: (B, T, H, W, 3) uint8, or float in 0..1; T = 1 for images.
           keys: (B,) keys for drop path in training; None in evaluation.
           visible: (B, V) int32 increasing numbers of the patch tokens that are kept, time-major,
             then row, then column (the reference counts time fastest); None keeps all.

@@ -122,7 +122,7 @@ class VideoMAEOfTransformers:
         encoder = config.encoder
         content: dict[str, Any] = {
             "model_type": "videomae",
-            "image_size": config.size,
+            "image_size": config.resolution,
             "patch_size": config.patch,
             "num_channels": 3,
             "num_frames": config.frames,
@@ -173,7 +173,7 @@ class VideoMAEOfTransformers:
         of the same shapes, the rest is 16 frames of 224 pixels, with the flat sine table.
 
         Args:
-          given: `frames`, `size`, `heads`, `decoder_heads` where they are known.
+          given: `frames`, `resolution`, `heads`, `decoder_heads` where they are known.
 
         Raises:
           ValueError: no published model has these shapes and no heads are given.
@@ -200,7 +200,7 @@ class VideoMAEOfTransformers:
                 facts["hidden"],
             ),
             "frames": given.get("frames", 16),
-            "size": given.get("size", 224),
+            "resolution": given.get("resolution", 224),
             "qkv_bias": "encoder/blocks/attn/qkv/q_bias" in params,
             "cosine": "encoder/blocks/attn/scale" in params,
             "layer_scale": 1.0 if "encoder/blocks/gamma1" in params else 0.0,
@@ -225,7 +225,7 @@ class VideoMAEOfTransformers:
 
 def refuse_unsayable(config: Any) -> None:
     """Raises ValueError when transformers would compute something else with these weights."""
-    base = (config.pos_frames, config.pos_size) == (config.frames, config.size)
+    base = (config.pos_frames, config.pos_size) == (config.frames, config.resolution)
     reasons = {
         f"{config.pos_table} position table (it builds the flat sine table itself)": (
             config.pos_table != "sincos" and not (config.pos_table == "resized" and base)

@@ -20,7 +20,7 @@ from data_pipelines.limits import limited
 from internvideo_jax.layers.block import BLOCK_SHARDING, BlockConfig, layer_norm
 from internvideo_jax.layers.block_stack import run_stack, stacked_blocks
 from internvideo_jax.layers.drop_path import head_dropout
-from internvideo_jax.layers.functional import Model
+from internvideo_jax.layers.functional import FunctionalModel
 from internvideo_jax.layers.init import Init, torch_layer, torch_uniform
 from internvideo_jax.layers.pos_embed import Grid, fixed_table
 from internvideo_jax.layers.tower import SMALLEST, TowerConfig, VideoTowerConfig, preset_size, tower
@@ -30,7 +30,7 @@ from internvideo_jax.protocols import Classes, ShardingRules, TokenFeatures, Tra
 
 
 @dataclasses.dataclass(frozen=True)
-class Size:
+class VideoMAESize:
     """A published size: encoder, decoder without its depth, patch."""
 
     encoder: TowerConfig
@@ -45,15 +45,15 @@ class Size:
 
 # MCG-NJU's ViT-H has a decoder of width 640 with 8 heads; `huge_nju` is that one.
 SIZES = {
-    "tiny": Size(tower(96, 4, 4), 64, 4, patch=8),
-    "small": Size(tower(384, 12, 6), 192, 3),
-    "base": Size(tower(768, 12, 12), 384, 6),
-    "large": Size(tower(1024, 24, 16), 512, 8),
-    "huge": Size(tower(1280, 32, 16), 512, 8),
-    "huge_nju": Size(tower(1280, 32, 16), 640, 8),
-    "giant": Size(tower(1408, 40, 16, 48 / 11), 512, 8, patch=14, mlp_ratio=48 / 11),
-    "giant16": Size(tower(1408, 40, 16, 48 / 11), 512, 8, patch=16, mlp_ratio=48 / 11),
-    "gigantic": Size(tower(1664, 48, 16, 64 / 13), 512, 8, patch=14, mlp_ratio=64 / 13),
+    "tiny": VideoMAESize(tower(96, 4, 4), 64, 4, patch=8),
+    "small": VideoMAESize(tower(384, 12, 6), 192, 3),
+    "base": VideoMAESize(tower(768, 12, 12), 384, 6),
+    "large": VideoMAESize(tower(1024, 24, 16), 512, 8),
+    "huge": VideoMAESize(tower(1280, 32, 16), 512, 8),
+    "huge_nju": VideoMAESize(tower(1280, 32, 16), 640, 8),
+    "giant": VideoMAESize(tower(1408, 40, 16, 48 / 11), 512, 8, patch=14, mlp_ratio=48 / 11),
+    "giant16": VideoMAESize(tower(1408, 40, 16, 48 / 11), 512, 8, patch=16, mlp_ratio=48 / 11),
+    "gigantic": VideoMAESize(tower(1664, 48, 16, 64 / 13), 512, 8, patch=14, mlp_ratio=64 / 13),
 }
 
 
@@ -78,7 +78,7 @@ class VideoConfig(VideoTowerConfig):
         thin = dict.fromkeys(self.traits.stacks, SMALLEST)
         frames = min(self.frames, 4 * self.tubelet)
         return dataclasses.replace(
-            self, **thin, frames=frames, size=2 * self.patch, dtype="float32"
+            self, **thin, frames=frames, resolution=2 * self.patch, dtype="float32"
         )
 
     @property
@@ -120,7 +120,7 @@ class VideoConfig(VideoTowerConfig):
             ) from error
 
 
-class Encoder(nnx.Module):
+class VideoMAEEncoder(nnx.Module):
     """Tubelet embedding, position table, blocks and, where the model has one, a final norm."""
 
     def __init__(self, config: VideoConfig, *, norm: bool, init: Init, rngs: nnx.Rngs):
@@ -159,18 +159,18 @@ class Encoder(nnx.Module):
         *,
         keys: jax.Array | None = None,
         drop_path: float = 0.0,
-        taps: Sequence[int] = (),
+        intermediate_layers: Sequence[int] = (),
     ) -> tuple[jax.Array, jax.Array | None]:
-        """Encoded tokens (B, V or N, D) and tapped layer outputs (len(taps), B, V or N, D)."""
-        x, tapped = run_stack(
+        """Encoded tokens (B, V or N, D) and intermediates (K, B, V or N, D)."""
+        x, intermediates = run_stack(
             self.blocks,
             self.embed(video, visible),
             keys=keys,
             drop_path=drop_path,
-            taps=taps,
+            intermediate_layers=intermediate_layers,
             **self.config.stack_options(),
         )
-        return (x if self.norm is None else self.norm(x)), tapped
+        return (x if self.norm is None else self.norm(x)), intermediates
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -196,8 +196,8 @@ class PretrainConfig(VideoConfig):
             features=TokenFeatures(self.tokens, self.encoder.width, flops),
         )
 
-    def model(self) -> Model:
-        return Model(self, lambda rngs: PretrainModel(self, rngs=rngs))
+    def model(self) -> FunctionalModel:
+        return FunctionalModel(self, lambda rngs: PretrainModel(self, rngs=rngs))
 
     def forward_flops(self, visible: int, decoded: int) -> float:
         """Of one example: `visible` encoder tokens, `decoded` reconstructed tokens."""
@@ -226,7 +226,7 @@ class PretrainModel(nnx.Module):
     def __init__(self, config: PretrainConfig, *, rngs: nnx.Rngs):
         self.config = config
         init, width = Init("xavier"), config.decoder.width
-        self.encoder = Encoder(config, norm=True, init=init, rngs=rngs)
+        self.encoder = VideoMAEEncoder(config, norm=True, init=init, rngs=rngs)
         self.encoder_to_decoder = nnx.Linear(
             config.encoder.width,
             width,
@@ -280,21 +280,21 @@ class PretrainModel(nnx.Module):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ClassifierConfig(VideoConfig):
-    """Classifier. Factory: `ClassifierConfig.of_size("base", classes=400)`."""
+class VideoMAEClassifierConfig(VideoConfig):
+    """Classifier. Factory: `VideoMAEClassifierConfig.of_size("base", classes=400)`."""
 
     name: str = "videomae_classifier"
-    classes: int = 0  # 0 = as many as the data set has
+    classes: int = 0  # 0 = as many as the dataset has
     pooling: str = "mean"  # mean | first_token
     drop_path: float = limited(0.0, least=0, below=1)
     head_dropout: float = limited(0.0, least=0, below=1)
     head_scale: float = 0.001  # factor on the initial head
     # In training, logits of this many consecutive clips are averaged (InternVideo1's num_segment,
     # 1 in every script).
-    segments: int = limited(1, least=1)
+    clips: int = limited(1, least=1)
 
     @classmethod
-    def of_size(cls, name: str, /, **changes: Any) -> ClassifierConfig:
+    def of_size(cls, name: str, /, **changes: Any) -> VideoMAEClassifierConfig:
         preset = preset_size(SIZES, name)
         return cls(encoder=preset.encoder, **{"patch": preset.patch, **changes})
 
@@ -306,17 +306,17 @@ class ClassifierConfig(VideoConfig):
             features=TokenFeatures(self.tokens, self.encoder.width, self.forward_flops()),
         )
 
-    def model(self) -> Model:
+    def model(self) -> FunctionalModel:
         if self.classes < 1:
-            raise ValueError("config.model.classes is 0 and no data set told how many there are")
-        return Model(self, lambda rngs: Classifier(self, rngs=rngs))
+            raise ValueError("config.model.classes is 0 and no dataset told how many there are")
+        return FunctionalModel(self, lambda rngs: VideoMAEClassifier(self, rngs=rngs))
 
     def forward_flops(self) -> float:
         head = 2.0 * self.encoder.width * self.classes
         return self.embed_flops(self.tokens) + self.encoder.flops(self.tokens) + head
 
 
-class Classifier(nnx.Module):
+class VideoMAEClassifier(nnx.Module):
     """Encoder on all tokens, pooling, linear head.
 
     `mean` pooling averages the tokens and then normalises (`fc_norm`). `first_token` normalises and
@@ -324,13 +324,13 @@ class Classifier(nnx.Module):
     `--use_cls` means this.
     """
 
-    def __init__(self, config: ClassifierConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: VideoMAEClassifierConfig, *, rngs: nnx.Rngs):
         if config.pooling not in ("mean", "first_token"):
             raise ValueError(f"unknown pooling {config.pooling!r}; known: mean, first_token")
         self.config = config
         dtype, init = jnp.dtype(config.dtype), Init("normal")
         width, mean = config.encoder.width, config.pooling == "mean"
-        self.encoder = Encoder(config, norm=not mean, init=init, rngs=rngs)
+        self.encoder = VideoMAEEncoder(config, norm=not mean, init=init, rngs=rngs)
         self.fc_norm = layer_norm(width, dtype=dtype, rngs=rngs) if mean else None
         # The head works in float32: it costs nothing and logits feed the loss.
         self.head = nnx.Linear(
@@ -345,7 +345,7 @@ class Classifier(nnx.Module):
 
         Args:
           video: (B, T, H, W, 3) uint8, or float in 0..1.
-          keys: (B,) keys in training; None switches drop path, dropout and segments off.
+          keys: (B,) keys in training; None switches drop path, dropout and the mean over clips off.
         """
         config = self.config
         x, _ = self.encoder(video, keys=keys, drop_path=config.drop_path)
@@ -353,8 +353,8 @@ class Classifier(nnx.Module):
         # Layer keys fold in 0..depth-1; the head takes the next number.
         x = head_dropout(x, keys, config.head_dropout, config.encoder.depth)
         logits = self.head(x)
-        if keys is not None and config.segments > 1:
-            logits = logits.reshape(-1, config.segments, logits.shape[-1]).mean(axis=1)
+        if keys is not None and config.clips > 1:
+            logits = logits.reshape(-1, config.clips, logits.shape[-1]).mean(axis=1)
         return logits
 
     def pool(self, x: jax.Array) -> jax.Array:

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from internvideo_jax.families.teacher import Form, Reading, Teacher, check_stated, last
-from internvideo_jax.families.videomae.model import SIZES, Encoder, VideoConfig
+from internvideo_jax.families.teacher import Form, Teacher, TeacherOutputs, check_stated, last
+from internvideo_jax.families.videomae.model import SIZES, VideoConfig, VideoMAEEncoder
 from internvideo_jax.layers.block import BlockConfig
-from internvideo_jax.layers.functional import Model
+from internvideo_jax.layers.functional import FunctionalModel
 from internvideo_jax.layers.init import Init
 from internvideo_jax.layers.tower import SMALLEST, TowerConfig, check_layers, preset_size
 from internvideo_jax.protocols import Traits
@@ -105,8 +105,8 @@ class VideoMAETeacherConfig(VideoConfig):
     def block(self, tower: TowerConfig) -> BlockConfig:
         return dataclasses.replace(super().block(tower), literal=self.literal)
 
-    def model(self) -> Model:
-        return Model(self, lambda rngs: VideoMAETeacher(self, rngs=rngs))
+    def model(self) -> FunctionalModel:
+        return FunctionalModel(self, lambda rngs: VideoMAETeacher(self, rngs=rngs))
 
     def forward_flops(self) -> float:
         """Of one clip."""
@@ -120,12 +120,12 @@ class VideoMAETeacher(Teacher):
 
     def __init__(self, config: VideoMAETeacherConfig, *, rngs: nnx.Rngs):
         self.config = config
-        self.encoder = Encoder(config, norm=True, init=Init("xavier"), rngs=rngs)
+        self.encoder = VideoMAEEncoder(config, norm=True, init=Init("xavier"), rngs=rngs)
 
-    def read(self, video: jax.Array) -> Reading:
-        _, tapped = self.encoder(video, taps=self.config.layers)
-        assert tapped is not None  # noqa: S101  (there are taps)
-        return Reading(tapped)
+    def read(self, video: jax.Array) -> TeacherOutputs:
+        _, intermediates = self.encoder(video, intermediate_layers=self.config.layers)
+        assert intermediates is not None  # noqa: S101  (layers are asked for)
+        return TeacherOutputs(intermediates)
 
     def finish(self, x: jax.Array) -> jax.Array:
         norm = self.encoder.norm

@@ -142,12 +142,12 @@ INTERNVIDEO1 = (
             f"--config.{field}={value}"
             for field, value in (
                 ("model.frames", 32),
-                ("model.size", 384),
+                ("model.resolution", 384),
                 ("model.pos_table", "resized"),
                 ("data.clip.frames", 32),
-                ("data.clip.size", 384),
+                ("data.clip.resolution", 384),
                 ("evals.test.views.clip.frames", 32),
-                ("evals.test.views.clip.size", 384),
+                ("evals.test.views.clip.resolution", 384),
             )
         ),
         made=False,
@@ -356,7 +356,7 @@ VIDEOMAE = (
                     "finetune": "videomae/b_ucf101",
                     "settings": (
                         "--config.epochs=3200",
-                        "--config.objective.ratio=0.75",
+                        "--config.objective.mask_ratio=0.75",
                         "--config.optim.lr=3e-4",
                     ),
                     "made": False,

@@ -151,7 +151,7 @@ FAST_THEN_SLOW = (*range(0, 480_000, 40_000), *range(480_000, 1_680_001, 100_000
 
 
 def shown(clip: np.ndarray, frames: list[np.ndarray]) -> list[int]:
-    """Which of the frames (H, W, 3) the pictures of a clip (T, H, H, 3) are, by their middles."""
+    """Which of the frames (H, W, 3) the images of a clip (T, H, H, 3) are, by their middles."""
     side = clip.shape[1]
     left = (frames[0].shape[1] - side) // 2
     middles = np.stack([frame[:side, left : left + side] for frame in frames]).astype(int)
@@ -159,13 +159,13 @@ def shown(clip: np.ndarray, frames: list[np.ndarray]) -> list[int]:
 
 
 def test_the_clock_keeps_the_speed_in_streams_and_passes(tmp_path):
-    """25 pictures a second, then 10: index arithmetic would show the beginning in slow motion."""
+    """25 images a second, then 10: index arithmetic would show the beginning in slow motion."""
     times = np.array(FAST_THEN_SLOW)
     shards = write_set(tmp_path / "set", 2, frames=len(times), times_us=FAST_THEN_SLOW)
-    clip = ClipConfig(frames=5, stride=2, size=40, sampling="clock")  # 0.2 s apart
+    clip = ClipConfig(frames=5, stride=2, resolution=40, sampling="clock")  # 0.2 s apart
     stored = open_dataset(str(shards), "train")
     frames = [stored.frames(i, stored.load(i), np.arange(len(times))) for i in range(2)]
-    views = ViewPass(str(shards), "train", ViewConfig(clip=clip, segments=3, batch=2))
+    views = ViewPass(str(shards), "train", ViewConfig(clip=clip, clips=3, batch=2))
     batch = next(iter(views))
     for row, index in enumerate(batch["index"]):
         start = (0, 440_000, 880_000)[batch["view"][row]]
@@ -249,7 +249,7 @@ def short_sets(tmp_path_factory):
 @pytest.mark.parametrize("rule", ["window", "dense", "segments", "sparse", "stepped"])
 def test_a_stream_pads_short_videos_as_the_reference(short_sets, rule, n):
     directory, frames = short_sets[n]
-    clip = ClipConfig(frames=T, stride=STRIDE, size=40, sampling=rule)
+    clip = ClipConfig(frames=T, stride=STRIDE, resolution=40, sampling=rule)
     stream = TrainStream(DataConfig(train=directory, global_batch=4, clip=clip, crop="center"))
     if rule == "sparse" and n < T:
         with pytest.raises(ValueError, match=r"record \d.*sparse sampling of 8 frames"):
@@ -268,8 +268,8 @@ def test_a_stream_pads_short_videos_as_the_reference(short_sets, rule, n):
 @pytest.mark.parametrize("rule", ["dense", "segments", "sparse", "stepped"])
 def test_a_pass_pads_short_videos_as_the_reference(short_sets, rule, n):
     directory, frames = short_sets[n]
-    clip = ClipConfig(frames=T, stride=STRIDE, size=40, sampling=rule)
-    views = ViewPass(directory, "train", ViewConfig(clip=clip, segments=SEGMENTS, batch=2))
+    clip = ClipConfig(frames=T, stride=STRIDE, resolution=40, sampling=rule)
+    views = ViewPass(directory, "train", ViewConfig(clip=clip, clips=SEGMENTS, batch=2))
     batch = next(views)
     wanted = padded_views(rule, n)
     for video, index, view in zip(batch["video"], batch["index"], batch["view"], strict=True):

@@ -18,7 +18,7 @@ needs_real_clips = pytest.mark.skipif(
 
 
 def picture(i: int, height: int = 48, width: int = 64) -> np.ndarray:
-    """A smooth RGB picture (H, W, 3) whose brightness tells its number i."""
+    """A smooth RGB image (H, W, 3) whose brightness tells its number i."""
     y, x = np.mgrid[:height, :width]
     image = np.stack([x * 255 // width, y * 255 // height, np.full_like(x, (i * 5) % 256)], -1)
     image[: height // 4, : width // 4] = (40 + 4 * i) % 256

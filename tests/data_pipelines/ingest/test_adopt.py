@@ -121,7 +121,7 @@ def test_the_training_stream_reads_them(scenic):
             train=str(scenic),
             split="train",
             global_batch=6,
-            clip=ClipConfig(frames=4, stride=1, size=32),
+            clip=ClipConfig(frames=4, stride=1, resolution=32),
             reader=ReaderConfig(threads=1),
         )
     )

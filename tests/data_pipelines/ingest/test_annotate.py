@@ -7,7 +7,7 @@ import pytest
 from data_pipelines.ingest import labels, sources
 from data_pipelines.ingest.annotate import place, read_boxes, read_segments
 from data_pipelines.ingest.container import VideoError
-from data_pipelines.ingest.options import Options
+from data_pipelines.ingest.options import IngestOptions
 from data_pipelines.ingest.plan import hash_rows
 from data_pipelines.ingest.rows import RowBox, RowSegment
 from data_pipelines.ingest.run import ingest
@@ -26,7 +26,7 @@ def table(path, rows):
 
 def run(source, out, **changes):
     options = {"workers": 0, "shards": 1, **changes}
-    report = ingest(Options(source=str(source), out=str(out), **options), quiet=True)
+    report = ingest(IngestOptions(source=str(source), out=str(out), **options), quiet=True)
     records = {}
     for split in report.manifest.splits:
         _, shards = manifest.open_split(out, split)
@@ -95,7 +95,7 @@ def test_segments_that_cannot_be_understood(cell, complaint):
     [
         ({"y1": 0.9}, "box 0 is y 0.9 to 0.9, x 0.2 to 0.6; expected y1 < y2"),
         ({"y2": 0.1 + 1e-10}, "expected y1 < y2"),  # no difference in single precision
-        ({"x2": 320}, "box 0: x2 is 320, expected a share of the picture from 0 to 1"),
+        ({"x2": 320}, "box 0: x2 is 320, expected a share of the image from 0 to 1"),
         ({"x2": None}, "box 0: x2 is None"),
         ({"time": "later"}, "box 0: time is 'later'"),
         ({"track": "a"}, "box 0: track is 'a', expected an integer"),
@@ -169,7 +169,7 @@ def test_whole_way_from_table_to_record(tmp_path):
     part = records["a.mp4#2-4"]
     assert records["whole"].segments == part.segments == expected
     assert part.boxes == (Box(2_200_000, 0.1, 0.2, 0.9, 0.6, (1, 0), ("run", "jump"), 5),)
-    # Same clock as the frames, so that a box finds its picture.
+    # Same clock as the frames, so that a box finds its image.
     assert part.timestamps_us[2] == part.boxes[0].time_us and part.start_us == 2_000_000
     rejected = {line["id"]: line for line in lines(tmp_path / "out" / "rejected.jsonl")}
     assert set(rejected) == {"late", "broken"}
@@ -186,7 +186,7 @@ def test_labels_of_segments_and_boxes_are_classes(tmp_path):
         {"path": "b.mp4", "boxes": [{**BOX, "label": "z"}]},
     ]
     source = table(tmp_path / "t.jsonl", rows)
-    listed = sources.read(Options(source=str(source), out="out")).rows
+    listed = sources.read(IngestOptions(source=str(source), out="out")).rows
     found, classes = labels.resolve(listed, None)
     assert classes == ("a", "z") and not any(row.problem for row in found)
     (tmp_path / "classes.txt").write_text("a\nb\n")
@@ -194,7 +194,9 @@ def test_labels_of_segments_and_boxes_are_classes(tmp_path):
     assert found[0].problem == "" and "label 'z' is not one of the 2 classes" in found[1].problem
     changed = [dict(row) for row in rows]
     changed[0]["segments"] = [{"start": 0, "end": 2, "label": "a"}]
-    other = sources.read(Options(source=str(table(tmp_path / "u.jsonl", changed)), out="out")).rows
+    other = sources.read(
+        IngestOptions(source=str(table(tmp_path / "u.jsonl", changed)), out="out")
+    ).rows
     assert hash_rows(listed) != hash_rows(other)
 
 

@@ -5,14 +5,14 @@ import json
 import pytest
 
 from data_pipelines.ingest import sources
-from data_pipelines.ingest.options import Options
+from data_pipelines.ingest.options import IngestOptions
 from data_pipelines.ingest.run import ingest
 from data_pipelines.records import manifest, schema
 from tests.data_pipelines.ingest.clips import make_video
 
 
 def read(path, **changes):
-    return sources.read(Options(source=str(path), out="out", **changes))
+    return sources.read(IngestOptions(source=str(path), out="out", **changes))
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def test_several_rows_of_one_video_become_several_records(internvid, tmp_path):
     make_video(tmp_path / "-ab_C 1.mp4", 40)
     path = internvid({}, {"Start_timestamp": 3, "End_timestamp": 3.5, "UMT_Score": 0.25})
     out = tmp_path / "out"
-    options = Options(
+    options = IngestOptions(
         source=str(path), out=str(out), path_template="{YoutubeID}.mp4", workers=0, shards=1
     )
     ingest(options, quiet=True)

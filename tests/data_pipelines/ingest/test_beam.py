@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from data_pipelines.ingest import beam, work
-from data_pipelines.ingest.options import Options
+from data_pipelines.ingest.options import IngestOptions
 from data_pipelines.ingest.run import IngestError, ingest
 from tests.data_pipelines.ingest.clips import make_video, truncate
 
@@ -35,7 +35,7 @@ def videos(tmp_path_factory):
 
 def run(source, out, **changes):
     options = {"workers": 0, "shards": 3, "name": "t", "max_bad": 1.0, **changes}
-    return ingest(Options(source=str(source), out=str(out), **options), quiet=True)
+    return ingest(IngestOptions(source=str(source), out=str(out), **options), quiet=True)
 
 
 def contents(out) -> dict[str, bytes]:
@@ -60,7 +60,7 @@ def test_beam_that_is_missing_is_explained(videos, tmp_path, monkeypatch):
 
 def test_options_for_beam_need_beam():
     with pytest.raises(ValueError, match="--beam-options: found --x=1"):
-        Options(source="s", out="o", beam_options=("--x=1",))
+        IngestOptions(source="s", out="o", beam_options=("--x=1",))
 
 
 def prepared(videos, out, monkeypatch) -> list[work.ShardTask]:

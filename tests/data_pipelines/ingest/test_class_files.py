@@ -1,4 +1,4 @@
-"""Class lists in the forms that data sets ship them in."""
+"""Class lists in the forms that datasets ship them in."""
 
 import json
 

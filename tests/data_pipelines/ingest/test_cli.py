@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from data_pipelines.ingest import __main__ as cli
-from data_pipelines.ingest.options import Options
+from data_pipelines.ingest.options import IngestOptions
 from data_pipelines.tools.verify import verify
 from tests.data_pipelines.ingest.clips import make_video
 
@@ -66,7 +66,7 @@ def test_every_option_reaches_the_ingest():
         "--hold-out 0.2 --hold-out-as dev --beam-options=--a=1 -- --runner F"
     )
     options = cli._options(cli.parse(text.split()))
-    assert options == Options(
+    assert options == IngestOptions(
         source="s.csv",
         out="o",
         name="n",
@@ -101,15 +101,15 @@ def test_every_option_reaches_the_ingest():
         runner="beam",
         beam_options=("--a=1", "--runner", "F"),
     )
-    default = Options(source="s", out="o")
-    for name in Options.__slots__:
+    default = IngestOptions(source="s", out="o")
+    for name in IngestOptions.__slots__:
         if name not in ("source", "out"):
             assert getattr(options, name) != getattr(default, name), name
 
 
 def test_defaults_of_the_command_line_are_those_of_the_options():
     parsed = cli._options(cli.parse(["--source", "s", "--out", "o"]))
-    assert parsed == Options(source="s", out="o")
+    assert parsed == IngestOptions(source="s", out="o")
 
 
 def test_native_rate():

@@ -42,7 +42,7 @@ def test_times_that_are_right_stay(times, spliced):
 @pytest.mark.parametrize("times", [STEADY[:50], VARIABLE], ids=["steady", "variable"])
 def test_one_wrong_stamp_costs_that_one_only(times, wrong, at):
     if at == 49 and wrong == "behind":
-        return  # a last picture that is held
+        return  # a last frame that is held
     beside = {"before": times[at - 1], "behind": times[min(at + 1, 49)]}
     stamps = [*times[:at], beside.get(wrong, wrong), *times[at + 1 :]]
     found = repaired(stamps)
@@ -111,7 +111,7 @@ def test_a_pause_in_a_stream_of_variable_rate_stays_also_where_clocks_may_jump()
     assert repaired(times, keys=(0, 50), spliced=True).times == times
 
 
-def test_slow_pictures_are_no_jumps():
+def test_slow_frames_are_no_jumps():
     hours = [3_600_000 * MS * 2 * i for i in range(20)]
     assert repaired(hours).times == hours
 

@@ -223,7 +223,7 @@ def test_frames_hidden_by_an_edit_list_are_not_missed(tmp_path):
 
 
 def test_held_last_frame_is_not_a_missing_part(tmp_path):
-    """A screen recording whose last picture stays for most of the time."""
+    """A screen recording whose last image stays for most of the time."""
     path = tmp_path / "h.mp4"
     with av.open(str(path), "w") as file:
         stream = file.add_stream("mpeg4", rate=10)
@@ -239,7 +239,7 @@ def test_held_last_frame_is_not_a_missing_part(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
-def test_sound_that_goes_on_after_the_picture_is_no_missing_part(tmp_path, suffix):
+def test_audio_that_goes_on_after_the_video_is_no_missing_part(tmp_path, suffix):
     path = tmp_path / f"a.{suffix}"
     with av.open(str(path), "w") as file:
         video = file.add_stream("mpeg4", rate=10)

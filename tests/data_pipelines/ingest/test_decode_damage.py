@@ -154,7 +154,7 @@ def test_surprises_inside_a_file_cost_that_file_only(tmp_path, monkeypatch, erro
         raise error("surprise")
 
     path = make_video(tmp_path / "s.mp4", 5)
-    monkeypatch.setattr("data_pipelines.ingest.picture.FrameEncoder.encode", fail)
+    monkeypatch.setattr("data_pipelines.ingest.encode.FrameEncoder.encode", fail)
     assert stage_of(path) == ("decode", f"{error.__name__}: surprise")
 
 

@@ -4,9 +4,9 @@ import av
 import numpy as np
 import pytest
 
+from tests.data_pipelines.ingest.audio_files import beep, make_audio_file
 from tests.data_pipelines.ingest.clips import make_video, picture
 from tests.data_pipelines.ingest.decoding import clip_of, numbers
-from tests.data_pipelines.ingest.sound import beep, make_sound
 
 
 def needs(*codecs: str):
@@ -68,7 +68,7 @@ def test_lower_rate_of_a_video_of_variable_rate_goes_by_time(tmp_path):
     assert clip.timestamps_us == [0, 1_000_000, 2_000_000, 3_000_000]
 
 
-def test_best_of_several_sounds_is_taken(tmp_path):
+def test_best_of_several_audio_streams_is_taken(tmp_path):
     path = tmp_path / "a.mkv"
     with av.open(str(path), "w") as file:
         video = file.add_stream("mpeg4", rate=10)
@@ -80,11 +80,11 @@ def test_best_of_several_sounds_is_taken(tmp_path):
             file.mux(video.encode(av.VideoFrame.from_ndarray(picture(i))))
         file.mux(video.encode())
         for stream, level in zip(sounds, (1000, 2000), strict=True):
-            sound = av.AudioFrame.from_ndarray(
+            audio = av.AudioFrame.from_ndarray(
                 np.full((1, 32_000), level, np.int16), format="s16", layout="mono"
             )
-            sound.sample_rate, sound.pts = 16_000, 0
-            file.mux(stream.encode(sound))
+            audio.sample_rate, audio.pts = 16_000, 0
+            file.mux(stream.encode(audio))
             file.mux(stream.encode())
     clip = clip_of(path, audio="pcm16")
     assert numbers(clip) == list(range(20)) and clip.audio is not None
@@ -94,9 +94,9 @@ def test_best_of_several_sounds_is_taken(tmp_path):
     ]
 
 
-def test_rotated_video_with_sound_is_upright_and_heard(tmp_path):
+def test_rotated_video_with_audio_is_upright_and_heard(tmp_path):
     quiet = make_video(tmp_path / "r.mp4", 20, rotation=(90, False, False))
-    loud = make_sound(tmp_path / "s.mp4", beep(2, 16_000, 1), 16_000, frames=20)
+    loud = make_audio_file(tmp_path / "s.mp4", beep(2, 16_000, 1), 16_000, frames=20)
     path = tmp_path / "both.mov"
     with av.open(str(quiet)) as a, av.open(str(loud)) as b, av.open(str(path), "w") as file:
         sources = {a.streams.video[0]: a, b.streams.audio[0]: b}

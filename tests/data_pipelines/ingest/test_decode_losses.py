@@ -226,13 +226,13 @@ def test_an_edited_file_that_is_cut_is_still_partial(tmp_path):
     assert "partial" in details(clip) and len(clip.frames) < 20
 
 
-def with_sound(path: Path, video: str, sound: str, seconds: float = 4.0) -> Path:
-    """Twenty frames at 10 per second beside a longer sound."""
+def with_audio(path: Path, video: str, audio: str, seconds: float = 4.0) -> Path:
+    """Twenty frames at 10 per second beside a longer audio."""
     with av.open(str(path), "w") as file:
         pictures = file.add_stream(video, rate=10)
         pictures.width, pictures.height = 64, 48
         pictures.pix_fmt = "yuv420p"
-        tones = file.add_stream(sound, rate=48_000, layout="mono")
+        tones = file.add_stream(audio, rate=48_000, layout="mono")
         tones.bit_rate = 64_000
         kind = tones.codec_context.format.name
         packets = []
@@ -252,7 +252,7 @@ def with_sound(path: Path, video: str, sound: str, seconds: float = 4.0) -> Path
 
 
 @pytest.mark.parametrize(
-    ("name", "video", "sound"),
+    ("name", "video", "audio"),
     [
         ("a.mkv", "mpeg4", "flac"),
         ("a.flv", "flv", "libmp3lame"),
@@ -263,17 +263,17 @@ def with_sound(path: Path, video: str, sound: str, seconds: float = 4.0) -> Path
         pytest.param("a.webm", "libvpx", "libopus", marks=needs("libvpx", "libopus")),
     ],
 )
-def test_a_whole_video_beside_a_longer_sound(tmp_path, name, video, sound):
-    path = with_sound(tmp_path / name, video, sound)
+def test_a_whole_video_beside_a_longer_audio(tmp_path, name, video, audio):
+    path = with_audio(tmp_path / name, video, audio)
     # Muxers other than ffmpeg's write no such tag.
     path.write_bytes(path.read_bytes().replace(b"DURATION", b"XURATION"))
     clip = clip_of(path, partial="reject")
     assert len(clip.frames) == 20 and clip.notes == ()
 
 
-def test_a_cut_file_with_sound_is_still_partial(tmp_path):
-    for name, video, sound in (("a.mkv", "mpeg4", "flac"), ("a.flv", "flv", "libmp3lame")):
-        path = with_sound(tmp_path / name, video, sound, 2.0)
+def test_a_cut_file_with_audio_is_still_partial(tmp_path):
+    for name, video, audio in (("a.mkv", "mpeg4", "flac"), ("a.flv", "flv", "libmp3lame")):
+        path = with_audio(tmp_path / name, video, audio, 2.0)
         path.write_bytes(path.read_bytes().replace(b"DURATION", b"XURATION"))
         assert clip_of(path, partial="reject").notes == ()
         truncate(path, 0.75)
@@ -281,7 +281,7 @@ def test_a_cut_file_with_sound_is_still_partial(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.mkv", "a.mov", "a.mp4"])
-def test_a_last_picture_that_is_held(tmp_path, name):
+def test_a_last_frame_that_is_held(tmp_path, name):
     source = make_video(tmp_path / "source.mkv", 20)
 
     def change(number, packet):

@@ -11,9 +11,9 @@ import pytest
 
 from data_pipelines.ingest.__main__ import main
 from data_pipelines.records import manifest, schema
+from tests.data_pipelines.ingest.audio_files import beep, make_audio_file
 from tests.data_pipelines.ingest.clips import make_video, picture, restamp, rewrite, stamp
 from tests.data_pipelines.ingest.decoding import clip_of, needs_x264, numbers
-from tests.data_pipelines.ingest.sound import beep, make_sound
 
 CASES = Path(__file__).parent / "cases"
 
@@ -132,9 +132,9 @@ def test_a_clock_that_jumps_among_frames_in_another_order(tmp_path):
     assert clip.fps == 25 and kinds(clip) == ["timestamps"]
 
 
-def test_the_sound_follows_a_clock_that_jumps(tmp_path):
-    first = make_sound(tmp_path / "1.ts", beep(3, 48_000), 48_000, codec="mp2")
-    later = make_sound(
+def test_the_audio_follows_a_clock_that_jumps(tmp_path):
+    first = make_audio_file(tmp_path / "1.ts", beep(3, 48_000), 48_000, codec="mp2")
+    later = make_audio_file(
         tmp_path / "2.ts", beep(3, 48_000), 48_000, codec="mp2", shift_us=500_000_000
     )
     path = tmp_path / "a.ts"
@@ -268,7 +268,7 @@ def test_names_that_could_be_addresses_in_lists(tmp_path, monkeypatch, suffix):
 
 
 @pytest.mark.parametrize("name", ["a%02d.jpg", "a*.jpg", "a[12].png"])
-def test_a_picture_whose_name_is_a_pattern_is_that_picture(tmp_path, name):
+def test_an_image_whose_name_is_a_pattern_is_that_image(tmp_path, name):
     """Taken for a video, as ``--media video`` does."""
     for i, other in enumerate((name, "a01.jpg", "a02.jpg", "a1.png")):
         kind = ".png" if other.endswith("png") else ".jpg"

@@ -11,7 +11,7 @@ import pytest
 from data_pipelines import __main__ as tools
 from data_pipelines import config
 from data_pipelines.ingest import __main__ as cli
-from data_pipelines.ingest.options import Options
+from data_pipelines.ingest.options import IngestOptions
 from data_pipelines.records import frame_table, manifest
 from data_pipelines.records import index as record_index
 from data_pipelines.tools import feed
@@ -38,7 +38,7 @@ def folder(tmp_path, monkeypatch):
 
 def test_table_of_options_has_the_defaults():
     rows = dict(re.findall(r"^\| `(--[a-z-]+)[^|]*\| `?([^|`]*)`? \|", GUIDE, re.MULTILINE))
-    default = Options(source="s", out="o")
+    default = IngestOptions(source="s", out="o")
     for option in ("--short-side", "--quality", "--min-frames", "--max-bad", "--stall-seconds"):
         value = getattr(default, option.strip("-").replace("-", "_"))
         assert float(rows[option]) == value, option

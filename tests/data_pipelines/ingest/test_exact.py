@@ -119,7 +119,7 @@ def test_the_model_sees_the_decoded_pixels(videos, exact):
 
 
 def test_streams_and_passes_read_png(videos, exact):
-    clip = ClipConfig(frames=4, stride=2, size=32)
+    clip = ClipConfig(frames=4, stride=2, resolution=32)
     config = DataConfig(
         train=str(exact),
         clip=clip,
@@ -152,7 +152,7 @@ def test_streams_and_passes_read_png(videos, exact):
 def test_tools_read_png(exact, tmp_path):
     assert verify(str(exact), 0, quiet=True) == ([], 4, 32)
     config = DataConfig(
-        train=str(exact), clip=ClipConfig(frames=4, size=32), global_batch=2, reader=READER
+        train=str(exact), clip=ClipConfig(frames=4, resolution=32), global_batch=2, reader=READER
     )
     assert "pixels stored, frames png" in "\n".join(inspect.summary(config, 2))
     assert len(inspect.train_page(config, 0, 2).rows) == 2
@@ -162,7 +162,7 @@ def test_tools_read_png(exact, tmp_path):
 def test_the_version_says_that_png_is_inside(videos, exact, tmp_path):
     found, source = manifest.open_split(exact, "train")
     assert found.schema_version == schema.NEWEST_VERSION == 2
-    assert found.picture_options() == {"pixels": "stored", "storage": "png"}
+    assert found.image_options() == {"pixels": "stored", "storage": "png"}
     record = schema.decode(source[0])
     assert all(map(encoded.is_png, record.frames)) and schema.version_of(record.frames) == 2
     # JPEG stays what it was, so that earlier programs read it.
@@ -186,7 +186,7 @@ def test_adopted_shards_may_hold_png(exact, tmp_path):
     )
     found = adopt(tmp_path, {"train": "set-*"}, name="theirs")
     assert found.schema_version == 2
-    assert found.picture_options() == {"pixels": "unknown", "storage": "unknown"}
+    assert found.image_options() == {"pixels": "unknown", "storage": "unknown"}
     assert len(open_dataset(str(tmp_path), "train").frames(0, *load(tmp_path), np.arange(2))) == 2
 
 
@@ -196,7 +196,7 @@ def load(directory) -> tuple[schema.Record]:
 
 @pytest.mark.parametrize("suffix", ["png", "jpg"])
 def test_frame_folders_without_loss(tmp_path, suffix):
-    """What is JPEG already stays so; other pictures keep their pixels, odd sizes included."""
+    """What is JPEG already stays so; other images keep their pixels, odd sizes included."""
     images = [picture(i, 47, 65) for i in range(3)]
     for i, image in enumerate(images):
         if suffix == "jpg":
@@ -215,7 +215,7 @@ def test_frame_folders_without_loss(tmp_path, suffix):
         assert (clip.height, clip.width) == (47, 65)
 
 
-def test_pictures_without_loss(tmp_path):
+def test_images_without_loss(tmp_path):
     image = picture(0, 33, 41)
     cv2.imwrite(str(tmp_path / "a.png"), image[..., ::-1])
     clip = clip_of(tmp_path / "a.png", media="image", storage="png", min_frames=1)
@@ -259,4 +259,4 @@ def test_an_ingest_goes_on_only_as_it_began(videos, tmp_path, capsys):
 )
 def test_what_a_manifest_says_of_its_pixels(options, expected):
     found = manifest.Manifest("d", "n", 1, (), False, options, {})
-    assert found.picture_options() == expected
+    assert found.image_options() == expected

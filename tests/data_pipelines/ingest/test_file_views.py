@@ -45,7 +45,7 @@ def read(stream) -> dict[tuple[int, int], np.ndarray]:
 @pytest.mark.parametrize(
     "views",
     [
-        ViewConfig(clip=ClipConfig(4, 2, 32, "dense"), segments=2, crops=3, batch=2),
+        ViewConfig(clip=ClipConfig(4, 2, 32, "dense"), clips=2, crops=3, batch=2),
         ViewConfig(clip=ClipConfig(4, 1, 48, "uniform"), crop_rule="squash", batch=1),
         ViewConfig(clip=ClipConfig(8, 1, 32, "stepped"), crops=3, crop_rule="slowfast", batch=4),
     ],
@@ -56,7 +56,7 @@ def test_the_pixels_are_those_of_a_pass_over_shards(videos, ingested, views):
     stream = ViewPass(str(ingested), "train", views)
     names = [stream.dataset.load(number).media_id for number in range(len(stream.dataset))]
     shards = read(stream)
-    assert len(files) == len(shards) == 3 * views.segments * views.crops
+    assert len(files) == len(shards) == 3 * views.clips * views.crops
     for (number, view), clip in shards.items():
         (place,) = [i for i, row in enumerate(rows) if row.id == names[number]]
         np.testing.assert_array_equal(files[place, view], clip)

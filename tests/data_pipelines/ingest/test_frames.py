@@ -9,7 +9,7 @@ from data_pipelines.ingest import media, plan
 from data_pipelines.ingest.container import VideoError
 from data_pipelines.ingest.decode import DecodeOptions
 from data_pipelines.ingest.frames import FrameFolder
-from data_pipelines.ingest.options import Options
+from data_pipelines.ingest.options import IngestOptions
 from data_pipelines.ingest.run import ingest
 from data_pipelines.records import manifest, schema
 from tests.data_pipelines.ingest.clips import picture
@@ -24,12 +24,12 @@ def folder(tmp_path):
     """Writes frames 1, 2, ... and gives the clip."""
     root = tmp_path / "x"
 
-    def load(pictures: list[bytes | None], name="img_{:05d}.jpg", start=None, end=None, **options):
+    def load(images: list[bytes | None], name="img_{:05d}.jpg", start=None, end=None, **options):
         root.mkdir(exist_ok=True)
-        for i, data in enumerate(pictures, start=1):
+        for i, data in enumerate(images, start=1):
             if data is not None:
                 (root / name.format(i)).write_bytes(data)
-        source = FrameFolder(str(root), name, 1, len(pictures), 10.0)
+        source = FrameFolder(str(root), name, 1, len(images), 10.0)
         return media.load_clip(source.address(), DecodeOptions(**options), start, end)
 
     return load
@@ -42,9 +42,9 @@ def colours(frames) -> list[int]:
 
 
 def test_frames_that_fit_are_stored_byte_for_byte(folder):
-    pictures = [jpeg(i) for i in range(5)]
-    clip = folder(pictures)
-    assert clip.frames == pictures
+    images = [jpeg(i) for i in range(5)]
+    clip = folder(images)
+    assert clip.frames == images
     assert clip.timestamps_us == [0, 100_000, 200_000, 300_000, 400_000]
     assert (clip.fps, clip.start_us, clip.end_us, clip.notes) == (10.0, 0, 500_000, ())
     assert (clip.height, clip.width, clip.source_height, clip.source_width) == (48, 64, 48, 64)
@@ -97,21 +97,21 @@ def test_all_frames_of_a_record_have_the_size_of_the_first(folder):
 
 
 def test_times_and_rates(folder):
-    pictures = [jpeg(i) for i in range(10)]
-    clip = folder(pictures, start=0.2, end=0.5)
-    assert clip.frames == pictures[2:5] and (clip.start_us, clip.end_us) == (200_000, 500_000)
-    clip = folder(pictures, fps=5.0, max_seconds=0.6)
-    assert clip.frames == pictures[:6:2] and clip.fps == 5.0
+    images = [jpeg(i) for i in range(10)]
+    clip = folder(images, start=0.2, end=0.5)
+    assert clip.frames == images[2:5] and (clip.start_us, clip.end_us) == (200_000, 500_000)
+    clip = folder(images, fps=5.0, max_seconds=0.6)
+    assert clip.frames == images[:6:2] and clip.fps == 5.0
 
 
 def test_missing_and_torn_frames_make_the_clip_partial(folder):
-    pictures = [jpeg(0), None, jpeg(2), jpeg(3)[:-200], b"", png(5)[:60]]
-    clip = folder(pictures)
+    images = [jpeg(0), None, jpeg(2), jpeg(3)[:-200], b"", png(5)[:60]]
+    clip = folder(images)
     assert clip.frames == [jpeg(0), jpeg(2)] and clip.timestamps_us == [0, 200_000]
     [note] = clip.notes
     assert note.kind == "partial" and note.detail.startswith("2 of 6 frames: img_00002.jpg: ")
     with pytest.raises(VideoError, match="4 frames cannot be read"):
-        folder(pictures, partial="reject")
+        folder(images, partial="reject")
 
 
 @pytest.mark.parametrize("sampling", ["420", "444"])
@@ -125,7 +125,7 @@ def test_frames_damaged_in_the_middle_are_left_out(folder, sampling):
 
 
 def test_transparent_frames_lie_on_white(folder):
-    """As pictures that are records of their own: there is one way to read a picture file."""
+    """As images that are records of their own: there is one way to read an image file."""
     pixels = np.zeros((48, 64, 4), np.uint8)
     pixels[:, 32:] = (0, 0, 200, 255)  # BGRA
     clip = folder([cv2.imencode(".png", pixels)[1].tobytes()] * 2)
@@ -134,13 +134,13 @@ def test_transparent_frames_lie_on_white(folder):
     assert np.abs(shown[:, 40:] - (200, 0, 0)).max() < 8
 
 
-def test_sound_that_cannot_be_had_is_counted(folder):
+def test_audio_that_cannot_be_had_is_counted(folder):
     clip = folder([jpeg(0), jpeg(1)], audio="pcm16")
     assert clip.audio is None and [note.kind for note in clip.notes] == ["silent"]
 
 
 @pytest.mark.parametrize(
-    ("pictures", "stage", "complaint"),
+    ("images", "stage", "complaint"),
     [
         ([None, None], "open", r"has no img_00001\.jpg; --frame-template.*found nothing, none of"),
         ([None, jpeg(1)], "short", "1 frames, at least 2"),
@@ -149,9 +149,9 @@ def test_sound_that_cannot_be_had_is_counted(folder):
         ([b"<html>", b"GIF89a"], "decode", "none of its frames can be read: img_00001.jpg"),
     ],
 )
-def test_folders_without_a_clip(folder, pictures, stage, complaint):
+def test_folders_without_a_clip(folder, images, stage, complaint):
     with pytest.raises(VideoError, match=complaint) as caught:
-        folder(pictures)
+        folder(images)
     assert caught.value.stage == stage
 
 
@@ -159,16 +159,16 @@ def test_folders_without_a_clip(folder, pictures, stage, complaint):
 @pytest.mark.parametrize("suffix", [".jpg", ".png"])
 def test_a_folder_without_its_first_frames_is_partial(folder, missing, suffix):
     encode = jpeg if suffix == ".jpg" else png
-    pictures = [None if i + 1 in missing else encode(i) for i in range(10)]
-    kept = [i for i, data in enumerate(pictures) if data is not None]
-    clip = folder(pictures, name="img_{:05d}" + suffix)
+    images = [None if i + 1 in missing else encode(i) for i in range(10)]
+    kept = [i for i, data in enumerate(images) if data is not None]
+    clip = folder(images, name="img_{:05d}" + suffix)
     assert colours(clip.frames) == kept and clip.timestamps_us == [100_000 * i for i in kept]
     [note] = clip.notes
     assert note.kind == "partial"
     assert note.detail.startswith(f"{len(kept)} of 10 frames: img_00001{suffix}: ")
     assert "--frame-start" not in note.detail
     with pytest.raises(VideoError, match=f"{len(missing)} frames cannot be read"):
-        folder(pictures, name="img_{:05d}" + suffix, partial="reject")
+        folder(images, name="img_{:05d}" + suffix, partial="reject")
 
 
 @pytest.mark.parametrize(("there", "start"), [(range(5), 0), (range(2, 7), 2)])
@@ -205,7 +205,7 @@ def dataset(tmp_path):
 
 def run(source, out, **changes):
     options = {"workers": 0, "shards": 2, "frame_fps": 12.0, **changes}
-    return ingest(Options(source=str(source), out=str(out), **options), quiet=True)
+    return ingest(IngestOptions(source=str(source), out=str(out), **options), quiet=True)
 
 
 def test_list_to_records(dataset, tmp_path):

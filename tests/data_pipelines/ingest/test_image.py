@@ -1,4 +1,4 @@
-"""Pictures as records of one frame."""
+"""Images as records of one frame."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from data_pipelines.ingest import sources
 from data_pipelines.ingest.decode import DecodeOptions
 from data_pipelines.ingest.estimate import estimate_bytes
 from data_pipelines.ingest.image import read_image
-from data_pipelines.ingest.options import Options
+from data_pipelines.ingest.options import IngestOptions
 from data_pipelines.ingest.rows import Row
 from data_pipelines.tools.verify import verify
 from tests.data_pipelines.ingest.clips import make_video, picture
@@ -54,7 +54,7 @@ def near(found, expected, levels=12) -> bool:
         ("a.webp", "RGBA", {"lossless": True}),
     ],
 )
-def test_kinds_of_pictures(tmp_path, name, mode, options):
+def test_kinds_of_images(tmp_path, name, mode, options):
     assert near(shown(save(tmp_path / name, mode=mode, **options)), QUADRANTS)
 
 
@@ -117,7 +117,7 @@ def test_auto_goes_by_the_suffix(tmp_path):
     assert stage_of(save(tmp_path / "j.mp4", format="JPEG"), media="auto")[0] == "short"
 
 
-def test_damaged_pictures_are_rejected_with_the_reason(tmp_path):
+def test_damaged_images_are_rejected_with_the_reason(tmp_path):
     def write(name, data):
         (tmp_path / name).write_bytes(data)
         return tmp_path / name
@@ -128,26 +128,26 @@ def test_damaged_pictures_are_rejected_with_the_reason(tmp_path):
     for path, stage, text in (
         (write("zero.jpg", b""), "open", "the file is empty"),
         (tmp_path / "missing.jpg", "open", "No such file"),
-        (write("page.png", b"<html>404</html>"), "open", "not a readable picture"),
+        (write("page.png", b"<html>404</html>"), "open", "not a readable image"),
         (write("cut.jpg", jpeg[: len(jpeg) // 2]), "decode", "truncated"),
-        (write("cut.png", png[: len(png) // 2]), "decode", "damaged picture"),
-        (write("cut.webp", webp[: len(webp) // 2]), "decode", "damaged picture"),
-        (write("noise.png", png[:60] + bytes(len(png) - 60)), "decode", "damaged picture"),
-        (make_video(tmp_path / "video.jpg", 5, container="mp4"), "open", "not a readable picture"),
+        (write("cut.png", png[: len(png) // 2]), "decode", "damaged image"),
+        (write("cut.webp", webp[: len(webp) // 2]), "decode", "damaged image"),
+        (write("noise.png", png[:60] + bytes(len(png) - 60)), "decode", "damaged image"),
+        (make_video(tmp_path / "video.jpg", 5, container="mp4"), "open", "not a readable image"),
     ):
         found, message = stage_of(path, media="image")
         assert (found, text in message) == (stage, True), f"{path.name}: {found}: {message}"
 
 
-def test_picture_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch):
+def test_image_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     stage, message = stage_of(save(tmp_path / "a.png"), media="image")
     assert stage == "long" and "too large" in message
 
 
-def test_picture_with_times_is_a_mistake(tmp_path):
+def test_image_with_times_is_a_mistake(tmp_path):
     stage, message = stage_of(save(tmp_path / "a.png"), 1.0, media="image")
-    assert stage == "label" and "a picture has no times" in message
+    assert stage == "label" and "an image has no times" in message
 
 
 def test_folder_lists_what_is_asked_for(tmp_path):
@@ -156,12 +156,12 @@ def test_folder_lists_what_is_asked_for(tmp_path):
     (tmp_path / "v.mp4").touch()
 
     def names(media):
-        listing = sources.read(Options(source=str(tmp_path), out="out", media=media))
+        listing = sources.read(IngestOptions(source=str(tmp_path), out="out", media=media))
         return [row.name for row in listing.rows], listing.notes
 
     assert names("image") == (
         ["a.png", "b.JPEG", "c.webp"],
-        ["ignored 1 files that are not pictures (1 .mp4)"],
+        ["ignored 1 files that are not images (1 .mp4)"],
     )
     assert names("auto")[0] == ["a.png", "b.JPEG", "c.webp", "v.mp4"]
     assert names("video")[0] == ["v.mp4"]

@@ -248,7 +248,7 @@ def test_two_ingests_into_one_directory(videos, undisturbed, tmp_path):
 
 @pytest.mark.slow
 def test_killed_ingest_of_frame_folders_and_a_list(tmp_path):
-    """SIGKILL to everybody in the middle of shards of pictures that must be encoded."""
+    """SIGKILL to everybody in the middle of shards of images that must be encoded."""
     frame = np.random.default_rng(0).integers(0, 256, (240, 320, 3), np.uint8)
     data = cv2.imencode(".png", frame)[1].tobytes()
     for clip in range(12):

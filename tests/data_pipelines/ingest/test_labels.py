@@ -64,7 +64,7 @@ def test_fixed_order_is_kept_and_strangers_are_marked(classes_file):
     assert "'fly'" in found[2].problem
 
 
-def test_class_file_of_another_data_set_is_refused(classes_file):
+def test_class_file_of_another_dataset_is_refused(classes_file):
     with pytest.raises(ValueError, match=r"knows none of the labels.*'walk'.*'run', 'sit'"):
         resolve(rows("run", "sit"), classes_file("walk\n"))
 

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from data_pipelines.ingest import labels, sources
 from data_pipelines.ingest.frames import FrameFolder
-from data_pipelines.ingest.options import Options
+from data_pipelines.ingest.options import IngestOptions
 
 
 def read(path, **changes):
-    return sources.read(Options(source=str(path), out="out", **changes))
+    return sources.read(IngestOptions(source=str(path), out="out", **changes))
 
 
 @pytest.fixture
@@ -155,12 +155,12 @@ def test_broken_lists_are_explained(listed, text, changes, complaint):
     ],
 )
 def test_detection(listed, name, text, format):
-    assert sources.detect(Options(source=str(listed(text, name)), out="o")) == format
+    assert sources.detect(IngestOptions(source=str(listed(text, name)), out="o")) == format
 
 
 def test_named_format_overrules_the_looks(listed):
     path = listed("path 3\nx.mp4 4\n")
-    assert sources.detect(Options(source=str(path), out="o", format="table")) == "table"
+    assert sources.detect(IngestOptions(source=str(path), out="o", format="table")) == "table"
 
 
 ODD = st.text(st.characters(blacklist_categories=["Cs"]), max_size=12)
@@ -212,7 +212,7 @@ def test_labels_may_be_written_as_floats(listed, first):
 
 
 def test_a_negative_label_of_a_folder_of_frames_is_none(listed):
-    """Taken for the frames of a mixture, 24 and 30 would be the numbers of the first picture."""
+    """Taken for the frames of a mixture, 24 and 30 would be the numbers of the first image."""
     rows = read(listed("x/1 24 7\nx/2 30 -1\n"), frame_fps=12).rows
     assert [folder(row) for row in rows] == [(1, 24), (1, 30)]
     assert [row.labels for row in rows] == [("7",), ()]

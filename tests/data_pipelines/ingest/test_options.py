@@ -2,11 +2,11 @@
 
 import pytest
 
-from data_pipelines.ingest.options import Options
+from data_pipelines.ingest.options import IngestOptions
 
 
-def options(**changes: object) -> Options:
-    return Options(**{"source": "videos", "out": "shards", **changes})
+def options(**changes: object) -> IngestOptions:
+    return IngestOptions(**{"source": "videos", "out": "shards", **changes})
 
 
 @pytest.mark.parametrize(

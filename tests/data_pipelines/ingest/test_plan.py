@@ -7,7 +7,7 @@ import pytest
 
 from data_pipelines.ingest import estimate, plan
 from data_pipelines.ingest.decode import DecodeOptions, decode_clip
-from data_pipelines.ingest.options import Options
+from data_pipelines.ingest.options import IngestOptions
 from data_pipelines.ingest.rows import Row
 from tests.data_pipelines.ingest.clips import make_video
 
@@ -24,13 +24,13 @@ def rows(count: int, split: str = "train", **changes) -> list[Row]:
 
 @pytest.fixture
 def options(tmp_path):
-    def make(**changes) -> Options:
-        return Options(**{"source": "v", "out": str(tmp_path), "shards": 3, **changes})
+    def make(**changes) -> IngestOptions:
+        return IngestOptions(**{"source": "v", "out": str(tmp_path), "shards": 3, **changes})
 
     return make
 
 
-def assigned(options: Options, members: list[Row]) -> dict[str, list[str]]:
+def assigned(options: IngestOptions, members: list[Row]) -> dict[str, list[str]]:
     the_plan, _ = plan.prepare(options, members, ("a",))
     tasks = plan.assign(the_plan, options, members)
     return {task.name: [row.id for row in task.rows] for _, task in tasks}

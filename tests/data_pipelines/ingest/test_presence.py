@@ -12,7 +12,7 @@ import pytest
 from data_pipelines.ingest import beam, presence, sources, work
 from data_pipelines.ingest.__main__ import main
 from data_pipelines.ingest.frames import FrameFolder
-from data_pipelines.ingest.options import Options
+from data_pipelines.ingest.options import IngestOptions
 from data_pipelines.ingest.rows import Row
 from data_pipelines.ingest.run import IngestError
 from data_pipelines.ingest.run import ingest as run_ingest
@@ -133,7 +133,7 @@ def test_source_vanishes_on_a_machine_of_beam(source, tmp_path, monkeypatch):
     monkeypatch.setattr(beam, "run", outcomes)
     options = {"source": str(source), "out": str(tmp_path / "out"), "name": "s", "shards": 3}
     with pytest.raises(IngestError, match="the source vanished.* 0 of 3 shards are finished"):
-        run_ingest(Options(**options, runner="beam", workers=0), quiet=True)
+        run_ingest(IngestOptions(**options, runner="beam", workers=0), quiet=True)
     monkeypatch.undo()
     bring_back(source)
     assert ingest(source) == 0

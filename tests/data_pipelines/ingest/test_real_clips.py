@@ -14,7 +14,7 @@ import pytest
 
 from data_pipelines.ingest.container import VideoError
 from data_pipelines.ingest.decode import DecodeOptions, decode_clip
-from data_pipelines.ingest.options import Options
+from data_pipelines.ingest.options import IngestOptions
 from data_pipelines.ingest.run import ingest
 from data_pipelines.records import manifest, schema
 from data_pipelines.tools.verify import verify
@@ -163,7 +163,7 @@ SOUND = {
 
 
 @pytest.mark.parametrize("name", SOUND)
-def test_sound_covers_the_frames(name):
+def test_audio_covers_the_frames(name):
     path = str(Path(REAL, "diverse", name))
     options = DecodeOptions(short_side=64, quality=50, audio="pcm16")
     found = decode_clip(path, options, 1.0, 9.0)
@@ -179,7 +179,9 @@ def test_tables_are_complete():
 
 
 def test_folder_of_damaged_files_gives_the_usable_ones(tmp_path):
-    options = Options(source=str(Path(REAL, "damaged")), out=str(tmp_path), shards=2, workers=2)
+    options = IngestOptions(
+        source=str(Path(REAL, "damaged")), out=str(tmp_path), shards=2, workers=2
+    )
     report = ingest(options, quiet=True)
     # The folder called directory.mp4 is walked into, not listed.
     usable = [expected for expected in DAMAGED.values() if not expected.stage]
@@ -208,7 +210,7 @@ def test_labelled_table_is_accepted_as_it_is(tmp_path):
     table = Path(REAL, "actions9", "labels.csv")
     with open(table, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    options = Options(
+    options = IngestOptions(
         source=str(table), out=str(tmp_path), name="actions", shards=2, short_side=64, quality=60
     )
     report = ingest(options, quiet=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipelines.ingest.options import Options
+from data_pipelines.ingest.options import IngestOptions
 from data_pipelines.ingest.pool import Outcome, run_tasks
 from data_pipelines.ingest.run import IngestError, ingest, summary
 from data_pipelines.records import manifest, schema
@@ -17,7 +17,7 @@ from tests.data_pipelines.ingest.clips import make_audio, make_video, truncate
 
 def run(source, out, **changes):
     options = {"workers": 0, "shards": 2, **changes}
-    return ingest(Options(source=str(source), out=str(out), **options), quiet=True)
+    return ingest(IngestOptions(source=str(source), out=str(out), **options), quiet=True)
 
 
 def records(out, split="train") -> dict[str, schema.Record]:
@@ -216,7 +216,7 @@ def test_unknown_and_missing_labels_are_rejected_without_opening(tmp_path):
     assert rejected["c.mp4"]["bytes"] is None
 
 
-def test_source_of_bad_files_only_gives_an_empty_data_set(tmp_path):
+def test_source_of_bad_files_only_gives_an_empty_dataset(tmp_path):
     (tmp_path / "v").mkdir()
     (tmp_path / "v" / "a.mp4").touch()
     report = run(tmp_path / "v", tmp_path / "out")

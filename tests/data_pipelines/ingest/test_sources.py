@@ -5,7 +5,7 @@ import os
 import pytest
 
 from data_pipelines.ingest import sources
-from data_pipelines.ingest.options import Options
+from data_pipelines.ingest.options import IngestOptions
 
 
 def tree(root, *names):
@@ -17,7 +17,7 @@ def tree(root, *names):
 
 
 def read(source, **changes):
-    return sources.read(Options(source=source, out="out", **changes))
+    return sources.read(IngestOptions(source=source, out="out", **changes))
 
 
 def test_class_is_the_parent_folder(tmp_path):

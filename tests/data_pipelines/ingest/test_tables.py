@@ -9,11 +9,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.ingest import cells, sources
-from data_pipelines.ingest.options import Options
+from data_pipelines.ingest.options import IngestOptions
 
 
 def read(path, **changes):
-    return sources.read(Options(source=str(path), out="out", **changes))
+    return sources.read(IngestOptions(source=str(path), out="out", **changes))
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def test_column_that_is_replaced_becomes_an_extra(table):
 
 
 def test_column_that_is_nowhere_is_an_error(table):
-    """Otherwise a typing mistake would give an unlabelled data set."""
+    """Otherwise a typing mistake would give an unlabelled dataset."""
     path = table("path,class\na.mp4,run\n")
     with pytest.raises(ValueError, match=r"no column 'clas' for --columns label=clas; found class"):
         read(path, columns={"label": "clas"})

@@ -1,4 +1,4 @@
-"""Data sets as TFDS prepared them (``tfds_data/make.py``), read without TFDS or TensorFlow."""
+"""Datasets as TFDS prepared them (``tfds_data/make.py``), read without TFDS or TensorFlow."""
 
 import json
 import shutil
@@ -10,7 +10,7 @@ import pytest
 import simplejpeg
 
 from data_pipelines.ingest import sources, tfds
-from data_pipelines.ingest.options import Options
+from data_pipelines.ingest.options import IngestOptions
 from data_pipelines.ingest.run import ingest
 from data_pipelines.records import manifest, schema
 
@@ -18,9 +18,9 @@ DATA = Path(__file__).parent / "tfds_data"
 NAMES = ("toy_video", "toy_frames", "toy_tensor")  # PNG, JPEG, numbers; TFRecord, ArrayRecord
 
 
-def options(name: str, root: Path = DATA, **changes) -> Options:
+def options(name: str, root: Path = DATA, **changes) -> IngestOptions:
     changes = {"out": "out", "frame_fps": 8.0, **changes}
-    return Options(source=f"tfds:{name}", root=str(root), **changes)
+    return IngestOptions(source=f"tfds:{name}", root=str(root), **changes)
 
 
 @pytest.fixture
@@ -62,8 +62,8 @@ def test_records(name, tmp_path):
 def test_encoded_frames_are_not_encoded_again(tmp_path):
     sources.read(options("toy_frames"))
     directory = tfds.find("toy_frames", str(DATA))
-    example = tfds.Example(directory, "train", 0, "frames", 8.0)
-    stored = tfds._pictures(example)
+    example = tfds.TFDSExample(directory, "train", 0, "frames", 8.0)
+    stored = tfds._images(example)
     out = tmp_path / "out"
     ingest(options("toy_frames", out=str(out), workers=0), quiet=True)
     _, source = manifest.open_split(out, "train")
@@ -126,8 +126,8 @@ def change(path: Path, edit) -> None:
     ("file", "edit", "complaint"),
     [
         ("dataset_info.json", lambda d: d.update(fileFormat="riegeli"), "stored as riegeli"),
-        ("dataset_info.json", lambda d: d.pop("splits"), "is not a data set as TFDS"),
-        ("features.json", lambda d: d.pop("featuresDict"), "is not a data set as TFDS"),
+        ("dataset_info.json", lambda d: d.pop("splits"), "is not a dataset as TFDS"),
+        ("features.json", lambda d: d.pop("featuresDict"), "is not a dataset as TFDS"),
         (
             "features.json",
             lambda d: d["featuresDict"]["features"].pop("video"),
@@ -158,5 +158,5 @@ def test_missing_and_damaged_files(copy):
         sources.read(options("toy_video", copy.parent.parent))
     tfds._source.cache_clear()
     path.unlink()
-    with pytest.raises(FileNotFoundError, match="is missing; prepare the data set again"):
+    with pytest.raises(FileNotFoundError, match="is missing; prepare the dataset again"):
         sources.read(options("toy_video", copy.parent.parent))

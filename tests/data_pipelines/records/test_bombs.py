@@ -26,7 +26,7 @@ SMALL = np.zeros((16, 16, 3), np.uint8)
 
 
 def jpeg(width: int = HUGE, height: int = HUGE, progressive: bool = False) -> bytes:
-    """A picture of 16x16 whose header says something else."""
+    """An image of 16x16 whose header says something else."""
     if progressive:
         buffer = io.BytesIO()
         Image.fromarray(SMALL).save(buffer, "JPEG", progressive=True)
@@ -121,7 +121,7 @@ def test_a_record_that_claims_it_too(tmp_path, height, width):
 
 
 def test_a_clip_that_no_memory_holds(tmp_path, monkeypatch):
-    """Pictures that may be as large, but not so many."""
+    """Images that may be as large, but not so many."""
     folder = write(tmp_path, (simplejpeg.encode_jpeg(SMALL, 80),) * 4)
     dataset = open_dataset(folder, "train")
     record = dataset.load(0)
@@ -184,8 +184,8 @@ def rejected(out) -> list[dict]:
     return [json.loads(line) for line in (out / "rejected.jsonl").read_text().splitlines()]
 
 
-def test_pictures_that_claim_too_much_are_rejected_rows(tmp_path):
-    source = tmp_path / "pictures" / "a"
+def test_images_that_claim_too_much_are_rejected_rows(tmp_path):
+    source = tmp_path / "images" / "a"
     source.mkdir(parents=True)
     for suffix, data in PICTURES.items():
         (source / f"bomb.{suffix}").write_bytes(data)

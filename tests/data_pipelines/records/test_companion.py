@@ -187,7 +187,7 @@ def test_companion_of_other_records_is_refused(tmp_path, companion):
 
 
 def test_directories_that_do_not_fit(tmp_path, companion, dataset):
-    with pytest.raises(ValueError, match="is a data set; give the companion a directory"):
+    with pytest.raises(ValueError, match="is a dataset; give the companion a directory"):
         CompanionWriter(dataset.directory, "teacher", dataset, "train")
     with pytest.raises(ValueError, match="cannot be part of a file name"):
         CompanionWriter(tmp_path / "x", "a/b", dataset, "train")

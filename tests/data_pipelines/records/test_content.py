@@ -1,4 +1,4 @@
-"""What a record holds beside its frames: sound, segments, boxes, pictures."""
+"""What a record holds beside its frames: audio, segments, boxes, images."""
 
 import pickle
 import struct
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipelines.records import waveform
-from data_pipelines.records.schema import Audio, Box, SchemaError, Segment, decode, encode
+from data_pipelines.records.schema import Box, SchemaError, Segment, Waveform, decode, encode
 from tests.data_pipelines.records.test_schema import (
     JPEG,
     bytes_feature,
@@ -21,7 +21,7 @@ from tests.data_pipelines.records.test_schema import (
 )
 
 RAMP = np.arange(-8000, 8000, dtype="<i2")
-AUDIO = Audio(RAMP.tobytes(), 16_000, 2_000_000)
+AUDIO = Waveform(RAMP.tobytes(), 16_000, 2_000_000)
 SEGMENTS = (
     Segment(0, 40_000, 3, "sit", "she sits, ü"),
     Segment(20_000, 90_000),
@@ -81,7 +81,7 @@ def test_keys_are_the_documented_ones():
 
 
 def test_samples_are_stored_as_plain_little_endian_bytes():
-    data = encode(make_record(audio=Audio(struct.pack("<3h", 1, -2, 32767), 16_000)))
+    data = encode(make_record(audio=Waveform(struct.pack("<3h", 1, -2, 32767), 16_000)))
     assert struct.pack("<3h", 1, -2, 32767) in data
 
 
@@ -101,7 +101,7 @@ def test_dmvr_floats_are_read_and_written():
     window, valid = record.audio_window(0, 1_000_000, 4)
     assert valid == 4 and window.tolist() == list(values[:4])
     assert decode(encode(record)).audio == record.audio
-    long = Audio(np.linspace(-1, 1, 5000, dtype="<f4").tobytes(), 8000, 0, "float32")
+    long = Waveform(np.linspace(-1, 1, 5000, dtype="<f4").tobytes(), 8000, 0, "float32")
     assert decode(encode(make_record(audio=long))).audio == long
 
 
@@ -136,13 +136,13 @@ def test_samples_are_read_when_they_are_asked_for():
         reads.append(1)
         return AUDIO.data
 
-    audio = Audio(read, 16_000, 2_000_000)
+    audio = Waveform(read, 16_000, 2_000_000)
     assert audio and "16000 samples per second" in repr(audio) and not reads
     assert audio.window(2_000_000, 2_010_000, 160)[1] == 160 and len(audio) == len(RAMP)
     assert audio == AUDIO and pickle.loads(pickle.dumps(audio)) == AUDIO and reads == [1]
 
 
-def test_clip_without_sound_has_a_window_of_nothing():
+def test_clip_without_audio_has_a_window_of_nothing():
     window, valid = make_record().audio_window(0, 1_000_000, 10)
     assert valid == 0 and window.tolist() == [0.0] * 10 and window.dtype == np.float32
 
@@ -226,10 +226,10 @@ def test_records_whose_content_contradicts_itself_are_refused(data, complaint):
     ("changes", "complaint"),
     [
         ({"media_type": "smell"}, "media type 'smell', expected video or image"),
-        ({"audio": Audio(b"abc", 16_000)}, "not whole pcm16"),
-        ({"audio": Audio(b"", 0)}, "sample rate is 0"),
-        ({"audio": Audio(b"", 1, 2**63)}, "does not fit 64 bits"),
-        ({"audio": Audio(b"", 1, 0, "mp3")}, "encoding 'mp3'"),
+        ({"audio": Waveform(b"abc", 16_000)}, "not whole pcm16"),
+        ({"audio": Waveform(b"", 0)}, "sample rate is 0"),
+        ({"audio": Waveform(b"", 1, 2**63)}, "does not fit 64 bits"),
+        ({"audio": Waveform(b"", 1, 0, "mp3")}, "encoding 'mp3'"),
         ({"segments": (Segment(5, 4),)}, "segment 0 ends at 4 us"),
         ({"segments": (Segment(0, 2**63),)}, "does not fit 64 bits"),
         ({"boxes": (Box(0, 0.5, 0, 0.5, 1),)}, "box 0 is y 0.5 to 0.5"),
@@ -249,7 +249,7 @@ FULL = encode(
     make_record(
         frames=(JPEG[:300],) * 3,
         height=48,
-        audio=Audio(b"\1\2" * 40, 16_000),
+        audio=Waveform(b"\1\2" * 40, 16_000),
         segments=SEGMENTS,
         boxes=BOXES,
     )

@@ -69,7 +69,7 @@ def directory(original, tmp_path) -> Path:
 
 
 def whole(directory: Path) -> Dataset:
-    """The same data set without its frame tables."""
+    """The same dataset without its frame tables."""
     opened = open_dataset(str(directory), "train")
     index = dataclasses.replace(read_index(directory / SHARD), table_offset=0)
     source = RecordSource([str(directory / SHARD)], indexes=[index])
@@ -210,7 +210,7 @@ def make_version_1(directory: Path) -> None:
     manifest.save(dataclasses.replace(found, splits=changed))
 
 
-def test_data_sets_with_indexes_of_version_1_are_read_whole_until_reindexed(directory):
+def test_datasets_with_indexes_of_version_1_are_read_whole_until_reindexed(directory):
     before = (directory / f"{SHARD}.idx").read_bytes()
     listing = (directory / "manifest.json").read_bytes()
     make_version_1(directory)

@@ -1,4 +1,4 @@
-"""Encoded pictures: which they are, their size, their pixels, and what is refused."""
+"""Encoded images: which they are, their size, their pixels, and what is refused."""
 
 import struct
 

@@ -11,7 +11,7 @@ from data_pipelines.records import memory
 from data_pipelines.stream.pipeline import TrainStream, ViewPass
 from tests.data_pipelines.sets import write_set
 
-CLIP = ClipConfig(frames=2, stride=2, size=24)
+CLIP = ClipConfig(frames=2, stride=2, resolution=24)
 
 
 @pytest.fixture(scope="module")
@@ -27,10 +27,19 @@ def a_gibibyte(monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"clip": ClipConfig(frames=10**12, size=24)}, r"4 clips of 10{12} frames of 24x24 .* TiB"),
-        ({"clip": ClipConfig(frames=2, size=10**6)}, r"10{6}x10{6} pixels .* this machine has 1"),
+        (
+            {"clip": ClipConfig(frames=10**12, resolution=24)},
+            r"4 clips of 10{12} frames of 24x24 .* TiB",
+        ),
+        (
+            {"clip": ClipConfig(frames=2, resolution=10**6)},
+            r"10{6}x10{6} pixels .* this machine has 1",
+        ),
         ({"global_batch": 10**9}, "a batch of 10{9} clips"),
-        ({"global_batch": 8, "repeats": 4, "clip": ClipConfig(size=10**6)}, "a batch of 8 clips"),
+        (
+            {"global_batch": 8, "repeats": 4, "clip": ClipConfig(resolution=10**6)},
+            "a batch of 8 clips",
+        ),
         ({"reader": ReaderConfig(buffer=10**9)}, "buffer = 10{9} and reader.workers = 0 keep up"),
         ({"reader": ReaderConfig(workers=1000, buffer=10**6)}, "reader.workers = 1000 keep up to"),
         ({"reader": ReaderConfig(threads=10**9)}, "reader.threads = 10{9}: expected at most 1024"),
@@ -54,7 +63,7 @@ def test_a_stream_that_no_machine_holds(small, changes, message):
         ({"batch": 10**9}, "a batch of 10{9} clips .*views.clip.frames"),
         ({"segments": 10**9}, "a batch of 8000000000 clips"),
         ({"crops": 10**9}, "a batch of 8000000000 clips"),
-        ({"clip": ClipConfig(size=10**6, sampling="dense")}, "10{6}x10{6} pixels"),
+        ({"clip": ClipConfig(resolution=10**6, sampling="dense")}, "10{6}x10{6} pixels"),
         ({"reader": ReaderConfig(buffer=10**9)}, "keep up to 1000000002 batches of"),
     ],
 )

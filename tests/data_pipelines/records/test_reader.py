@@ -189,7 +189,7 @@ def test_pickled_source_carries_no_descriptors(shards):
     assert repr(copy) == repr(source) and copy.check_crc is False
 
 
-def test_repr_is_stable_and_tells_data_sets_apart(shards, tmp_path):
+def test_repr_is_stable_and_tells_datasets_apart(shards, tmp_path):
     text = repr(RecordSource(shards))
     assert text == repr(RecordSource(shards))
     assert "5 shards" in text and "13 records" in text and " 0x" not in text

@@ -294,7 +294,7 @@ def test_writer_uploads_the_same_bytes(system, tmp_path):
         assert storage.read_bytes(f"{URL}/{name}") == (tmp_path / name).read_bytes()
 
 
-def test_a_remote_data_set_opens_with_one_listing_and_one_request_an_index(system, dataset):  # noqa: F811
+def test_a_remote_dataset_opens_with_one_listing_and_one_request_an_index(system, dataset):  # noqa: F811
     upload(dataset, URL)
     system.calls.clear()
     found, source = open_split(URL, "train")
@@ -316,14 +316,14 @@ def test_a_remote_data_set_opens_with_one_listing_and_one_request_an_index(syste
         ("manifest.json", r"has no manifest\.json"),
     ],
 )
-def test_missing_parts_of_a_remote_data_set(system, dataset, name, complaint):  # noqa: F811
+def test_missing_parts_of_a_remote_dataset(system, dataset, name, complaint):  # noqa: F811
     upload(dataset, URL)
     storage.remove(f"{URL}/{name}")
     with pytest.raises(FileNotFoundError, match=complaint):
         open_split(URL, "train")
 
 
-def test_no_remote_data_set(system):
+def test_no_remote_dataset(system):
     with pytest.raises(FileNotFoundError, match="is empty"):
         load(f"{URL}/none")
 

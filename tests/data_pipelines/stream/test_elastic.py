@@ -31,7 +31,7 @@ from data_pipelines.stream import identity
 from data_pipelines.stream.pipeline import TrainStream, ViewPass
 from tests.data_pipelines.sets import write_set
 
-CLIP = ClipConfig(frames=2, stride=2, size=24)
+CLIP = ClipConfig(frames=2, stride=2, resolution=24)
 KINDS = ("plain", "mixture", "media", "repeats", "everything")
 
 
@@ -47,7 +47,7 @@ def sets(tmp_path_factory):
 def config(sets, kind: str, **changes) -> DataConfig:
     videos = f"a={sets}/a:0.7, b={sets}/b:0.3; flip=on"
     pictures = f"{videos}, p={sets}/p:0.5; media=image; crop=random_resized"
-    image = ImageConfig(global_batch=16, size=16)
+    image = ImageConfig(global_batch=16, resolution=16)
     fields = {
         "plain": {"train": f"{sets}/a"},
         "mixture": {"mixture": videos},
@@ -124,7 +124,7 @@ def test_the_stream_is_what_its_definition_says(sets):
     settings = config(sets, "plain")
     dataset = open_dataset(settings.train, "train")
     order = grain.MapDataset.range(13).seed(3).shuffle().repeat(None)
-    transform = augment.TrainTransform(size=24, crop="multiscale", flip=False)
+    transform = augment.TrainTransform(resolution=24, crop="multiscale", flip=False)
     stream = TrainStream(settings, start_step=2)
     batch = next(stream)
     stream.close()
@@ -258,7 +258,7 @@ def test_every_record_counts_once_with_more_hosts_than_records(tmp_path, process
     write_set(tmp_path / "few", 3, classes=("run", "sit"))
     views = ViewConfig(
         clip=dataclasses.replace(CLIP, sampling="dense"),
-        segments=2,
+        clips=2,
         batch=4,
         reader=ReaderConfig(threads=2),
     )

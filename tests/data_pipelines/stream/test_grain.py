@@ -18,7 +18,7 @@ from data_pipelines.stream.mixture import Interleave
 from data_pipelines.stream.pipeline import TrainStream, ViewPass
 from tests.data_pipelines.sets import write_set
 
-CLIP = ClipConfig(frames=2, stride=2, size=24)
+CLIP = ClipConfig(frames=2, stride=2, resolution=24)
 READER = ReaderConfig(threads=2, buffer=2)
 
 
@@ -117,7 +117,7 @@ def test_orbax_can_save_the_iterator(shards, tmp_path):
 
 
 def test_an_evaluation_is_a_dataset_too(shards):
-    views = ViewConfig(ClipConfig(2, 2, 24, "dense"), segments=2, batch=4, reader=READER)
+    views = ViewConfig(ClipConfig(2, 2, 24, "dense"), clips=2, batch=4, reader=READER)
     stream = ViewPass(shards, "train", views)
     assert len(stream.batches) == len(stream) == 4
     again = stream.batches[3]
@@ -133,4 +133,4 @@ def test_why_mixing_is_ours():
     counts = collections.Counter(mixed[i] for i in range(10_000))
     assert counts == {0: 6997, 1: 3003}
     ours = Interleave.of([Fraction("0.7"), Fraction("0.3")])
-    assert collections.Counter(ours.place(i)[0] for i in range(10_000)) == {0: 7000, 1: 3000}
+    assert collections.Counter(ours.locate(i)[0] for i in range(10_000)) == {0: 7000, 1: 3000}

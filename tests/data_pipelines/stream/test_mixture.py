@@ -17,12 +17,12 @@ from data_pipelines.stream.mixture import Component, Interleave, parse
 from data_pipelines.stream.pipeline import TrainStream
 from tests.data_pipelines.sets import write_set
 
-CLIP = ClipConfig(frames=2, stride=2, size=24)
+CLIP = ClipConfig(frames=2, stride=2, resolution=24)
 
 
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory):
-    """a and b are videos with different classes, s is as a, p is pictures."""
+    """a and b are videos with different classes, s is as a, p is images."""
     root = tmp_path_factory.mktemp("sets")
     write_set(root / "a", 12, classes=("run", "sit"), captions=[("one", "two"), (), ("",)])
     write_set(root / "b", 7, classes=("sit", "jump", "fall"), frames=5, flip_changes_label=True)
@@ -106,7 +106,7 @@ def test_shares_that_repeat_after_too_many_examples_are_refused():
         Interleave.of(long)
     order = Interleave.of([Fraction(1), Fraction(2**62 - 2)])  # nearly as long as can be
     assert sum(order.count(part, 10**18) for part in range(2)) == 10**18
-    part, number = order.place(10**18)
+    part, number = order.locate(10**18)
     assert part == 1 and order.count(1, 10**18) == number
 
 
@@ -125,7 +125,7 @@ def test_places_are_the_sorted_times(weights):
         for part, weight in enumerate(weights)
         for k in range(2 * weight)
     )
-    assert [order.place(p) for p in range(len(elements))] == [(c, k) for _, c, k in elements]
+    assert [order.locate(p) for p in range(len(elements))] == [(c, k) for _, c, k in elements]
     for position in range(len(elements) + 1):
         parts = [part for _, part, _ in elements[:position]]
         for part in range(len(weights)):
@@ -135,7 +135,7 @@ def test_places_are_the_sorted_times(weights):
 def test_shares_are_exact_and_evenly_spread():
     order = Interleave.of([Fraction("0.7"), Fraction("0.2"), Fraction("0.1")])
     assert order.weights == (7, 2, 1)
-    parts = np.array([order.place(p)[0] for p in range(1000)])
+    parts = np.array([order.locate(p)[0] for p in range(1000)])
     assert np.bincount(parts).tolist() == [700, 200, 100]
     for part, share in enumerate((0.7, 0.2, 0.1)):
         drift = np.cumsum(parts == part) - share * np.arange(1, 1001)
@@ -145,7 +145,7 @@ def test_shares_are_exact_and_evenly_spread():
 def test_a_place_far_out_needs_no_replay():
     order = Interleave.of([Fraction(240_000_001), Fraction(168_913), Fraction("0.37")])
     for position in (0, 10**9 + 7, 10**15 + 1):
-        part, k = order.place(position)
+        part, k = order.locate(position)
         assert order.count(part, position) == k and order.count(part, position + 1) == k + 1
     assert sum(order.count(part, 10**15) for part in range(3)) == 10**15
 

@@ -17,7 +17,7 @@ from data_pipelines.stream.pipeline import TrainStream, ViewPass
 from data_pipelines.text.clip import ClipTokenizer
 from tests.data_pipelines.sets import write_set
 
-CLIP = ClipConfig(frames=4, stride=2, size=24)
+CLIP = ClipConfig(frames=4, stride=2, resolution=24)
 # Scripts, right to left, joined and combining signs, beyond the basic plane, control signs.
 ODD = (
     "日本語の字幕、猫が走る",
@@ -77,7 +77,7 @@ def test_clips_shorter_than_the_window_repeat_their_last_frame(tmp_path, frames)
     assert all(len(set(clip)) == min(frames, 2) for clip in shown)  # frames 0, 2, 2, 2
     assert all(len(set(clip[1:])) == 1 for clip in shown)
     clip = dataclasses.replace(CLIP, sampling="dense")
-    views = ViewConfig(clip=clip, segments=2, batch=4, reader=ReaderConfig(threads=1))
+    views = ViewConfig(clip=clip, clips=2, batch=4, reader=ReaderConfig(threads=1))
     (batch,) = take(ViewPass(str(tmp_path / "a"), "train", views), 9)
     assert batch["video"].shape == (8, 4, 24, 24, 3) and batch["valid"].all()
 

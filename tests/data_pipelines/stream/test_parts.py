@@ -22,7 +22,7 @@ from data_pipelines.records import manifest, schema
 from data_pipelines.records.companion import CompanionWriter
 from data_pipelines.records.dataset import open_dataset
 from data_pipelines.records.reader import ShardWriter, read_index
-from data_pipelines.records.schema import Audio, Box, Record, Segment, Turn
+from data_pipelines.records.schema import Box, Record, Segment, Turn, Waveform
 from data_pipelines.stream.mixture import of_sets, parse
 from data_pipelines.stream.parts.base import Window, row_bytes
 from data_pipelines.stream.parts.boxes import Boxes, shown
@@ -32,12 +32,12 @@ from data_pipelines.stream.parts.sequences import Sequences
 from data_pipelines.stream.parts.turns import Turns
 from data_pipelines.stream.pipeline import TrainStream, ViewPass
 
-CLIP = ClipConfig(frames=2, stride=2, size=24)
+CLIP = ClipConfig(frames=2, stride=2, resolution=24)
 READER = ReaderConfig(threads=2, buffer=2)
 SEGMENTS = (Segment(1_500_000, 2_000_000, 1, "sit"), Segment(1_000_000, 1_250_000))
 BOXES = (Box(1_200_000, 0.1, 0.2, 0.5, 0.6, (1, 0), ("sit", "run"), track=7),)
 TURNS = (Turn("user", "one"), Turn("assistant", "two three"))
-SOUND = Audio(np.arange(1, 4001, dtype="<i2").tobytes(), 16_000, 1_000_000)
+SOUND = Waveform(np.arange(1, 4001, dtype="<i2").tobytes(), 16_000, 1_000_000)
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "one", "two", "three"]
 
 
@@ -149,10 +149,10 @@ def test_labels_of_segments_and_boxes_are_those_of_the_stream(sets, tmp_path):
 
 @pytest.mark.parametrize("crop", ["multiscale", "random_resized", "random", "center", "squash"])
 def test_boxes_move_with_the_crop(sets, crop):
-    """The pixel under a corner of the box tells its place in the stored picture."""
+    """The pixel under a corner of the box tells its place in the stored image."""
     settings = config(
         sets, crop=crop, flip="on", augment=AugmentConfig(short_side=(28, 40), area=(0.5, 1.0)),
-        clip=dataclasses.replace(CLIP, size=28), parts={"boxes": Boxes(most=2, labels=2)},
+        clip=dataclasses.replace(CLIP, resolution=28), parts={"boxes": Boxes(most=2, labels=2)},
     )  # fmt: skip
     batch, checked, mirrored = one(settings, 4), 0, set()
     box = BOXES[0]
@@ -162,12 +162,12 @@ def test_boxes_move_with_the_crop(sets, crop):
         across = green.mean(0)
         mirrored.add(bool(across[0] > across[-1]))
         edges = (box.x2, box.x1) if across[0] > across[-1] else (box.x1, box.x2)
-        for place, array, expected in (
+        for locate, array, expected in (
             (y1, red.mean(1), 4 * 40 * box.y1), (y2, red.mean(1), 4 * 40 * box.y2),
             (x1, across, 4 * 48 * edges[0]), (x2, across, 4 * 48 * edges[1]),
         ):  # fmt: skip
-            if 0.05 < place < 0.95:  # inside of the crop
-                found = np.interp(place * 28 - 0.5, np.arange(28), array)
+            if 0.05 < locate < 0.95:  # inside of the crop
+                found = np.interp(locate * 28 - 0.5, np.arange(28), array)
                 assert abs(found - expected) < 5, (crop, row)
                 checked += 1
     assert checked > 20 and mirrored == {True, False}
@@ -259,7 +259,7 @@ def test_a_batch_of_features_and_segments_has_no_video(sets, held):
 def test_media_types_come_in_steps_of_their_own(sets):
     mixture = {
         "video": SetConfig(f"{sets}/a"),
-        "sound": SetConfig(f"{sets}/s", media="audio"),
+        "audio": SetConfig(f"{sets}/s", media="audio"),
         "both": SetConfig(f"{sets}/a", media="audio_video"),
     }
     settings = config(sets, mixture=mixture, audio_seconds=0.1, image=ImageConfig())
@@ -273,7 +273,7 @@ def test_media_types_come_in_steps_of_their_own(sets):
     stream.close()
     assert ["video" in seen[k] for k in range(3)] == [True, False, True]
     assert (seen[1]["audio_valid"] == 1600).all() and seen[1]["audio"].all()
-    assert not seen[2]["audio_valid"].any()  # missing sound is silence, as in the reference
+    assert not seen[2]["audio_valid"].any()  # missing audio is silence, as in the reference
 
 
 def test_a_set_says_that_its_records_have_no_frames(sets):

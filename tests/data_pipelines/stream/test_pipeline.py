@@ -14,7 +14,7 @@ from data_pipelines.records.dataset import UnreadableRecordError
 from data_pipelines.records.reader import read_index
 from data_pipelines.stream.pipeline import TrainStream, ViewPass
 
-CLIP = ClipConfig(frames=4, stride=2, size=32)
+CLIP = ClipConfig(frames=4, stride=2, resolution=32)
 
 
 def config(shards: Path, **changes) -> DataConfig:
@@ -162,7 +162,7 @@ def test_a_batch_that_hosts_cannot_share(shards):
         TrainStream(config(shards), processes=3)
 
 
-def test_flip_follows_the_data_set(shards):
+def test_flip_follows_the_dataset(shards):
     assert TrainStream(config(shards, flip="auto")).transform.flip is False
 
 
@@ -219,15 +219,15 @@ def views(**changes) -> ViewConfig:
     )
 
 
-@pytest.mark.parametrize(("segments", "crops"), [(1, 1), (2, 3)])
-def test_a_pass_shows_every_view_of_every_record_once(shards, segments, crops):
-    batches = take(ViewPass(str(shards), "test", views(segments=segments, crops=crops)), 100)
+@pytest.mark.parametrize(("clips", "crops"), [(1, 1), (2, 3)])
+def test_a_pass_shows_every_view_of_every_record_once(shards, clips, crops):
+    batches = take(ViewPass(str(shards), "test", views(clips=clips, crops=crops)), 100)
     assert len(batches) == 3  # 20 records, 8 a step
     valid = np.concatenate([batch["valid"] for batch in batches])
     pairs = np.concatenate(
         [np.stack([batch["index"], batch["view"]], axis=1) for batch in batches]
     )[valid]
-    count = segments * crops
+    count = clips * crops
     assert len(valid) == 24 * count
     assert sorted(map(tuple, pairs)) == [(i, v) for i in range(20) for v in range(count)]
 

@@ -1,4 +1,4 @@
-"""What a record holds beside its frames reaches the batch: token ids, sound, cached features."""
+"""What a record holds beside its frames reaches the batch: token ids, audio, cached features."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from data_pipelines.records import dataset, manifest
 from data_pipelines.records.companion import CompanionError, CompanionWriter
 from data_pipelines.records.dataset import UnreadableRecordError
 from data_pipelines.records.reader import CorruptRecordError
-from data_pipelines.records.schema import Audio
+from data_pipelines.records.schema import Waveform
 from data_pipelines.stream.pipeline import TrainStream
 from tests.data_pipelines.records.flaky import flaky, upload
 from tests.data_pipelines.sets import write_set
 
-CLIP = ClipConfig(frames=2, stride=2, size=24)
+CLIP = ClipConfig(frames=2, stride=2, resolution=24)
 RAMP = np.arange(1, 4001, dtype="<i2")  # a quarter of a second, its values say where it was cut
-LONG = Audio(RAMP.tobytes(), 16_000)
-SHORT = Audio(RAMP[:1000].tobytes(), 16_000)
+LONG = Waveform(RAMP.tobytes(), 16_000)
+SHORT = Waveform(RAMP[:1000].tobytes(), 16_000)
 # As DMVR has it, beginning a tenth of a second after the first frame.
-FLOATS = Audio((RAMP / 32768).astype("<f4").tobytes(), 16_000, 100_000, "float32")
+FLOATS = Waveform((RAMP / 32768).astype("<f4").tobytes(), 16_000, 100_000, "float32")
 SECONDS = 0.125  # 2000 samples
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "one", "two", "three", "four", "five", "!"]
 
@@ -41,8 +41,8 @@ def features_of(index: int, scale: int = 1) -> dict[str, np.ndarray]:
     }
 
 
-def write_features(directory: Path, place: Path, scale: int = 1, make=features_of) -> None:
-    writer = CompanionWriter(place, "teacher", manifest.load(str(directory)), "train")
+def write_features(directory: Path, locate: Path, scale: int = 1, make=features_of) -> None:
+    writer = CompanionWriter(locate, "teacher", manifest.load(str(directory)), "train")
     for number in writer.missing():
         with writer.shard(number) as shard:
             for index in writer.records(number):
@@ -77,7 +77,7 @@ def everything(sets, **changes) -> DataConfig:
         sets,
         mixture=f"a={sets}/a:0.5, b={sets}/b:0.3, "
         f"p={sets}/p:0.2; media=image; features={sets}/elsewhere",
-        image=ImageConfig(global_batch=16, size=16),
+        image=ImageConfig(global_batch=16, resolution=16),
         repeats=2,
         text="random",
         tokenizer=f"bert:{sets}/vocab.txt",
@@ -129,7 +129,7 @@ def test_hosts_threads_and_restarts_do_not_show(sets):
     keys = {"video", "label", "index", "position", "dataset", "text", "has_text"}
     keys |= {"features/tokens", "features/pooled", "features/number"}
     kinds = [set(batch) - keys for batch in expected]
-    assert {"audio", "audio_valid"} in kinds and set() in kinds  # pictures have no sound
+    assert {"audio", "audio_valid"} in kinds and set() in kinds  # images have no audio
     reader = ReaderConfig(threads=5, buffer=3)
     for hosts in (2, 4):
         assert same(joined(settings, hosts, 9), expected)
@@ -244,10 +244,10 @@ def test_a_tokenizer_must_fit_the_settings(sets):
         TrainStream(config(sets, text="first", tokenizer=words, text_length=1))
 
 
-# ------------------------------------------------------------------------------------------ sound
+# ------------------------------------------------------------------------------------------ audio
 
 
-def test_a_random_window_of_long_sound_and_all_of_short_sound(sets):
+def test_a_random_window_of_long_audio_and_all_of_short_audio(sets):
     batches = take(config(sets, audio_seconds=SECONDS), 13)
     starts = []
     for batch in batches:
@@ -270,7 +270,7 @@ def test_a_random_window_of_long_sound_and_all_of_short_sound(sets):
 def test_the_window_can_begin_with_the_frames(tmp_path):
     """Ten frames a second; the pixels tell which frame was drawn."""
     write_set(tmp_path / "s", 4, audio=[LONG], frames=8)
-    whole = dataclasses.replace(CLIP, frames=1, size=40)
+    whole = dataclasses.replace(CLIP, frames=1, resolution=40)
     settings = DataConfig(
         train=f"{tmp_path}/s", global_batch=4, clip=whole, audio_seconds=SECONDS,
         audio_window="frames", crop="center", reader=ReaderConfig(threads=1, buffer=1),
@@ -280,8 +280,8 @@ def test_the_window_can_begin_with_the_frames(tmp_path):
     for batch in take(settings, 6):
         for i, index in enumerate(batch["index"]):
             record = opened.load(int(index))
-            pictures = opened.frames(int(index), record, np.arange(8))
-            centres = [picture[:, 4:44] for picture in pictures]
+            images = opened.frames(int(index), record, np.arange(8))
+            centres = [image[:, 4:44] for image in images]
             (frame,) = [k for k in range(8) if (centres[k] == batch["video"][i, 0]).all()]
             first, valid = 1600 * frame, max(0, min(2000, 4000 - 1600 * frame))
             assert batch["audio_valid"][i] == valid
@@ -297,16 +297,16 @@ def test_every_repeat_hears_a_window_of_its_own(sets):
     assert len(rows) == 8 and len({int(row[0]) for row in rows}) > 4
 
 
-def test_sound_of_another_rate_is_refused(tmp_path):
-    write_set(tmp_path / "s", 3, audio=[Audio(RAMP.tobytes(), 48_000)])
+def test_audio_of_another_rate_is_refused(tmp_path):
+    write_set(tmp_path / "s", 3, audio=[Waveform(RAMP.tobytes(), 48_000)])
     settings = config(tmp_path, train=f"{tmp_path}/s", audio_seconds=1.0)
     reader = ReaderConfig(threads=1, on_corrupt="substitute")
     for how in (settings, dataclasses.replace(settings, reader=reader)):
-        with pytest.raises(ValueError, match=r"\(s-\d\): its sound has 48000 .* 16000 only"):
+        with pytest.raises(ValueError, match=r"\(s-\d\): its audio has 48000 .* 16000 only"):
             take(how, 1)
 
 
-def test_settings_of_sound(sets):
+def test_settings_of_audio(sets):
     for changes, message in (
         ({"audio_seconds": -1.0}, "audio_seconds = -1.0; expected 0"),
         ({"audio_seconds": float("nan")}, "audio_seconds = nan; expected 0"),
@@ -324,7 +324,7 @@ def flip_byte(path: Path, needle: bytes) -> None:
     path.write_bytes(data)
 
 
-def test_damaged_sound_is_an_unreadable_record(tmp_path):
+def test_damaged_audio_is_an_unreadable_record(tmp_path):
     write_set(tmp_path / "s", 6, audio=[None, LONG])
     (shard,) = (tmp_path / "s").glob("*.tfrecord")
     flip_byte(shard, RAMP[1000:1100].tobytes())  # of record 1
@@ -357,8 +357,8 @@ def test_a_remote_set_has_its_arrays_beside_it(sets, tmp_path):
     with flaky():
         upload(tmp_path / "a", "flaky://bucket/a")
         upload(sets / "a" / "teacher", "flaky://bucket/a/teacher")
-        for place in ("teacher", f"{sets}/a/teacher", "flaky://bucket/a/teacher"):
-            remote = config(sets, train="flaky://bucket/a", features=place)
+        for locate in ("teacher", f"{sets}/a/teacher", "flaky://bucket/a/teacher"):
+            remote = config(sets, train="flaky://bucket/a", features=locate)
             assert same(take(remote, 3), local)
         with pytest.raises(FileNotFoundError, match="flaky://bucket/a/none: has no companion.json"):
             TrainStream(config(sets, train="flaky://bucket/a", features="none"))
@@ -411,7 +411,7 @@ def test_damaged_arrays_are_an_unreadable_record(sets, tmp_path):
 # ------------------------------------------------------------------------------------------ media
 
 
-def test_pictures_and_videos_do_not_pass_for_each_other(sets):
+def test_images_and_videos_do_not_pass_for_each_other(sets):
     with pytest.raises(ValueError, match=r"\(p-\d\): is an image in a set of media=vi"):
         take(config(sets, train=f"{sets}/p"), 1)
     reader = ReaderConfig(threads=1, on_corrupt="substitute")
@@ -422,7 +422,7 @@ def test_pictures_and_videos_do_not_pass_for_each_other(sets):
         take(mixed, 1)
 
 
-def test_one_frame_of_an_unmarked_record_is_a_picture(tmp_path):
+def test_one_frame_of_an_unmarked_record_is_an_image(tmp_path):
     """DMVR's records do not say what they are."""
     write_set(tmp_path / "s", 5, frames=1)
     batch = take(config(tmp_path, mixture=f"s={tmp_path}/s; media=image"), 1)[0]

@@ -20,15 +20,15 @@ from data_pipelines.stream.pipeline import TrainStream
 from data_pipelines.stream.views import FixedViews
 from tests.data_pipelines.sets import write_set
 
-CLIP = ClipConfig(frames=2, stride=2, size=24)
+CLIP = ClipConfig(frames=2, stride=2, resolution=24)
 READER = ReaderConfig(threads=2, buffer=2)
 A, B = 13, 7  # records of the sets
 
 
-def write_rows(directory: Path, place: str, views: int, empty=()) -> None:
+def write_rows(directory: Path, locate: str, views: int, empty=()) -> None:
     """Row v of record i is [i, v]."""
     found = manifest.load(str(directory))
-    writer = CompanionWriter(directory / place, "rows", found, "train")
+    writer = CompanionWriter(directory / locate, "rows", found, "train")
     for number in writer.missing():
         with writer.shard(number) as shard:
             for index in writer.records(number):
@@ -53,7 +53,13 @@ def sets(tmp_path_factory):
 
 def config(sets, **changes) -> DataConfig:
     base = DataConfig(
-        train=f"{sets}/a", global_batch=4, clip=CLIP, flip="on", seed=3, reader=READER, views=3
+        train=f"{sets}/a",
+        global_batch=4,
+        clip=CLIP,
+        flip="on",
+        seed=3,
+        reader=READER,
+        fixed_views=3,
     )
     if "mixture" in changes:
         changes["train"] = ""
@@ -62,7 +68,7 @@ def config(sets, **changes) -> DataConfig:
 
 def mixed(sets, **changes) -> DataConfig:
     text = f"a={sets}/a:0.5, b={sets}/b:0.3; crop=random_resized, p={sets}/p:0.2; media=image"
-    image = ImageConfig(global_batch=8, size=16)
+    image = ImageConfig(global_batch=8, resolution=16)
     return config(sets, mixture=text, image=image, features="rows3", **changes)
 
 
@@ -91,7 +97,7 @@ def test_pass_e_shows_every_record_once_in_view_e(sets):
     assert np.array_equal(rows["features/view"], position % 3)
 
     # Order as without views, pixels and captions by view alone.
-    plain = joined(config(sets, views=0), A)
+    plain = joined(config(sets, fixed_views=0), A)
     assert np.array_equal(plain["index"], index)
     assert plain["position"].tolist() == list(range(4 * A))
     first, last = np.argsort(index[:A]), 3 * A + np.argsort(index[3 * A :])
@@ -104,7 +110,7 @@ def test_pass_e_shows_every_record_once_in_view_e(sets):
 def test_the_draws_are_what_their_definition_says(sets):
     """Written out once more: one Philox stream per index * views + view."""
     dataset = open_dataset(f"{sets}/a", "train")
-    transform = augment.TrainTransform(size=24, crop="multiscale", flip=True)
+    transform = augment.TrainTransform(resolution=24, crop="multiscale", flip=True)
     rows = joined(config(sets, text="random"), 7)
     for row, (index, position) in enumerate(zip(rows["index"], rows["position"], strict=True)):
         rng = np.random.Generator(np.random.Philox(key=[3, int(position)]))
@@ -127,7 +133,9 @@ def test_views_by_record_are_those_of_the_stream(sets, name):
         for row in np.flatnonzero(chosen):
             record, position = int(batch["index"][row]), int(batch["position"][row])
             view = position % 3
-            out = np.empty((views.clip.frames, views.clip.size, views.clip.size, 3), np.uint8)
+            out = np.empty(
+                (views.clip.frames, views.clip.resolution, views.clip.resolution, 3), np.uint8
+            )
             views.read(record, view, out)
             assert views.position(record, view) == position
             assert out.tobytes() == batch["video"][row].tobytes()
@@ -150,22 +158,25 @@ def test_the_identity_names_the_views(sets):
         stream.close()
         return json.loads(json.dumps(stream.identity))
 
-    assert "views" not in of(views=0)
+    assert "views" not in of(fixed_views=0)
     assert of()["views"] == 3
-    (line,) = identity.differences(of(), of(views=0))
+    (line,) = identity.differences(of(), of(fixed_views=0))
     assert line.startswith("views: found 3")
 
 
 def test_views_are_refused_where_they_mean_nothing(sets):
     for changes, text in (
-        ({"views": -1}, "views = -1: expected a number of views"),
+        ({"fixed_views": -1}, "views = -1: expected a number of views"),
         ({"repeats": 2}, "one view of each record; set config.data.repeats to 1"),
-        ({"features": "rows3", "views": 2}, r"found row \(3, 2\), view \(3,\).*they were made"),
+        (
+            {"features": "rows3", "fixed_views": 2},
+            r"found row \(3, 2\), view \(3,\).*they were made",
+        ),
     ):
         with pytest.raises(ValueError, match=text):
             TrainStream(config(sets, **changes))
     with pytest.raises(ValueError, match="set it to the number of views of each record"):
-        FixedViews(config(sets, views=0))
+        FixedViews(config(sets, fixed_views=0))
     with pytest.raises(ValueError, match="say which: a, b, p"):
         FixedViews(mixed(sets))
     with pytest.raises(ValueError, match="no set 'c' in config.data.mixture; it has a, b, p"):

@@ -17,7 +17,7 @@ from data_pipelines.config import ClipConfig, DataConfig, ReaderConfig, ViewConf
 from data_pipelines.stream.pipeline import TrainStream, ViewPass
 from tests.data_pipelines.sets import write_set
 
-CLIP = ClipConfig(frames=2, stride=2, size=24)
+CLIP = ClipConfig(frames=2, stride=2, resolution=24)
 # What is promised, and what a machine that is busy with other work may make of it.
 ORPHAN_SECONDS, LOADED_SECONDS = 5.0, 60.0
 
@@ -50,7 +50,7 @@ def readers(small: Path, kind: str):
     reader = ReaderConfig(threads=1, buffer=1, workers=2)
     if kind == "training":
         return TrainStream(DataConfig(train=str(small), global_batch=4, clip=CLIP, reader=reader))
-    clip = ClipConfig(frames=2, stride=2, size=24, sampling="dense")
+    clip = ClipConfig(frames=2, stride=2, resolution=24, sampling="dense")
     return ViewPass(str(small), "train", ViewConfig(clip=clip, batch=1, reader=reader))
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from data_pipelines.__main__ import main
 from data_pipelines.subset import rows, run, selection, writing
-from data_pipelines.subset.options import Options
+from data_pipelines.subset.options import SubsetOptions
 from data_pipelines.subset.sampling import diverse
 
 
@@ -79,7 +79,7 @@ def test_flt_the_best_share_then_the_draw(source, tmp_path, monkeypatch):
     monkeypatch.setattr(selection, "CHUNK", 64)
     monkeypatch.setattr(run, "CHUNK", 50)
     summary = run.build(
-        Options((source,), str(tmp_path / "o.jsonl"), top_share=0.3, sample=60, seed=7)
+        SubsetOptions((source,), str(tmp_path / "o.jsonl"), top_share=0.3, sample=60, seed=7)
     )
     assert summary["left_out"]["top_share"] == 350
     assert summary["left_out"]["not_sampled"] == 90
@@ -88,10 +88,10 @@ def test_flt_the_best_share_then_the_draw(source, tmp_path, monkeypatch):
     assert summary["top_share_threshold"] == scores[149]
     assert min(row["UMT_Score"] for row in kept) >= scores[149]
     again = run.build(
-        Options((source,), str(tmp_path / "p.jsonl"), top_share=0.3, sample=60, seed=7)
+        SubsetOptions((source,), str(tmp_path / "p.jsonl"), top_share=0.3, sample=60, seed=7)
     )
     other = run.build(
-        Options((source,), str(tmp_path / "q.jsonl"), top_share=0.3, sample=60, seed=8)
+        SubsetOptions((source,), str(tmp_path / "q.jsonl"), top_share=0.3, sample=60, seed=8)
     )
     assert again["sha256"] == summary["sha256"] != other["sha256"]
 
@@ -109,12 +109,12 @@ def test_repeated_clips_and_near_duplicates_go_on_request(tmp_path):
     rows = [clip(i, Caption=f"w{i}a w{i}b w{i}c") for i in range(20)]
     rows += [clip(3, Caption="quite another text"), clip(30, Caption="W5A, w5b w5c.")]
     source = write_list(tmp_path / "all.jsonl", rows)
-    plain = run.build(Options((source,), str(tmp_path / "a.jsonl"), near_duplicates="report"))
+    plain = run.build(SubsetOptions((source,), str(tmp_path / "a.jsonl"), near_duplicates="report"))
     assert plain["kept"] == 22
     assert plain["repeated_clips"] == 1
     assert plain["near_duplicates"]["near_duplicates"] == 1
     dropped = run.build(
-        Options((source,), str(tmp_path / "b.jsonl"), repeated="drop", near_duplicates="drop")
+        SubsetOptions((source,), str(tmp_path / "b.jsonl"), repeated="drop", near_duplicates="drop")
     )
     assert dropped["left_out"]["repeated_clip"] == dropped["left_out"]["near_duplicate"] == 1
     assert numbers(tmp_path / "b.jsonl") == rows[:20]
@@ -123,17 +123,17 @@ def test_repeated_clips_and_near_duplicates_go_on_request(tmp_path):
 def test_what_scoring_writes_goes_before_the_published_score(tmp_path):
     rows = [clip(i, similarity=i / 10, UMT_Score=1 - i / 10) for i in range(10)]
     source = write_list(tmp_path / "all.jsonl", rows)
-    run.build(Options((source,), str(tmp_path / "a.jsonl"), top_share=0.3))
+    run.build(SubsetOptions((source,), str(tmp_path / "a.jsonl"), top_share=0.3))
     assert numbers(tmp_path / "a.jsonl") == rows[7:]
     columns = {"similarity": "UMT_Score"}
-    run.build(Options((source,), str(tmp_path / "b.jsonl"), columns, top_share=0.3))
+    run.build(SubsetOptions((source,), str(tmp_path / "b.jsonl"), columns, top_share=0.3))
     assert numbers(tmp_path / "b.jsonl") == rows[:3]
 
 
 def test_training_lists_know_the_video_by_its_file(tmp_path):
     names = ["a/00000000aaa_1.mp4", "a/00000000aaa_2.mp4", "b/00000000bbb_1.mp4"]
     source = write_list(tmp_path / "a.jsonl", [{"video": n, "caption": "x y"} for n in names])
-    summary = run.build(Options((source,), str(tmp_path / "o.jsonl")))
+    summary = run.build(SubsetOptions((source,), str(tmp_path / "o.jsonl")))
     assert (summary["kept"], summary["videos"], summary["repeated_clips"]) == (3, 2, 0)
 
 
@@ -174,7 +174,7 @@ def test_rows_without_what_a_filter_needs_are_counted(tmp_path):
         ({"max_seconds": 100.0}, "duration"),
         ({"languages": ("en",)}, "language"),
     ):
-        summary = run.build(Options((source,), str(tmp_path / f"{reason}.jsonl"), **options))
+        summary = run.build(SubsetOptions((source,), str(tmp_path / f"{reason}.jsonl"), **options))
         assert summary["left_out"][reason] == 3
         assert summary["kept"] == 1
 
@@ -188,8 +188,8 @@ def test_a_killed_run_continues_and_leaves_the_same(source, tmp_path, monkeypatc
     monkeypatch.setattr(run, "CHUNK", 64)
     other = write_list(tmp_path / "more.jsonl", [clip(i) for i in range(1000, 1300)])
     out = str(tmp_path / "out.jsonl")
-    options = Options((source, other), out, near_duplicates="drop", sample=50, top_share=0.5)
-    whole = run.build(Options(**{**vars(options), "out": str(tmp_path / "whole.jsonl")}))
+    options = SubsetOptions((source, other), out, near_duplicates="drop", sample=50, top_share=0.5)
+    whole = run.build(SubsetOptions(**{**vars(options), "out": str(tmp_path / "whole.jsonl")}))
     seen = []
 
     def dies(function, after):
@@ -237,20 +237,20 @@ def test_a_killed_run_continues_and_leaves_the_same(source, tmp_path, monkeypatc
     assert run.build(options) == summary
     assert not read
     with pytest.raises(ValueError, match="was made otherwise"):
-        run.build(Options(**{**vars(options), "seed": 1}))
+        run.build(SubsetOptions(**{**vars(options), "seed": 1}))
 
 
 def test_compressed_lists(source, tmp_path):
     packed = tmp_path / "all.jsonl.gz"
     packed.write_bytes(gzip.compress((tmp_path / "all.jsonl").read_bytes()))
-    plain = run.build(Options((source,), str(tmp_path / "a.jsonl"), min_words=5))
-    same = run.build(Options((str(packed),), str(tmp_path / "b.jsonl.gz"), min_words=5))
+    plain = run.build(SubsetOptions((source,), str(tmp_path / "a.jsonl"), min_words=5))
+    same = run.build(SubsetOptions((str(packed),), str(tmp_path / "b.jsonl.gz"), min_words=5))
     assert same["left_out"] == plain["left_out"]
     written = gzip.decompress((tmp_path / "b.jsonl.gz").read_bytes())
     assert written == (tmp_path / "a.jsonl").read_bytes()
     packed.write_bytes(packed.read_bytes()[:-30])
     with pytest.raises(RuntimeError, match="not a whole gzip file"):
-        run.build(Options((str(packed),), str(tmp_path / "c.jsonl"), min_words=5))
+        run.build(SubsetOptions((str(packed),), str(tmp_path / "c.jsonl"), min_words=5))
 
 
 def test_parquet(source, tmp_path, monkeypatch):
@@ -262,13 +262,13 @@ def test_parquet(source, tmp_path, monkeypatch):
     parquet.write_table(table, path, row_group_size=120)
     monkeypatch.setattr(run, "CHUNK", 64)
     settings = {"min_words": 3, "top_share": 0.4, "sample": 50}
-    summary = run.build(Options((path,), out, **settings))
-    plain = run.build(Options((source,), str(tmp_path / "o.jsonl"), **settings))
+    summary = run.build(SubsetOptions((path,), out, **settings))
+    plain = run.build(SubsetOptions((source,), str(tmp_path / "o.jsonl"), **settings))
     assert summary["left_out"] == plain["left_out"]
     assert parquet.read_table(out).to_pylist() == numbers(tmp_path / "o.jsonl")
     assert parquet.read_table(out).schema.equals(table.schema)
     with pytest.raises(ValueError, match="one format"):
-        run.build(Options((path,), str(tmp_path / "x.jsonl")))
+        run.build(SubsetOptions((path,), str(tmp_path / "x.jsonl")))
 
 
 @pytest.mark.parametrize(
@@ -303,12 +303,12 @@ def test_parquet_without_its_library_says_what_to_install(tmp_path, monkeypatch)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     (tmp_path / "a.parquet").write_bytes(b"")
     with pytest.raises(ValueError, match=r"internvideo-jax\[parquet\]"):
-        run.build(Options((str(tmp_path / "a.parquet"),), str(tmp_path / "o.parquet")))
+        run.build(SubsetOptions((str(tmp_path / "a.parquet"),), str(tmp_path / "o.parquet")))
 
 
 def test_an_empty_list_gives_an_empty_one(tmp_path):
     source = write_list(tmp_path / "a.jsonl", [])
-    summary = run.build(Options((source,), str(tmp_path / "o.jsonl"), top_share=0.3))
+    summary = run.build(SubsetOptions((source,), str(tmp_path / "o.jsonl"), top_share=0.3))
     assert (summary["rows"], summary["kept"], summary["videos"]) == (0, 0, 0)
     assert (tmp_path / "o.jsonl").read_bytes() == b""
 
@@ -334,7 +334,9 @@ def test_a_line_that_unpacks_to_gigabytes_is_malformed(tmp_path, monkeypatch, na
     path = tmp_path / name
     path.write_bytes(gzip.compress(data) if name.endswith("gz") else data)
     for out in ("o.jsonl", "p.jsonl"):
-        options = Options((str(path),), str(tmp_path / out), sample=3 if out[0] == "p" else None)
+        options = SubsetOptions(
+            (str(path),), str(tmp_path / out), sample=3 if out[0] == "p" else None
+        )
         summary = run.build(options)
         assert summary["rows"] == 4 and summary["left_out"]["malformed"] == 1
         assert "row 2: is longer than 0 MiB" in summary["malformed_examples"][0]
@@ -353,7 +355,7 @@ def test_a_line_that_unpacks_to_gigabytes_is_malformed(tmp_path, monkeypatch, na
 )
 def test_absurd_values_are_malformed_and_named_shortly(tmp_path, change):
     source = write_list(tmp_path / "a.jsonl", [clip(0), clip(1, **change)])
-    summary = run.build(Options((source,), str(tmp_path / "o.jsonl")))
+    summary = run.build(SubsetOptions((source,), str(tmp_path / "o.jsonl")))
     assert summary["kept"] == 1 and summary["left_out"]["malformed"] == 1
     assert len(summary["malformed_examples"][0]) < 200
 
@@ -363,7 +365,7 @@ def test_a_number_of_thousands_of_digits_is_malformed(tmp_path):
     path.write_text(
         json.dumps(clip(0)) + '\n{"YoutubeID": "x", "Start_timestamp": ' + "9" * 5000 + "}\n"
     )
-    summary = run.build(Options((str(path),), str(tmp_path / "o.jsonl")))
+    summary = run.build(SubsetOptions((str(path),), str(tmp_path / "o.jsonl")))
     assert (
         "row 2: is not JSON (a number of thousands of digits)" in summary["malformed_examples"][0]
     )

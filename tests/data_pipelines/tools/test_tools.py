@@ -15,7 +15,7 @@ import pytest
 
 from data_pipelines import __main__ as cli
 from data_pipelines.config import DataConfig, ReaderConfig
-from data_pipelines.ingest.options import Options
+from data_pipelines.ingest.options import IngestOptions
 from data_pipelines.ingest.run import ingest
 from data_pipelines.stream.pipeline import TrainStream, ViewPass
 from data_pipelines.tools import feed, inspect, settings, sheet
@@ -24,7 +24,11 @@ from internvideo_jax.families.videomae.model import PretrainConfig
 from tests.data_pipelines.ingest.clips import make_video
 
 ROOT = Path(__file__).parents[3]
-CLIP = ["--config.data.clip.frames=4", "--config.data.clip.size=32", "--config.data.global_batch=6"]
+CLIP = [
+    "--config.data.clip.frames=4",
+    "--config.data.clip.resolution=32",
+    "--config.data.global_batch=6",
+]
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +44,7 @@ def made(tmp_path_factory):
     lines.append("late.mp4,run,,test,1")
     (root / "list.csv").write_text("\n".join(lines) + "\n")
     out = root / "shards"
-    ingest(Options(source=str(root / "list.csv"), out=str(out), workers=0), quiet=True)
+    ingest(IngestOptions(source=str(root / "list.csv"), out=str(out), workers=0), quiet=True)
     return out
 
 
@@ -100,7 +104,10 @@ def test_missing_directory(main, tmp_path, command):
     ("extra", "complaint"),
     [
         (["--split", "tain"], "no split 'tain'; found test, train; did you mean 'train'?"),
-        (["--config.data.clip.size=big"], "config.data.clip.size: found 'big', expected int"),
+        (
+            ["--config.data.clip.resolution=big"],
+            "config.data.clip.resolution: found 'big', expected int",
+        ),
         (["--config.data.clip.sise=8"], "unknown field config.data.clip.sise: did you mean 'size'"),
         (["--config.optim.lr=1"], "--config.optim.lr=1: expected --config.data.FIELD=VALUE"),
         (["--config.data.crop=round"], "unknown config.data.crop 'round'"),
@@ -140,7 +147,7 @@ def test_inspect_says_what_is_there_and_draws_it(main, made, tmp_path):
 
 def test_the_sheet_has_the_pixels_of_the_stream(made):
     reader = ReaderConfig(threads=1, buffer=1)
-    clip = dataclasses.replace(DataConfig().clip, frames=4, size=32)
+    clip = dataclasses.replace(DataConfig().clip, frames=4, resolution=32)
     config = DataConfig(train=str(made), global_batch=6, clip=clip, flip="on", reader=reader)
     stream = TrainStream(config, start_step=5)
     batch = next(stream)
@@ -161,20 +168,20 @@ def test_a_mixture_is_shown_and_measured(main, made, tmp_path):
     mixture = f"--config.data.mixture=a={made}:1, b={made}:2; split=test"
     code, out, err = main("inspect", "--out", tmp_path / "s", mixture, *CLIP)
     assert code == 0, err
-    assert f"{made}: data set 'list'" in out and "split test, fingerprint" in out
+    assert f"{made}: dataset 'list'" in out and "split test, fingerprint" in out
     page = (tmp_path / "s.html").read_text(encoding="utf-8")
     ids = re.findall(r"<h2>(\w+)\.mp4", page)
     assert len(ids) == 6 and ids.count("late") == 4  # two thirds
     code, out, err = main("bench", mixture, "--seconds", 0.1, *CLIP)
     assert code == 0 and "whole stream" in out, err
     code, _, err = main("inspect", "--views", "--out", tmp_path / "s", mixture, *CLIP)
-    assert code == 2 and "--views shows one data set" in err
+    assert code == 2 and "--views shows one dataset" in err
     code, _, err = main("inspect", "--out", tmp_path / "s")
     assert code == 2 and "no data directory given" in err
 
 
 def test_repeated_crops_stand_side_by_side(made):
-    clip = dataclasses.replace(DataConfig().clip, frames=4, size=32)
+    clip = dataclasses.replace(DataConfig().clip, frames=4, resolution=32)
     config = DataConfig(train=str(made), global_batch=12, clip=clip, repeats=4, crop="multiscale")
     page = inspect.train_page(config, 0, clips=2)  # a record cannot be split: cut from one of four
     assert len(page.rows) == 2 and page.rows[0].title == page.rows[1].title
@@ -182,11 +189,11 @@ def test_repeated_crops_stand_side_by_side(made):
 
 
 def test_views_are_those_of_the_pass(made):
-    clip = dataclasses.replace(DataConfig().clip, frames=4, size=32, sampling="dense")
+    clip = dataclasses.replace(DataConfig().clip, frames=4, resolution=32, sampling="dense")
     config = DataConfig(train=str(made), clip=clip)
     page = inspect.view_page(config, 1, clips=12, segments=2, crops=3)
     assert len(page.rows) == 12  # two videos
-    views = inspect.ViewConfig(clip=clip, segments=2, crops=3, batch=2)
+    views = inspect.ViewConfig(clip=clip, clips=2, crops=3, batch=2)
     expected = ViewPass(str(made), "train", views)
     next(expected)
     batch = next(expected)
@@ -377,7 +384,7 @@ def test_adopt_passes_on_what_it_was_told(main, tmp_path, monkeypatch):
     assert code == 2 and "'a' is given twice" in err
 
 
-def test_adopted_shards_are_a_data_set(main, made, tmp_path):
+def test_adopted_shards_are_a_dataset(main, made, tmp_path):
     for path in made.glob("*.tfrecord"):
         shutil.copy(path, tmp_path)
     splits = ["--split", "train=*-train-*", "--split", "test=*-test-*"]

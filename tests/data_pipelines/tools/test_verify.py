@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import simplejpeg
 
-from data_pipelines.ingest.options import Options
+from data_pipelines.ingest.options import IngestOptions
 from data_pipelines.ingest.run import ingest
 from data_pipelines.records import manifest, schema, storage
 from data_pipelines.records.dataset import Dataset, UnreadableRecordError, open_dataset
@@ -28,7 +28,9 @@ def dataset(tmp_path):
         for i in range(3):
             make_video(source / label / f"{i}.mp4", 5)
     out = tmp_path / "out"
-    ingest(Options(source=str(source), out=str(out), workers=0, shards=2, name="toy"), quiet=True)
+    ingest(
+        IngestOptions(source=str(source), out=str(out), workers=0, shards=2, name="toy"), quiet=True
+    )
     return out
 
 

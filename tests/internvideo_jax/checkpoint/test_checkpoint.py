@@ -14,7 +14,7 @@ from data_pipelines.stream.identity import digest
 from internvideo_jax.checkpoint import initial, metadata
 from internvideo_jax.checkpoint.manager import Checkpoints
 from internvideo_jax.config import CheckpointConfig, DataConfig, OptimConfig, TrainConfig
-from internvideo_jax.families.videomae.model import ClassifierConfig, PretrainConfig
+from internvideo_jax.families.videomae.model import PretrainConfig, VideoMAEClassifierConfig
 from internvideo_jax.layers.pos_embed import sincos
 from internvideo_jax.objectives.masked_pixels import MaskedPixels
 from internvideo_jax.ops.resize import resize_table
@@ -24,19 +24,19 @@ from internvideo_jax.types import flatten_paths
 from internvideo_jax.weights import files
 from tests.conftest import ROOT
 
-SMALL = {"frames": 4, "size": 16, "patch": 8, "dtype": "float32"}
+SMALL = {"frames": 4, "resolution": 16, "patch": 8, "dtype": "float32"}
 GOLDEN = ROOT / "tests/golden/videomae"
 
 
 def run(**optim):
     config = TrainConfig(
         model=PretrainConfig.of_size("tiny", decoder_depth=1, **SMALL),
-        objective=MaskedPixels(ratio=0.5),
+        objective=MaskedPixels(mask_ratio=0.5),
         data=DataConfig(global_batch=2),
         optim=OptimConfig(**optim),
         steps=10,
     )
-    clip = dataclasses.replace(config.data.clip, frames=4, size=16)
+    clip = dataclasses.replace(config.data.clip, frames=4, resolution=16)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, clip=clip))
     return build(config, records=10)
 
@@ -140,7 +140,9 @@ def test_what_init_from_accepts(tmp_path):
 def test_a_classifier_takes_the_encoder_of_a_pretrained_torch_file():
     path = GOLDEN / "pretrain_v2_dual/weights.safetensors"
     source = files.load(path).params
-    config = ClassifierConfig.of_size("tiny", classes=5, frames=4, size=32, dtype="float32")
+    config = VideoMAEClassifierConfig.of_size(
+        "tiny", classes=5, frames=4, resolution=32, dtype="float32"
+    )
     config = dataclasses.replace(
         config, encoder=dataclasses.replace(config.encoder, width=48, depth=2, heads=3, hidden=192)
     )
@@ -155,12 +157,12 @@ def test_a_classifier_takes_the_encoder_of_a_pretrained_torch_file():
     assert len(report.loaded) == 15 and not report.resized
 
 
-def table_config(frames: int, size: int, **changes) -> ClassifierConfig:
-    return ClassifierConfig.of_size(
+def table_config(frames: int, size: int, **changes) -> VideoMAEClassifierConfig:
+    return VideoMAEClassifierConfig.of_size(
         "tiny",
         classes=3,
         frames=frames,
-        size=size,
+        resolution=size,
         pos_table="learnable",
         dtype="float32",
         **changes,
@@ -188,7 +190,7 @@ def test_position_tables_are_resized_with_the_kernels_of_the_reference(tmp_path)
 
 
 def test_a_head_for_other_classes_stays_fresh(tmp_path):
-    three = ClassifierConfig.of_size("tiny", classes=3, **SMALL)
+    three = VideoMAEClassifierConfig.of_size("tiny", classes=3, **SMALL)
     five = dataclasses.replace(three, classes=5)
     params = flatten_paths(three.model().init(jax.random.key(0)))
     files.save_ours(
@@ -212,7 +214,7 @@ def test_a_head_for_other_classes_stays_fresh(tmp_path):
     ],
 )
 def test_weights_that_cannot_fit(tmp_path, changes, message):
-    config = ClassifierConfig.of_size("tiny", classes=3, **SMALL)
+    config = VideoMAEClassifierConfig.of_size("tiny", classes=3, **SMALL)
     params = flatten_paths(config.model().init(jax.random.key(0)))
     files.save_ours(
         tmp_path / "w.safetensors",

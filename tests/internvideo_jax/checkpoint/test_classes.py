@@ -16,11 +16,11 @@ from internvideo_jax.checkpoint import initial
 from internvideo_jax.checkpoint.classes import ABSENT, head_rows
 from internvideo_jax.checkpoint.manager import Checkpoints
 from internvideo_jax.families.uniformerv2.model import UniFormerV2Config
-from internvideo_jax.families.videomae.model import ClassifierConfig
+from internvideo_jax.families.videomae.model import VideoMAEClassifierConfig
 from internvideo_jax.types import flatten_paths, unflatten_paths
 
-SMALL = {"frames": 4, "size": 16, "patch": 8, "dtype": "float32"}
-VIDEOMAE = ClassifierConfig.of_size("tiny", classes=4, **SMALL)
+SMALL = {"frames": 4, "resolution": 16, "patch": 8, "dtype": "float32"}
+VIDEOMAE = VideoMAEClassifierConfig.of_size("tiny", classes=4, **SMALL)
 UNIFORMERV2 = UniFormerV2Config.of_size("tiny", classes=4, **SMALL)
 THEIRS, OURS = ("run", "sit", "jump", "fall"), ("fall", "swim", "run")
 

@@ -9,14 +9,14 @@ import pytest
 
 from internvideo_jax.checkpoint import initial
 from internvideo_jax.families.uniformerv2.model import UniFormerV2Config
-from internvideo_jax.families.videomae.model import ClassifierConfig
+from internvideo_jax.families.videomae.model import VideoMAEClassifierConfig
 from internvideo_jax.ops.resize import resize_table
 from internvideo_jax.types import flatten_paths
 from internvideo_jax.weights import files
 from tests.internvideo_jax.checkpoint.test_classes import random_params, write_run
 
-CONFIG = ClassifierConfig.of_size(
-    "tiny", classes=3, frames=8, size=32, patch=8, dtype="float32", pos_table="learnable"
+CONFIG = VideoMAEClassifierConfig.of_size(
+    "tiny", classes=3, frames=8, resolution=32, patch=8, dtype="float32", pos_table="learnable"
 )
 FIXED = dataclasses.replace(CONFIG, pos_table="sincos")
 
@@ -66,7 +66,9 @@ def test_other_heads_show_in_a_run_only(tmp_path):
         initial.initialise(run, other.model().shapes(), other)
 
 
-@pytest.mark.parametrize("changes", [{"size": 48}, {"frames": 16}, {"frames": 4, "size": 16}])
+@pytest.mark.parametrize(
+    "changes", [{"resolution": 48}, {"frames": 16}, {"frames": 4, "resolution": 16}]
+)
 def test_fixed_tables_are_built_anew(tmp_path, changes):
     other = changed(FIXED, **changes)
     params, *places = sources(tmp_path, FIXED)
@@ -78,7 +80,7 @@ def test_fixed_tables_are_built_anew(tmp_path, changes):
 
 
 def test_learnable_tables_are_resized_in_space(tmp_path):
-    other = changed(CONFIG, size=48)
+    other = changed(CONFIG, resolution=48)
     params, *places = sources(tmp_path, CONFIG)
     expected = resize_table(params["encoder/pos_embed"], (4, 4, 4), (4, 6, 6))
     for place in places:
@@ -89,7 +91,7 @@ def test_learnable_tables_are_resized_in_space(tmp_path):
 
 # The second has as many tokens: a file cannot tell it from the first grid, a run can.
 @pytest.mark.parametrize(("changes", "grid"), [({"frames": 4}, (2, 4, 4)), (
-    {"frames": 32, "size": 16}, (16, 2, 2)),
+    {"frames": 32, "resolution": 16}, (16, 2, 2)),
 ])  # fmt: skip
 def test_learnable_tables_of_other_lengths_need_a_run(tmp_path, changes, grid):
     other = changed(CONFIG, **changes)
@@ -106,13 +108,15 @@ def test_learnable_tables_of_other_lengths_need_a_run(tmp_path, changes, grid):
 
 
 def test_the_table_of_uniformerv2_is_not_resized(tmp_path):
-    config = UniFormerV2Config.of_size("tiny", classes=3, frames=4, size=32, dtype="float32")
+    config = UniFormerV2Config.of_size("tiny", classes=3, frames=4, resolution=32, dtype="float32")
     run = write_run(tmp_path / "run", config, random_params(config))
     longer = dataclasses.replace(config, frames=8)
     _, report = initial.initialise(run, longer.model().shapes(), longer)
     assert not report.fresh and not report.resized  # it is one for all frames
-    larger = dataclasses.replace(config, size=48)
-    with pytest.raises(ValueError, match=r"size 32 there, config.model.size = 48: this position"):
+    larger = dataclasses.replace(config, resolution=48)
+    with pytest.raises(
+        ValueError, match=r"resolution 32 there, config.model.resolution = 48: this position"
+    ):
         initial.initialise(run, larger.model().shapes(), larger)
 
 

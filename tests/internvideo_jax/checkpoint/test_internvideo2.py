@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from internvideo_jax.checkpoint import initial
-from internvideo_jax.families.internvideo2.classifier import ClassifierConfig
+from internvideo_jax.families.internvideo2.classifier import InternVideo2ClassifierConfig
 from internvideo_jax.families.internvideo2.student import StudentConfig
 from internvideo_jax.layers.clip import inflate
 from internvideo_jax.layers.tower import SMALLEST
@@ -22,11 +22,11 @@ COMMON = {
     "embedding": 16,
     "pool_heads": 2,
     "patch": 8,
-    "size": 32,
+    "resolution": 32,
     "frames": 4,
     "dtype": "float32",
 }
-CONFIG = ClassifierConfig(**COMMON, classes=3)
+CONFIG = InternVideo2ClassifierConfig(**COMMON, classes=3)
 TABLE = "encoder/pos_embed/table"
 
 
@@ -42,7 +42,9 @@ def load(place, config):
     return flatten_paths(params), report
 
 
-@pytest.mark.parametrize("changes", [{"frames": 8}, {"size": 48}, {"frames": 2, "size": 16}])
+@pytest.mark.parametrize(
+    "changes", [{"frames": 8}, {"resolution": 48}, {"frames": 2, "resolution": 16}]
+)
 def test_a_joint_table_is_stretched(tmp_path, changes):
     params = random_params(CONFIG)
     other = dataclasses.replace(CONFIG, **changes)
@@ -83,7 +85,7 @@ def test_the_length_that_a_file_does_not_say_is_asked_for(tmp_path):
 def test_separable_tables_are_stretched_one_by_one(tmp_path):
     config = dataclasses.replace(CONFIG, pos_table="separable")
     params = random_params(config)
-    other = dataclasses.replace(config, frames=8, size=16)
+    other = dataclasses.replace(config, frames=8, resolution=16)
     found, report = load(save(tmp_path, config, params), other)
     assert set(report.resized) == {"encoder/pos_embed/spatial", "encoder/pos_embed/temporal"}
     np.testing.assert_array_equal(found["encoder/pos_embed/cls"], params["encoder/pos_embed/cls"])

@@ -71,7 +71,10 @@ def test_how_a_run_goes_on_may_change_and_is_listed(fields, text, tmp_path):
         ({"seed": 7}, "seed 0 -> 7: masks, drop path"),
         ({"model__dtype": "float32"}, "model.dtype bfloat16 -> float32: the parameters"),
         ({"model__pos_table": "learnable"}, "model.pos_table sincos -> learnable"),
-        ({"objective__ratio": 0.5}, "objective.ratio 0.9 -> 0.5: the parameters were taught"),
+        (
+            {"objective__mask_ratio": 0.5},
+            "objective.mask_ratio 0.9 -> 0.5: the parameters were taught",
+        ),
         ({"objective__normalized": False}, "objective.normalized True -> False"),
         ({"objective": Alignment()}, "objective masked_pixels -> alignment"),
         ({"optim__lr": 1.0, "seed": 1}, "seed 0 -> 1"),

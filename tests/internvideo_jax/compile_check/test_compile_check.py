@@ -13,10 +13,10 @@ from internvideo_jax.compile_check import report as reporting
 from internvideo_jax.compile_check.__main__ import adjust, parse_mesh, prepare
 from internvideo_jax.compile_check.aot import Check, Memory, asked_for, check_step, count_flops
 from internvideo_jax.compile_check.hardware import CHIPS, GIB, GPUS, Slice
-from internvideo_jax.compile_check.program import Collective, Program
+from internvideo_jax.compile_check.program import Collective, CompiledProgram
 from internvideo_jax.compile_check.report import gathered_shares, gathers_everything, report, row
 from internvideo_jax.config import MeshConfig, TrainConfig
-from internvideo_jax.families.videomae.model import ClassifierConfig, PretrainConfig
+from internvideo_jax.families.videomae.model import PretrainConfig, VideoMAEClassifierConfig
 from internvideo_jax.layers.tower import tower
 from internvideo_jax.objectives.classification import Classification
 from internvideo_jax.objectives.masked_pixels import MaskedPixels
@@ -24,17 +24,17 @@ from internvideo_jax.parallel.mesh import AXES
 from tests.conftest import TINY_PRETRAIN
 
 TOWER = tower(16, 1, 2)
-SMALL = {"encoder": TOWER, "frames": 4, "size": 16, "patch": 8, "dtype": "float32"}
+SMALL = {"encoder": TOWER, "frames": 4, "resolution": 16, "patch": 8, "dtype": "float32"}
 PRETRAIN = TrainConfig(
     model=PretrainConfig(decoder=TOWER, **SMALL),
-    objective=MaskedPixels(ratio=0.5),
-    data=DataConfig(global_batch=4, clip=ClipConfig(frames=4, stride=1, size=16)),
+    objective=MaskedPixels(mask_ratio=0.5),
+    data=DataConfig(global_batch=4, clip=ClipConfig(frames=4, stride=1, resolution=16)),
     epochs=2,
 )
 FINETUNE = dataclasses.replace(
-    PRETRAIN, model=ClassifierConfig(**SMALL), objective=Classification(mixup=0, cutmix=0)
+    PRETRAIN, model=VideoMAEClassifierConfig(**SMALL), objective=Classification(mixup=0, cutmix=0)
 )
-PROGRAM = Program(
+PROGRAM = CompiledProgram(
     [Collective("all-reduce", 16, "bf16", 18, 354e6), Collective("all-gather", 2, "bf16", 4, 46e6)],
     hbm_bytes=81.9e9,
     cycles=3e8,

@@ -9,9 +9,9 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec
 
 from internvideo_jax.compile_check.flops import count
-from internvideo_jax.families.videomae.model import ClassifierConfig, PretrainConfig
+from internvideo_jax.families.videomae.model import PretrainConfig, VideoMAEClassifierConfig
 
-SMALL = {"frames": 4, "size": 32, "patch": 8}
+SMALL = {"frames": 4, "resolution": 32, "patch": 8}
 BATCH, VISIBLE, DECODED = 2, 8, 24
 A, B = jnp.zeros((4, 8)), jnp.zeros((8, 16))
 PRODUCT = 2 * 4 * 8 * 16
@@ -72,7 +72,7 @@ def test_forward_is_the_analytic_figure(scan):
 
 
 def test_classifier_forward_is_the_analytic_figure():
-    config = ClassifierConfig.of_size("tiny", classes=5, **SMALL)
+    config = VideoMAEClassifierConfig.of_size("tiny", classes=5, **SMALL)
     model = config.model()
     video = jnp.zeros((BATCH, 4, 32, 32, 3), jnp.uint8)
     found = flops(lambda params: model.apply(params, video), model.shapes())

@@ -1,4 +1,4 @@
-"""Lengths of runs: data sets by number, by name, from the path; what they cost."""
+"""Lengths of runs: datasets by number, by name, from the path; what they cost."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_a_number_wins():
         ("", "/data/ssv2-train", "something2"),
     ],
 )
-def test_data_sets_by_name(asked, path, name):
+def test_datasets_by_name(asked, path, name):
     records, classes, source = find_records(asked, at(path))
     assert (records, classes) == (RECORDS[name], CLASSES[name])
     assert source.startswith(name)
@@ -45,7 +45,7 @@ def test_nothing_known():
     assert find_records("", at("shards")) == (0, 0, "")
     assert find_records("", CONFIG) == (0, 0, "")
     for bad in ("k40", "-3", "0", "1e5"):
-        with pytest.raises(ValueError, match="expected a number of clips or a data set"):
+        with pytest.raises(ValueError, match="expected a number of clips or a dataset"):
             find_records(bad, CONFIG)
 
 

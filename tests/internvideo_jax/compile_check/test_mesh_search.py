@@ -33,12 +33,12 @@ CONFIG = TrainConfig(
         encoder=tower(256, 4, 4),
         decoder=tower(128, 1, 4),
         frames=4,
-        size=32,
+        resolution=32,
         patch=8,
         dtype="float32",
     ),
-    objective=MaskedPixels(ratio=0.5),
-    data=DataConfig(global_batch=64, clip=ClipConfig(frames=4, stride=1, size=32)),
+    objective=MaskedPixels(mask_ratio=0.5),
+    data=DataConfig(global_batch=64, clip=ClipConfig(frames=4, stride=1, resolution=32)),
     steps=100,
 )
 FLOPS = {"none": 3e9, "dots": 3.3e9, "full": 4e9}

@@ -41,7 +41,7 @@ def dataset(*splits: str):
         directory="shards",
         splits=dict.fromkeys(splits),
         fingerprint=lambda split: "f" * 64,
-        picture_options=dict,
+        image_options=dict,
     )
     return SimpleNamespace(manifest=found, split=splits[-1], __len__=lambda: 1)
 
@@ -56,7 +56,7 @@ def opened(*splits: str) -> Sized:
 
 
 def test_the_protocol_says_it():
-    views = ViewConfig(clip=ClipConfig(frames=4, size=32))
+    views = ViewConfig(clip=ClipConfig(frames=4, resolution=32))
     assert "warning" not in base.describe_data(opened("train", "test"), views)
     protocol = base.describe_data(opened("train"), views)
     assert "numbers of the training clips" in protocol["warning"] and protocol["split"] == "train"

@@ -13,7 +13,7 @@ from data_pipelines.config import ClipConfig, DataConfig, ViewConfig
 from internvideo_jax.config import MeshConfig
 from internvideo_jax.evaluators import base, metrics
 from internvideo_jax.evaluators.base import EvalContext
-from internvideo_jax.evaluators.classification import Classification
+from internvideo_jax.evaluators.classification import Accuracy
 from internvideo_jax.evaluators.knn import NearestNeighbours
 from internvideo_jax.evaluators.probe_grid import ProbeGrid
 from internvideo_jax.evaluators.probes import AttentiveProbe, ConcatProbe, LinearProbe
@@ -23,7 +23,7 @@ from internvideo_jax.parallel.mesh import make_mesh
 from internvideo_jax.protocols import Classes, ClipInput, Inputs, TokenFeatures, Traits
 
 WIDTH = 8
-VIEWS = ViewConfig(clip=ClipConfig(frames=4, size=16, sampling="dense"), batch=8)
+VIEWS = ViewConfig(clip=ClipConfig(frames=4, resolution=16, sampling="dense"), batch=8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Config:
 
     name: str = "probe"
     frames: int = 4
-    size: int = 16
+    resolution: int = 16
     classes: int = 0
     hold_out: int = 5
     learning_rates: tuple[float, ...] = (0.1, 0.2, 0.3)
@@ -45,7 +45,9 @@ class Config:
     @property
     def inputs(self):
         grid, tubelet, patch = (1, 2, 2), 4, 8
-        return Inputs(ClipInput(self.frames, self.size, grid, tubelet, patch, (0,) * 3, (1,) * 3))
+        return Inputs(
+            ClipInput(self.frames, self.resolution, grid, tubelet, patch, (0,) * 3, (1,) * 3)
+        )
 
     @property
     def traits(self):
@@ -97,12 +99,12 @@ def contexts(shards):
 
 
 TASKS = {
-    "classification": Classification(views=VIEWS),
+    "classification": Accuracy(views=VIEWS),
     "knn": NearestNeighbours(views=VIEWS, max_clips=12),
     "linear_probe": LinearProbe(views=VIEWS, steps=3, batch=8, max_clips=12),
     "concat_probe": ConcatProbe(views=VIEWS, steps=3, batch=8, max_clips=12),
     "attentive_probe": AttentiveProbe(views=VIEWS, steps=3, batch=8, max_clips=12, heads=2),
-    "reconstruction": Reconstruction(views=VIEWS, ratio=0.5, pictures=0),
+    "reconstruction": Reconstruction(views=VIEWS, mask_ratio=0.5, pictures=0),
     "probe_grid": ProbeGrid(views=VIEWS),
 }
 WHAT = {"classification": "scores", "probe_grid": "scores", "reconstruction": "predictions"}

@@ -107,7 +107,7 @@ def test_every_protocol_is_compared():
 def test_the_frames_of_a_published_test(name, T):
     rule, r, S, _, _, merge = PUBLISHED[name]
     found = protocols.find(name)
-    assert (found.segments, found.merge) == (S, merge)
+    assert (found.clips, found.merge) == (S, merge)
     if r:
         assert found.stride == r
     for n in LENGTHS:

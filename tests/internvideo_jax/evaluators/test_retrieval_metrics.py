@@ -42,7 +42,7 @@ def test_blocks_agree_with_sorting(block, rule):
         rm.of_embeddings(text, video), text_video, len(video), video_to_text=rule, block=block
     )
     np.testing.assert_array_equal(
-        found.text_to_video.places(), by_sorting(scores, [[v] for v in text_video])
+        found.text_to_video.positions(), by_sorting(scores, [[v] for v in text_video])
     )
     asked = np.unique(text_video)
     if rule == "captions":
@@ -50,7 +50,7 @@ def test_blocks_agree_with_sorting(block, rule):
     else:
         grouped = np.stack([scores[text_video == v].max(axis=0) for v in asked], axis=1)
         expected = by_sorting(grouped[asked], [[i] for i in range(len(asked))])
-    np.testing.assert_array_equal(found.video_to_text.places(), expected)
+    np.testing.assert_array_equal(found.video_to_text.positions(), expected)
     assert not found.text_to_video.equal.any()
 
 
@@ -71,10 +71,10 @@ def test_later_is_the_reversed_stable_sort_and_any_sort_without_ties(videos):
     for scores in (plain, np.round(plain * 2) / 2, np.zeros_like(plain), np.sign(plain)):
         found = rm.rank(rm.of_matrix(scores), np.arange(videos), videos, block=16)
         for ranks, rows in ((found.text_to_video, scores), (found.video_to_text, scores.T)):
-            places = ranks.places("later")
-            np.testing.assert_array_equal(places, places_by_argsort(rows, "stable"))
+            positions = ranks.positions("later")
+            np.testing.assert_array_equal(positions, places_by_argsort(rows, "stable"))
             # The reference's own call may differ where scores are equal, and nowhere else.
-            other = places != places_by_argsort(rows, None)
+            other = positions != places_by_argsort(rows, None)
             assert not other[ranks.equal == 0].any()
 
 
@@ -84,7 +84,7 @@ def test_of_several_true_texts_the_best_place_counts():
     for _ in range(50):
         scores = rng.integers(0, 4, (12, 5)).astype(np.float32)
         text_video = rng.integers(0, 5, 12)
-        found = rm.rank(rm.of_matrix(scores), text_video, 5).video_to_text.places("later")
+        found = rm.rank(rm.of_matrix(scores), text_video, 5).video_to_text.positions("later")
         best = []
         for video in np.unique(text_video):
             order = np.argsort(scores[:, video], kind="stable")[::-1]
@@ -121,18 +121,18 @@ def test_every_tie_rule_by_hand():
         "repeated": [1, 2, 3],
     }
     assert set(expected) == set(rm.TIES)
-    for rule, places in expected.items():
-        assert ranks.places(rule).tolist() == places
+    for rule, positions in expected.items():
+        assert ranks.positions(rule).tolist() == positions
     with pytest.raises(ValueError, match="unknown tie rule 'best'"):
-        ranks.places("best")
+        ranks.positions("best")
 
 
 def test_of_several_texts_with_the_best_score_the_last_stands_for_the_video():
     # As an ascending stable sort, reversed: candidate 2 is before 1 and 0.
     scores = np.array([[1.0, 0], [1.0, 0], [1.0, 0]], np.float32)
-    for text_video, place in (([0, 1, 0], 0), ([0, 0, 1], 1), ([0, 1, 1], 2)):
+    for text_video, position in (([0, 1, 0], 0), ([0, 0, 1], 1), ([0, 1, 1], 2)):
         ranks = rm.rank(rm.of_matrix(scores), np.array(text_video), 2, block=1).video_to_text
-        assert ranks.places("later")[0] == place
+        assert ranks.positions("later")[0] == position
 
 
 def test_a_collapsed_model_is_not_perfect_by_the_default_rule():
@@ -155,7 +155,7 @@ def test_dual_softmax_in_blocks_is_that_of_the_matrix():
         )
     found = rm.retrieve(text, video, text_video, scale=20.0, block=7)
     dense = rm.rank(rm.of_matrix(rm.dual_softmax(matrix, 0)), text_video, len(video))
-    assert found["dsl_t2v_mnr"] == rm.recalls(dense.text_to_video.places())["mnr"]
+    assert found["dsl_t2v_mnr"] == rm.recalls(dense.text_to_video.positions())["mnr"]
     assert found["dsl_t2v_mnr"] != found["t2v_mnr"]
 
 

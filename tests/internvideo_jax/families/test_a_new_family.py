@@ -53,7 +53,7 @@ def run(tmp_path_factory):
     write_set(folder / "set", 24, captions=captions, frames=1)
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
     (folder / "vocab.txt").write_text("\n".join([*special, *WORDS, "[MASK]"]))
-    views = {"batch": 8, "clip": {"frames": 1, "stride": 1, "size": 16, "sampling": "dense"}}
+    views = {"batch": 8, "clip": {"frames": 1, "stride": 1, "resolution": 16, "sampling": "dense"}}
     plain = {
         "model": as_plain(ToyConfig.of_size("tiny", vocab=13)),
         "objective": {"name": "masked_ids"},

@@ -32,7 +32,7 @@ SETTINGS = {
     "embedding": 12,
     "pool_heads": 2,
     "frames": 2,
-    "size": 16,
+    "resolution": 16,
     "patch": 8,
     "dtype": "float32",
 }
@@ -150,7 +150,7 @@ def test_drop_path_follows_the_keys_of_the_examples():
 
 
 def test_initial_values():
-    flat = flatten_paths(jax.jit(EncoderConfig.of_size("tiny", size=16).model().init)(KEY))
+    flat = flatten_paths(jax.jit(EncoderConfig.of_size("tiny", resolution=16).model().init)(KEY))
     for path in ("attn/proj", "mlp/fc2"):
         kernel = np.asarray(flat[f"encoder/blocks/{path}/kernel"])
         expected = [0.02 / np.sqrt(2 * (i + 1)) for i in range(4)]
@@ -222,7 +222,7 @@ def test_tanh_gelu_and_its_slope():
 
 
 @pytest.mark.slow
-def test_taps_cost_memory_once_and_not_per_layer():
+def test_intermediates_cost_memory_once_and_not_per_layer():
     config = BlockConfig(32, 2, 64, norm="rms", qk_norm=True)
     blocks = stacked_blocks(
         config, 8, init=Init("normal"), dtype=jnp.dtype("float32"), rngs=nnx.Rngs(params=0)
@@ -230,10 +230,14 @@ def test_taps_cost_memory_once_and_not_per_layer():
     graph, params = nnx.split(blocks)
     x = jnp.zeros((4, 16, 32))
 
-    def temporary(taps):
+    def temporary(layers):
         def loss(params):
-            y, tapped = run_stack(nnx.merge(graph, params), x, taps=taps, remat="full")
-            return jnp.sum(y**2) + (0.0 if tapped is None else jnp.sum(jnp.sin(tapped)))
+            y, intermediates = run_stack(
+                nnx.merge(graph, params), x, intermediate_layers=layers, remat="full"
+            )
+            return jnp.sum(y**2) + (
+                0.0 if intermediates is None else jnp.sum(jnp.sin(intermediates))
+            )
 
         memory = jax.jit(jax.grad(loss)).lower(params).compile().memory_analysis()
         return memory.temp_size_in_bytes / x.nbytes

@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from internvideo_jax.families.internvideo2.classifier import ClassifierConfig, ExtraMLP
+from internvideo_jax.families.internvideo2.classifier import ExtraMLP, InternVideo2ClassifierConfig
 from internvideo_jax.layers.init import Init
 from internvideo_jax.layers.tower import SMALLEST
 from internvideo_jax.types import flatten_paths, unflatten_paths
 from tests.internvideo_jax.checkpoint.test_classes import random_params
 
-CONFIG = ClassifierConfig(
+CONFIG = InternVideo2ClassifierConfig(
     encoder=SMALLEST,
     embedding=16,
     pool_heads=2,
     patch=8,
-    size=16,
+    resolution=16,
     frames=2,
     classes=5,
     dtype="float32",
@@ -105,5 +105,7 @@ def test_heads_that_do_not_exist(changes, message):
 
 def test_published_number_of_parameters():
     for size, count in {"small": 23_591_366, "1b": 1_021_256_134, "6b": 5_942_282_694}.items():
-        shapes = flatten_paths(ClassifierConfig.of_size(size, classes=710).model().shapes())
+        shapes = flatten_paths(
+            InternVideo2ClassifierConfig.of_size(size, classes=710).model().shapes()
+        )
         assert sum(leaf.size for leaf in shapes.values()) == count

@@ -18,7 +18,7 @@ from internvideo_jax.config import OptimConfig
 from internvideo_jax.families.clip.teacher import CLIPTeacherConfig, ViCLIPTeacherConfig
 from internvideo_jax.families.internvideo2.classifier import MERGE_NORMS, MERGES
 from internvideo_jax.families.internvideo2.classifier import (
-    ClassifierConfig as InternVideo2Classifier,
+    InternVideo2ClassifierConfig as InternVideo2Classifier,
 )
 from internvideo_jax.families.internvideo2.model import EncoderConfig
 from internvideo_jax.families.internvideo2.student import StudentConfig
@@ -27,7 +27,7 @@ from internvideo_jax.families.probe.model import ProbeConfig
 from internvideo_jax.families.umt.model import UMTStudentConfig
 from internvideo_jax.families.uniformerv2.model import UniFormerV2Config
 from internvideo_jax.families.viclip.model import ViCLIPConfig
-from internvideo_jax.families.videomae.model import ClassifierConfig, PretrainConfig
+from internvideo_jax.families.videomae.model import PretrainConfig, VideoMAEClassifierConfig
 from internvideo_jax.families.videomae.teacher import VideoMAETeacherConfig
 from internvideo_jax.layers.pos_embed import joint_sincos, start_table
 from internvideo_jax.layers.tower import tower
@@ -41,11 +41,11 @@ from tests.parity.cases import quick
 
 # (frames, tubelet, size, patch): none of the patches but 7 divides 224, tubelets 3 and 5 not 16.
 CLIPS = [
-    {"frames": 1, "tubelet": 1, "size": 18, "patch": 9},
-    {"frames": 4, "tubelet": 2, "size": 24, "patch": 6},
-    {"frames": 6, "tubelet": 3, "size": 33, "patch": 11},
-    {"frames": 5, "tubelet": 5, "size": 21, "patch": 7},
-    {"frames": 10, "tubelet": 2, "size": 5, "patch": 5},
+    {"frames": 1, "tubelet": 1, "resolution": 18, "patch": 9},
+    {"frames": 4, "tubelet": 2, "resolution": 24, "patch": 6},
+    {"frames": 6, "tubelet": 3, "resolution": 33, "patch": 11},
+    {"frames": 5, "tubelet": 5, "resolution": 21, "patch": 7},
+    {"frames": 10, "tubelet": 2, "resolution": 5, "patch": 5},
 ]
 # Widths, layers, heads and MLPs: none is a multiple of 16, one is odd.
 TOWERS = [tower(24, 1, 2), tower(20, 2, 5), tower(36, 3, 3, 2.5), tower(10, 1, 1, 1.0)]
@@ -65,15 +65,15 @@ def videomae() -> list[Any]:
     for clip, encoder, table in mixed(CLIPS, [*TOWERS, ODD], tables):
         options = {"encoder": encoder, "pos_table": table, **clip, **PLAIN}
         kinds = [
-            lambda o: ClassifierConfig(classes=3, pooling="first_token", **o),
+            lambda o: VideoMAEClassifierConfig(classes=3, pooling="first_token", **o),
             lambda o: PretrainConfig(decoder=ODD, cosine=True, layer_scale=0.1, **o),
-            lambda o: ClassifierConfig(classes=1, segments=2, qkv_bias=False, **o),
+            lambda o: VideoMAEClassifierConfig(classes=1, clips=2, qkv_bias=False, **o),
             lambda o: UMTStudentConfig(clip_width=7, **o),
         ]
         found += [make(options) for make in (kinds[len(found) % 4], kinds[(len(found) + 1) % 4])]
     # A base that is used and fits, for another grid.
     base = {"pos_table": "resized", "pos_frames": 6, "pos_size": 44, **CLIPS[2], **PLAIN}
-    return [*found, ClassifierConfig(encoder=ODD, classes=2, **base)]
+    return [*found, VideoMAEClassifierConfig(encoder=ODD, classes=2, **base)]
 
 
 def internvideo2() -> list[Any]:
@@ -107,7 +107,7 @@ def uniformerv2() -> list[Any]:
     for clip, encoder, local, reduction, form in mixed(
         CLIPS, TOWERS, [0, 1, 2], [1.5, 3, 9.0, 1.0], ["clip", "vit"]
     ):
-        clip = {name: clip[name] for name in ("frames", "size", "patch")}
+        clip = {name: clip[name] for name in ("frames", "resolution", "patch")}
         options = {"encoder": encoder, "classes": 3, "backbone": form, **clip, **PLAIN}
         found.append(
             UniFormerV2Config(
@@ -128,7 +128,7 @@ def viclip() -> list[Any]:
     for clip, encoder, text, context, vocab in mixed(
         CLIPS, TOWERS, [ODD, *TOWERS], [2, 5, 77], [2, 49408, 50001]
     ):
-        clip = {name: clip[name] for name in ("frames", "size", "patch")}
+        clip = {name: clip[name] for name in ("frames", "resolution", "patch")}
         options = {"context": context, "vocab": vocab, "logit_bias": vocab == 2, **clip, **PLAIN}
         found.append(ViCLIPConfig(encoder=encoder, text=text, embedding=3, **options))
     return found
@@ -137,7 +137,7 @@ def viclip() -> list[Any]:
 def teachers() -> list[Any]:
     found: list[Any] = []
     for clip, encoder in mixed(CLIPS[1:4], [TOWERS[0], TOWERS[1], ODD]):
-        frames = {name: clip[name] for name in ("frames", "size", "patch")}
+        frames = {name: clip[name] for name in ("frames", "resolution", "patch")}
         one = {"encoder": encoder, "layers": (encoder.depth - 1,), **PLAIN}
         found.append(CLIPTeacherConfig(embedding=3, **one, **frames))
         found.append(ViCLIPTeacherConfig(embedding=3, **one, **frames))
@@ -150,7 +150,7 @@ def teachers() -> list[Any]:
 
 def probes() -> list[Any]:
     backbones = [
-        ClassifierConfig(encoder=TOWERS[1], **CLIPS[2], **PLAIN),
+        VideoMAEClassifierConfig(encoder=TOWERS[1], **CLIPS[2], **PLAIN),
         EncoderConfig(encoder=TOWERS[1], pool_heads=5, embedding=8, **CLIPS[1], **PLAIN),
         uniformerv2()[1],
         viclip()[1],
@@ -183,7 +183,7 @@ def inputs(config: Any) -> tuple[Any, ...]:
         return jax.ShapeDtypeStruct(shape, dtype)
 
     frames = getattr(config, "clip_frames", config.frames)
-    video = array(2, frames, config.size, config.size, 3, dtype=jnp.uint8)
+    video = array(2, frames, config.resolution, config.resolution, 3, dtype=jnp.uint8)
     some = array(2, max(1, int(np.prod(config.grid)) // 2))
     if isinstance(config, PretrainConfig):
         return video, some, some
@@ -203,13 +203,13 @@ def test_an_odd_model_is_built_and_runs(name):
 
 
 OBJECTIVES = [
-    MaskedPixels(ratio=0.5, mask="random"),
+    MaskedPixels(mask_ratio=0.5, mask="random"),
     Classification(mixup=0.0, cutmix=0.0),
     # Ranges of erasing that lead nowhere are nobody's business while nothing is erased.
     Classification(erasing=0.0, erasing_area=(0.0, 0.0), erasing_ratio=(3.0,)),
-    Contrastive(ratio=0.5),
+    Contrastive(mask_ratio=0.5),
     Contrastive(kind="sigmoid", form="ring"),
-    Alignment(mask="random", ratio=0.5, final=0.0, mae=0.0),
+    Alignment(mask="random", mask_ratio=0.5, final=0.0, mae=0.0),
 ]
 
 
@@ -218,13 +218,15 @@ def test_objectives_take_the_models_they_are_made_for(number):
     objective = OBJECTIVES[number]
     fitting = {
         "masked_pixels": PretrainConfig,
-        "classification": ClassifierConfig | InternVideo2Classifier | UniFormerV2Config,
+        "classification": VideoMAEClassifierConfig | InternVideo2Classifier | UniFormerV2Config,
         "contrastive": ViCLIPConfig,
         "alignment": StudentConfig | UMTStudentConfig,
     }[objective.name]
     taken = 0
     for config in CONFIGS.values():
-        masked = objective.name in ("masked_pixels", "alignment") or getattr(objective, "ratio", 0)
+        masked = objective.name in ("masked_pixels", "alignment") or getattr(
+            objective, "mask_ratio", 0
+        )
         if not isinstance(config, fitting) or (masked and np.prod(config.grid) < 2):
             continue
         if objective.name == "alignment" and not config.clip_layers:
@@ -259,7 +261,7 @@ CLIP = np.random.default_rng(1).random((1, 2, 28, 28, 3)).astype(np.float32)
 
 
 def test_a_teacher_of_any_width_gives_unit_targets():
-    small = {"embedding": 8, "pool_heads": 4, "frames": 2, "size": 28, "patch": 14, **PLAIN}
+    small = {"embedding": 8, "pool_heads": 4, "frames": 2, "resolution": 28, "patch": 14, **PLAIN}
     config = InternVLConfig(encoder=tower(40, 1, 4), layers=(0,), **small)
     found = quick(config.model().apply)(drawn(config), CLIP)
     assert found["middle"].shape == (1, 1, 1 + 2 * 4, 40)
@@ -268,7 +270,7 @@ def test_a_teacher_of_any_width_gives_unit_targets():
 
 def test_a_teacher_of_one_block_is_one_of_two_whose_first_does_nothing():
     """Its class token looks from the embedded patches, which are what the last block takes."""
-    small = {"embedding": 8, "frames": 2, "size": 28, "patch": 14, **PLAIN}
+    small = {"embedding": 8, "frames": 2, "resolution": 28, "patch": 14, **PLAIN}
     one = CLIPTeacherConfig(encoder=tower(20, 1, 2), layers=(0,), **small)
     two = dataclasses.replace(one, encoder=tower(20, 2, 2), layers=(1,))
     params = flatten_paths(drawn(one))
@@ -289,11 +291,11 @@ def test_a_teacher_of_one_block_is_one_of_two_whose_first_does_nothing():
 def test_what_is_used_is_still_checked():
     """The base of a table that is resized, with the names of its settings; sines of a student."""
     resized = {"encoder": TOWERS[0], "pos_table": "resized", "classes": 2, **PLAIN}
-    config = ClassifierConfig(**resized, **CLIPS[1])
+    config = VideoMAEClassifierConfig(**resized, **CLIPS[1])
     with pytest.raises(ValueError, match=r"pos_frames = 16 and pos_size = 224: image size 224"):
         config.fixed_positions()
     with pytest.raises(ValueError, match=r"pos_frames = 16 .*16 frames cannot be cut"):
-        ClassifierConfig(**resized, **CLIPS[2]).fixed_positions()
+        VideoMAEClassifierConfig(**resized, **CLIPS[2]).fixed_positions()
     fitting = dataclasses.replace(config, pos_frames=4, pos_size=36)
     assert fitting.fixed_positions().shape == (fitting.tokens, 24)
     with pytest.raises(ValueError, match="width 40 is no multiple of 16, which the sines"):
@@ -301,7 +303,9 @@ def test_what_is_used_is_still_checked():
 
 
 def test_patterns_of_what_is_off_are_not_looked_up():
-    shapes = ClassifierConfig(encoder=TOWERS[0], classes=2, **CLIPS[1], **PLAIN).model().shapes()
+    shapes = (
+        VideoMAEClassifierConfig(encoder=TOWERS[0], classes=2, **CLIPS[1], **PLAIN).model().shapes()
+    )
     elsewhere = ("^text/token_embed$",)
     off = OptimConfig(weight_decay=0.0, decay_also=elsewhere, layer_decay_free=elsewhere)
     make_optimizer(off, shapes, lambda step: 0.1)

@@ -14,7 +14,7 @@ from data_pipelines.config import ClipConfig, DataConfig, ViewConfig
 from internvideo_jax.checkpoint.initial import initialise
 from internvideo_jax.config import MeshConfig, OptimConfig, TrainConfig, as_plain, to_typed
 from internvideo_jax.evaluators.base import EvalContext
-from internvideo_jax.evaluators.classification import Classification as Accuracy
+from internvideo_jax.evaluators.classification import Accuracy
 from internvideo_jax.evaluators.probe_grid import OneHead, ProbeGrid, _by_video
 from internvideo_jax.families.probe.model import ProbeConfig
 from internvideo_jax.families.viclip.model import ViCLIPConfig
@@ -30,9 +30,18 @@ from internvideo_jax.types import flatten_paths, unflatten_paths
 from internvideo_jax.weights.files import Weights, save_ours
 
 TOWER = TowerConfig(width=16, depth=1, heads=2, hidden=32)
-MAE = PretrainConfig(encoder=TOWER, decoder=TOWER, frames=4, size=16, patch=8, dtype="float32")
+MAE = PretrainConfig(
+    encoder=TOWER, decoder=TOWER, frames=4, resolution=16, patch=8, dtype="float32"
+)
 CLIP = ViCLIPConfig(
-    encoder=TOWER, text=TOWER, embedding=8, frames=2, size=16, patch=8, vocab=20, dtype="float32"
+    encoder=TOWER,
+    text=TOWER,
+    embedding=8,
+    frames=2,
+    resolution=16,
+    patch=8,
+    vocab=20,
+    dtype="float32",
 )
 RATES, DECAYS = (1e-2, 3e-3), (0.0, 0.3)
 CLASSES, ROWS = 3, 8
@@ -49,7 +58,8 @@ def config_of(model: ProbeConfig, objective: Any = None, **optim: Any) -> TrainC
         model=model,
         objective=objective or Probe(),
         data=DataConfig(
-            global_batch=ROWS, clip=ClipConfig(frames=model.frames, stride=1, size=model.size)
+            global_batch=ROWS,
+            clip=ClipConfig(frames=model.frames, stride=1, resolution=model.resolution),
         ),
         optim=OptimConfig(**{**settings, "clip_norm": 0.5, **optim}),
         mesh=MeshConfig(1),
@@ -59,7 +69,7 @@ def config_of(model: ProbeConfig, objective: Any = None, **optim: Any) -> TrainC
 
 def batch_of(number: int, model: ProbeConfig) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(number)
-    shape = (ROWS, model.frames, model.size, model.size, 3)
+    shape = (ROWS, model.frames, model.resolution, model.resolution, 3)
     return {
         "video": rng.integers(0, 256, shape, dtype=np.uint8),
         "label": rng.integers(0, CLASSES, ROWS).astype(np.int32),
@@ -359,8 +369,8 @@ def context(shards):
 
 
 def views() -> ViewConfig:
-    clip = ClipConfig(frames=4, stride=2, size=16, sampling="dense")
-    return ViewConfig(clip=clip, segments=2, batch=8)
+    clip = ClipConfig(frames=4, stride=2, resolution=16, sampling="dense")
+    return ViewConfig(clip=clip, clips=2, batch=8)
 
 
 @pytest.mark.slow

@@ -34,7 +34,7 @@ TOWER = tower(32, 4, 4)
 SMALL: dict[str, Any] = {
     "encoder": TOWER,
     "frames": 4,
-    "size": 16,
+    "resolution": 16,
     "patch": 8,
     "dtype": "float32",
 }
@@ -351,7 +351,7 @@ def test_clip_file_of_another_size(tmp_path, whole):
 
 
 def internvl_tensors(config: InternVLConfig) -> dict[str, np.ndarray]:
-    """A file as published: pictures' patch embedding, and the language half."""
+    """A file as published: images' patch embedding, and the language half."""
     tensors = to_torch(flatten_paths(drawn(config)), internvl.RULES["internvl"], {"patch": 8})
     assert tensors["patch_embed.proj.weight"].shape == (32, 3, 8, 8)
     rng = np.random.default_rng(5)
@@ -409,7 +409,7 @@ def test_internvideo2_of_fewer_frames(tmp_path):
 
 def test_internvl_tower_that_is_a_model_of_ours(tmp_path):
     """An encoder of single frames, from which a run knows how many frames it had."""
-    single = EncoderConfig(**{**SMALL, "frames": 1, "size": 24}, embedding=12, pool_heads=4)
+    single = EncoderConfig(**{**SMALL, "frames": 1, "resolution": 24}, embedding=12, pool_heads=4)
     path = tmp_path / "tower.safetensors"
     save_model(path, "internvideo2", single, {"tubelet": 1, "patch": 8, "frames": 1})
     _, report = load(path, TEACHER["internvl"])

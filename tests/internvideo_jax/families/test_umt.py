@@ -20,7 +20,7 @@ def test_features_of_the_aligned_blocks_have_length_one():
     model = config.model()
     params = model.init(jax.random.key(0))
     video = np.random.default_rng(0).integers(
-        0, 256, (2, config.frames, config.size, config.size, 3), np.uint8
+        0, 256, (2, config.frames, config.resolution, config.resolution, 3), np.uint8
     )
     visible = jnp.array([[0, 3, 5], [1, 2, 31]])
     apply = jax.jit(model.apply)

@@ -50,9 +50,9 @@ def test_recipes_survive_the_schema(arg, batch, lr, views):
     typed = to_typed(TrainConfig, plain)
     assert as_plain(typed) == as_plain(plain)
     clip, test = typed.data.clip, typed.evals["test"].views
-    assert (clip.frames, clip.size) == (typed.model.frames, typed.model.size)
+    assert (clip.frames, clip.resolution) == (typed.model.frames, typed.model.resolution)
     assert (typed.data.global_batch, typed.optim.lr) == (batch, lr)
-    assert (test.segments, test.crops) == views and test.clip.sampling == clip.sampling == "stepped"
+    assert (test.clips, test.crops) == views and test.clip.sampling == clip.sampling == "stepped"
     assert typed.model.frozen == bool(typed.optim.freeze) == ("frozen" in arg)
 
 
@@ -75,7 +75,7 @@ def run_of(accumulate: int = 1, freeze: tuple[str, ...] = (), **changes):
     model = UniFormerV2Config(
         encoder=tower(16, 2, 2),
         frames=4,
-        size=16,
+        resolution=16,
         patch=8,
         classes=3,
         global_layers=(0, 1),
@@ -87,7 +87,7 @@ def run_of(accumulate: int = 1, freeze: tuple[str, ...] = (), **changes):
     config = TrainConfig(
         model=model,
         objective=Classification(smoothing=0.0, mixup=0.0, cutmix=0.0),
-        data=DataConfig(global_batch=8, clip=ClipConfig(frames=4, stride=1, size=16)),
+        data=DataConfig(global_batch=8, clip=ClipConfig(frames=4, stride=1, resolution=16)),
         optim=OptimConfig(
             lr=0.01,
             lr_batch=0,

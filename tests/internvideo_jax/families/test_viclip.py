@@ -1,4 +1,4 @@
-"""ViCLIP beyond the golden cases: sizes, masks, pictures, captions, bad input."""
+"""ViCLIP beyond the golden cases: sizes, masks, images, captions, bad input."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from internvideo_jax.families.viclip.model import FRAMES, PICTURE, TEXT, ViCLIPConfig
+from internvideo_jax.families.viclip.model import FRAMES, IMAGE, TEXT, ViCLIPConfig
 from internvideo_jax.layers.tower import tower
 from internvideo_jax.objectives.contrastive import Contrastive
-from internvideo_jax.ops.position_tables import resize_length, resize_picture
+from internvideo_jax.ops.position_tables import resize_image, resize_length
 from internvideo_jax.run.build import check_clip, check_reads, check_vocabulary
 from internvideo_jax.types import flatten_paths, unflatten_paths
 from tests.recipes import shipped
@@ -25,7 +25,7 @@ SMALL = ViCLIPConfig(
     text=tower(16, 2, 2),
     embedding=12,
     frames=4,
-    size=16,
+    resolution=16,
     patch=8,
     context=8,
     vocab=30,
@@ -111,7 +111,7 @@ def test_the_order_of_frames_matters_through_their_table_only():
     np.testing.assert_allclose(forward, backward, atol=1e-5)
 
 
-def test_a_picture_is_a_clip_of_one_frame():
+def test_an_image_is_a_clip_of_one_frame():
     assert video(VIDEO[:, :1]).shape == (2, 12)
     visible = jnp.array([[0, 3], [1, 2]])
     assert np.isfinite(video(VIDEO[:, :1], None, visible)).all()
@@ -199,19 +199,19 @@ def test_flops_agree_with_the_compiler_on_an_unrolled_model():
 
 def test_position_tables_of_other_sizes():
     table = np.random.default_rng(0).normal(size=(17, 6)).astype(np.float32)
-    assert resize_picture(table, 4) is not table and (resize_picture(table, 4) == table).all()
-    assert resize_picture(table, 3).shape == (10, 6)
+    assert resize_image(table, 4) is not table and (resize_image(table, 4) == table).all()
+    assert resize_image(table, 3).shape == (10, 6)
     assert (resize_length(table, 5, longer="linear") == table[:5]).all()
     assert (resize_length(table, 20, longer="zero")[17:] == 0).all()
     with pytest.raises(ValueError, match="16 rows is not that of a class token and a square"):
-        resize_picture(table[1:], 4)
+        resize_image(table[1:], 4)
     with pytest.raises(ValueError, match="unknown rule 'cubic'"):
         resize_length(table, 20, longer="cubic")
-    source = {PICTURE: table, FRAMES: table[:2], TEXT: table}
+    source = {IMAGE: table, FRAMES: table[:2], TEXT: table}
     longer = dataclasses.replace(SMALL, context=20)
     for given, filled in ((source, True), ({**source, "temperature": table[0, 0]}, False)):
         adapted = longer.adapt_weights(given)
-        assert adapted[PICTURE].shape == (5, 6) and adapted[FRAMES].shape == (4, 6)
+        assert adapted[IMAGE].shape == (5, 6) and adapted[FRAMES].shape == (4, 6)
         assert (adapted[TEXT][17:] == 0).all() == filled
 
 

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from internvideo_jax.families.videomae.model import ClassifierConfig, PretrainConfig
+from internvideo_jax.families.videomae.model import PretrainConfig, VideoMAEClassifierConfig
 from internvideo_jax.objectives.masked_pixels import MaskedPixels
 from internvideo_jax.ops import masking
 from internvideo_jax.types import flatten_paths
 
-TINY = {"frames": 4, "size": 16, "patch": 8, "dtype": "float32"}
+TINY = {"frames": 4, "resolution": 16, "patch": 8, "dtype": "float32"}
 KEY = jax.random.key(0)
 
 
@@ -55,7 +55,7 @@ def test_published_wide_decoder_of_vit_h():
     ],
 )
 def test_published_classifier_parameter_counts(size, expected):
-    found = tuple(count(ClassifierConfig.of_size(size, classes=k)) for k in (400, 710, 174))
+    found = tuple(count(VideoMAEClassifierConfig.of_size(size, classes=k)) for k in (400, 710, 174))
     assert found == expected
 
 
@@ -65,11 +65,13 @@ def test_published_classifier_parameter_counts(size, expected):
 def test_training_flops_per_clip(size, depth, gflops):
     """Hand-counted matmuls of forward and backward, 16 x 224 x 224, 90 % tube mask."""
     config = PretrainConfig.of_size(size, decoder_depth=depth)
-    assert MaskedPixels(ratio=0.9).flops(config) / 1e9 == pytest.approx(gflops, abs=0.05)
+    assert MaskedPixels(mask_ratio=0.9).flops(config) / 1e9 == pytest.approx(gflops, abs=0.05)
 
 
 def test_flops_agree_with_the_compiler_on_an_unrolled_model():
-    config = PretrainConfig.of_size("tiny", decoder_depth=2, scan=False, **{**TINY, "size": 32})
+    config = PretrainConfig.of_size(
+        "tiny", decoder_depth=2, scan=False, **{**TINY, "resolution": 32}
+    )
     model = config.model()
     video = jnp.zeros((2, 4, 32, 32, 3), jnp.uint8)
     visible, hidden = masking.sample("tube", jax.random.split(KEY, 2), config.grid, 0.5)
@@ -114,7 +116,7 @@ def shallow(config):
 
 
 def test_initial_values_follow_the_reference():
-    config = shallow(PretrainConfig.of_size("base", decoder_depth=1, frames=2, size=16))
+    config = shallow(PretrainConfig.of_size("base", decoder_depth=1, frames=2, resolution=16))
     params = flatten_paths(jax.jit(config.model().init)(KEY))
     qkv = np.asarray(params["encoder/blocks/attn/qkv/kernel"])
     limit = np.sqrt(6 / (768 + 3 * 768))
@@ -125,7 +127,7 @@ def test_initial_values_follow_the_reference():
     assert np.abs(bridge).max() == pytest.approx(768**-0.5, rel=0.01)
     assert np.abs(np.asarray(params["mask_token"])).max() <= 0.02
     assert (np.asarray(params["encoder/blocks/attn/qkv/q_bias"]) == 0).all()
-    head = shallow(ClassifierConfig.of_size("small", classes=10, frames=2, size=16))
+    head = shallow(VideoMAEClassifierConfig.of_size("small", classes=10, frames=2, resolution=16))
     params = flatten_paths(jax.jit(head.model().init)(KEY))
     assert np.asarray(params["head/kernel"]).std() == pytest.approx(0.02 * 0.001, rel=0.1)
     assert np.asarray(params["encoder/blocks/mlp/fc1/kernel"]).std() == pytest.approx(
@@ -143,13 +145,13 @@ def test_a_clip_of_another_shape_is_refused():
     ("build", "message"),
     [
         (lambda: PretrainConfig.of_size("bas", decoder_depth=4), "did you mean 'base'"),
-        (lambda: ClassifierConfig.of_size("tiny").model(), "classes is 0"),
+        (lambda: VideoMAEClassifierConfig.of_size("tiny").model(), "classes is 0"),
         (
-            lambda: ClassifierConfig.of_size("tiny", classes=2, pooling="max").model(),
+            lambda: VideoMAEClassifierConfig.of_size("tiny", classes=2, pooling="max").model(),
             "unknown pooling 'max'",
         ),
         (
-            lambda: PretrainConfig.of_size("tiny", decoder_depth=1, size=50).model(),
+            lambda: PretrainConfig.of_size("tiny", decoder_depth=1, resolution=50).model(),
             "image size 50 is not divisible by the patch size 8; the nearest sizes are 48 and 56",
         ),
     ],
@@ -160,7 +162,7 @@ def test_settings_that_make_no_model(build, message):
 
 
 def test_training_differs_from_evaluation_only_with_keys():
-    config = ClassifierConfig.of_size(
+    config = VideoMAEClassifierConfig.of_size(
         "tiny", classes=5, drop_path=0.5, head_dropout=0.5, head_scale=1.0, **TINY
     )
     model, video = config.model(), jax.random.uniform(KEY, (4, 4, 16, 16, 3))
@@ -172,7 +174,7 @@ def test_training_differs_from_evaluation_only_with_keys():
 
 
 def test_learnable_table_gets_no_gradient():
-    config = ClassifierConfig.of_size("tiny", classes=3, pos_table="learnable", **TINY)
+    config = VideoMAEClassifierConfig.of_size("tiny", classes=3, pos_table="learnable", **TINY)
     model, video = config.model(), jax.random.uniform(KEY, (2, 4, 16, 16, 3))
     gradient = jax.grad(lambda p: (model.apply(p, video) ** 2).sum())(model.init(KEY))
     assert (gradient["encoder"]["pos_embed"] == 0).all()

@@ -108,9 +108,9 @@ def test_the_recipe_has_the_model_and_the_test_of_the_entry(entry):
     config = recipe(entry)
     facts, built = zoo.facts_of_entry(entry), zoo.facts_of_config(config.model)
     assert built == {name: value for name, value in facts.items() if name != "classes"}
-    assert (config.model.frames, config.model.size) == (entry.frames, entry.pixels)
+    assert (config.model.frames, config.model.resolution) == (entry.frames, entry.pixels)
     frames = getattr(config.model, "clip_frames", entry.frames)
-    assert (config.data.clip.frames, config.data.clip.size) == (frames, entry.pixels)
+    assert (config.data.clip.frames, config.data.clip.resolution) == (frames, entry.pixels)
     if not entry.made:
         assert entry.note
     if entry.pretrained:
@@ -119,10 +119,10 @@ def test_the_recipe_has_the_model_and_the_test_of_the_entry(entry):
         assert start.model.encoder == config.model.encoder
         return
     test = config.evals["test"]
-    assert (test.views.clip.frames, test.views.clip.size) == (entry.frames, entry.pixels)
+    assert (test.views.clip.frames, test.views.clip.resolution) == (entry.frames, entry.pixels)
     if entry.protocol:
         protocol = entry.protocol
-        assert (test.views.segments, test.views.crops) == (protocol.segments, protocol.crops)
+        assert (test.views.clips, test.views.crops) == (protocol.clips, protocol.crops)
         assert (test.views.clip.sampling, test.merge) == (protocol.sampling, protocol.merge)
     path, _, name = entry.config.removeprefix("configs/").partition(":recipe=")
     row = shipped.module(path).RECIPES.get(name) if name else None
@@ -156,10 +156,10 @@ def test_a_file_name_is_told_apart_by_folders_and_shapes():
 @pytest.mark.parametrize(
     "config",
     [
-        videomae.ClassifierConfig.of_size("small", classes=400),
+        videomae.VideoMAEClassifierConfig.of_size("small", classes=400),
         videomae.PretrainConfig.of_size("base", decoder_depth=4),
         UMTStudentConfig.of_size("base"),
-        videomae.ClassifierConfig.of_size("large", frames=8, classes=400, **CLASSIFIER),
+        videomae.VideoMAEClassifierConfig.of_size("large", frames=8, classes=400, **CLASSIFIER),
         UniFormerV2Config.of_size("base", classes=400),
         UniFormerV2Config.of_size("base", style="something", classes=174),
         UniFormerV2Config.of_size("large336", classes=400, frozen=True),

@@ -15,10 +15,10 @@ from data_pipelines.stream.prefetch import in_order
 from internvideo_jax.config import MeshConfig
 from internvideo_jax.evaluators import base
 from internvideo_jax.evaluators.base import EvalContext
-from internvideo_jax.evaluators.classification import Classification
+from internvideo_jax.evaluators.classification import Accuracy
 from internvideo_jax.evaluators.knn import NearestNeighbours
 from internvideo_jax.evaluators.run import check_evaluators
-from internvideo_jax.families.videomae.model import ClassifierConfig
+from internvideo_jax.families.videomae.model import VideoMAEClassifierConfig
 from internvideo_jax.inference.clips import clip_batches
 from internvideo_jax.inference.steps import Program, fetched
 from internvideo_jax.inference.texts import Texts, embed_rows, embed_unique, fitting_tokenizer
@@ -125,12 +125,14 @@ def test_a_split_is_opened_once_for_all_evaluators(shards, monkeypatch):
     monkeypatch.setattr(
         base, "open_dataset", lambda *place, **kw: opened.append(place) or real(*place, **kw)
     )
-    views = ViewConfig(clip=ClipConfig(frames=4, size=16, sampling="dense"), batch=4)
-    config = ClassifierConfig(encoder=tower(16, 1, 2), frames=4, size=16, patch=8, classes=3)
+    views = ViewConfig(clip=ClipConfig(frames=4, resolution=16, sampling="dense"), batch=4)
+    config = VideoMAEClassifierConfig(
+        encoder=tower(16, 1, 2), frames=4, resolution=16, patch=8, classes=3
+    )
     context = EvalContext(
         config.model(), make_mesh(MeshConfig(), jax.devices()[:1]), DataConfig(eval=str(shards))
     )
-    tasks = {"test": Classification(views=views), "knn": NearestNeighbours(views=views)}
+    tasks = {"test": Accuracy(views=views), "knn": NearestNeighbours(views=views)}
     for _ in range(2):
         check_evaluators(tasks, context)
     assert sorted(split for _, split in opened) == ["test", "train"]

@@ -1,4 +1,4 @@
-"""The block stack: scan, remat, taps and drop path change nothing that they should not."""
+"""The block stack: scan, remat, intermediates and drop path change nothing that they should not."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ def outputs(x, **options):
     @jax.jit
     @functools.partial(jax.grad, has_aux=True)
     def gradient_of(params):
-        y, taps = run_stack(nnx.merge(graph, params), x, **options)
-        return (y**2).sum(), (y, taps)
+        y, intermediates = run_stack(nnx.merge(graph, params), x, **options)
+        return (y**2).sum(), (y, intermediates)
 
-    gradient, (y, taps) = gradient_of(params)
-    return y, taps, nnx.to_pure_dict(gradient)
+    gradient, (y, intermediates) = gradient_of(params)
+    return y, intermediates, nnx.to_pure_dict(gradient)
 
 
 X = jax.random.normal(KEY, (2, 5, 16))
@@ -60,7 +60,7 @@ def plain():
         {"remat": "dots"},
         {"remat": "attention"},
         {"scan": False, "remat": "full"},
-        {"taps": (0, 2)},
+        {"intermediate_layers": (0, 2)},
     ],
 )
 def test_execution_options_do_not_change_the_result(plain, options):
@@ -72,15 +72,15 @@ def test_execution_options_do_not_change_the_result(plain, options):
         np.testing.assert_allclose(leaf, found, atol=1e-4, err_msg=path)
 
 
-def test_taps_are_the_outputs_of_their_layers():
-    _, taps, _ = outputs(X, taps=(2, 0, -2))
-    assert taps.shape == (3, *X.shape)
+def test_intermediates_are_the_outputs_of_their_layers():
+    _, intermediates, _ = outputs(X, intermediate_layers=(2, 0, -2))
+    assert intermediates.shape == (3, *X.shape)
     graph, params = nnx.split(stack())
     x, after = X, []
     for i in range(DEPTH):
         x = nnx.merge(graph, jax.tree.map(lambda leaf, i=i: leaf[i], params))(x)
         after.append(x)
-    np.testing.assert_allclose(taps, jnp.stack([after[2], after[0], after[1]]), atol=1e-5)
+    np.testing.assert_allclose(intermediates, jnp.stack([after[2], after[0], after[1]]), atol=1e-5)
 
 
 def test_layers_start_different():

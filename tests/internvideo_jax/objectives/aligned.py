@@ -14,7 +14,7 @@ from flax import nnx
 from data_pipelines.config import ClipConfig, DataConfig
 from internvideo_jax.checkpoint.frozen import load_frozen
 from internvideo_jax.config import MeshConfig, OptimConfig, TrainConfig
-from internvideo_jax.layers.functional import Model
+from internvideo_jax.layers.functional import FunctionalModel
 from internvideo_jax.objectives.alignment import Alignment
 from internvideo_jax.ops.pixels import patchify, to_unit
 from internvideo_jax.ops.tokens import take
@@ -44,11 +44,11 @@ class Stack(nnx.Module):
     def __call__(self, patches: jax.Array, layers: Sequence[int]) -> tuple[jax.Array, jax.Array]:
         x = (patches - 0.5) @ self.embed["kernel"][...] + self.embed["bias"][...]
         x = jnp.concatenate([x.mean(axis=1, keepdims=True), x], axis=1)  # the class token
-        taps = []
+        intermediates = []
         for layer, kernel in enumerate(self.blocks["kernel"][...]):
             x = x + jnp.tanh(x @ kernel.astype(x.dtype))
-            taps += [x] if layer in layers else []
-        return jnp.stack(taps), x.mean(axis=1) @ self.final["kernel"][...].astype(x.dtype)
+            intermediates += [x] if layer in layers else []
+        return jnp.stack(intermediates), x.mean(axis=1) @ self.final["kernel"][...].astype(x.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Network:
 
     name: str = "toy"
     frames: int = 2
-    size: int = 16
+    resolution: int = 16
     patch: int = 4
     tubelet: int = 1
     channels: int = 32
@@ -72,7 +72,11 @@ class Network:
 
     @property
     def grid(self) -> tuple[int, int, int]:
-        return self.frames // self.tubelet, self.size // self.patch, self.size // self.patch
+        return (
+            self.frames // self.tubelet,
+            self.resolution // self.patch,
+            self.resolution // self.patch,
+        )
 
     @property
     def pixels(self) -> int:
@@ -80,7 +84,10 @@ class Network:
 
     @property
     def inputs(self) -> Inputs:
-        half, shape = (0.5,) * 3, (self.frames, self.size, self.grid, self.tubelet, self.patch)
+        half, shape = (
+            (0.5,) * 3,
+            (self.frames, self.resolution, self.grid, self.tubelet, self.patch),
+        )
         return Inputs(ClipInput(*shape, half, half))
 
     @property
@@ -108,8 +115,8 @@ class Teacher(Network):
     def width(self) -> int:
         return self.channels
 
-    def model(self) -> Model:
-        return Model(self, lambda rngs: TeacherNetwork(self, rngs))
+    def model(self) -> FunctionalModel:
+        return FunctionalModel(self, lambda rngs: TeacherNetwork(self, rngs))
 
 
 class TeacherNetwork(nnx.Module):
@@ -121,13 +128,13 @@ class TeacherNetwork(nnx.Module):
         config = self.config
         assert video.shape[1] == config.frames, video.shape
         patches = patchify(to_unit(video), config.tubelet, config.patch)
-        taps, final = self.stack(patches, config.layers)
-        made = {"middle": unit(taps if config.class_token else taps[:, :, 1:])}
+        intermediates, final = self.stack(patches, config.layers)
+        made = {"middle": unit(intermediates if config.class_token else intermediates[:, :, 1:])}
         if config.final_width:
             made["final"] = unit(final)
         if config.attends:
             groups = config.grid[0] if config.per_frame else 1
-            attention = jax.nn.softmax(taps[-1, :, 1:, 0]).reshape(len(video), groups, -1)
+            attention = jax.nn.softmax(intermediates[-1, :, 1:, 0]).reshape(len(video), groups, -1)
             made["attention"] = attention
         return made
 
@@ -165,8 +172,8 @@ class Student(Network):
     def clip_frames(self) -> int:
         return self.stride * self.frames
 
-    def model(self) -> Model:
-        return Model(self, lambda rngs: StudentNetwork(self, rngs))
+    def model(self) -> FunctionalModel:
+        return FunctionalModel(self, lambda rngs: StudentNetwork(self, rngs))
 
 
 class StudentNetwork(nnx.Module):
@@ -182,11 +189,11 @@ class StudentNetwork(nnx.Module):
     ) -> dict[str, jax.Array]:
         config = self.config
         patches = patchify(to_unit(video), config.tubelet, config.patch)
-        taps, final = self.stack(take(patches, visible), config.clip_layers)
+        intermediates, final = self.stack(take(patches, visible), config.clip_layers)
         return {
-            "clip_middle": unit(taps),
+            "clip_middle": unit(intermediates),
             "clip_final": unit(final),
-            "mae": unit(taps[-1:, :, 1:] @ self.mae[...]),
+            "mae": unit(intermediates[-1:, :, 1:] @ self.mae[...]),
         }
 
 
@@ -216,7 +223,9 @@ def config_of(
     return TrainConfig(
         model=model or Student(),
         objective=objective,
-        data=DataConfig(global_batch=ROWS, clip=ClipConfig(frames=4, stride=1, size=16), **data),
+        data=DataConfig(
+            global_batch=ROWS, clip=ClipConfig(frames=4, stride=1, resolution=16), **data
+        ),
         optim=OptimConfig(lr=1e-2, lr_batch=0, warmup_steps=2, accumulate=accumulate),
         mesh=MeshConfig(*mesh, shard_above=64, frozen=split),
         steps=steps,

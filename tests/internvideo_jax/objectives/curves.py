@@ -28,10 +28,10 @@ from internvideo_jax.run.step import init_state, make_train_step
 STORED = Path(__file__).with_name("curves.json")
 STEPS, BATCH, CLIPS = 100, 8, 200
 CURVES = {
-    "masked_pixels": (pretrain, MaskedPixels(ratio=0.75)),
+    "masked_pixels": (pretrain, MaskedPixels(mask_ratio=0.75)),
     "masked_pixels_dual_raw": (
         pretrain,
-        MaskedPixels(ratio=0.75, decoder_ratio=0.5, normalized=False),
+        MaskedPixels(mask_ratio=0.75, decoder_ratio=0.5, normalized=False),
     ),
     "classification": (finetune, Classification(mixup=0.0, cutmix=0.0)),
     "classification_mixed": (finetune, Classification()),

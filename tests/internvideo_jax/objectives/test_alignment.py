@@ -45,7 +45,7 @@ from tests.internvideo_jax.objectives.aligned import (
     run_of,
 )
 
-BOTH = Alignment(ratio=0.75, clip_teacher=CLIP, mae_teacher=MAE)
+BOTH = Alignment(mask_ratio=0.75, clip_teacher=CLIP, mae_teacher=MAE)
 CACHED = dataclasses.replace(BOTH, clip_teacher=None, mae_teacher=None)
 
 
@@ -180,7 +180,7 @@ def test_memory_and_flops_count_the_teachers(run):
 
 def test_kernels_of_teachers_are_kept_in_their_type():
     narrow = dataclasses.replace(CLIP, dtype="bfloat16")
-    run = run_of(config_of(Alignment(ratio=0.75, mae=0.0, clip_teacher=narrow)))
+    run = run_of(config_of(Alignment(mask_ratio=0.75, mae=0.0, clip_teacher=narrow)))
     frozen, _ = load_frozen(run.frozen, 0, lambda _: None)
     types = {path: str(leaf.dtype) for path, leaf in flatten_paths(frozen).items()}
     assert types["clip_teacher/stack/blocks/kernel"] == "bfloat16"
@@ -198,10 +198,10 @@ def test_masks_depend_on_the_position_only(targets):
 
 def test_masks_without_attention_and_over_the_whole_clip():
     video = dataclasses.replace(CLIP, per_frame=False)
-    whole = Alignment(ratio=0.75, mae=0.0, per_frame=False, clip_teacher=video)
+    whole = Alignment(mask_ratio=0.75, mae=0.0, per_frame=False, clip_teacher=video)
     visible = np.asarray(made_by(run_of(config_of(whole)))(batch_of(0))[VISIBLE])
     assert visible.shape == (ROWS, 8) and len(set((visible < 16).sum(axis=1))) > 1
-    only_mae = Alignment(mask="tube", ratio=0.75, middle=0.0, final=0.0, mae_teacher=MAE)
+    only_mae = Alignment(mask="tube", mask_ratio=0.75, middle=0.0, final=0.0, mae_teacher=MAE)
     assert only_mae.reads == ()
     visible = np.asarray(made_by(run_of(config_of(only_mae)))(batch_of(0))[VISIBLE])
     np.testing.assert_array_equal(visible[:, :4] + 16, visible[:, 4:])
@@ -226,7 +226,7 @@ def changed(**changes) -> Teacher:
         (Alignment(mask="tube", middle=0.0, final=0.0, clip_teacher=CLIP), "nothing that is used"),
         (Alignment(middle=0.0, final=0.0, mae=0.0), "at least one positive"),
         (Alignment(middle=-1.0), "none of them negative"),
-        (Alignment(ratio=1.0), "leaves 0 of 32 tokens visible"),
+        (Alignment(mask_ratio=1.0), "leaves 0 of 32 tokens visible"),
         (Alignment(mask="tubes"), "expected one of attention, random, tube"),
         (Alignment(distance="l2"), "expected one of cosine, mse, smooth_l1"),
     ],
@@ -275,10 +275,10 @@ def test_features_that_are_not_there_say_how_to_make_them(targets):
 def test_a_rehearsal_takes_small_random_teachers_that_fit():
     large = Teacher(init_from="clip.pth", channels=8, layers=(0, 1), final_width=4)
     objective = dataclasses.replace(BOTH, clip_teacher=large)
-    config = smoke(config_of(objective, model=Student(size=32, patch=8)))
+    config = smoke(config_of(objective, model=Student(resolution=32, patch=8)))
     assert config.objective.clip_teacher.init_from == "random"
     assert config.model.clip_width == 8 and config.model.final_width == 4
-    assert config.data.clip.frames == 4 and config.data.clip.size == 32
+    assert config.data.clip.frames == 4 and config.data.clip.resolution == 32
     config.objective.check(config.model)
 
 
@@ -334,9 +334,9 @@ def trained(shards, tmp_path_factory):
     folder = tmp_path_factory.mktemp("align")
     first = TrainConfig(
         model=Student(stride=1),
-        objective=Alignment(ratio=0.75, mae=0.0, clip_teacher=CLIP),
+        objective=Alignment(mask_ratio=0.75, mae=0.0, clip_teacher=CLIP),
         data=DataConfig(
-            train=str(shards), global_batch=4, clip=ClipConfig(frames=2, stride=2, size=16)
+            train=str(shards), global_batch=4, clip=ClipConfig(frames=2, stride=2, resolution=16)
         ),
         optim=OptimConfig(lr=1e-2, lr_batch=0, warmup_steps=1),
         checkpoint=CheckpointConfig(every=1),

@@ -13,7 +13,7 @@ from flax import nnx
 from data_pipelines.config import ClipConfig, DataConfig
 from internvideo_jax import registry
 from internvideo_jax.config import OptimConfig, TrainConfig
-from internvideo_jax.layers.functional import Model
+from internvideo_jax.layers.functional import FunctionalModel
 from internvideo_jax.objectives.contrastive import Contrastive, clamped
 from internvideo_jax.parallel.microbatch import cached_value_and_gradient, value_and_gradient
 from internvideo_jax.protocols import ClipInput, Inputs, TextInput, Traits
@@ -48,7 +48,7 @@ class TwoTowers(nnx.Module):
 class TwoTowersConfig:
     name: str = "two_towers"
     frames: int = 2
-    size: int = 8
+    resolution: int = 8
     temperature: float = 0.05
     inputs = Inputs(
         ClipInput(2, 8, (2, 2, 2), 1, 4, (0.5,) * 3, (0.5,) * 3), TextInput(context=32, vocab=49408)
@@ -57,7 +57,7 @@ class TwoTowersConfig:
     sharding_rules = ()
 
     def model(self):
-        return Model(self, lambda rngs: TwoTowers(self, rngs=rngs))
+        return FunctionalModel(self, lambda rngs: TwoTowers(self, rngs=rngs))
 
     def forward_flops(self, visible=8):
         return 2.0 * visible * 48 * WIDTH
@@ -81,7 +81,7 @@ def run_of(objective: Contrastive, accumulate: int = 1, **model):
         objective=objective,
         data=DataConfig(
             global_batch=ROWS,
-            clip=ClipConfig(frames=2, stride=1, size=8),
+            clip=ClipConfig(frames=2, stride=1, resolution=8),
             text="first",
             tokenizer="clip",
         ),
@@ -104,7 +104,7 @@ def test_it_is_registered():
 @pytest.mark.parametrize("form", ["global", pytest.param("ring", marks=pytest.mark.slow)])
 def test_microbatches_give_the_loss_and_gradients_of_one_batch(towers, form):
     model, params = towers
-    objective, batch, key = Contrastive(ratio=0.5, form=form), batch_of(), jax.random.key(1)
+    objective, batch, key = Contrastive(mask_ratio=0.5, form=form), batch_of(), jax.random.key(1)
 
     def whole(params, part):
         return objective.loss(model, params, part, key, jnp.int32(0))
@@ -127,7 +127,7 @@ def test_microbatches_give_the_loss_and_gradients_of_one_batch(towers, form):
 def test_a_step_in_microbatches_is_the_step_of_one_batch():
     found = []
     for accumulate in (1, 4):
-        run = run_of(Contrastive(ratio=0.5), accumulate)
+        run = run_of(Contrastive(mask_ratio=0.5), accumulate)
         params = run.model.init(jax.random.key(0))
         state, metrics = make_train_step(run)(state_from(run, params), batch_of())
         found.append((jax.device_get(metrics), state.params["temperature"]))
@@ -218,7 +218,7 @@ for name in own:
         ({"scale": "ddp"}, "scale = 'ddp'; expected one of true, reference"),
         ({"dtype": "float16"}, "dtype = 'float16'; expected one of float32, bfloat16"),
         ({"min_temperature": 0.0}, "min_temperature = 0.0; expected a positive number"),
-        ({"ratio": 1.0}, "leaves 0 of 8 tokens visible"),
+        ({"mask_ratio": 1.0}, "leaves 0 of 8 tokens visible"),
     ],
 )
 def test_settings_that_cannot_be_are_named(changes, message):
@@ -239,5 +239,5 @@ def test_a_model_or_data_without_text_is_named(towers):
 
 
 def test_counted_operations_follow_what_is_kept():
-    whole, half = (Contrastive(ratio=ratio).flops(TwoTowersConfig()) for ratio in (0.0, 0.5))
+    whole, half = (Contrastive(mask_ratio=ratio).flops(TwoTowersConfig()) for ratio in (0.0, 0.5))
     assert whole == 2 * half == 3 * 2 * 8 * 48 * WIDTH

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from internvideo_jax.families.videomae.model import ClassifierConfig, PretrainConfig
+from internvideo_jax.families.videomae.model import PretrainConfig, VideoMAEClassifierConfig
 from internvideo_jax.objectives.classification import Classification
 from internvideo_jax.objectives.masked_pixels import MaskedPixels
 
-SMALL = {"frames": 4, "size": 32, "dtype": "float32"}
+SMALL = {"frames": 4, "resolution": 32, "dtype": "float32"}
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def part(batch, rows):
 def test_parts_of_a_batch_add_up_to_the_whole(pretrain, decoder_ratio):
     """Masks follow positions, so splitting a batch changes neither them nor the loss."""
     model, params = pretrain
-    objective = MaskedPixels(ratio=0.75, decoder_ratio=decoder_ratio)
+    objective = MaskedPixels(mask_ratio=0.75, decoder_ratio=decoder_ratio)
     key, step, batch = jax.random.key(3), jnp.int32(0), clips(6)
     loss = jax.jit(lambda batch: objective.loss(model, params, batch, key, step)[0])
     whole = loss(batch)
@@ -51,7 +51,7 @@ def test_parts_of_a_batch_add_up_to_the_whole(pretrain, decoder_ratio):
 
 def test_masks_change_with_the_position_and_the_run(pretrain):
     model, _ = pretrain
-    objective = MaskedPixels(ratio=0.75)
+    objective = MaskedPixels(mask_ratio=0.75)
     keys = jax.random.split(jax.random.key(0), 2)
     one, _ = objective.draw(model.config, jax.random.split(keys[0], 8))
     two, _ = objective.draw(model.config, jax.random.split(keys[1], 8))
@@ -62,22 +62,25 @@ def test_masks_change_with_the_position_and_the_run(pretrain):
 def test_a_mask_that_leaves_nothing_is_refused(pretrain):
     model, _ = pretrain
     with pytest.raises(ValueError, match="ratio"):
-        MaskedPixels(ratio=1.0).check(model.config)
+        MaskedPixels(mask_ratio=1.0).check(model.config)
     with pytest.raises(ValueError, match="mask"):
         MaskedPixels(mask="tubes").check(model.config)
 
 
 def test_counted_operations_follow_what_is_seen_and_decoded(pretrain):
     config = pretrain[0].config
-    thin, thick = MaskedPixels(ratio=0.5).flops(config), MaskedPixels(ratio=0.75).flops(config)
-    dual = MaskedPixels(ratio=0.75, decoder_ratio=0.5).flops(config)
+    thin, thick = (
+        MaskedPixels(mask_ratio=0.5).flops(config),
+        MaskedPixels(mask_ratio=0.75).flops(config),
+    )
+    dual = MaskedPixels(mask_ratio=0.75, decoder_ratio=0.5).flops(config)
     assert thin > thick > dual > 0
 
 
 def test_counted_operations_are_those_of_the_compiled_step():
     """XLA's own count of the unrolled forward pass, matmuls dominating, within a tenth."""
-    config = ClassifierConfig.of_size(
-        "tiny", frames=4, size=64, dtype="float32", scan=False, classes=10
+    config = VideoMAEClassifierConfig.of_size(
+        "tiny", frames=4, resolution=64, dtype="float32", scan=False, classes=10
     )
     model = config.model()
     params, video = model.init(jax.random.key(0)), jnp.zeros((2, 4, 64, 64, 3))
@@ -87,7 +90,7 @@ def test_counted_operations_are_those_of_the_compiled_step():
 
 
 def test_accuracy_is_logged_only_where_labels_are_whole():
-    config = ClassifierConfig.of_size("tiny", classes=3, **SMALL)
+    config = VideoMAEClassifierConfig.of_size("tiny", classes=3, **SMALL)
     model = config.model()
     params, batch = model.init(jax.random.key(0)), clips(4)
     key, step = jax.random.key(1), jnp.int32(0)
@@ -102,7 +105,7 @@ def test_accuracy_is_logged_only_where_labels_are_whole():
 class Recorder:
     """A model that keeps the clips it is shown."""
 
-    config = ClassifierConfig.of_size("tiny", classes=3, **SMALL)
+    config = VideoMAEClassifierConfig.of_size("tiny", classes=3, **SMALL)
 
     def apply(self, params, video, keys):
         del params, keys

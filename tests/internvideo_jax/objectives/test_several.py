@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from internvideo_jax.config import TrainConfig, as_plain, to_typed
-from internvideo_jax.families.videomae.model import ClassifierConfig
+from internvideo_jax.families.videomae.model import VideoMAEClassifierConfig
 from internvideo_jax.objectives.base import Objective
 from internvideo_jax.objectives.classification import Classification
 from internvideo_jax.objectives.contrastive import Contrastive
@@ -106,7 +106,8 @@ def test_gradient_caching_works_beside_other_terms():
     found = []
     for accumulate in (1, 4):
         several = Several(
-            of={"pairs": Contrastive(ratio=0.5), "lengths": Lengths()}, weights={"lengths": 0.3}
+            of={"pairs": Contrastive(mask_ratio=0.5), "lengths": Lengths()},
+            weights={"lengths": 0.3},
         )
         run = run_of(several, accumulate)  # pyright: ignore[reportArgumentType]
         params = run.model.init(jax.random.key(0))
@@ -136,13 +137,13 @@ def test_several_come_from_a_config_and_answer_for_all():
         "name": "several",
         "of": {
             "labels": {"name": "classification", "cutmix": 0.0, "mixup": 0.5},
-            "pixels": {"name": "masked_pixels", "ratio": 0.5},
+            "pixels": {"name": "masked_pixels", "mask_ratio": 0.5},
         },
         "weights": {"pixels": 0.1},
     }
-    model = ClassifierConfig.of_size("tiny")
+    model = VideoMAEClassifierConfig.of_size("tiny")
     objective = to_typed(TrainConfig, {"model": model, "objective": plain}).objective
-    assert objective.of["pixels"] == MaskedPixels(ratio=0.5)
+    assert objective.of["pixels"] == MaskedPixels(mask_ratio=0.5)
     assert objective.pairs and not objective.across and objective.reads == ()
     again = as_plain(objective)
     assert to_typed(TrainConfig, {"model": model, "objective": again}).objective == objective

@@ -18,14 +18,14 @@ from data_pipelines.records import manifest
 from data_pipelines.records.companion import open_companion
 from data_pipelines.records.dataset import open_dataset
 from internvideo_jax.config import MeshConfig
-from internvideo_jax.families.videomae.model import ClassifierConfig, PretrainConfig
+from internvideo_jax.families.videomae.model import PretrainConfig, VideoMAEClassifierConfig
 from internvideo_jax.layers.tower import tower
 from internvideo_jax.offline.by_shard import check_same
 from internvideo_jax.offline.extract import Extractor, Windows, extract, window_frames
 from internvideo_jax.parallel.mesh import make_mesh
 from tests.conftest import ROOT, environment
 
-SMALL = {"encoder": tower(16, 1, 2), "frames": 4, "size": 32, "patch": 16, "dtype": "float32"}
+SMALL = {"encoder": tower(16, 1, 2), "frames": 4, "resolution": 32, "patch": 16, "dtype": "float32"}
 
 
 def test_windows_start_at_multiples_while_they_end_inside():
@@ -80,7 +80,7 @@ def written(out: Path) -> dict[str, bytes]:
 )
 def test_features_are_those_of_a_forward_pass(data, tmp_path, frame_stride, starts, pool):
     """Frame stride 5 makes a window longer than the videos."""
-    config = ClassifierConfig(classes=3, **SMALL) if pool == "head" else None
+    config = VideoMAEClassifierConfig(classes=3, **SMALL) if pool == "head" else None
     tool = make(data, config, frame_stride=frame_stride, crop="squash", pool=pool)
     assert extract(tool, tmp_path, settings(tool)) == 3
     companion = open_companion(tmp_path, manifest.load(str(data)), "test")

@@ -98,7 +98,9 @@ def test_bad_weights_models_and_settings(data, tmp_path):
     assert not list(tmp_path.glob("*.jsonl"))
     with pytest.raises(ValueError, match="--sampling=x: expected one of dense"):
         Scoring(sampling="x")
-    other = PretrainConfig(encoder=tower(16, 1, 2), decoder=tower(16, 1, 2), frames=4, size=32)
+    other = PretrainConfig(
+        encoder=tower(16, 1, 2), decoder=tower(16, 1, 2), frames=4, resolution=32
+    )
     with pytest.raises(ValueError, match="'videomae_pretrain' reads no text"):
         Scorer(other.model(), {}, tool.mesh, tool.dataset, Scoring())
 

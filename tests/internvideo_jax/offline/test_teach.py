@@ -22,7 +22,7 @@ from data_pipelines.stream.views import FixedViews
 from internvideo_jax.config import MeshConfig, OptimConfig, TrainConfig
 from internvideo_jax.objectives.alignment import Alignment
 from internvideo_jax.objectives.masked_pixels import MaskedPixels
-from internvideo_jax.offline.teach import Teacher, Teaching, prepare, teach
+from internvideo_jax.offline.teach import TeacherJob, Teaching, prepare, teach
 from internvideo_jax.run.build import build
 from internvideo_jax.run.step import init_state, make_train_step
 from internvideo_jax.run.target_cache import check_targets
@@ -30,7 +30,7 @@ from tests.data_pipelines.sets import write_set
 from tests.internvideo_jax.objectives.aligned import CLIP, MAE, Student
 
 RECORDS = 6
-TOYS = Alignment(clip_teacher=CLIP, mae_teacher=MAE, ratio=0.5)
+TOYS = Alignment(clip_teacher=CLIP, mae_teacher=MAE, mask_ratio=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +40,15 @@ def shards(tmp_path_factory) -> Path:
 
 def config(shards: Path, objective: Alignment = TOYS, model=None, **data) -> TrainConfig:
     model = model or Student()
-    clip = ClipConfig(frames=model.clip_frames, stride=1, size=model.size)
-    data = {"train": str(shards), "global_batch": 4, "clip": clip, "views": 1, "flip": "on", **data}
+    clip = ClipConfig(frames=model.clip_frames, stride=1, resolution=model.resolution)
+    data = {
+        "train": str(shards),
+        "global_batch": 4,
+        "clip": clip,
+        "fixed_views": 1,
+        "flip": "on",
+        **data,
+    }
     return TrainConfig(
         model=model,
         objective=objective,
@@ -63,7 +70,7 @@ class Made:
     """The toy teachers and their targets in float32, two views."""
 
     def __init__(self, shards: Path, out: Path):
-        self.settings, self.out = config(shards, views=2), out
+        self.settings, self.out = config(shards, fixed_views=2), out
         self.tool, self.provenance = prepare(self.settings, Teaching(dtype="float32", batch=4))
         assert teach(self.tool, out, self.provenance) == 1
         self.found = read(shards, out)
@@ -74,7 +81,7 @@ def made(shards, tmp_path_factory) -> Made:
     return Made(shards, tmp_path_factory.mktemp("made"))
 
 
-def with_options(tool: Teacher, **options) -> Teacher:
+def with_options(tool: TeacherJob, **options) -> TeacherJob:
     """The same teachers, loaded once."""
     return dataclasses.replace(tool, options=dataclasses.replace(tool.options, **options))
 
@@ -141,7 +148,7 @@ def test_what_is_stored_and_that_it_is_kept(shards, made, capsys):
     assert not np.array_equal(record["visible"][0], record["visible"][1])
     stored = json.loads((made.out / "targets-train.json").read_text())
     assert stored["teachers"]["clip_teacher"]["config"]["name"] == "toy_clip"
-    assert stored["settings"]["config.objective"]["ratio"] == 0.5
+    assert stored["settings"]["config.objective"]["mask_ratio"] == 0.5
 
     before = {path.name: path.read_bytes() for path in made.out.iterdir()}
     assert teach(made.tool, made.out, made.provenance) == 0
@@ -165,7 +172,7 @@ def test_batches_and_unreadable_records(made, tmp_path):
     place = 2 * len(data) // RECORDS + len(data) // 12  # inside the frames of the third record
     data[place : place + 2000] = bytes(2000)
     shard.write_bytes(data)
-    out, views = tmp_path / "features", FixedViews(config(shards, views=2).data)
+    out, views = tmp_path / "features", FixedViews(config(shards, fixed_views=2).data)
     tool = with_options(dataclasses.replace(made.tool, views=views), batch=5)
     with pytest.raises(UnreadableRecordError, match="record 2 at byte"):
         teach(tool, out, made.provenance)
@@ -192,19 +199,23 @@ def test_a_run_with_other_settings_is_refused_with_the_differences(made, tmp_pat
     for changes, lines in (
         ({"seed": 1}, ["config.seed: found 1, the features have 0"]),
         (
-            {"objective": dataclasses.replace(run.objective, ratio=0.75, mask="tube")},
-            ["config.objective.mask: found 'tube'", "config.objective.ratio: found 0.75"],
+            {"objective": dataclasses.replace(run.objective, mask_ratio=0.75, mask="tube")},
+            ["config.objective.mask: found 'tube'", "config.objective.mask_ratio: found 0.75"],
         ),
         (
-            {"data": dataclasses.replace(data, views=1, seed=4, crop="center", clip=sampling)},
+            {
+                "data": dataclasses.replace(
+                    data, fixed_views=1, seed=4, crop="center", clip=sampling
+                )
+            },
             [
                 "config.data.clip.stride: found 2",
                 "config.data.crop: found 'center'",
                 "config.data.seed: found 4",
-                "config.data.views: found 1, the features have 2",
+                "config.data.fixed_views: found 1, the features have 2",
             ],
         ),
-        ({"data": dataclasses.replace(data, views=0)}, ["config.data.views: found 0"]),
+        ({"data": dataclasses.replace(data, fixed_views=0)}, ["config.data.fixed_views: found 0"]),
         ({"model": dataclasses.replace(model, patch=8)}, ["config.model.grid: found [2, 2, 2]"]),
     ):
         with pytest.raises(ValueError) as caught:
@@ -229,8 +240,8 @@ def test_recipes_without_targets_are_refused(shards):
     objective = dataclasses.replace(TOYS, clip_teacher=None, mae_teacher=None)
     cases: list[tuple[TrainConfig, dict[str, Any], str]] = [
         (config(shards, objective), {}, "no teacher in the step"),
-        (config(shards, views=0), {}, "--views is needed"),
-        (config(shards, objective, views=0), {"views": 3}, "no teacher in the step"),
+        (config(shards, fixed_views=0), {}, "--views is needed"),
+        (config(shards, objective, fixed_views=0), {"views": 3}, "no teacher in the step"),
         (dataclasses.replace(settings, objective=MaskedPixels()), {}, "takes no targets"),
         (settings, {"dtype": "int8"}, "--dtype=int8: expected one of float16, bfloat16"),
         (settings, {"batch": 0}, "--batch=0: expected at least 1"),
@@ -247,7 +258,7 @@ def test_the_commands(shards, tmp_path, command):
     """With networks of the published kinds."""
     recipe = tmp_path / "recipe.py"
     recipe.write_text(RECIPE)
-    flags = [f"--config.data.train={shards}", "--config.data.views=1"]
+    flags = [f"--config.data.train={shards}", "--config.data.fixed_views=1"]
     out = tmp_path / "features"
     with_teachers = [f"--config={recipe}", *flags]
     options = [f"--out={out}", "--dtype=float32", "--batch=4"]

@@ -14,11 +14,11 @@ KEY = jax.random.key(3)
 
 
 @pytest.mark.parametrize("kind", ["tube", "random", "progressive", "centering"])
-@pytest.mark.parametrize("ratio", [0.5, 0.75, 0.9])
-def test_visible_and_hidden_partition_the_tokens(kind, ratio):
+@pytest.mark.parametrize("mask_ratio", [0.5, 0.75, 0.9])
+def test_visible_and_hidden_partition_the_tokens(kind, mask_ratio):
     keys = masking.example_keys(KEY, jnp.arange(5, dtype=jnp.uint32))
-    visible, hidden = map(np.asarray, masking.sample(kind, keys, GRID, ratio))
-    assert visible.shape[1] == sum(masking.visible_per_frame(kind, GRID, ratio))
+    visible, hidden = map(np.asarray, masking.sample(kind, keys, GRID, mask_ratio))
+    assert visible.shape[1] == sum(masking.visible_per_frame(kind, GRID, mask_ratio))
     for seen, unseen in zip(visible, hidden, strict=True):
         assert sorted([*seen, *unseen]) == list(range(4 * 36))
         assert (np.diff(seen) > 0).all() and (np.diff(unseen) > 0).all()
@@ -53,14 +53,15 @@ def test_every_position_is_hidden_equally_often():
 
 
 @pytest.mark.parametrize(
-    ("grid", "ratio"), [((4, 6, 6), 0.999), ((4, 6, 6), 1.0), ((4, 6, 6), 0.0), ((4, 1, 1), 0.5)]
+    ("grid", "mask_ratio"),
+    [((4, 6, 6), 0.999), ((4, 6, 6), 1.0), ((4, 6, 6), 0.0), ((4, 1, 1), 0.5)],
 )
-def test_a_mask_must_leave_something(grid, ratio):
-    if 0 < sum(masking.visible_per_frame("tube", grid, ratio)) < np.prod(grid):
-        masking.check("tube", grid, ratio)
+def test_a_mask_must_leave_something(grid, mask_ratio):
+    if 0 < sum(masking.visible_per_frame("tube", grid, mask_ratio)) < np.prod(grid):
+        masking.check("tube", grid, mask_ratio)
         return
     with pytest.raises(ValueError, match="at least one visible and one hidden token"):
-        masking.check("tube", grid, ratio)
+        masking.check("tube", grid, mask_ratio)
 
 
 def test_a_ratio_that_hides_all_is_refused():
@@ -75,10 +76,12 @@ def test_unknown_kind_lists_the_known_ones():
         masking.check("tubes", GRID, 0.9)
 
 
-@pytest.mark.parametrize(("grid", "ratio"), [((4, 5, 6), 0.5), ((4, 6, 6), 0.1), ((4, 6, 6), 1.0)])
-def test_running_cell_needs_an_even_grid_and_a_share_of_four(grid, ratio):
+@pytest.mark.parametrize(
+    ("grid", "mask_ratio"), [((4, 5, 6), 0.5), ((4, 6, 6), 0.1), ((4, 6, 6), 1.0)]
+)
+def test_running_cell_needs_an_even_grid_and_a_share_of_four(grid, mask_ratio):
     with pytest.raises(ValueError, match="running cell"):
-        masking.running_cell_maps(grid, ratio)
+        masking.running_cell_maps(grid, mask_ratio)
 
 
 def by_attention(attention, keys=None):

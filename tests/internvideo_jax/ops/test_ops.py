@@ -137,7 +137,7 @@ def test_mixing_keeps_pairs_and_weights():
         mixed, lam = mix_both(jax.random.key(seed), video)
         inside = jnp.isclose(mixed, video).mean(axis=(1, 2, 3, 4))
         assert 0.0 <= float(lam) <= 1.0
-        if (inside > 0).any():  # CutMix: the untouched share of the picture is the weight
+        if (inside > 0).any():  # CutMix: the untouched share of the image is the weight
             np.testing.assert_allclose(inside, lam, atol=1e-5)
         else:
             np.testing.assert_allclose(mixed, lam * video + (1 - lam) * video[::-1], atol=1e-6)

@@ -10,7 +10,7 @@ import pytest
 from internvideo_jax.config import OptimConfig
 from internvideo_jax.families.internvideo2 import weights as internvideo2
 from internvideo_jax.families.internvideo2.classifier import (
-    ClassifierConfig as InternVideo2Classifier,
+    InternVideo2ClassifierConfig as InternVideo2Classifier,
 )
 from internvideo_jax.families.internvideo2.student import StudentConfig
 from internvideo_jax.families.umt import weights as umt
@@ -20,7 +20,7 @@ from internvideo_jax.families.uniformerv2.model import UniFormerV2Config
 from internvideo_jax.families.viclip import weights as viclip
 from internvideo_jax.families.viclip.model import ViCLIPConfig
 from internvideo_jax.families.videomae import weights as videomae
-from internvideo_jax.families.videomae.model import ClassifierConfig, PretrainConfig
+from internvideo_jax.families.videomae.model import PretrainConfig, VideoMAEClassifierConfig
 from internvideo_jax.optim.factory import decay_mask, make_optimizer
 from internvideo_jax.types import flatten_paths
 from internvideo_jax.weights.rules import to_torch
@@ -54,7 +54,7 @@ VICLIP = listed(
     "vision_encoder.temporal_positional_embedding",
     *(f"text_encoder.{name}" for name in ("token_embedding", "positional_embedding")),
 )
-SMALL = {"frames": 4, "size": 16, "patch": 8, "dtype": "float32"}
+SMALL = {"frames": 4, "resolution": 16, "patch": 8, "dtype": "float32"}
 VIDEOMAE = {"layer_scale": 0.1, "cosine": True, **SMALL}
 STUDENT = {"mae_width": 32, "clip_width": 48, "final_width": 24, **SMALL}
 BIASED = {"qkv_bias": True, "pos_table": "separable"}
@@ -68,13 +68,13 @@ FAMILIES = {
         "videomae-pretrain-v2-base",
     ),
     "videomae_classifier": (
-        ClassifierConfig.of_size("tiny", classes=3, pos_table="learnable", **VIDEOMAE),
+        VideoMAEClassifierConfig.of_size("tiny", classes=3, pos_table="learnable", **VIDEOMAE),
         videomae.FINETUNE,
         videomae_v2,
         "videomae-finetune-v2-b_k400",
     ),
     "videomae_first_token": (
-        ClassifierConfig.of_size("tiny", classes=3, pooling="first_token", **SMALL),
+        VideoMAEClassifierConfig.of_size("tiny", classes=3, pooling="first_token", **SMALL),
         videomae.FINETUNE,
         videomae_v2,
         "videomae-finetune-v2-b_k400",

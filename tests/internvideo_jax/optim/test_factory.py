@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from internvideo_jax.config import OptimConfig
-from internvideo_jax.families.videomae.model import ClassifierConfig, PretrainConfig
+from internvideo_jax.families.videomae.model import PretrainConfig, VideoMAEClassifierConfig
 from internvideo_jax.optim.ema import update_ema
 from internvideo_jax.optim.factory import decay_mask, layer_scales, make_optimizer
 from internvideo_jax.optim.schedules import cosine
 from internvideo_jax.types import flatten_paths
 
-TINY = {"frames": 4, "size": 16, "patch": 8, "dtype": "float32"}
-CLASSIFIER = ClassifierConfig.of_size("tiny", classes=3, layer_scale=0.1, **TINY).model()
+TINY = {"frames": 4, "resolution": 16, "patch": 8, "dtype": "float32"}
+CLASSIFIER = VideoMAEClassifierConfig.of_size("tiny", classes=3, layer_scale=0.1, **TINY).model()
 KEY = jax.random.key(0)
 
 

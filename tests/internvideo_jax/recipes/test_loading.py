@@ -96,6 +96,10 @@ def test_files_that_are_no_recipe(tmp_path, text, message):
         ("evals.test.views.btach", r"config.evals.test.views.btach: did you mean 'batch'\?"),
         ("evals.tets.every", r"unknown field config.evals.tets: did you mean 'test'\?"),
         ("steps.x", "unknown field config.steps.x: config.steps is a single value"),
+        ("data.clip.size", "unknown field config.data.clip.size: it is called resolution now"),
+        ("model.size", "unknown field config.model.size: it is called resolution now"),
+        ("data.views", "unknown field config.data.views: it is called fixed_views now"),
+        ("evals.test.views.segments", "views.segments: it is called clips now"),
     ],
 )
 def test_fields_that_do_not_exist_are_named_in_full(field, message):
@@ -107,7 +111,7 @@ def test_an_evaluator_is_added_by_its_name_on_the_model_s_clips():
     config = to_typed(TrainConfig, load("viclip/pretrain:size=tiny", evals=["zero_shot", "x"]))
     assert list(config.evals) == ["retrieval", "zero_shot"]
     views = config.evals["zero_shot"].views
-    assert (views.clip.frames, views.clip.size, views.batch) == (8, 48, 32)
+    assert (views.clip.frames, views.clip.resolution, views.batch) == (8, 48, 32)
     assert (views.clip.sampling, views.crop_rule) == ("uniform", "squash")
     config = to_typed(TrainConfig, load(TINY, evals=["knn"], fields=["evals.knn.neighbours"]))
     assert config.evals["knn"].views == config.evals["test"].views

@@ -9,15 +9,15 @@ import pytest
 
 from data_pipelines.config import ClipConfig, DataConfig, ImageConfig
 from internvideo_jax.config import TrainConfig
-from internvideo_jax.families.videomae.model import ClassifierConfig, PretrainConfig
+from internvideo_jax.families.videomae.model import PretrainConfig, VideoMAEClassifierConfig
 from internvideo_jax.objectives.classification import Classification
 from internvideo_jax.objectives.masked_pixels import MaskedPixels
 from internvideo_jax.protocols import Inputs, TextInput
 from internvideo_jax.run.build import build, check_reads
 from tests.data_pipelines.sets import write_set
 
-SMALL = {"frames": 4, "size": 16, "patch": 8, "dtype": "float32"}
-CLIP = ClipConfig(frames=4, stride=1, size=16)
+SMALL = {"frames": 4, "resolution": 16, "patch": 8, "dtype": "float32"}
+CLIP = ClipConfig(frames=4, stride=1, resolution=16)
 
 
 @pytest.fixture(scope="module")
@@ -32,14 +32,14 @@ def sets(tmp_path_factory):
 def pretrain(mixture: str, **data) -> TrainConfig:
     return TrainConfig(
         model=PretrainConfig.of_size("tiny", decoder_depth=1, **SMALL),
-        objective=MaskedPixels(ratio=0.5),
+        objective=MaskedPixels(mask_ratio=0.5),
         data=DataConfig(mixture=mixture, global_batch=4, clip=CLIP, **data),
         epochs=4,
     )
 
 
 def finetune(mixture: str, **data) -> TrainConfig:
-    model = ClassifierConfig.of_size("tiny", **SMALL)
+    model = VideoMAEClassifierConfig.of_size("tiny", **SMALL)
     return dataclasses.replace(pretrain(mixture, **data), model=model, objective=Classification())
 
 
@@ -58,7 +58,7 @@ def test_classes_of_a_mixture_must_agree_where_they_are_learnt(sets):
     assert build(pretrain(text)).records == 19
 
 
-def test_pictures_need_a_model_that_takes_them(sets):
+def test_images_need_a_model_that_takes_them(sets):
     text = f"a={sets}/a, p={sets}/p; media=image"
     with pytest.raises(ValueError, match="sets of media=image, config.model takes video only"):
         build(pretrain(text, image=ImageConfig(global_batch=4)))

@@ -87,7 +87,9 @@ def test_the_option_small_of_every_recipe(name):
 def test_the_option_smoke_of_every_tiny_recipe(name):
     config, tiny = recipe(f"{name},smoke"), recipe(name)
     assert config.steps == 3 and config.model != tiny.model and config.data.global_batch <= 8
-    assert all(each.views.clip.size == config.model.size for each in config.evals.values())
+    assert all(
+        each.views.clip.resolution == config.model.resolution for each in config.evals.values()
+    )
 
 
 def test_the_run_says_what_was_chosen():

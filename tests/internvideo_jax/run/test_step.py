@@ -25,7 +25,7 @@ def test_the_state_of_the_second_step_has_the_types_of_the_first(name):
     run = build(config, records=100)
     clip = config.data.clip
     batch = {
-        "video": np.zeros((4, clip.frames, clip.size, clip.size, 3), np.uint8),
+        "video": np.zeros((4, clip.frames, clip.resolution, clip.resolution, 3), np.uint8),
         "position": np.arange(4, dtype=np.uint32),
         "index": np.arange(4, dtype=np.int32),
         "label": np.zeros(4, np.int32),

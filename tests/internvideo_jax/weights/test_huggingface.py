@@ -13,17 +13,17 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from internvideo_jax.config import as_plain
-from internvideo_jax.families.videomae.model import ClassifierConfig, PretrainConfig
+from internvideo_jax.families.videomae.model import PretrainConfig, VideoMAEClassifierConfig
 from internvideo_jax.layers.tower import tower
 from internvideo_jax.types import flatten_paths, unflatten_paths
 from internvideo_jax.weights import files, huggingface
 from internvideo_jax.weights.__main__ import main
 
-SMALL = {"frames": 4, "size": 24, "patch": 8, "dtype": "float32"}
+SMALL = {"frames": 4, "resolution": 24, "patch": 8, "dtype": "float32"}
 
 
-def classifier(**changes) -> ClassifierConfig:
-    return ClassifierConfig(encoder=tower(32, 2, 4), **{"classes": 5, **SMALL, **changes})
+def classifier(**changes) -> VideoMAEClassifierConfig:
+    return VideoMAEClassifierConfig(encoder=tower(32, 2, 4), **{"classes": 5, **SMALL, **changes})
 
 
 def pretrain(**changes) -> PretrainConfig:
@@ -129,7 +129,7 @@ def test_command_line_from_a_file(tmp_path, capsys):
     export = ["export", str(ours), "--layout=huggingface", "--out", str(tmp_path / "hf")]
     assert main(export) == 2
     assert "does not tell the number of heads" in capsys.readouterr().err
-    assert main([*export, "--heads=4", "--frames=4", "--size=24"]) == 0
+    assert main([*export, "--heads=4", "--frames=4", "--resolution=24"]) == 0
     assert "taken for granted" in capsys.readouterr().out
     written = json.loads((tmp_path / "hf/config.json").read_text())
     assert written == json.loads(json.dumps(huggingface.config_json(config)))
@@ -151,7 +151,9 @@ def transformers():
 
 def video(config) -> np.ndarray:
     rng = np.random.default_rng(1)
-    return rng.random((2, config.frames, config.size, config.size, 3)).astype(np.float32)
+    return rng.random((2, config.frames, config.resolution, config.resolution, 3)).astype(
+        np.float32
+    )
 
 
 def pixels(config, clip: np.ndarray):

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 from internvideo_jax.families.umt.model import CLASSIFIER, UMTStudentConfig
 from internvideo_jax.families.uniformerv2.model import UniFormerV2Config
 from internvideo_jax.families.viclip.model import ViCLIPConfig
-from internvideo_jax.families.videomae.model import ClassifierConfig, PretrainConfig
+from internvideo_jax.families.videomae.model import PretrainConfig, VideoMAEClassifierConfig
 from internvideo_jax.types import flatten_paths
 from internvideo_jax.weights import files, wrappers, zoo
 from internvideo_jax.weights.__main__ import main
@@ -36,7 +36,8 @@ def identified(config, path: str, without: str = "none/"):
 
 def test_a_published_file_is_known_by_name_and_shapes():
     found = identified(
-        ClassifierConfig.of_size("giant", classes=174), "w/vit_g_hybrid_pt_1200e_ssv2_ft.pth"
+        VideoMAEClassifierConfig.of_size("giant", classes=174),
+        "w/vit_g_hybrid_pt_1200e_ssv2_ft.pth",
     )
     assert [entry.name for entry in found.named] == ["v2/vit_g_hybrid_pt_1200e_ssv2_ft"]
     assert found.size == "giant" and found.facts["classes"] == 174
@@ -50,7 +51,7 @@ def test_a_published_file_is_known_by_name_and_shapes():
 
 
 def test_a_renamed_file_is_known_by_its_shapes():
-    found = identified(ClassifierConfig.of_size("base", classes=710), "mine.pth")
+    found = identified(VideoMAEClassifierConfig.of_size("base", classes=710), "mine.pth")
     assert {entry.name for entry in found.alike} == {
         "v2/vit_b_k710_dl_from_giant",
         "internvideo1/vit_b_hybrid_pt_800e_k710_ft",
@@ -68,7 +69,7 @@ def test_files_of_unmasked_teacher():
     assert "--config=configs/umt/finetune.py:recipe=l_k710 --config.init_from=mine.pth" in command
     # The tubelet tells its classifier from VideoMAE's, here of a set that is not published.
     settings = {"classes": 51, "frames": 8, **CLASSIFIER}
-    found = identified(ClassifierConfig.of_size("base", **settings), "mine.pth")
+    found = identified(VideoMAEClassifierConfig.of_size("base", **settings), "mine.pth")
     assert not found.alike
     assert "--config=configs/umt/finetune.py:recipe=b_k710" in found.commands[0]
 
@@ -91,14 +92,16 @@ def test_files_of_viclip_and_clip():
 
 def test_settings_of_the_entry_are_in_the_command():
     found = identified(
-        ClassifierConfig.of_size("huge", classes=400, frames=32, size=384, pos_table="resized"),
+        VideoMAEClassifierConfig.of_size(
+            "huge", classes=400, frames=32, resolution=384, pos_table="resized"
+        ),
         "ViT-H_f32_res384_89.54.pth",
     )
     assert "--config.evals.test.views.clip.frames=32" in found.commands[0]
     model = UniFormerV2Config.of_size("large", classes=400, frames=32)
     found = identified(model, "k400_k710_uniformerv2_l14_32x224.pyth")
     assert "frames=32 --checkpoint=" in found.commands[0]
-    assert found.commands[0].endswith("--config.evals.test.views.segments=2")
+    assert found.commands[0].endswith("--config.evals.test.views.clips=2")
     assert "224 pixels" in found.text() and "no local blocks" in found.text()
 
 
@@ -113,7 +116,7 @@ def test_a_pretrained_file_comes_with_the_command_to_fine_tune():
 
 def test_a_name_that_the_shapes_contradict_is_remarked():
     found = identified(
-        ClassifierConfig.of_size("base", classes=9), "vit_b_hybrid_pt_800e_k400_ft.pth"
+        VideoMAEClassifierConfig.of_size("base", classes=9), "vit_b_hybrid_pt_800e_k400_ft.pth"
     )
     assert not found.named and not found.alike
     assert "that has classes = 400 and this 9" in found.text()
@@ -125,12 +128,14 @@ def test_what_is_missing_is_remarked():
     found = identified(size, "x.pth", without=("decoder", "encoder_to", "mask_token"))
     assert "no decoder: enough to fine-tune" in found.text()
     assert "videomae/h_k400_pretrained" in {entry.name for entry in found.alike}
-    found = identified(ClassifierConfig.of_size("base", classes=9), "x.pth", without="head/")
+    found = identified(
+        VideoMAEClassifierConfig.of_size("base", classes=9), "x.pth", without="head/"
+    )
     assert "no head: enough to fine-tune" in found.text() and len(found.commands) == 1
 
 
 def test_too_few_layers_for_a_published_width():
-    model = ClassifierConfig.of_size("base", classes=400)
+    model = VideoMAEClassifierConfig.of_size("base", classes=400)
     shapes = {
         path: np.broadcast_to(np.float32(0), (6, *leaf.shape[1:])) if "/blocks/" in path else leaf
         for path, leaf in flatten_paths(model.model().shapes()).items()

@@ -68,7 +68,7 @@ def test_a_file_of_stage_2_gives_its_encoder(tmp_path):
     }
     found = loaded(tmp_path, tensors)
     assert found.kind == "internvideo2" and found.coverage is not None
-    assert "positions of single pictures" in found.coverage.text()
+    assert "positions of single images" in found.coverage.text()
     for path, value in expected.items():
         np.testing.assert_array_equal(found.params[path], value, err_msg=path)
     assert found.params.keys() == expected.keys()

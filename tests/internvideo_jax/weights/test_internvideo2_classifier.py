@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from internvideo_jax.families.internvideo2.classifier import ClassifierConfig
+from internvideo_jax.families.internvideo2.classifier import InternVideo2ClassifierConfig
 from internvideo_jax.families.internvideo2.model import EncoderConfig
 from internvideo_jax.families.internvideo2.student import StudentConfig
 from internvideo_jax.weights import files
@@ -64,7 +64,7 @@ def test_there_and_back_bit_for_bit(tmp_path, path):
 
 
 def test_what_a_file_is_and_what_to_do_with_it():
-    found = identified(ClassifierConfig.of_size("1b", classes=174), "mine.pt")
+    found = identified(InternVideo2ClassifierConfig.of_size("1b", classes=174), "mine.pt")
     assert found.size == "1b" and "174 classes" in found.text()
     evaluate, train = found.commands
     assert "configs/internvideo2/finetune.py:recipe=1b_ssv2" in evaluate
@@ -87,6 +87,8 @@ def test_what_a_file_is_and_what_to_do_with_it():
     ],
 )
 def test_probes_are_told_by_their_heads(changes, recipe):
-    found = identified(ClassifierConfig.of_size("6b", classes=174, **changes), "probe.pt")
+    found = identified(
+        InternVideo2ClassifierConfig.of_size("6b", classes=174, **changes), "probe.pt"
+    )
     commands = " ".join(found.commands)
     assert (f"probe.py:recipe={recipe}" in commands) if recipe else not commands

@@ -26,7 +26,7 @@ IMAGE = ("class_embedding", "positional_embedding", "ln_pre.", "transformer.resb
 def config(**changes) -> UniFormerV2Config:
     settings = {
         "frames": 8,
-        "size": 24,
+        "resolution": 24,
         "patch": 6,
         "classes": 9,
         "temporal_downsample": True,
@@ -100,7 +100,7 @@ def test_clip_fills_the_image_transformer_and_its_patches_are_inflated(whole, tm
 
 
 def test_positions_of_another_size_are_refused_not_resized():
-    model = config(size=36)
+    model = config(resolution=36)
     fresh = blank(model)
     with pytest.raises(ValueError, match=r"pos_embed/table: found \(17, 36\), expected \(37, 36\)"):
         initial.initialise(str(FULL), fresh, model)

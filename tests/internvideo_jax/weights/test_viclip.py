@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from internvideo_jax.checkpoint import initial
-from internvideo_jax.families.viclip.model import FRAMES, PICTURE, TEXT, ViCLIPConfig
+from internvideo_jax.families.viclip.model import FRAMES, IMAGE, TEXT, ViCLIPConfig
 from internvideo_jax.layers.tower import tower
 from internvideo_jax.types import flatten_paths
 from internvideo_jax.weights import files
@@ -25,7 +25,7 @@ MODEL = ViCLIPConfig(
     text=tower(40, 2, 4),
     embedding=32,
     frames=4,
-    size=32,
+    resolution=32,
     patch=8,
     context=12,
     vocab=120,
@@ -117,13 +117,13 @@ def test_start_from_clip(clip_path):
     half = {name: value.astype(np.float16) for name, value in clip_file().items()}
     save_file(half, clip_path)  # as OpenAI's are
     flat, _ = start(clip_path, MODEL)
-    assert flat[PICTURE].dtype == np.float32
+    assert flat[IMAGE].dtype == np.float32
 
 
 @pytest.mark.parametrize("frames", [2, 8])
 def test_another_number_of_frames_and_pixels(frames):
     flat, report = start(FULL, dataclasses.replace(MODEL, frames=frames, size=48))
-    assert set(report.resized) == {FRAMES, PICTURE} and report.fresh == ()
+    assert set(report.resized) == {FRAMES, IMAGE} and report.fresh == ()
     old = load_file(FULL)["vision_encoder.temporal_positional_embedding"][0]
     if frames == 2:
         np.testing.assert_array_equal(flat[FRAMES], old[:2])
@@ -132,8 +132,8 @@ def test_another_number_of_frames_and_pixels(frames):
         between = 0.75 * old[:-1] + 0.25 * old[1:]
         np.testing.assert_allclose(flat[FRAMES][1:-1:2], between, rtol=1e-5, atol=1e-7)
     table = load_file(FULL)["vision_encoder.positional_embedding"]
-    assert flat[PICTURE].shape == (37, 48)
-    np.testing.assert_array_equal(flat[PICTURE][0], table[0])
+    assert flat[IMAGE].shape == (37, 48)
+    np.testing.assert_array_equal(flat[IMAGE][0], table[0])
 
 
 def test_a_file_of_another_patch_size_is_refused():
@@ -177,7 +177,7 @@ def test_average_of_two_models_keeps_the_frames_of_the_first():
         ({}, 1.5, "no share of the first model"),
         ({"kind": "uniformerv2"}, 0.5, "first model is viclip, the second uniformerv2"),
         ({"geometry": {"patch": 16}}, 0.5, "'patch': 8.*'patch': 16"),
-        ({"params": {PICTURE: np.zeros((5, 48))}}, 0.5, r"table: \(17, 48\) and \(5, 48\)"),
+        ({"params": {IMAGE: np.zeros((5, 48))}}, 0.5, r"table: \(17, 48\) and \(5, 48\)"),
         ({"params": {"other": np.zeros(3)}}, 0.5, "no name is in both"),
     ],
 )

@@ -1,4 +1,4 @@
-"""How the data sets beside this file were prepared: ``python make.py``.
+"""How the datasets beside this file were prepared: ``python make.py``.
 
 With tensorflow-datasets 4.9.10 and tensorflow 2.21.0, which nothing else here needs.
 """

@@ -16,7 +16,7 @@ from internvideo_jax.config import TrainConfig, to_typed
 from internvideo_jax.evaluate import with_protocol
 from internvideo_jax.evaluators import metrics
 from internvideo_jax.evaluators.base import describe_data
-from internvideo_jax.evaluators.classification import Classification, per_class_sheet
+from internvideo_jax.evaluators.classification import Accuracy, per_class_sheet
 from internvideo_jax.evaluators.published import protocols
 from internvideo_jax.inference.steps import TILE, deal, tile_rows
 from tests.data_pipelines.sets import write_set
@@ -31,28 +31,28 @@ def test_a_protocol_names_rules_that_exist(name):
     boxes = transforms.crop_boxes(32, 48, 32, found.crops, found.crop_rule)
     assert len(boxes) == found.crops
     assert found.source
-    test = Classification.of_protocol(name, frames=16, size=224, batch=4)
+    test = Accuracy.of_protocol(name, frames=16, resolution=224, batch=4)
     assert protocols.departures(name, values(test)) == {}
-    assert (test.views.clip.frames, test.views.clip.size, test.views.batch) == (16, 224, 4)
+    assert (test.views.clip.frames, test.views.clip.resolution, test.views.batch) == (16, 224, 4)
 
 
-def values(test: Classification) -> dict:
+def values(test: Accuracy) -> dict:
     return protocols.values_of(test.views, test.merge, test.mean_ap)
 
 
 def test_every_recipe_is_tested_as_its_protocol_says():
     for name in shipped.recipes():
         for evaluator in shipped.config(name).evals.values():
-            if isinstance(evaluator, Classification) and evaluator.protocol:
+            if isinstance(evaluator, Accuracy) and evaluator.protocol:
                 assert protocols.departures(evaluator.protocol, values(evaluator)) == {}, name
 
 
 def test_what_departs_is_named():
-    test = Classification.of_protocol("videomae/kinetics", frames=16, size=224, batch=4)
-    views = dataclasses.replace(test.views, segments=2)
+    test = Accuracy.of_protocol("videomae/kinetics", frames=16, resolution=224, batch=4)
+    views = dataclasses.replace(test.views, clips=2)
     changed = dataclasses.replace(test, views=views, merge="logit")
     assert protocols.departures("videomae/kinetics", values(changed)) == {
-        "segments": {"preset": 5, "used": 2},
+        "clips": {"preset": 5, "used": 2},
         "merge": {"preset": "probability", "used": "logit"},
     }
 
@@ -61,7 +61,7 @@ def test_an_unknown_protocol_is_named_with_its_neighbour():
     with pytest.raises(ValueError, match="did you mean 'uniformerv2/kinetics'"):
         protocols.find("uniformer/kinetics")
     with pytest.raises(ValueError, match="unknown test protocol 'nobody'"):
-        Classification(protocol="nobody").inputs()
+        Accuracy(protocol="nobody").inputs()
 
 
 def test_the_flag_replaces_the_views_of_the_test():
@@ -69,10 +69,10 @@ def test_the_flag_replaces_the_views_of_the_test():
     found = with_protocol(config, "videomae/something", {"data.eval"}).evals["test"]
     assert found.protocol == "videomae/something"
     views = found.views
-    assert (views.segments, views.clip.sampling, views.clip.frames) == (2, "segments", 16)
+    assert (views.clips, views.clip.sampling, views.clip.frames) == (2, "segments", 16)
     assert views.batch == config.evals["test"].views.batch
-    with pytest.raises(ValueError, match="and --config.evals.test.views.segments both decide"):
-        with_protocol(config, "videomae/kinetics", {"evals.test.views.segments"})
+    with pytest.raises(ValueError, match="and --config.evals.test.views.clips both decide"):
+        with_protocol(config, "videomae/kinetics", {"evals.test.views.clips"})
     pretrain = shipped.config("videomae-pretrain-tiny")
     with pytest.raises(ValueError, match="`test`, which this config lacks; it has reconstruction"):
         with_protocol(pretrain, "videomae/kinetics", ())
@@ -172,5 +172,5 @@ def test_every_protocol_gives_views_of_its_family(name, shards):
     clips = next(stream)["video"]
     stream.close()
     protocol = protocols.find(name)
-    count = protocol.segments * protocol.crops
-    assert clips.shape == (count, config.model.frames, *[config.model.size] * 2, 3)
+    count = protocol.clips * protocol.crops
+    assert clips.shape == (count, config.model.frames, *[config.model.resolution] * 2, 3)

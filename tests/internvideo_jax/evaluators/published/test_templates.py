@@ -49,7 +49,7 @@ GUITAR = (
 @pytest.mark.parametrize("name", video_text_presets.ZERO_SHOT)
 def test_each_family_is_asked_with_its_own_templates(name):
     family, _, _ = name.partition("/")
-    test = ZeroShot.of_preset(name, size=224, batch=4)
+    test = ZeroShot.of_preset(name, resolution=224, batch=4)
     _, count, texts = test.prompts(["Playing Guitar", "sit"])
     assert count == {"viclip": 28, "internvideo1": 16, "internvideo2_clip": 16}[family]
     if family == "internvideo2_clip":

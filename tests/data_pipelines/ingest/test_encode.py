@@ -9,8 +9,8 @@ import simplejpeg
 from av.video.reformatter import VideoReformatter
 
 from data_pipelines.clips import transforms
+from data_pipelines.ingest.encode import FrameEncoder, Orientation, orientation_of, stored_size
 from data_pipelines.ingest.jpeg_colours import to_jpeg
-from data_pipelines.ingest.picture import FrameEncoder, Orientation, orientation_of, stored_size
 from data_pipelines.records import encoded
 from tests.data_pipelines.ingest.clips import make_video, picture
 
@@ -43,7 +43,7 @@ def encode(image: np.ndarray, quality: int = 95, short_side: int = 0, aspect=Non
     return decoded
 
 
-def test_picture_comes_back_nearly_unchanged():
+def test_image_comes_back_nearly_unchanged():
     image = picture(3, 96, 128)
     assert np.abs(encode(image).astype(int) - image).mean() < 2.5
 
@@ -179,7 +179,7 @@ def test_no_colour_is_brighter_or_darker_on_the_whole(
 
 @pytest.mark.parametrize("pix_fmt", ["rgb24", "gbrp", "bgr0"])
 @pytest.mark.parametrize("size", [0, 40], ids=["same size", "shrunk"])
-def test_pictures_in_rgb_keep_their_mean_colour(pix_fmt, size):
+def test_images_in_rgb_keep_their_mean_colour(pix_fmt, size):
     image = np.random.default_rng(0).integers(60, 200, (64, 96, 3), np.uint8)
     frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format=pix_fmt)
     decoded = simplejpeg.decode_jpeg(FrameEncoder(None, size, 100).encode(frame))
@@ -312,7 +312,7 @@ def test_every_frame_is_resized_once(monkeypatch):
             sizes.append((settings["width"], settings["height"], settings["format"]))
             return original(self._inner, frame, **settings)
 
-    monkeypatch.setattr("data_pipelines.ingest.picture.VideoReformatter", Counting)
+    monkeypatch.setattr("data_pipelines.ingest.encode.VideoReformatter", Counting)
     encoder = FrameEncoder(Fraction(1024, 765), 64, 90)
     encoder.encode(coloured_frame("yuv420p", 1, 1))
     FrameEncoder(None, 0, 90).encode(coloured_frame("yuv420p", 1, 1))  # this one not at all

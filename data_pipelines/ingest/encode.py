@@ -1,4 +1,4 @@
-"""One decoded frame to one encoded picture: display orientation, pixel aspect, size, colour.
+"""One decoded frame to one encoded image: display orientation, pixel aspect, size, colour.
 
 For JPEG a frame of a video stays in YUV from decoder to encoder. swscale shrinks it, once, and
 writes 4:2:0 planes; `.jpeg_colours` turns any matrix and range into the one JPEG prescribes,
@@ -34,14 +34,14 @@ _PLANES = ("yuv420p", "yuvj420p")  # what the JPEG encoder takes
 
 @dataclass(frozen=True, slots=True)
 class Orientation:
-    """How decoded pixels become the displayed picture: transpose first, then mirror."""
+    """How decoded pixels become the displayed image: transpose first, then mirror."""
 
     transpose: bool = False
     mirror_x: bool = False
     mirror_y: bool = False
 
     def apply(self, plane: np.ndarray) -> np.ndarray:
-        """Reorder a plane (H, W), or a picture (H, W, 3)."""
+        """Reorder a plane (H, W), or an image (H, W, 3)."""
         if self.transpose:
             plane = plane.swapaxes(0, 1)
         if self.mirror_x:
@@ -107,8 +107,8 @@ class FrameEncoder:
       storage: `jpeg`, or `png` for the decoded pixels without loss, odd sizes included.
 
     Attributes (after the first frame):
-      height, width: of the encoded pictures.
-      source_height, source_width: of the decoded picture as displayed, before resizing.
+      height, width: of the encoded images.
+      source_height, source_width: of the decoded image as displayed, before resizing.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class FrameEncoder:
         self.height = self.width = self.source_height = self.source_width = 0
 
     def encode(self, frame: av.VideoFrame) -> bytes:
-        """The bytes of a frame's picture.
+        """The bytes of a frame's image.
 
         Raises:
           av.FFmpegError: the pixel format cannot be converted.
@@ -150,7 +150,7 @@ class FrameEncoder:
     def _choose_size(self, width: int, height: int, orientation: Orientation) -> None:
         even = not self._exact
         target = stored_size(width, height, self._aspect, self._short_side, even=even)
-        # One odd row or column is cut off; rescaling for its sake would blur the whole picture.
+        # One odd row or column is cut off; rescaling for its sake would blur the whole image.
         uncut = stored_size(width, height, Fraction(1), 0, even=even)
         keep = width > 1 and height > 1 and target == uncut
         self._scaled = (width, height) if keep else target

@@ -1,4 +1,4 @@
-"""Videos with sound, for the tests of the audio."""
+"""Videos with audio, for the tests of the audio."""
 
 import os
 from fractions import Fraction
@@ -20,7 +20,7 @@ def beep(seconds: float, rate: int, channels: int = 2) -> np.ndarray:
     return np.repeat(mono[None], channels, axis=0)
 
 
-def make_sound(
+def make_audio_file(
     path: str | os.PathLike[str],
     samples: np.ndarray,
     rate: int,
@@ -32,9 +32,9 @@ def make_sound(
     gap: tuple[int, int] | None = None,
     shift_us: int = 0,
 ) -> Path:
-    """A video of ``picture`` frames with sound.
+    """A video of ``picture`` frames with audio.
 
-    ``delay_us``: when the sound begins; ``shift_us``: added to all times of the file; ``gap``:
+    ``delay_us``: when the audio begins; ``shift_us``: added to all times of the file; ``gap``:
     frames of 1024 samples that are left out.
     """
     layout = {1: "mono", 2: "stereo"}[len(samples)]
