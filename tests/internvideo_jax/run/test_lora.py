@@ -19,7 +19,7 @@ from internvideo_jax.config import (
     TrainConfig,
     as_plain,
 )
-from internvideo_jax.families.videomae.model import ClassifierConfig
+from internvideo_jax.families.videomae.model import VideoMAEClassifierConfig
 from internvideo_jax.objectives.classification import Classification
 from internvideo_jax.ops import lora
 from internvideo_jax.optim.factory import layer_scales
@@ -32,8 +32,8 @@ from tests.internvideo_jax.families.test_probe import probe
 from tests.internvideo_jax.families.test_uniformerv2_training import run_of as uniformer
 
 ROWS, CLASSES = 8, 4
-MODEL = ClassifierConfig.of_size(
-    "tiny", frames=4, size=16, patch=8, dtype="float32", classes=CLASSES, drop_path=0.0
+MODEL = VideoMAEClassifierConfig.of_size(
+    "tiny", frames=4, resolution=16, patch=8, dtype="float32", classes=CLASSES, drop_path=0.0
 )
 ADAPTED = LoraConfig(
     rank=4, alpha=8.0, targets=("attn/.*kernel$", "mlp/.*kernel$"), train=("^head/",)
@@ -45,7 +45,7 @@ def config_of(adapters: LoraConfig, **optim) -> TrainConfig:
     return TrainConfig(
         model=MODEL,
         objective=Classification(smoothing=0.0, mixup=0.0, cutmix=0.0),
-        data=DataConfig(global_batch=ROWS, clip=ClipConfig(frames=4, stride=1, size=16)),
+        data=DataConfig(global_batch=ROWS, clip=ClipConfig(frames=4, stride=1, resolution=16)),
         optim=OptimConfig(**settings),
         mesh=MeshConfig(1),
         lora=adapters,
