@@ -243,7 +243,7 @@ def umt_rows() -> Iterator[str]:
         yield (
             f"| `size={size}` | {made.data.global_batch} | {made.epochs:g} | "
             f"{made.model.drop_path:g} | `{teacher.name}`, {teacher.encoder.depth} layers, "
-            f"{teacher.size} pixels |"
+            f"{teacher.resolution} pixels |"
         )
     for name, recipe in module("umt/finetune.py").RECIPES.items():
         start = f"`{recipe.start}`" if recipe.start else "student"
