@@ -4,6 +4,7 @@
 `pip install 'internvideo-jax[text]'` and are imported when a tokenizer is made.
 """
 
-from data_pipelines.text.base import Tokenizer, make_tokenizer
+from data_pipelines.text.base import Tokenizer
+from data_pipelines.text.made import make_tokenizer
 
 __all__ = ["Tokenizer", "make_tokenizer"]
