@@ -75,7 +75,7 @@ def overridden() -> set[str]:
     return set(config_flags.get_override_values(flags.FLAGS["config"]))
 
 
-def parse_arg(arg: str | None, **defaults: Any) -> dict[str, Any]:
+def parse_arg(arg: str | None, **defaults: bool | int | float | str) -> dict[str, Any]:
     """Options after the colon of `--config=file.py:size=base,smoke`.
 
     Args:
@@ -85,7 +85,7 @@ def parse_arg(arg: str | None, **defaults: Any) -> dict[str, Any]:
     Raises:
       ValueError: an unknown name or a value of the wrong type.
     """
-    options = dict(defaults)
+    options: dict[str, Any] = dict(defaults)
     for item in filter(None, (arg or "").split(",")):
         name, equals, text = item.partition("=")
         if name not in defaults:

@@ -19,12 +19,13 @@ import contextvars
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, overload
+from typing import NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jax.sharding import PartitionSpec
+from jax.sharding import AbstractMesh, PartitionSpec
+from jax.typing import DTypeLike
 
 from internvideo_jax.ops.blocked_attention import RESIDUALS, blocked_attention
 from internvideo_jax.ops.flash_attention import LANES, MOST_KEYS, flash_attention
@@ -191,7 +192,7 @@ class Cache(NamedTuple):
     length: jax.Array  # () int32
 
     @classmethod
-    def empty(cls, batch: int, most: int, heads: int, channels: int, dtype: Any) -> Cache:
+    def empty(cls, batch: int, most: int, heads: int, channels: int, dtype: DTypeLike) -> Cache:
         zeros = jnp.zeros((batch, most, heads, channels), dtype)
         return cls(zeros, zeros, jnp.zeros((), jnp.int32))
 
@@ -317,7 +318,7 @@ Axes = tuple[tuple[str, ...], tuple[str, ...]]  # of the mesh, that batch and he
 
 
 def _choice(
-    q: jax.Array, k: jax.Array, mesh: Any, axes: Axes, form: str, needs: Mapping[str, bool]
+    q: jax.Array, k: jax.Array, mesh: AbstractMesh, axes: Axes, form: str, needs: Mapping[str, bool]
 ) -> str:
     """The form of this site, which goes into the record."""
     rows, parts = (math.prod(mesh.shape[name] for name in names) for names in axes)
@@ -335,7 +336,7 @@ def _on_each_device(
     form: str,
     arrays: tuple[jax.Array, jax.Array, jax.Array],
     mask: jax.Array | None,
-    mesh: Any,
+    mesh: AbstractMesh,
     axes: Axes,
     scale: float,
 ) -> jax.Array:
@@ -363,12 +364,12 @@ def _seen(cache: Cache, queries: int, causal: bool) -> jax.Array:
     return (jnp.arange(cache.k.shape[1]) <= last[:, None])[None, None]
 
 
-def free_axes(mesh: Any, names: Sequence[str]) -> tuple[str, ...]:
+def free_axes(mesh: AbstractMesh, names: Sequence[str]) -> tuple[str, ...]:
     """Those of `names` that the mesh has and that no surrounding shard_map has split already."""
     return tuple(name for name in names if name in mesh.axis_names and name not in mesh.manual_axes)
 
 
-def platform(mesh: Any) -> str:
+def platform(mesh: AbstractMesh) -> str:
     """cpu, tpu, cuda or rocm: of the devices of the mesh in use, else of the default device.
 
     A program may be compiled on one machine for another, so it is the mesh that counts.

@@ -113,7 +113,7 @@ def added(plain: Mapping[str, Any], labels: Sequence[str]) -> dict[str, Any]:
 def check_fields(plain: Mapping[str, Any], fields: Sequence[str]) -> None:
     """ValueError for the first path of an override that the config does not have."""
     for path in fields:
-        here: Any = plain
+        here: object = plain
         parts = path.split(".")
         for depth, name in enumerate(parts):
             where = ".".join(["config", *parts[:depth]])

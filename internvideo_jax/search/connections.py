@@ -8,7 +8,6 @@ import socket
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 
 MOST_THREADS = 128
 REQUEST_SECONDS = 30.0  # from the first wait for a request to its last byte
@@ -42,7 +41,7 @@ class _Reading(io.RawIOBase):
         """A new request may come."""
         self.since = time.monotonic()
 
-    def readinto(self, buffer: Any) -> int:
+    def readinto(self, buffer: bytearray | memoryview) -> int:
         left = self.since + REQUEST_SECONDS - time.monotonic()
         if left <= 0:
             raise TimeoutError("the request took too long")
@@ -73,7 +72,7 @@ class BoundedServer(ThreadingHTTPServer):
         self._lock = threading.Lock()
         super().__init__(address, handler)
 
-    def process_request(self, request: Any, client_address: Any) -> None:
+    def process_request(self, request: socket.socket, client_address: tuple[str, int]) -> None:
         if not self._take_slot():
             with contextlib.suppress(OSError):
                 request.settimeout(PATIENCE)
@@ -86,7 +85,9 @@ class BoundedServer(ThreadingHTTPServer):
             self._slots.release()
             raise
 
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
+    def process_request_thread(
+        self, request: socket.socket, client_address: tuple[str, int]
+    ) -> None:
         try:
             super().process_request_thread(request, client_address)
         finally:

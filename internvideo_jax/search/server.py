@@ -112,7 +112,7 @@ class SearchServer(BoundedServer):
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
+    def handle_error(self, request: socket.socket, client_address: tuple[str, int]) -> None:
         """One line, except for clients that went away."""
         error = sys.exc_info()[1]
         if not isinstance(error, ConnectionError | TimeoutError):

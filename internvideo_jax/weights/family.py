@@ -17,6 +17,26 @@ from internvideo_jax.registry import FAMILIES, resolve
 from internvideo_jax.weights.entry import Entry
 from internvideo_jax.weights.rules import Rule, Tensors
 
+
+class Tower(Protocol):
+    """A stack of transformer blocks, as far as its shapes tell."""
+
+    @property
+    def width(self) -> int:
+        """Channels of a token."""
+        ...
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        ...
+
+    @property
+    def hidden(self) -> int:
+        """Channels inside an MLP."""
+        ...
+
+
 # What the shapes of a checkpoint tell: `width`, `depth`, `classes` ... Only what is there.
 Facts = dict[str, Any]
 
@@ -280,6 +300,6 @@ def agree(one: Facts, other: Facts) -> bool:
     return all(other[name] == value for name, value in one.items() if name in other)
 
 
-def tower_facts(tower: Any) -> Facts:
+def tower_facts(tower: Tower) -> Facts:
     """Of a stack of blocks."""
     return {"width": tower.width, "depth": tower.depth, "hidden": tower.hidden}

@@ -6,7 +6,6 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -112,7 +111,7 @@ def _ours(path: Path, tensors: Tensors, metadata: Mapping[str, str]) -> Weights:
     return Weights(kind, tensors, geometry)
 
 
-def _is_setting(name: str, value: Any) -> bool:
+def _is_setting(name: str, value: object) -> bool:
     """Whether a value of the geometry can be one: sizes are whole numbers, others are plain."""
     if name not in ("tubelet", "patch", "frames", "size"):
         return isinstance(value, str | int | float)

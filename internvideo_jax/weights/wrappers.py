@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from internvideo_jax.registry import suggest
 
@@ -25,7 +25,7 @@ TOP = "(top)"
 
 
 def find_tensors(
-    content: Any, is_tensor: Callable[[Any], bool], path: Path, key: str = ""
+    content: object, is_tensor: Callable[[Any], bool], path: Path, key: str = ""
 ) -> tuple[dict[str, Any], str]:
     """The weights in the content of a checkpoint, and where they lay: `model`, `a.b`, `(top)`.
 
@@ -72,13 +72,13 @@ def find_tensors(
     return plain[place], place
 
 
-def other_places(content: Any, is_tensor: Callable[[Any], bool], place: str) -> list[str]:
+def other_places(content: object, is_tensor: Callable[[Any], bool], place: str) -> list[str]:
     """Where else in the file weights lie: `model_ema` ..."""
     return [other for other, _ in _state_dicts(content, is_tensor) if other != place]
 
 
 def _state_dicts(
-    content: Any, is_tensor: Callable[[Any], bool], place: tuple[str, ...] = ()
+    content: object, is_tensor: Callable[[Any], bool], place: tuple[str, ...] = ()
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     if not _is_dict(content):
         return
@@ -90,11 +90,11 @@ def _state_dicts(
             yield from _state_dicts(value, is_tensor, (*place, name))
 
 
-def _is_dict(content: Any) -> bool:
+def _is_dict(content: object) -> TypeGuard[Mapping[Any, Any]]:
     return isinstance(content, Mapping)
 
 
-def _other(name: Any) -> bool:
+def _other(name: object) -> bool:
     return isinstance(name, str) and name.lower().startswith(OTHERS)
 
 

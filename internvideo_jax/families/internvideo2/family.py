@@ -8,7 +8,8 @@ from typing import Any
 
 from internvideo_jax.families.internvideo2 import internvl_weights as internvl
 from internvideo_jax.families.internvideo2 import weights
-from internvideo_jax.families.internvideo2.model import SIZES
+from internvideo_jax.families.internvideo2.classifier import InternVideo2ClassifierConfig
+from internvideo_jax.families.internvideo2.model import SIZES, EncoderConfig
 from internvideo_jax.families.internvideo2.weights import BACKBONE, CLASSIFIER, STUDENT
 from internvideo_jax.families.internvideo2.zoo import FINETUNE, INTERNVIDEO2
 from internvideo_jax.weights.family import NO_HEAD, Facts, Family, Kind, named, tower_facts
@@ -30,7 +31,7 @@ class _InternVideo2(Kind):
 
     remark: str = ""
 
-    def facts_of_config(self, config: Any) -> Facts:
+    def facts_of_config(self, config: EncoderConfig) -> Facts:
         facts = super().facts_of_config(config) | {"tubelet": config.tubelet}
         return facts | ({"positions": 1 + config.tokens} if config.pos_table == "joint" else {})
 
@@ -63,7 +64,7 @@ class _InternVideo2(Kind):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Classifier(_InternVideo2):
-    def facts_of_config(self, config: Any) -> Facts:
+    def facts_of_config(self, config: InternVideo2ClassifierConfig) -> Facts:
         facts = super().facts_of_config(config)
         return facts | ({"classes": config.classes} if config.classes else {})
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 from internvideo_jax.families.umt import weights
+from internvideo_jax.families.umt.model import UMTStudentConfig
 from internvideo_jax.families.umt.zoo import FINETUNE, UMT
 from internvideo_jax.families.videomae.family import SHAPES
 from internvideo_jax.weights.family import Facts, Family, Kind, named
@@ -16,7 +16,7 @@ TAKES = (weights.KIND, "videomae_pretrain", "videomae_classifier")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Student(Kind):
-    def facts_of_config(self, config: Any) -> Facts:
+    def facts_of_config(self, config: UMTStudentConfig) -> Facts:
         return super().facts_of_config(config) | {"tubelet": config.tubelet}
 
     def remarks(self, facts: Facts) -> list[str]:

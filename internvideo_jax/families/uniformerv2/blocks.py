@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -83,7 +84,7 @@ class LocalUniBlock(Block):
         x = x + self._drop(self.mlp(self.norm2(x)), keys, rate, 1)
         return x, running
 
-    def _per_frame(self, layer: Any, x: jax.Array) -> jax.Array:
+    def _per_frame(self, layer: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
         return layer(x.reshape(-1, *x.shape[2:])).reshape(x.shape)
 
     def _drop(self, y, keys, rate, which):

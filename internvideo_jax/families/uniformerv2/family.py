@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from internvideo_jax.families.uniformerv2 import weights
-from internvideo_jax.families.uniformerv2.model import SIZES
+from internvideo_jax.families.uniformerv2.model import SIZES, UniFormerV2Config
 from internvideo_jax.families.uniformerv2.zoo import UNIFORMERV2
 from internvideo_jax.registry import resolve
 from internvideo_jax.weights.entry import Entry
@@ -23,7 +23,7 @@ class _UniFormerV2(Kind):
         changes = {**entry.changes, "frames": entry.frames, "classes": entry.classes}
         return resolve("model", self.name).of_size(entry.size, **changes)
 
-    def facts_of_config(self, config: Any) -> Facts:
+    def facts_of_config(self, config: UniFormerV2Config) -> Facts:
         facts = super().facts_of_config(config) | {
             "kernel_frames": config.kernel_frames,
             "positions": 1 + config.grid[1] * config.grid[2],

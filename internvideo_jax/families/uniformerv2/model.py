@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 
 from data_pipelines.limits import limited
 from internvideo_jax.families.uniformerv2.blocks import GlobalUniBlock, LocalUniBlock
@@ -307,7 +308,7 @@ class UniFormerV2(nnx.Module):
         # Norm and head work in float32: they cost nothing and logits feed the loss.
         self.norm = layer_norm(width, dtype=jnp.dtype("float32"), rngs=rngs, eps=NORM_EPS)
 
-        def uniform(key: jax.Array, shape: Sequence[int], _: Any = None) -> jax.Array:
+        def uniform(key: jax.Array, shape: Sequence[int], _: DTypeLike | None = None) -> jax.Array:
             return torch_uniform(key, shape, width)
 
         self.head = nnx.Linear(

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 from internvideo_jax.families.clip.family import SHAPES
 from internvideo_jax.families.viclip import weights
-from internvideo_jax.families.viclip.model import FRAMES, SIZES, TEXT
+from internvideo_jax.families.viclip.model import FRAMES, SIZES, TEXT, ViCLIPConfig
 from internvideo_jax.families.viclip.zoo import PRETRAIN, VICLIP
 from internvideo_jax.ops.position_tables import resize_length
 from internvideo_jax.weights.family import Facts, Family, Kind, named
@@ -16,7 +15,7 @@ from internvideo_jax.weights.rules import Tensors
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _ViCLIP(Kind):
-    def facts_of_config(self, config: Any) -> Facts:
+    def facts_of_config(self, config: ViCLIPConfig) -> Facts:
         positions = 1 + config.grid[1] * config.grid[2]
         return super().facts_of_config(config) | {"positions": positions}
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from internvideo_jax.families.videomae import weights
 from internvideo_jax.families.videomae.huggingface import VideoMAEOfTransformers
-from internvideo_jax.families.videomae.model import SIZES
+from internvideo_jax.families.videomae.model import SIZES, PretrainConfig, VideoMAEClassifierConfig
 from internvideo_jax.families.videomae.zoo import INTERNVIDEO1, V2, VIDEOMAE
 from internvideo_jax.weights.family import NO_HEAD, Facts, Family, Kind, named, tower_facts
 
@@ -26,7 +26,7 @@ SHAPES: dict[str, Facts] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Pretrain(Kind):
-    def facts_of_config(self, config: Any) -> Facts:
+    def facts_of_config(self, config: PretrainConfig) -> Facts:
         decoder = {"decoder_width": config.decoder.width, "decoder_depth": config.decoder.depth}
         return super().facts_of_config(config) | {"tubelet": config.tubelet} | decoder
 
@@ -38,7 +38,7 @@ class _Pretrain(Kind):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Classifier(Kind):
-    def facts_of_config(self, config: Any) -> Facts:
+    def facts_of_config(self, config: VideoMAEClassifierConfig) -> Facts:
         facts = super().facts_of_config(config)
         facts |= {"tubelet": config.tubelet, "pooling": config.pooling}
         return facts | ({"classes": config.classes} if config.classes else {})

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from internvideo_jax.families.videomae.model import SIZES
+from internvideo_jax.families.videomae.model import SIZES, PretrainConfig, VideoMAEClassifierConfig
 from internvideo_jax.layers.tower import TowerConfig
 from internvideo_jax.registry import resolve
 from internvideo_jax.weights.family import Kind, named
@@ -109,7 +109,9 @@ class VideoMAEOfTransformers:
         shape = tensors[_PATCHES + "weight"].shape
         return {"tubelet": shape[2], "patch": shape[3]}
 
-    def config_json(self, config: Any, classes: Sequence[str] = ()) -> dict[str, Any]:
+    def config_json(
+        self, config: PretrainConfig | VideoMAEClassifierConfig, classes: Sequence[str] = ()
+    ) -> dict[str, Any]:
         """The content of `config.json` for this model.
 
         Args:
@@ -139,7 +141,7 @@ class VideoMAEOfTransformers:
             "qkv_bias": config.qkv_bias,
             "dtype": "float32",
         }
-        if config.name == "videomae_pretrain":
+        if isinstance(config, PretrainConfig):
             decoder = config.decoder
             return content | {
                 "architectures": ["VideoMAEForPreTraining"],
@@ -223,7 +225,7 @@ class VideoMAEOfTransformers:
         return resolve("model", kind.name)(**settings)
 
 
-def refuse_unsayable(config: Any) -> None:
+def refuse_unsayable(config: PretrainConfig | VideoMAEClassifierConfig) -> None:
     """Raises ValueError when transformers would compute something else with these weights."""
     base = (config.pos_frames, config.pos_size) == (config.frames, config.resolution)
     reasons = {
