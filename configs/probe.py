@@ -55,6 +55,7 @@ VIEWS = {"window": "dense", "parts": "stepped"}
 
 
 def get_config(arg: str = ""):
+    """The recipe with the options behind the colon; ValueError for one that it does not have."""
     items = [item for item in (arg or "").split(",") if item]
     mine = [item for item in items if item.partition("=")[0] in OWN]
     options = parse_arg(",".join(mine), **OWN)

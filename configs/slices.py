@@ -20,6 +20,8 @@ from internvideo_jax.registry import suggest
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
+    """A recipe with the slice that it was planned for and its mesh there."""
+
     recipe: str  # file beside this one
     options: str  # of that file
     topology: str  # of compile_check
@@ -47,6 +49,7 @@ PRESETS = {
 
 
 def get_config(arg: str = ""):
+    """The recipe of a preset on its mesh; ValueError for a preset that there is not."""
     name = parse_arg(arg, preset="")["preset"]
     if name not in PRESETS:
         raise ValueError(f"no preset {name!r}: {suggest(name, PRESETS)}")

@@ -34,6 +34,7 @@ class Limit:
     note: str = ""
 
     def text(self) -> str:
+        """In words: `at least 1 and less than 2`."""
         parts = [
             f"at least {self.least:g}" if self.least is not None else "",
             f"more than {self.above:g}" if self.above is not None else "",
@@ -43,6 +44,7 @@ class Limit:
         return " and ".join(part for part in parts if part)
 
     def holds(self, value: float) -> bool:
+        """Whether a number is inside."""
         return (
             (self.least is None or value >= self.least)
             and (self.above is None or value > self.above)

@@ -321,6 +321,7 @@ def write_world(world: World, out: Path, splits: dict[str, int], fps: int = 12) 
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """The command that writes the world's videos; arguments as in `--help`."""
     parser = argparse.ArgumentParser(
         prog="ivj synthetic",
         description="Render the built-in video world: MP4 files with labels, captions and boxes.",

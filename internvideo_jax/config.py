@@ -107,6 +107,8 @@ class LoraConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
+    """When states are written, and how many are kept."""
+
     every: int = limited(1000, least=1)  # steps
     # Newest checkpoints kept; two at least, as only the one before the newest is proven.
     keep: int = limited(3, least=1)
@@ -117,6 +119,8 @@ class CheckpointConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LogConfig:
+    """What a run says while it goes on, and leaves at its end."""
+
     # Steps between log lines, the only points where the host waits for a value.
     every: int = limited(50, least=1)
     report: bool = True  # write report.html at the end

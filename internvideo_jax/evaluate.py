@@ -134,6 +134,7 @@ def _classes(config: TrainConfig, evaluator: Evaluator) -> tuple[str, ...]:
 
 
 def main() -> None:
+    """The command `ivj evaluate`."""
     flags.adopt_module_key_flags(cli)
     checkpoint = flags.DEFINE_string(
         "checkpoint",

@@ -124,11 +124,19 @@ class Stack(Protocol):
     """Transformer blocks of one size."""
 
     @property
-    def width(self) -> int: ...
+    def width(self) -> int:
+        """Channels of a token."""
+        ...
+
     @property
-    def depth(self) -> int: ...
+    def depth(self) -> int:
+        """Number of blocks."""
+        ...
+
     @property
-    def heads(self) -> int: ...
+    def heads(self) -> int:
+        """Attention heads of a block."""
+        ...
 
 
 class Heads(Protocol):
@@ -139,16 +147,25 @@ class Heads(Protocol):
     """
 
     @property
-    def head_grid(self) -> HeadGrid: ...
+    def head_grid(self) -> HeadGrid:
+        """What the optimizer has to know of them."""
+        ...
+
     @property
     def pairs(self) -> Sequence[tuple[float, float]]:
         """(learning rate, weight decay) of every head, the decay changing fastest."""
         ...
 
     @property
-    def learning_rates(self) -> Sequence[float]: ...
+    def learning_rates(self) -> Sequence[float]:
+        """The different ones."""
+        ...
+
     @property
-    def weight_decays(self) -> Sequence[float]: ...
+    def weight_decays(self) -> Sequence[float]:
+        """The different ones."""
+        ...
+
     @property
     def hold_out(self) -> int: ...
     def head_flops(self) -> float:
@@ -164,11 +181,20 @@ class Student(Protocol):
     @property
     def name(self) -> str: ...
     @property
-    def frames(self) -> int: ...
+    def frames(self) -> int:
+        """That it sees of a clip."""
+        ...
+
     @property
-    def grid(self) -> Grid: ...
+    def grid(self) -> Grid:
+        """Tokens of a clip: time, height, width."""
+        ...
+
     @property
-    def patch(self) -> int: ...
+    def patch(self) -> int:
+        """Edge of a patch, pixels."""
+        ...
+
     @property
     def clip_frames(self) -> int:
         """Frames of a clip in the batch."""
@@ -180,16 +206,33 @@ class Student(Protocol):
         ...
 
     @property
-    def clip_layers(self) -> Sequence[int]: ...
+    def clip_layers(self) -> Sequence[int]:
+        """Blocks that are aligned with those of the teacher of what clips show."""
+        ...
+
     @property
-    def clip_width(self) -> int: ...
+    def clip_width(self) -> int:
+        """Channels of that teacher's tokens."""
+        ...
+
     @property
-    def final_width(self) -> int: ...
+    def final_width(self) -> int:
+        """Channels of its vector of the whole clip."""
+        ...
+
     @property
-    def mae_layers(self) -> Sequence[int]: ...
+    def mae_layers(self) -> Sequence[int]:
+        """Blocks that are aligned with those of the masked autoencoder."""
+        ...
+
     @property
-    def mae_width(self) -> int: ...
-    def forward_flops(self, visible: int | None = None, /) -> float: ...
+    def mae_width(self) -> int:
+        """Channels of its tokens."""
+        ...
+
+    def forward_flops(self, visible: int | None = None, /) -> float:
+        """Of one clip of which `visible` tokens are seen; None: all."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,11 +289,20 @@ class ModelConfig(Protocol):
     @property
     def name(self) -> str: ...
     @property
-    def inputs(self) -> Inputs: ...
+    def inputs(self) -> Inputs:
+        """What it eats."""
+        ...
+
     @property
-    def traits(self) -> Traits: ...
+    def traits(self) -> Traits:
+        """What it can do."""
+        ...
+
     @property
-    def sharding_rules(self) -> ShardingRules: ...
+    def sharding_rules(self) -> ShardingRules:
+        """Which axes of its parameters are split over which axes of the mesh."""
+        ...
+
     @property
     def forward_flops(self) -> Callable[..., float]:
         """Of one example; (tokens that the encoder sees, tokens that are decoded), where a model
@@ -270,15 +322,25 @@ class Model(Protocol):
     """Pure functions around a nested dict of arrays."""
 
     @property
-    def config(self) -> ModelConfig: ...
+    def config(self) -> ModelConfig:
+        """What it was built from."""
+        ...
 
-    def init(self, key: jax.Array) -> Params: ...
+    def init(self, key: jax.Array) -> Params:
+        """Random parameters."""
+        ...
+
     def shapes(self) -> Params:
         """The parameter tree as `jax.ShapeDtypeStruct`s."""
         ...
 
-    def has(self, method: str) -> bool: ...
-    def apply(self, params: Params, *args: Any, method: str = ..., **kwargs: Any) -> Any: ...
+    def has(self, method: str) -> bool:
+        """Whether the network has a method of that name."""
+        ...
+
+    def apply(self, params: Params, *args: Any, method: str = ..., **kwargs: Any) -> Any:
+        """What a method of the network gives with these parameters."""
+        ...
 
 
 class TeacherConfig(ModelConfig, Protocol):
@@ -308,7 +370,9 @@ class FrozenNetwork(Protocol):
     @property
     def shapes(self) -> Params: ...
     @property
-    def shardings(self) -> Tree: ...
+    def shardings(self) -> Tree:
+        """Of its parameters on the mesh."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -376,4 +440,6 @@ class Evaluator(Protocol):
         """ValueError, OSError or ImportError for what a run would stumble over beside `inputs`."""
         ...
 
-    def run(self, context: Any) -> Result: ...
+    def run(self, context: Any) -> Result:
+        """Evaluates the model of the context."""
+        ...

@@ -367,6 +367,7 @@ def finish(
 
 
 def main() -> None:
+    """The command `ivj train`."""
     flags.adopt_module_key_flags(cli)
     workdir = flags.DEFINE_string(
         "workdir", None, "Directory of the run: checkpoints, metrics, pictures, report."

@@ -46,6 +46,8 @@ INTERVAL = 3.34  # between those of the teacher
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
+    """A published InternVideo2 that teaches, and what its file does not tell."""
+
     size: str
     pos_frames: int  # of the position table in its file
 
@@ -55,6 +57,7 @@ BATCHES = {"small": 4096, "base": 4096, "large": 2048}  # clips per step
 
 
 def get_config(arg: str = ""):
+    """The recipe with the options behind the colon; ValueError for one that it does not have."""
     options = parse_arg(
         arg,
         size="base",
@@ -71,6 +74,7 @@ def get_config(arg: str = ""):
 
 
 def released(options: dict[str, Any]) -> TrainConfig:
+    """The recipe of a released script, by the size and the other options."""
     size, teacher = options["size"], TEACHERS[options["teacher"]]
     depth = SIZES[teacher.size]["encoder"].depth
     clip_teacher = InternVideo2TeacherConfig.of_size(

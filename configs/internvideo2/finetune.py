@@ -193,6 +193,7 @@ RECIPES = {
 
 
 def get_config(arg: str = ""):
+    """The recipe with the options behind the colon; ValueError for one that it does not have."""
     options = parse_arg(arg, recipe="", size="", smoke=False, small=False)
     name, size = options["recipe"], options["size"]
     if size not in ("", "tiny") or (size and name):
@@ -212,6 +213,7 @@ def size_of(name: str) -> str:
 
 
 def released(name: str) -> TrainConfig:
+    """The recipe of a released script, by its name in RECIPES."""
     recipe = RECIPES[name]
     model = InternVideo2ClassifierConfig.of_size(
         size_of(name),

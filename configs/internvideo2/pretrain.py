@@ -78,6 +78,7 @@ TEACHERS = ("both", "viclip", "videomae")
 
 
 def get_config(arg: str = ""):
+    """The recipe with the options behind the colon; ValueError for one that it does not have."""
     options = parse_arg(
         arg,
         size="1b",
@@ -94,6 +95,7 @@ def get_config(arg: str = ""):
 
 
 def released(options: dict[str, Any]) -> TrainConfig:
+    """The recipe of a released script, by the size and the other options."""
     size: str = options["size"]
     recipe = RECIPES[size]
     clip_teacher = InternVLConfig.of_size("6b", frames=8)

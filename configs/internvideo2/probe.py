@@ -131,6 +131,7 @@ RECIPES = {
 
 
 def get_config(arg: str = ""):
+    """The recipe with the options behind the colon; ValueError for one that it does not have."""
     options = parse_arg(arg, recipe="", size="", kind="attentive", smoke=False, small=False)
     name, size, kind = options["recipe"], options["size"], options["kind"]
     if size not in ("", "tiny") or (size and name):
@@ -152,6 +153,7 @@ def size_of(name: str) -> str:
 
 
 def released(name: str) -> TrainConfig:
+    """The recipe of a released script, by its name in RECIPES."""
     recipe = dataclasses.replace(RECIPES[name], freeze=FREEZE[name.partition("/")[0]])
     model = InternVideo2ClassifierConfig.of_size(
         size_of(name),

@@ -90,6 +90,7 @@ RECIPES = {
 
 
 def get_config(arg: str = ""):
+    """The recipe with the options behind the colon; ValueError for one that it does not have."""
     options = parse_arg(arg, recipe="b_k710", smoke=False, small=False)
     name = options["recipe"]
     if name not in RECIPES:
@@ -104,6 +105,7 @@ def size_of(name: str) -> str:
 
 
 def released(name: str) -> TrainConfig:
+    """The recipe of a released script, by its name in RECIPES."""
     recipe = RECIPES[name]
     return recipe.config(
         VideoMAEClassifierConfig.of_size(

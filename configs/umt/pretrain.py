@@ -50,6 +50,7 @@ RECIPES = {"base": Recipe("base16", 0.1), "large": Recipe("large14", 0.2)}
 
 
 def get_config(arg: str = ""):
+    """The recipe with the options behind the colon; ValueError for one that it does not have."""
     options = parse_arg(
         arg, size="base", targets="step", monitor=False, probes=False, smoke=False, small=False
     )
@@ -59,6 +60,7 @@ def get_config(arg: str = ""):
 
 
 def released(options: dict[str, Any]) -> TrainConfig:
+    """The recipe of a released script, by the size and the other options."""
     recipe = RECIPES[options["size"]]
     teacher = CLIPTeacherConfig.of_size(recipe.teacher)
     model = UMTStudentConfig.of_size(

@@ -168,6 +168,7 @@ BACKBONES = ("full", "frozen")
 
 
 def get_config(arg: str = ""):
+    """The recipe with the options behind the colon; ValueError for one that it does not have."""
     options = parse_arg(
         arg,
         size="base",
@@ -189,6 +190,7 @@ def get_config(arg: str = ""):
 
 
 def released(options: dict[str, Any], frozen: bool) -> TrainConfig:
+    """The recipe of a released script, by the size and the other options."""
     size, data, start = options["size"], options["data"], options["start"]
     recipe = _recipe(size, data, start, frozen)
     if options["frames"] not in (0, recipe.frames):

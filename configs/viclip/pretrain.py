@@ -72,6 +72,7 @@ TEXTS = ("frozen", "trained")
 
 
 def get_config(arg: str = ""):
+    """The recipe with the options behind the colon; ValueError for one that it does not have."""
     options = parse_arg(
         arg, size="base", stage=1, text="frozen", tokenizer="", smoke=False, small=False
     )
@@ -90,6 +91,7 @@ def get_config(arg: str = ""):
 
 
 def released(options: dict[str, Any]) -> TrainConfig:
+    """The recipe of a released script, by the size and the other options."""
     size: str = options["size"]
     recipe = RECIPES[LIKE.get(size, size), options["stage"]]
     frozen = options["text"] == "frozen"

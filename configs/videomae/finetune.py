@@ -227,6 +227,7 @@ DEFAULTS = {
 
 
 def get_config(arg: str = ""):
+    """The recipe with the options behind the colon; ValueError for one that it does not have."""
     options = parse_arg(arg, recipe="", size="", smoke=False, small=False)
     name, size = options["recipe"], options["size"]
     if size == "tiny" and not name:
@@ -248,6 +249,7 @@ def size_of(name: str) -> str:
 
 
 def released(name: str) -> TrainConfig:
+    """The recipe of a released script, by its name in RECIPES."""
     recipe = RECIPES[name]
     model = VideoMAEClassifierConfig.of_size(
         size_of(name),

@@ -69,6 +69,7 @@ RECIPES = {
 
 
 def get_config(arg: str = ""):
+    """The recipe with the options behind the colon; ValueError for one that it does not have."""
     options = parse_arg(
         arg, size="base", recipe="videomae", monitor=False, probes=False, smoke=False, small=False
     )

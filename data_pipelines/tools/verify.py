@@ -32,6 +32,7 @@ class VerifyTask:
 
     @property
     def path(self) -> str:
+        """Of the shard."""
         return storage.join(self.directory, self.shard.name)
 
 

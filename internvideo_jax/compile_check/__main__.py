@@ -176,6 +176,7 @@ def search_best(
 
 
 def main() -> None:
+    """Compiles a recipe for a slice and says what it needs; the exit code."""
     flags.adopt_module_key_flags(cli)
     topology = flags.DEFINE_string(
         "topology", None, "v5e:16x16, v4:4x4x4, v5p:..., v5e:16x16*2, gpu:h100x8, cpu:8"

@@ -49,6 +49,7 @@ class Roofline:
 
     @property
     def limits(self) -> dict[str, float]:
+        """Name -> seconds, of those that are known."""
         found = {"compute": self.compute, "HBM": self.hbm, "ICI": self.ici}
         return {name: value for name, value in found.items() if value is not None}
 
@@ -59,6 +60,7 @@ class Roofline:
 
     @property
     def binding(self) -> str:
+        """The name of the longest."""
         return max(self.limits, key=lambda name: self.limits[name])
 
 
@@ -82,6 +84,7 @@ class Check:
     attention: str = ""  # form and reason of every attention in the step
 
     def fits(self, chip: Chip | None) -> bool:
+        """Whether it compiled and its peak fits into the memory of the chip."""
         return self.memory is not None and (chip is None or self.memory.peak <= chip.hbm)
 
     def unknown(self, target: Slice) -> bool:
@@ -89,6 +92,7 @@ class Check:
         return not target.compiles and target.chip is not None and self.arguments <= target.chip.hbm
 
     def roofline(self, chip: Chip, devices: int) -> Roofline:
+        """Least seconds of a step on so many devices, by what limits them."""
         program = self.program
         return Roofline(
             self.executed / devices / chip.flops,
@@ -231,4 +235,5 @@ def optimizer_bytes(run: Run) -> int:
 
 
 def gib(value: float) -> str:
+    """Bytes in GiB, as text."""
     return f"{value / GIB:.2f} GiB" if value >= 0.1 * GIB else f"{value / 2**20:.2f} MiB"

@@ -66,6 +66,7 @@ class Slice:
 
     @property
     def hosts(self) -> int:
+        """Number of machines."""
         if self.chip is not None and self.chip.platform == "gpu":
             return math.ceil(len(self.devices) / GPUS_OF_A_HOST)
         slices = (getattr(device, "slice_index", 0) for device in self.devices)
@@ -74,6 +75,7 @@ class Slice:
 
     @property
     def chips(self) -> int:
+        """Number of chips; some have two devices each."""
         return len(self.devices) // (self.chip.cores if self.chip else 1)
 
     @property

@@ -49,6 +49,8 @@ Facts = dict[str, Any]  # of one compiled program, as `report.row` gives them
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
+    """A mesh with what is chosen beside it."""
+
     data: int
     fsdp: int
     tensor: int
@@ -58,6 +60,7 @@ class Candidate:
 
     @property
     def mesh(self) -> tuple[int, int, int]:
+        """Sizes of the axes data, fsdp, tensor."""
         return self.data, self.fsdp, self.tensor
 
     @property
@@ -96,6 +99,8 @@ class Place:
 
 @dataclasses.dataclass(frozen=True)
 class Tried:
+    """A candidate that was compiled."""
+
     candidate: Candidate
     facts: Facts
     predicted: float  # bytes, before it was compiled
@@ -104,6 +109,8 @@ class Tried:
 
 @dataclasses.dataclass
 class FoundMeshes:
+    """What a search tried and left out."""
+
     tried: list[Tried]
     rejected: dict[str, int]  # reason -> number of combinations
     skipped: int  # combinations that looked feasible but no better, or came after the budget
@@ -111,6 +118,7 @@ class FoundMeshes:
 
     @property
     def best(self) -> Tried | None:
+        """The fastest that can be used; None: none can."""
         usable = [item for item in self.tried if item.score < float("inf")]
         return min(usable, key=lambda item: item.score, default=None)
 
@@ -292,6 +300,7 @@ class Search:
         return guess * seconds / candidate.batch
 
     def add(self, candidate: Candidate, facts: Facts, predicted: float) -> Tried:
+        """Scores a compiled candidate and keeps it."""
         usable = facts["fits"] and not facts["whole"] and not facts["gathers_everything"]
         score = self.score(candidate, facts) if usable else float("inf")
         self.tried.append(Tried(candidate, facts, predicted, score))
@@ -409,6 +418,7 @@ def table(found: FoundMeshes) -> str:
 
 
 def verdict(item: Tried, best: Tried | None) -> str:
+    """In words: why it cannot be used, or how far it is behind the best."""
     facts = item.facts
     if not facts["fits"]:
         return "does not fit"

@@ -49,6 +49,8 @@ LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = ")
 
 @dataclasses.dataclass(frozen=True)
 class Buffer:
+    """An array of the program on one device."""
+
     size: int  # bytes
     hbm: bool  # False: on the chip (a memory space other than the default)
     dtype: str
@@ -56,6 +58,8 @@ class Buffer:
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
+    """A line of the compiled program."""
+
     name: str
     opcode: str
     shapes: tuple[Buffer, ...]
@@ -70,6 +74,7 @@ class Instruction:
 
     @property
     def size(self) -> int:
+        """Bytes of its results."""
         return sum(buffer.size for buffer in self.shapes)
 
 
@@ -101,6 +106,7 @@ class CompiledProgram:
 
     @property
     def wire_bytes(self) -> float:
+        """That a device sends in a step."""
         return sum(item.wire for item in self.collectives)
 
 

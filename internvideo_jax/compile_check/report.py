@@ -91,6 +91,7 @@ def _frozen(run: Run) -> list[str]:
 
 
 def kind_of(target: Slice) -> str:
+    """Name of the chip, or CPU."""
     return target.chip.kind if target.chip else "CPU"
 
 
@@ -285,6 +286,7 @@ def _cost(target: Slice, check: Check) -> list[str]:
 
 
 def versions() -> str:
+    """Of the packages that compile, as `jax 0.8, ...`."""
     found = []
     for package in ("jax", "jaxlib", "libtpu"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

@@ -20,6 +20,7 @@ REPLACED = ("mesh", "batch", "remat", "json", "price")
 
 
 def default_path() -> Path:
+    """In the cache folder of the user."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "internvideo_jax" / "compile_check.json"
 
@@ -70,6 +71,7 @@ class CompileCache:
         self.known: dict[str, Any] = found if isinstance(found, dict) else {}
 
     def get(self, key: str) -> dict[str, Any] | None:
+        """What is known of a program; None for one that is new, or damaged."""
         match self.known.get(key):
             case {"facts": dict(facts), "sha256": str(digest)} if digest == _digest(key, facts):
                 return facts

@@ -69,6 +69,7 @@ class Accuracy:
         )
 
     def inputs(self) -> tuple[Input, ...]:
+        """The labelled split that is tested."""
         if self.protocol:
             protocols.find(self.protocol)
         return (Input(self.data, self.split, self.views, labelled=True, head=True),)
@@ -77,6 +78,7 @@ class Accuracy:
         """`inputs` says it all."""
 
     def run(self, context: EvalContext) -> Result:
+        """Scores of every video, merged over its views, and what of them is right."""
         views = context.open(*self.inputs())
         classes = views.dataset.classes
         head = context.model.config.traits.classifier

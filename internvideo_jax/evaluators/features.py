@@ -37,6 +37,7 @@ class FeatureTask:
         """Both splits say it all."""
 
     def inputs(self) -> tuple[Input, Input]:
+        """The split that heads learn on, and the one they are tested on."""
         return (
             Input(self.data, self.train_split, self.views, labelled=True),
             Input(self.data, self.split, self.views, labelled=True),

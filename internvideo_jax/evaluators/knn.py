@@ -22,6 +22,7 @@ class NearestNeighbours(FeatureTask):
     max_clips: int = limited(5000, least=1)  # training clips used
 
     def run(self, context: EvalContext) -> Result:
+        """Every test clip takes the weighted vote of the training clips nearest to it."""
         train, test = self.inputs()
         bank = extract(context, train, MEAN, limit=self.max_clips)
         query = extract(context, test, MEAN)

@@ -63,10 +63,12 @@ class MultipleChoice(VideoTextTask):
         )
 
     def inputs(self) -> tuple[Input, ...]:
+        """The split of the questions."""
         labelled = self.options == CLASSES
         return (Input(self.data, self.split, self.views, labelled, seconds=self.seconds),)
 
     def check(self, context: EvalContext) -> None:
+        """ValueError for options that are unknown, or that the model cannot read as text."""
         if self.ties not in TIES:
             raise ValueError(f"unknown ties {self.ties!r}; known: {', '.join(TIES)}")
         self._preset()
@@ -75,6 +77,7 @@ class MultipleChoice(VideoTextTask):
             read_questions(self.options, self.first_answer)
 
     def run(self, context: EvalContext) -> Result:
+        """The option nearest to the video is the answer; the share of right ones."""
         videos = embed_videos(context, *self.inputs(), title=self.name)
         asked, without, unknown = self._questions(videos)
         encoder = self.text_encoder(context)

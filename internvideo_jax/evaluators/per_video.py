@@ -56,6 +56,7 @@ def best(scores: np.ndarray, classes: Sequence[str], count: int) -> list[dict[st
 
 
 def jsonl(rows: Sequence[Mapping[str, Any]]) -> str:
+    """One JSON object a line."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 

@@ -61,6 +61,7 @@ class ProbeGrid(Accuracy):
         return Input(trained, self.train_split, self.views, labelled=True, head=True), hold_out
 
     def run(self, context: EvalContext) -> Result:
+        """The head that is best on held-out records, tested; and what the others give."""
         heads = _heads(context)
         source, hold_out = self.selection(context)
         accuracy, finite, protocol = self.all_heads(context, source, hold_out)

@@ -49,13 +49,16 @@ class LinearProbe(FeatureTask):
 
     @property
     def spec(self) -> HeadSpec:
+        """One linear layer on the pooled vector."""
         return HeadSpec("linear")
 
     @property
     def pairs(self) -> Pairs:
+        """(learning rate, weight decay) of every head, the decay changing fastest."""
         return tuple(itertools.product(self.learning_rates, self.weight_decays))
 
     def run(self, context: EvalContext) -> Result:
+        """The head that is best on held-out clips learns again on all clips, and is tested."""
         return _probe(self, context)
 
 
@@ -68,6 +71,7 @@ class ConcatProbe(LinearProbe):
 
     @property
     def spec(self) -> HeadSpec:
+        """One linear layer on all that there is, one behind the other."""
         return HeadSpec("concat", per_frame=self.per_frame)
 
 
@@ -86,6 +90,7 @@ class AttentiveProbe(LinearProbe):
 
     @property
     def spec(self) -> HeadSpec:
+        """A query over all tokens, then a linear layer."""
         return HeadSpec("attentive", heads=self.heads, mlp=self.mlp)
 
 

@@ -51,9 +51,11 @@ class Reconstruction:
         masking.check(self.mask, clip_of(context.model.config).grid, self.mask_ratio)
 
     def inputs(self) -> tuple[Input, ...]:
+        """The split that is shown; labels are not needed."""
         return (Input(self.data, self.split, self.views, labelled=False),)
 
     def run(self, context: EvalContext) -> Result:
+        """The error on hidden tubelets, and some clips as the model completes them."""
         views = context.open(*self.inputs())
         self.check(context)
         total = weight = 0.0

@@ -58,6 +58,7 @@ class TextVideoRetrieval(VideoTextTask):
         )
 
     def check(self, context: EvalContext) -> None:
+        """ValueError for a rule that is unknown, or captions that the model cannot read."""
         for field, value, known in (
             ("captions", self.captions, CAPTIONS),
             ("ties", self.ties, retrieval_metrics.TIES),
@@ -76,6 +77,7 @@ class TextVideoRetrieval(VideoTextTask):
             raise ValueError(_no_captions(dataset))
 
     def run(self, context: EvalContext) -> Result:
+        """Recalls and ranks from texts to videos and back."""
         videos = embed_videos(context, *self.inputs(), title=self.name)
         texts, text_video, empty = self._texts(videos)
         encoder = self.text_encoder(context)

@@ -32,6 +32,8 @@ class Answer:
 
 @dataclasses.dataclass(frozen=True)
 class Query:
+    """A text, where its own video stands, and the videos that were found."""
+
     text: str
     rank: int  # of its own video, from 1
     answers: tuple[Answer, ...]  # best first; own video last where it is not among them

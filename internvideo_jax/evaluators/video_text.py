@@ -54,6 +54,7 @@ class VideoTextTask:
     compares_texts: ClassVar[bool] = True
 
     def inputs(self) -> tuple[Input, ...]:
+        """The split whose videos and texts are compared."""
         return (Input(self.data, self.split, self.views, labelled=False, seconds=self.seconds),)
 
     def check(self, context: EvalContext) -> None:

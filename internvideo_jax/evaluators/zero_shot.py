@@ -44,9 +44,11 @@ class ZeroShot(VideoTextTask):
         )
 
     def inputs(self) -> tuple[Input, ...]:
+        """The labelled split that is tested."""
         return (Input(self.data, self.split, self.views, labelled=True, seconds=self.seconds),)
 
     def check(self, context: EvalContext) -> None:
+        """ValueError for templates that are unknown, or class names that are missing."""
         if self.merge not in templates.MERGES:
             raise ValueError(
                 f"unknown merge rule {self.merge!r}; known: {', '.join(templates.MERGES)}"
@@ -81,6 +83,7 @@ class ZeroShot(VideoTextTask):
         return classes, len(chosen), texts
 
     def run(self, context: EvalContext) -> Result:
+        """The class whose captions are nearest to the video; the share of right ones."""
         videos = embed_videos(context, *self.inputs(), title=self.name)
         classes, each, prompts = self.prompts(videos.dataset.classes)
         encoder = self.text_encoder(context)

@@ -287,10 +287,12 @@ class Alignment(Objective):
         return 3.0 * config.forward_flops(self.visible(config))
 
     def networks(self) -> dict[str, Any]:
+        """The teachers that are in the step."""
         teachers = {"clip_teacher": self.clip_teacher, "mae_teacher": self.mae_teacher}
         return {name: teacher for name, teacher in teachers.items() if teacher is not None}
 
     def target_settings(self) -> dict[str, Any]:
+        """The mask, which decides of which tokens there are targets."""
         return {
             "name": self.name,
             "mask": self.mask,

@@ -41,6 +41,7 @@ class Classification(Objective):
         return self.mixup > 0 or self.cutmix > 0
 
     def check(self, config: ModelConfig) -> None:
+        """ValueError for settings of random erasing that cannot be."""
         del config
         erasing.check(self.erasing_mode, self.erasing, self.erasing_area, self.erasing_ratio)
 

@@ -43,6 +43,7 @@ class Contrastive(Objective):
 
     @property
     def across(self) -> bool:
+        """Every clip is compared with every caption of the batch."""
         return True
 
     def check(self, config: ModelConfig) -> None:

@@ -28,6 +28,7 @@ class Probe(Classification):
     cutmix: float = 0.0
 
     def check(self, config: ModelConfig) -> None:
+        """ValueError for a model without heads side by side, and as of one head."""
         super().check(config)
         if config.traits.heads is None:
             raise ValueError(

@@ -273,6 +273,7 @@ def start(job: ShardJob) -> None:
 
 
 def main() -> None:
+    """The command `ivj extract`."""
     by_shard.command(start, Windows, settings="windows", helps=HELP, what="features")
 
 

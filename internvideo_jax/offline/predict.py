@@ -315,6 +315,7 @@ def predict(
 
 
 def main() -> None:
+    """The command `ivj predict`."""
     flags.adopt_module_key_flags(cli)
     checkpoint = flags.DEFINE_string(
         "checkpoint",

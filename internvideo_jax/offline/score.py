@@ -311,6 +311,7 @@ def start(job: ShardJob) -> None:
 
 
 def main() -> None:
+    """The command `ivj score`."""
     by_shard.command(
         start, Scoring, settings="scoring", helps=HELP, what="scores", split="train", fill=fill
     )

@@ -315,6 +315,7 @@ def prepare(config: TrainConfig, options: Teaching) -> tuple[TeacherJob, dict[st
 
 
 def main() -> None:
+    """The command `ivj teach`."""
     flags.adopt_module_key_flags(cli)
     out, part, parts = by_shard.define_out("targets")
     chosen = by_shard.define_options(Teaching, HELP)

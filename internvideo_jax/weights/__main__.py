@@ -33,6 +33,7 @@ FROM_FILE = ("frames", "resolution", "heads", "decoder_heads")  # what a file do
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """The command `ivj weights`; its exit code."""
     options = parser().parse_args(arguments)
     quiet_libraries()
     try:
@@ -43,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> int:
+    """Does what was asked for; the exit code."""
     if options.command == "list":
         print(listing(options.words))
         return 0
@@ -73,6 +75,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
+    """Of the command line."""
     parser = argparse.ArgumentParser(
         prog="ivj weights",
         description="Published torch weights <-> ours. Values are moved, never changed.",
@@ -127,11 +130,13 @@ def sound(source: Path) -> files.Weights:
 
 
 def refuse_not_finite(source: Path, bad: str) -> None:
+    """ValueError where there is something `bad` to say of the values."""
     if bad:
         raise ValueError(f"{source}: {bad}; nothing was written. Take an earlier checkpoint")
 
 
 def describe(source: Path, weights: files.Weights) -> str:
+    """Lines about a file: kind, parameters, what became of its tensors, what it may be."""
     count = sum(value.size for value in weights.params.values())
     geometry = ", ".join(f"{name} {size}" for name, size in weights.geometry.items())
     lines = [f"{source}: {weights.kind}, {count:,} parameters, {geometry}"]
@@ -170,6 +175,7 @@ def listing(words: Sequence[str]) -> str:
 
 
 def export_huggingface(options: argparse.Namespace, weights: files.Weights) -> None:
+    """Writes weights in the layout of transformers, as `options` ask."""
     is_run = options.source.is_dir() and not is_weights(options.source)
     if is_run:
         asked = [name for name in FROM_FILE if vars(options)[name]]

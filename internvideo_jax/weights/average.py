@@ -20,12 +20,15 @@ from internvideo_jax.weights.rules import Tensors
 
 @dataclasses.dataclass(frozen=True)
 class Average:
+    """The mean of two models, and what was taken from where."""
+
     weights: files.Weights
     averaged: tuple[str, ...]
     kept: tuple[str, ...]  # the first model's, by name or because the second has none
     unused: tuple[str, ...]  # of the second model only
 
     def text(self) -> str:
+        """Lines about it."""
         lines = [f"averaged {len(self.averaged)} parameters"]
         for title, paths in (("first model's own", self.kept), ("left out", self.unused)):
             if paths:

@@ -54,6 +54,7 @@ class Entry:
 
     @property
     def source(self) -> str:
+        """The page of the zoo that it is on, such as `umt`."""
         return self.name.partition("/")[0]
 
     @property

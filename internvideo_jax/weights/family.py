@@ -135,6 +135,7 @@ class Kind:
         return resolve("model", self.name).of_size(entry.size, **changes)
 
     def facts_of_entry(self, entry: Entry) -> Facts:
+        """What the shapes of a published model's parameters will tell."""
         return self.facts_of_config(self.config_of(entry))
 
     def facts_of_config(self, config: Any) -> Facts:
@@ -185,7 +186,9 @@ class HuggingFace(Protocol):
         """By kind."""
         ...
 
-    def geometry(self, tensors: Mapping[str, np.ndarray]) -> dict[str, int]: ...
+    def geometry(self, tensors: Mapping[str, np.ndarray]) -> dict[str, int]:
+        """Patch size, and tubelet where there is one."""
+        ...
 
     def config_json(self, config: Any, classes: Sequence[str] = ()) -> dict[str, Any]:
         """The content of `config.json`; ValueError where the layout cannot express the model."""
@@ -283,6 +286,7 @@ def kinds() -> dict[str, Kind]:
 
 
 def family_of(kind: str) -> Family | None:
+    """The family of a kind of model."""
     return next((each for each in families() if kind in {k.name for k in each.kinds}), None)
 
 

@@ -29,6 +29,7 @@ class Identity:
     remarks: tuple[str, ...] = ()
 
     def text(self) -> str:
+        """Lines about it."""
         if self.known is None:
             return f"  {self.kind}, not among the published checkpoints listed here"
         lines = [f"  {self.known.title}", f"  {self._shape(self.known)}"]

@@ -72,6 +72,8 @@ TUBELET = Layout(
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
+    """A name in torch, `{i}` for the layer, and where its values are here."""
+
     torch: str  # `encoder.blocks.{i}.attn.qkv.weight`
     path: str  # `encoder/blocks/attn/qkv/kernel`
     layout: Layout = SAME
@@ -86,6 +88,7 @@ class Rule:
 
     @property
     def stacked(self) -> bool:
+        """Whether it is of every layer of a stack."""
         return "{i}" in self.torch
 
 
@@ -103,6 +106,7 @@ class Coverage:
     ignored: Mapping[str, str]  # torch name -> reason
 
     def text(self) -> str:
+        """Lines about it."""
         lines = [f"{len(self.consumed)} tensors converted, {len(self.ignored)} ignored on purpose"]
         reasons: dict[str, list[str]] = {}
         for name, reason in self.ignored.items():

@@ -24,6 +24,7 @@ def sources() -> dict[str, Sequence[Entry]]:
 
 
 def entries() -> tuple[Entry, ...]:
+    """All published checkpoints that are known."""
     return tuple(entry for rows in sources().values() for entry in rows)
 
 

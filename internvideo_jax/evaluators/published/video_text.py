@@ -47,6 +47,8 @@ class _Shared:
 
 @dataclasses.dataclass(frozen=True)
 class RetrievalPreset(_Shared):
+    """How a published table of text-video retrieval was made."""
+
     captions: str = "all"
     scale: float = 1.0  # 0: 1 / temperature of the model
     ties: str = "later"
@@ -55,12 +57,16 @@ class RetrievalPreset(_Shared):
 
 @dataclasses.dataclass(frozen=True)
 class ZeroShotPreset(_Shared):
+    """How a published table of recognition by captions was made."""
+
     templates: str = "kinetics28"
     merge: str = "cosine"
 
 
 @dataclasses.dataclass(frozen=True)
 class ChoicePreset(_Shared):
+    """How a published table of multiple choice was made."""
+
     options: str = "columns"
     first_answer: int = 0
 

@@ -102,6 +102,7 @@ class CLIPTeacherConfig(_Config):
         return self.embedding
 
     def model(self) -> FunctionalModel:
+        """The network that reads frames apart."""
         return FunctionalModel(self, lambda rngs: CLIPTeacher(self, rngs=rngs))
 
     def forward_flops(self) -> float:
@@ -144,9 +145,11 @@ class ViCLIPTeacherConfig(_Config):
 
     @property
     def final_width(self) -> int:
+        """Channels of the target of the whole clip: those of its embedding."""
         return self.embedding
 
     def model(self) -> FunctionalModel:
+        """The network that reads a clip as a whole."""
         return FunctionalModel(self, lambda rngs: ViCLIPTeacher(self, rngs=rngs))
 
     def forward_flops(self) -> float:
@@ -187,9 +190,11 @@ class CLIPTeacher(_ClassTokenTeacher):
         super().__init__(config, temporal=False, rngs=rngs)
 
     def read(self, video: jax.Array) -> TeacherOutputs:
+        """Of every frame; see `Teacher.read`."""
         return self.look(per_frame(video))[1]
 
     def finish(self, x: jax.Array) -> jax.Array:
+        """Norm and projection into the space of captions, of every token."""
         return self.encoder.proj(self.encoder.norm_post(x))
 
 
@@ -202,5 +207,6 @@ class ViCLIPTeacher(_ClassTokenTeacher):
         super().__init__(config, temporal=True, rngs=rngs)
 
     def read(self, video: jax.Array) -> TeacherOutputs:
+        """Of the clip, with its embedding as `final`; see `Teacher.read`."""
         x, reading = self.look(video)
         return reading._replace(final=self.encoder.embed_token(x))

@@ -66,10 +66,12 @@ class InternVideo2ClassifierConfig(EncoderConfig):
 
     @property
     def traits(self) -> Traits:
+        """Those of the encoder, and a head."""
         classifier = Classes(self.classes, self.running_statistics)
         return dataclasses.replace(super().traits, classifier=classifier)
 
     def model(self) -> FunctionalModel:
+        """The network; ValueError where `classes` is not known yet."""
         if self.classes < 1:
             raise ValueError("config.model.classes is 0 and no dataset told how many there are")
         return FunctionalModel(self, lambda rngs: InternVideo2Classifier(self, rngs=rngs))
@@ -88,6 +90,7 @@ class InternVideo2ClassifierConfig(EncoderConfig):
 
     @property
     def merged_width(self) -> int:
+        """Channels of a token that the head reads beside the pooled vector."""
         return self.embedding if "avgN" in self.merge else self.encoder.width
 
     @property

@@ -99,10 +99,12 @@ class EncoderConfig(VideoTowerConfig):
         )
 
     def model(self) -> FunctionalModel:
+        """The encoder with its attention pool."""
         return FunctionalModel(self, lambda rngs: InternVideo2(self, rngs=rngs))
 
     @property
     def traits(self) -> Traits:
+        """Weights of other clips are adapted; probes can read its tokens."""
         return dataclasses.replace(
             super().traits,
             clip_tables=True,
@@ -112,9 +114,11 @@ class EncoderConfig(VideoTowerConfig):
 
     @property
     def sharding_rules(self) -> ShardingRules:
+        """Which axes of its parameters are split over which axes of the mesh."""
         return (*block_sharding(self.block()), *POOL_SHARDING, POSITION_SHARDING)
 
     def block(self) -> BlockConfig:
+        """Of the encoder."""
         tower = self.encoder
         return BlockConfig(
             tower.width,

@@ -85,10 +85,12 @@ class StudentConfig(EncoderConfig):
 
     @property
     def inputs(self) -> Inputs:
+        """Clips of `stride` times as many frames as it sees: teachers see the others too."""
         return Inputs(self.clip_input(stride=self.stride))
 
     @property
     def traits(self) -> Traits:
+        """Those of the encoder, and it can be taught."""
         return dataclasses.replace(super().traits, student=self)
 
     @property
@@ -111,10 +113,12 @@ class StudentConfig(EncoderConfig):
         return super(StudentConfig, dataclasses.replace(self, **layers)).smallest()
 
     def model(self) -> FunctionalModel:
+        """Encoder and a decoder for every aligned layer."""
         return FunctionalModel(self, lambda rngs: InternVideo2Student(self, rngs=rngs))
 
     @property
     def sharding_rules(self) -> ShardingRules:
+        """Which axes of its parameters are split over which axes of the mesh."""
         first, second = DECODER_SHARDING
         if not (self.clip_width or self.final_width or self.mae_width):
             return super().sharding_rules

@@ -105,6 +105,7 @@ class InternVLConfig(_Config):
         return dataclasses.replace(self, frames=1)
 
     def model(self) -> FunctionalModel:
+        """The vision tower of InternVL-C, frame by frame."""
         return FunctionalModel(self, lambda rngs: InternVLTeacher(self, rngs=rngs))
 
     def forward_flops(self, visible: int | None = None) -> float:
@@ -133,6 +134,7 @@ class InternVideo2TeacherConfig(_Config):
     per_frame: ClassVar[bool] = False
 
     def model(self) -> FunctionalModel:
+        """The encoder as the teacher of a smaller one."""
         return FunctionalModel(self, lambda rngs: InternVideo2Teacher(self, rngs=rngs))
 
 
@@ -160,6 +162,7 @@ class InternVLTeacher(_PooledTeacher):
         super().__init__(config, config.frame, rngs=rngs)
 
     def read(self, video: jax.Array) -> TeacherOutputs:
+        """Of every frame, with the attention of the pool; see `Teacher.read`."""
         return super().read(per_frame(video))
 
 

@@ -77,6 +77,7 @@ class ProbeConfig:
 
     @property
     def spec(self) -> HeadSpec:
+        """What a head reads and what it is made of."""
         return HeadSpec(self.head, self.pooling, self.per_frame, self.heads, self.mlp)
 
     @property
@@ -86,6 +87,7 @@ class ProbeConfig:
 
     @property
     def head_grid(self) -> HeadGrid:
+        """Learning rates and weight decays of the heads, for the optimizer."""
         rates, decays = zip(*self.pairs, strict=True)
         return HeadGrid(HEADS, rates, decays)
 
@@ -96,6 +98,7 @@ class ProbeConfig:
 
     @property
     def traits(self) -> Traits:
+        """A classifier with several heads on the features of its backbone."""
         return Traits(
             clip_tables=self.backbone.traits.clip_tables,
             adaptation=Adaptation(self.adapt_weights, BACKBONE, self.backbone),
@@ -121,34 +124,42 @@ class ProbeConfig:
 
     @property
     def frames(self) -> int:
+        """Of a clip."""
         return self._clip.frames
 
     @property
     def resolution(self) -> int:
+        """Height and width of a frame, pixels."""
         return self._clip.resolution
 
     @property
     def patch(self) -> int:
+        """Edge of a patch, pixels."""
         return self._clip.patch
 
     @property
     def tubelet(self) -> int:
+        """Frames of a token."""
         return self._clip.tubelet
 
     @property
     def grid(self) -> Grid:
+        """Tokens of a clip: time, height, width."""
         return self._clip.grid
 
     @property
     def tokens(self) -> int:
+        """That the heads read of a clip."""
         return self._features.tokens
 
     @property
     def pixel_mean(self) -> Sequence[float]:
+        """Of the channels, pixels in 0..1."""
         return self._clip.pixel_mean
 
     @property
     def pixel_std(self) -> Sequence[float]:
+        """Of the channels, pixels in 0..1."""
         return self._clip.pixel_std
 
     @property
@@ -172,6 +183,7 @@ class ProbeConfig:
         return dataclasses.replace(self, backbone=self.backbone.smallest(), heads=2)
 
     def model(self) -> ProbeModel:
+        """The network; ValueError where `classes` is not known yet."""
         if self.classes < 1:
             raise ValueError("config.model.classes is 0 and no dataset told how many there are")
         return ProbeModel(self)
@@ -188,6 +200,7 @@ class ProbeConfig:
         return len(self.pairs) * head_flops(self.spec, width, self.tokens, self.classes)
 
     def forward_flops(self) -> float:
+        """Of one clip, backbone and all heads."""
         return self.backbone_flops() + self.head_flops()
 
     def adapt_weights(

@@ -24,6 +24,7 @@ class _Student(Kind):
 
 
 def recipe(facts: Facts, size: str) -> str:
+    """The fine-tuning recipe for weights of these facts; "" where there is none."""
     mine = facts["kind"] in TAKES and facts.get("tubelet") == 1 and size in LETTERS
     return f"{FINETUNE}{LETTERS[size]}_k710" if mine else ""
 

@@ -65,6 +65,7 @@ class UMTStudentConfig(VideoConfig):
 
     @classmethod
     def of_size(cls, name: str, /, **changes: Any) -> Self:
+        """A size of VideoMAE's SIZES with changes; ValueError with the near matches for another."""
         preset = preset_size(SIZES, name)
         return cls(encoder=preset.encoder, **{"patch": preset.patch, **changes})
 
@@ -75,10 +76,12 @@ class UMTStudentConfig(VideoConfig):
 
     @property
     def inputs(self) -> Inputs:
+        """Clips of `stride` times as many frames as it sees."""
         return Inputs(self.clip_input(stride=self.stride))
 
     @property
     def traits(self) -> Traits:
+        """It can be taught, and probes can read its tokens."""
         return dataclasses.replace(
             super().traits,
             student=self,
@@ -87,6 +90,7 @@ class UMTStudentConfig(VideoConfig):
 
     @property
     def sharding_rules(self) -> ShardingRules:
+        """Which axes of its parameters are split over which axes of the mesh."""
         return (*super().sharding_rules, DECODER_SHARDING[0])
 
     def smallest(self) -> Self:
@@ -97,6 +101,7 @@ class UMTStudentConfig(VideoConfig):
         return super(UMTStudentConfig, fewer).smallest()
 
     def model(self) -> FunctionalModel:
+        """Encoder and a linear decoder for every aligned layer."""
         return FunctionalModel(self, lambda rngs: UMTStudent(self, rngs=rngs))
 
     def forward_flops(self, visible: int | None = None) -> float:

@@ -56,6 +56,7 @@ class _UniFormerV2(Kind):
 
 
 def recipe(facts: Facts, size: str) -> str:
+    """The recipe that starts from weights of these facts; "" where there is none."""
     start = facts["kind"] in STARTS_FROM and size in SIZES
     return f"configs/uniformerv2/finetune.py:data=kinetics,start=clip,size={size}" if start else ""
 

@@ -45,6 +45,8 @@ GLOBAL_KEY, HEAD_KEY = 0x47, 0x48  # folded into the keys, apart from the layers
 
 @dataclasses.dataclass(frozen=True)
 class UniFormerV2Size:
+    """A published size: the image transformer of CLIP, and the pixels that it takes."""
+
     encoder: TowerConfig
     resolution: int
     patch: int
@@ -138,6 +140,7 @@ class UniFormerV2Config(VideoTowerConfig):
         )
 
     def model(self) -> FunctionalModel:
+        """The network; ValueError where `classes` is not known yet."""
         if self.classes < 1:
             raise ValueError("config.model.classes is 0 and no dataset told how many there are")
         return FunctionalModel(self, lambda rngs: UniFormerV2(self, rngs=rngs))
@@ -165,6 +168,7 @@ class UniFormerV2Config(VideoTowerConfig):
 
     @property
     def global_hidden(self) -> int:
+        """Channels inside the MLP of a global block."""
         return round(self.mlp_factor * self.encoder.width)
 
     @property
@@ -174,6 +178,7 @@ class UniFormerV2Config(VideoTowerConfig):
 
     @property
     def traits(self) -> Traits:
+        """It starts from CLIP; a classifier whose features probes can read."""
         return dataclasses.replace(
             super().traits,
             adaptation=Adaptation(lambda source, _: self.adapt_weights(source)),
@@ -183,9 +188,11 @@ class UniFormerV2Config(VideoTowerConfig):
 
     @property
     def sharding_rules(self) -> ShardingRules:
+        """Which axes of its parameters are split over which axes of the mesh."""
         return BLOCK_SHARDING
 
     def block(self) -> BlockConfig:
+        """Of the image transformer."""
         tower = self.encoder
         return clip_block(
             tower.width,

@@ -24,6 +24,7 @@ class _ViCLIP(Kind):
 
 
 def recipe(facts: Facts, size: str) -> str:
+    """The pre-training recipe of this size; "" where there is none."""
     return f"{PRETRAIN}size={size}" if facts["kind"] == "viclip" and size in SIZES else ""
 
 

@@ -43,6 +43,8 @@ TEXT = "text/pos_embed/table"
 
 @dataclasses.dataclass(frozen=True)
 class ViCLIPSize:
+    """A published size: encoders of videos and captions, and the pixels of a frame."""
+
     encoder: TowerConfig
     text: TowerConfig
     embedding: int
@@ -80,6 +82,7 @@ class VideoTransformerConfig(VideoTowerConfig):
 
     @property
     def traits(self) -> Traits:
+        """It starts from CLIP or another ViCLIP; probes can read its tokens."""
         return dataclasses.replace(
             super().traits,
             adaptation=Adaptation(lambda source, _: self.adapt_weights(source)),
@@ -88,6 +91,7 @@ class VideoTransformerConfig(VideoTowerConfig):
 
     @property
     def sharding_rules(self) -> ShardingRules:
+        """Which axes of its parameters are split over which axes of the mesh."""
         return BLOCK_SHARDING
 
     def block(self) -> BlockConfig:
@@ -160,23 +164,28 @@ class ViCLIPConfig(VideoTransformerConfig):
         )
 
     def model(self) -> FunctionalModel:
+        """Both encoders and the temperature."""
         return FunctionalModel(self, lambda rngs: ViCLIP(self, rngs=rngs))
 
     @property
     def inputs(self) -> Inputs:
+        """Clips, of images too, and captions."""
         clip = self.clip_input(media=("video", "image"))
         return Inputs(clip, TextInput(self.context, self.vocab))
 
     @property
     def traits(self) -> Traits:
+        """Those of the video encoder, and a stack of text blocks."""
         stacks = {"encoder": self.encoder, "text": self.text}
         return dataclasses.replace(super().traits, stacks=stacks)
 
     @property
     def sharding_rules(self) -> ShardingRules:
+        """Which axes of its parameters are split over which axes of the mesh."""
         return (*BLOCK_SHARDING, (r"text/token_embed$", ("tensor", "fsdp")))
 
     def text_block(self) -> BlockConfig:
+        """Of the text encoder: causal."""
         return clip_block(self.text.width, self.text.heads, self.text.hidden, causal=True)
 
     def forward_flops(self, visible: int | None = None) -> float:
@@ -184,6 +193,7 @@ class ViCLIPConfig(VideoTransformerConfig):
         return self.video_flops(visible) + self.text_flops()
 
     def text_flops(self) -> float:
+        """Of one caption, padded to `context` tokens."""
         return self.text.flops(self.context) + 2.0 * self.text.width * self.embedding
 
     def adapt_weights(self, source: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -58,6 +58,7 @@ class _Classifier(Kind):
 
 
 def recipe(facts: Facts, size: str) -> str:
+    """The fine-tuning recipe for weights of these facts; "" where there is none."""
     name = size.partition("_")[0]
     mine = facts["kind"] in NAMES and name in DEFAULT_SIZES
     return f"configs/videomae/finetune.py:size={name}" if mine else ""

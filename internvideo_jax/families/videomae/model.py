@@ -40,6 +40,7 @@ class VideoMAESize:
     mlp_ratio: float = 4.0
 
     def decoder(self, depth: int) -> TowerConfig:
+        """The decoder of so many blocks."""
         return tower(self.decoder_width, depth, self.decoder_heads, self.mlp_ratio)
 
 
@@ -83,13 +84,16 @@ class VideoConfig(VideoTowerConfig):
 
     @property
     def traits(self) -> Traits:
+        """Position tables are of whole clips, fixed or learned."""
         return dataclasses.replace(super().traits, clip_tables=True)
 
     @property
     def sharding_rules(self) -> ShardingRules:
+        """Which axes of its parameters are split over which axes of the mesh."""
         return BLOCK_SHARDING
 
     def block(self, tower: TowerConfig) -> BlockConfig:
+        """Of the encoder or the decoder."""
         return BlockConfig(
             tower.width,
             tower.heads,
@@ -182,12 +186,14 @@ class PretrainConfig(VideoConfig):
 
     @classmethod
     def of_size(cls, name: str, /, *, decoder_depth: int, **changes: Any) -> PretrainConfig:
+        """A size of SIZES with changes; ValueError with the near matches for another."""
         preset = preset_size(SIZES, name)
         settings = {"patch": preset.patch, **changes}
         return cls(encoder=preset.encoder, decoder=preset.decoder(decoder_depth), **settings)
 
     @property
     def traits(self) -> Traits:
+        """Encoder and decoder; probes can read the tokens of the encoder."""
         # The decoder stays idle.
         flops = self.embed_flops(self.tokens) + self.encoder.flops(self.tokens)
         return dataclasses.replace(
@@ -197,6 +203,7 @@ class PretrainConfig(VideoConfig):
         )
 
     def model(self) -> FunctionalModel:
+        """Encoder, decoder and mask token."""
         return FunctionalModel(self, lambda rngs: PretrainModel(self, rngs=rngs))
 
     def forward_flops(self, visible: int, decoded: int) -> float:
@@ -295,11 +302,13 @@ class VideoMAEClassifierConfig(VideoConfig):
 
     @classmethod
     def of_size(cls, name: str, /, **changes: Any) -> VideoMAEClassifierConfig:
+        """A size of SIZES with changes; ValueError with the near matches for another."""
         preset = preset_size(SIZES, name)
         return cls(encoder=preset.encoder, **{"patch": preset.patch, **changes})
 
     @property
     def traits(self) -> Traits:
+        """A classifier on pooled tokens; probes can read them."""
         return dataclasses.replace(
             super().traits,
             classifier=Classes(self.classes, pooled=True),
@@ -307,11 +316,13 @@ class VideoMAEClassifierConfig(VideoConfig):
         )
 
     def model(self) -> FunctionalModel:
+        """The network; ValueError where `classes` is not known yet."""
         if self.classes < 1:
             raise ValueError("config.model.classes is 0 and no dataset told how many there are")
         return FunctionalModel(self, lambda rngs: VideoMAEClassifier(self, rngs=rngs))
 
     def forward_flops(self) -> float:
+        """Of one clip, encoder and head."""
         head = 2.0 * self.encoder.width * self.classes
         return self.embed_flops(self.tokens) + self.encoder.flops(self.tokens) + head
 

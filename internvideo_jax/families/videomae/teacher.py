@@ -72,11 +72,13 @@ class VideoMAETeacherConfig(VideoConfig):
         return cls(**settings)
 
     def smallest(self) -> Self:
+        """Two thin layers; as many of them teach as did, at most both."""
         layers = last(SMALLEST.depth, len(self.layers))
         return cast(Self, VideoConfig.smallest(dataclasses.replace(self, layers=layers)))
 
     @property
     def traits(self) -> Traits:
+        """Weights of a run are compared with what they meant there."""
         return dataclasses.replace(super().traits, check_source=self.check_source)
 
     def check_source(self, stated: Mapping[str, Any]) -> None:
@@ -103,9 +105,11 @@ class VideoMAETeacherConfig(VideoConfig):
         return self.encoder.width
 
     def block(self, tower: TowerConfig) -> BlockConfig:
+        """Of the encoder, in the arithmetic of the reference where `literal`."""
         return dataclasses.replace(super().block(tower), literal=self.literal)
 
     def model(self) -> FunctionalModel:
+        """The encoder without a decoder."""
         return FunctionalModel(self, lambda rngs: VideoMAETeacher(self, rngs=rngs))
 
     def forward_flops(self) -> float:
@@ -123,11 +127,13 @@ class VideoMAETeacher(Teacher):
         self.encoder = VideoMAEEncoder(config, norm=True, init=Init("xavier"), rngs=rngs)
 
     def read(self, video: jax.Array) -> TeacherOutputs:
+        """All patch tokens of its layers; see `Teacher.read`."""
         _, intermediates = self.encoder(video, intermediate_layers=self.config.layers)
         assert intermediates is not None  # noqa: S101  (layers are asked for)
         return TeacherOutputs(intermediates)
 
     def finish(self, x: jax.Array) -> jax.Array:
+        """The last norm on the last layer, if that is among them."""
         norm = self.encoder.norm
         assert norm is not None  # noqa: S101  (made with one)
         if self.config.layers[-1] != self.config.encoder.depth - 1:
