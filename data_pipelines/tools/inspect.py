@@ -50,8 +50,8 @@ def _one_set(directory: str, chosen: str, sample: int) -> Iterator[str]:
         )
     if found.rejected or found.partial:
         yield f"  {found.rejected} inputs rejected, {found.partial} decoded in part"
-    pictures = found.image_options()
-    yield f"  pixels {pictures['pixels']}, frames {pictures['storage']}"
+    kept = found.image_options()
+    yield f"  pixels {kept['pixels']}, frames {kept['storage']}"
     counts = found.split(chosen).label_counts
     yield f"split {chosen}, fingerprint {found.fingerprint(chosen)[:16]}"
     classes = sorted(zip(found.classes, counts, strict=True), key=lambda item: -item[1])

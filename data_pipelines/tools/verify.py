@@ -1,4 +1,4 @@
-"""Read everything back: every checksum, every record, every picture."""
+"""Read everything back: every checksum, every record, every frame."""
 
 import contextlib
 from collections import Counter

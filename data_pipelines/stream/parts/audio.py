@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.records.waveform import DMVR_SAMPLE_RATE
-from data_pipelines.records.waveform import Waveform as Sound
+from data_pipelines.records.waveform import Waveform
 from data_pipelines.stream.parts.base import Part, Reading, Rows, Spec
 
 SAMPLE_RATE = 16_000
@@ -81,7 +81,7 @@ def length(seconds: float) -> int:
     return round(seconds * SAMPLE_RATE)
 
 
-def check_rate(audio: Sound, where: str) -> None:
+def check_rate(audio: Waveform, where: str) -> None:
     """ValueError for audio of another rate than ours; `where` names the record."""
     if audio.sample_rate != SAMPLE_RATE:
         raise ValueError(
@@ -93,7 +93,7 @@ def check_rate(audio: Sound, where: str) -> None:
 
 
 def cut(
-    audio: Sound, start_us: int | None, rng: np.random.Generator | None, out: np.ndarray
+    audio: Waveform, start_us: int | None, rng: np.random.Generator | None, out: np.ndarray
 ) -> int:
     """Writes one window of the audio.
 
