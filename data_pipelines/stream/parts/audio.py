@@ -17,8 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.records.waveform import DMVR_SAMPLE_RATE
-from data_pipelines.records.waveform import Waveform
+from data_pipelines.records.waveform import DMVR_SAMPLE_RATE, Waveform
 from data_pipelines.stream.parts.base import Part, Reading, Rows, Spec
 
 SAMPLE_RATE = 16_000
