@@ -142,7 +142,7 @@ def test_streams_and_passes_read_png(videos, exact):
     dense = dataclasses.replace(clip, sampling="dense")
     shown = list(ViewPass(str(exact), "train", ViewConfig(dense, 1, 1, batch=4, reader=READER)))
     assert sum(step["valid"].sum() for step in shown) == len(whole)
-    fixed = FixedViews(dataclasses.replace(config, views=1))
+    fixed = FixedViews(dataclasses.replace(config, fixed_views=1))
     out = np.empty((4, 32, 32, 3), np.uint8)
     fixed.read(0, 0, out)
     resized = [cv2.resize(frame, (32, 32)) for frame in whole[0]]

@@ -64,7 +64,7 @@ def test_a_joint_table_is_stretched(tmp_path, changes):
 def test_as_many_rows_in_another_arrangement(tmp_path):
     """4 x 4 x 4 and 16 x 2 x 2: a run tells them apart, a file is taken as it is."""
     params = random_params(CONFIG)
-    other = dataclasses.replace(CONFIG, frames=16, size=16)
+    other = dataclasses.replace(CONFIG, frames=16, resolution=16)
     found, report = load(write_run(tmp_path / "run", CONFIG, params), other)
     assert report.resized == (TABLE,)
     np.testing.assert_array_equal(found[TABLE], resize_joint(params[TABLE], 4, (16, 2, 2)))

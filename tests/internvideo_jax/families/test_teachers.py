@@ -336,7 +336,7 @@ def test_a_viclip_of_ours_teaches(tmp_path):
 
 @pytest.mark.parametrize("whole", [True, False], ids=["whole", "image_half"])
 def test_clip_file_of_another_size(tmp_path, whole):
-    big = dataclasses.replace(TEACHER["clip"], size=32)
+    big = dataclasses.replace(TEACHER["clip"], resolution=32)
     source = flatten_paths(drawn(big))
     kind = "clip" if whole else "clip_visual"
     path = tmp_path / "clip.safetensors"
@@ -369,7 +369,7 @@ def test_internvl_file(tmp_path, size):
     found = files.load(path)
     assert found.kind == "internvl" and found.coverage is not None
     assert len(found.coverage.ignored) == 5
-    config = dataclasses.replace(TEACHER["internvl"], size=size)
+    config = dataclasses.replace(TEACHER["internvl"], resolution=size)
     loaded, report = load(path, config)
     assert bool(report.resized) == (size == 24)
     assert not report.skipped

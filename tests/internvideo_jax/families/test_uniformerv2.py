@@ -169,7 +169,7 @@ def test_bfloat16_stays_close_to_float32():
 
 
 def test_flops_agree_with_the_compiler_on_an_unrolled_model():
-    config = dataclasses.replace(SMALL, encoder=tower(96, 3, 4), size=48, scan=False)
+    config = dataclasses.replace(SMALL, encoder=tower(96, 3, 4), resolution=48, scan=False)
     model = config.model()
     video = jnp.zeros((2, 4, 48, 48, 3), jnp.uint8)
     analysis = jax.jit(model.apply).lower(model.shapes(), video).compile().cost_analysis()

@@ -187,7 +187,7 @@ def test_a_fresh_model_starts_at_its_temperature_and_without_frames():
 @pytest.mark.slow  # compiles a larger model
 def test_flops_agree_with_the_compiler_on_an_unrolled_model():
     config = dataclasses.replace(
-        SMALL, encoder=tower(96, 2, 4), text=tower(64, 2, 4), size=32, scan=False
+        SMALL, encoder=tower(96, 2, 4), text=tower(64, 2, 4), resolution=32, scan=False
     )
     model, few = config.model(), 16
     clips, visible = jnp.zeros((2, 4, 32, 32, 3), jnp.uint8), jnp.zeros((2, few), jnp.int32)
@@ -219,7 +219,7 @@ def test_position_tables_of_other_sizes():
     ("build", "message"),
     [
         (lambda: ViCLIPConfig.of_size("bas"), "did you mean 'base'"),
-        (lambda: dataclasses.replace(SMALL, size=20), "not divisible by the patch size 8"),
+        (lambda: dataclasses.replace(SMALL, resolution=20), "not divisible by the patch size 8"),
         (lambda: dataclasses.replace(SMALL, embedding=0), "config.model.embedding = 0"),
         (lambda: dataclasses.replace(SMALL, temperature=0.0), "config.model.temperature = 0.0"),
         (lambda: dataclasses.replace(SMALL, attention="flsh"), "did you mean 'flash'"),

@@ -267,7 +267,7 @@ def test_features_that_are_not_there_say_how_to_make_them(targets):
     check_reads(config_of(CACHED, features="teacher"))
     with pytest.raises(ValueError, match="features = 'teacher', but .* no features"):
         check_reads(config_of(BOTH, features="teacher"))
-    other = run_of(config_of(dataclasses.replace(CACHED, ratio=0.5)))
+    other = run_of(config_of(dataclasses.replace(CACHED, mask_ratio=0.5)))
     with pytest.raises(ValueError, match="has 8 tokens of an example, .* leaves 16"):
         losses(other, targets)
 
@@ -307,7 +307,7 @@ MESHES = """
 import dataclasses, jax, numpy as np
 from tests.internvideo_jax.objectives.aligned import CLIP, MAE, config_of, losses, run_of
 from internvideo_jax.objectives.alignment import Alignment
-both = Alignment(ratio=0.75, clip_teacher=CLIP, mae_teacher=MAE)
+both = Alignment(mask_ratio=0.75, clip_teacher=CLIP, mae_teacher=MAE)
 one = losses(run_of(config_of(both)))
 assert np.ptp(one[:, 0]) > 1e-2, "the comparison could not fail"
 for mesh, split, accumulate in (((2, 2, 2), "all", 2), ((1, 4, 2), "fsdp", 1)):

@@ -122,7 +122,7 @@ def test_start_from_clip(clip_path):
 
 @pytest.mark.parametrize("frames", [2, 8])
 def test_another_number_of_frames_and_pixels(frames):
-    flat, report = start(FULL, dataclasses.replace(MODEL, frames=frames, size=48))
+    flat, report = start(FULL, dataclasses.replace(MODEL, frames=frames, resolution=48))
     assert set(report.resized) == {FRAMES, IMAGE} and report.fresh == ()
     old = load_file(FULL)["vision_encoder.temporal_positional_embedding"][0]
     if frames == 2:
