@@ -323,7 +323,7 @@ class TrainBatches(grain.MapDataset[Batch]):
         def fill(number: int) -> Example:
             own = slice(number * repeats, (number + 1) * repeats)
             draw = slot.record + (first + own.start) // repeats
-            part, number = group.order.position(draw)
+            part, number = group.order.locate(draw)
             source = self.sources[group.members[part]]
             out = [{name: array[own] for name, array in each.items()} for each in arrays]
             index, view = (
@@ -393,7 +393,7 @@ def _identity(batches: TrainBatches, tokenize: Tokenize | None) -> dict[str, Any
         return {**source.identity(config), **shared, "first": first}
     first = {}
     for group in plan.groups:
-        positions = [group.order.position(i) for i in range(16)]
+        positions = [group.order.locate(i) for i in range(16)]
         first[group.media] = [
             [group.members[part], sources[group.members[part]].record(k)] for part, k in positions
         ]

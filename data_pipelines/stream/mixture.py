@@ -287,7 +287,7 @@ class Interleave:
             rank += (limit + 1) // 2
         return rank
 
-    def position(self, position: int) -> tuple[int, int]:
+    def locate(self, position: int) -> tuple[int, int]:
         """(part, number of the element in its part) at a position of the sequence."""
         if len(self.weights) == 1:
             return 0, position
@@ -362,7 +362,7 @@ class Plan:
     records: tuple[int, ...]
 
     def slot(self, step: int) -> Slot:
-        which, number = self.steps.position(step)
+        which, number = self.steps.locate(step)
         group = self.groups[which]
         return Slot(group, number * group.batch // self.repeats, self.examples(step))
 

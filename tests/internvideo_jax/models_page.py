@@ -85,7 +85,7 @@ def image_sizes() -> list[str]:
         tower = size.encoder
         something = "" if name == "large336" else f"{uniformer(name, 'something', 174):,}"
         rows.append(
-            f"| {name} | {size.size} | {tower.width} | {tower.depth} | {tower.heads} "
+            f"| {name} | {size.resolution} | {tower.width} | {tower.depth} | {tower.heads} "
             f"| {size.patch} | {uniformer(name, 'kinetics', 400):,} | {something} |"
         )
     return rows

@@ -31,7 +31,7 @@ def losses(model, objective, mesh, accumulate, devices, schedule, seed=0):
     config = TrainConfig(
         model=model,
         objective=objective,
-        data=DataConfig(global_batch=ROWS, clip=ClipConfig(frames=4, stride=1, size=16)),
+        data=DataConfig(global_batch=ROWS, clip=ClipConfig(frames=4, stride=1, resolution=16)),
         optim=OptimConfig(lr=1e-3, lr_batch=0, schedule=schedule, warmup_lr=1e-4, warmup_steps=4,
                           accumulate=accumulate),
         mesh=MeshConfig(*mesh, shard_above=64),
@@ -70,8 +70,8 @@ def compare(model, objective, schedule="cosine", meshes=MESHES, microbatch_refer
 
 # Every pair of axes is in one of the two models' lists, since compiling takes minutes.
 VIDEOMAE = """
-model = PretrainConfig(encoder=tower(32, 2, 4), decoder=tower(32, 1, 2), frames=4, size=16, patch=4,
-                       dtype="float32")
+model = PretrainConfig(encoder=tower(32, 2, 4), decoder=tower(32, 1, 2), frames=4, resolution=16,
+                       patch=4, dtype="float32")
 meshes = {name: mesh for name, mesh in MESHES.items() if name != "fsdp tensor"}
 compare(model, MaskedPixels(mask_ratio=0.75), meshes=meshes)
 """
@@ -79,8 +79,9 @@ compare(model, MaskedPixels(mask_ratio=0.75), meshes=meshes)
 # Batch norm sees one microbatch at a time, so microbatches have their own reference. Fewer meshes:
 # its step takes three times as long to compile.
 UNIFORMER = """
-model = UniFormerV2Config(encoder=TowerConfig(32, 2, 4, 64), frames=4, size=16, patch=8, classes=3,
-                          local_blocks=1, temporal_downsample=True, global_layers=(0, 1),
+model = UniFormerV2Config(encoder=TowerConfig(32, 2, 4, 64), frames=4, resolution=16, patch=8,
+                          classes=3, local_blocks=1, temporal_downsample=True,
+                          global_layers=(0, 1),
                           local_reduction=2.0, dtype="float32", mlp_dropout=0.0, head_dropout=0.0)
 objective = Classification(smoothing=0.0, mixup=0.0, cutmix=0.0)
 meshes = {name: MESHES[name] for name in ("data", "fsdp tensor", "all, microbatches")}

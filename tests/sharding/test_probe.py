@@ -16,7 +16,8 @@ from internvideo_jax.objectives.probe import Probe
 from internvideo_jax.run.step import init_state, make_train_step
 
 TOWER = tower(32, 1, 4)
-BACKBONE = PretrainConfig(encoder=TOWER, decoder=TOWER, frames=4, size=16, patch=8, dtype="float32")
+BACKBONE = PretrainConfig(encoder=TOWER, decoder=TOWER, frames=4, resolution=16, patch=8,
+                          dtype="float32")
 MESHES = {(8, 1, 1): 1, (2, 2, 2): 1, (1, 8, 1): 2}  # to microbatches
 
 
@@ -25,7 +26,7 @@ def trained(head, mesh, accumulate, devices):
         model=ProbeConfig(backbone=BACKBONE, head=head, learning_rates=(1e-2, 1e-3), hold_out=5,
                           weight_decays=(0.0, 0.1), per_frame=True),
         objective=Probe(),
-        data=DataConfig(global_batch=16, clip=ClipConfig(frames=4, stride=1, size=16)),
+        data=DataConfig(global_batch=16, clip=ClipConfig(frames=4, stride=1, resolution=16)),
         optim=OptimConfig(lr=1.0, lr_batch=0, min_lr=0.0, weight_decay=0.0, clip_norm=1.0,
                           accumulate=accumulate),
         mesh=MeshConfig(*mesh, shard_above=64),

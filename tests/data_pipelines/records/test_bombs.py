@@ -192,7 +192,7 @@ def test_images_that_claim_too_much_are_rejected_rows(tmp_path):
     (source / "e.png").write_bytes(bmp())  # by its content, whatever its name
     (source / "good.png").write_bytes(encoded.encode_png(SMALL))
     out = tmp_path / "out"
-    arguments = [f"--source={tmp_path}/pictures", f"--out={out}", "--name=x", "--media=image"]
+    arguments = [f"--source={tmp_path}/images", f"--out={out}", "--name=x", "--media=image"]
     assert ingest([*arguments, "--workers=0", "--quiet", "--max-bad=1"]) == 0
     rows = rejected(out)
     assert len(rows) == 5 and all(row["stage"] in ("long", "decode") for row in rows), rows

@@ -61,7 +61,7 @@ def test_a_stream_that_no_machine_holds(small, changes, message):
     ("changes", "message"),
     [
         ({"batch": 10**9}, "a batch of 10{9} clips .*views.clip.frames"),
-        ({"segments": 10**9}, "a batch of 8000000000 clips"),
+        ({"clips": 10**9}, "a batch of 8000000000 clips"),
         ({"crops": 10**9}, "a batch of 8000000000 clips"),
         ({"clip": ClipConfig(resolution=10**6, sampling="dense")}, "10{6}x10{6} pixels"),
         ({"reader": ReaderConfig(buffer=10**9)}, "keep up to 1000000002 batches of"),

@@ -337,7 +337,7 @@ def test_a_program_that_forgets_to_close_ends(sets):
     code = f"""
 from data_pipelines.config import ClipConfig, DataConfig
 from data_pipelines.stream.pipeline import TrainStream
-clip = ClipConfig(frames=2, stride=2, size=24)
+clip = ClipConfig(frames=2, stride=2, resolution=24)
 stream = TrainStream(DataConfig(train="{sets}/a", global_batch=8, clip=clip))
 print(next(stream)["video"].shape)
 """

@@ -162,12 +162,12 @@ def test_boxes_move_with_the_crop(sets, crop):
         across = green.mean(0)
         mirrored.add(bool(across[0] > across[-1]))
         edges = (box.x2, box.x1) if across[0] > across[-1] else (box.x1, box.x2)
-        for locate, array, expected in (
+        for position, array, expected in (
             (y1, red.mean(1), 4 * 40 * box.y1), (y2, red.mean(1), 4 * 40 * box.y2),
             (x1, across, 4 * 48 * edges[0]), (x2, across, 4 * 48 * edges[1]),
         ):  # fmt: skip
-            if 0.05 < locate < 0.95:  # inside of the crop
-                found = np.interp(locate * 28 - 0.5, np.arange(28), array)
+            if 0.05 < position < 0.95:  # inside of the crop
+                found = np.interp(position * 28 - 0.5, np.arange(28), array)
                 assert abs(found - expected) < 5, (crop, row)
                 checked += 1
     assert checked > 20 and mirrored == {True, False}

@@ -41,8 +41,8 @@ def features_of(index: int, scale: int = 1) -> dict[str, np.ndarray]:
     }
 
 
-def write_features(directory: Path, locate: Path, scale: int = 1, make=features_of) -> None:
-    writer = CompanionWriter(locate, "teacher", manifest.load(str(directory)), "train")
+def write_features(directory: Path, path: Path, scale: int = 1, make=features_of) -> None:
+    writer = CompanionWriter(path, "teacher", manifest.load(str(directory)), "train")
     for number in writer.missing():
         with writer.shard(number) as shard:
             for index in writer.records(number):
@@ -357,8 +357,8 @@ def test_a_remote_set_has_its_arrays_beside_it(sets, tmp_path):
     with flaky():
         upload(tmp_path / "a", "flaky://bucket/a")
         upload(sets / "a" / "teacher", "flaky://bucket/a/teacher")
-        for locate in ("teacher", f"{sets}/a/teacher", "flaky://bucket/a/teacher"):
-            remote = config(sets, train="flaky://bucket/a", features=locate)
+        for path in ("teacher", f"{sets}/a/teacher", "flaky://bucket/a/teacher"):
+            remote = config(sets, train="flaky://bucket/a", features=path)
             assert same(take(remote, 3), local)
         with pytest.raises(FileNotFoundError, match="flaky://bucket/a/none: has no companion.json"):
             TrainStream(config(sets, train="flaky://bucket/a", features="none"))

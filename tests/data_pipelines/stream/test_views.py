@@ -25,10 +25,10 @@ READER = ReaderConfig(threads=2, buffer=2)
 A, B = 13, 7  # records of the sets
 
 
-def write_rows(directory: Path, locate: str, views: int, empty=()) -> None:
+def write_rows(directory: Path, name: str, views: int, empty=()) -> None:
     """Row v of record i is [i, v]."""
     found = manifest.load(str(directory))
-    writer = CompanionWriter(directory / locate, "rows", found, "train")
+    writer = CompanionWriter(directory / name, "rows", found, "train")
     for number in writer.missing():
         with writer.shard(number) as shard:
             for index in writer.records(number):

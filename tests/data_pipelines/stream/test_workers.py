@@ -104,7 +104,7 @@ from data_pipelines.config import ClipConfig, DataConfig, ReaderConfig
 from data_pipelines.stream.pipeline import TrainStream
 if __name__ == "__main__":
     stream = TrainStream(DataConfig(train={directory!r}, global_batch=8,
-        clip=ClipConfig(frames=2, stride=2, size=24), reader=ReaderConfig(workers=2)))
+        clip=ClipConfig(frames=2, stride=2, resolution=24), reader=ReaderConfig(workers=2)))
     next(stream)
     print("ready", flush=True)
     time.sleep(60)

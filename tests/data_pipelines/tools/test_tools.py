@@ -108,7 +108,7 @@ def test_missing_directory(main, tmp_path, command):
             ["--config.data.clip.resolution=big"],
             "config.data.clip.resolution: found 'big', expected int",
         ),
-        (["--config.data.clip.sise=8"], "unknown field config.data.clip.sise: did you mean 'size'"),
+        (["--config.data.clip.strid=8"], "field config.data.clip.strid: did you mean 'stride'"),
         (["--config.optim.lr=1"], "--config.optim.lr=1: expected --config.data.FIELD=VALUE"),
         (["--config.data.crop=round"], "unknown config.data.crop 'round'"),
         (["--config", "no.py"], "--config: no.py: no such file"),

@@ -102,7 +102,7 @@ def test_the_recipe_has_the_model_and_the_test_of_the_entry(entry):
         path, _, options = entry.finetune.removeprefix("configs/").partition(":")
         start = to_typed(TrainConfig, shipped.module(path).get_config(options).to_dict()).model
         facts = zoo.facts_of_entry(entry)
-        assert (start.patch, start.size) == (facts["patch"], entry.pixels)
+        assert (start.patch, start.resolution) == (facts["patch"], entry.pixels)
         assert tower_facts(start.encoder).items() <= facts.items()
         return
     config = recipe(entry)

@@ -299,7 +299,7 @@ def get_config(arg=""):
     objective, student = objective.smallest(student)
     if arg == "cached":
         objective = dataclasses.replace(objective, clip_teacher=None, mae_teacher=None)
-    clip = ClipConfig(frames=student.clip_frames, stride=1, size=student.size)
+    clip = ClipConfig(frames=student.clip_frames, stride=1, resolution=student.resolution)
     return config_dict(
         TrainConfig(
             model=student,
