@@ -369,7 +369,7 @@ def free_axes(mesh: AbstractMesh, names: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in names if name in mesh.axis_names and name not in mesh.manual_axes)
 
 
-def platform(mesh: AbstractMesh) -> str:
+def platform(mesh: AbstractMesh | None) -> str:
     """cpu, tpu, cuda or rocm: of the devices of the mesh in use, else of the default device.
 
     A program may be compiled on one machine for another, so it is the mesh that counts.
