@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from data_pipelines.commands.ending import quietly
 from data_pipelines.commands.exit_codes import ExitCode
 from data_pipelines.limits import suggest
 
@@ -43,6 +44,10 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int | None:
     """Starts the command that the first word names; what it returns is the exit code."""
+    return quietly(lambda: _start(arguments))
+
+
+def _start(arguments: Sequence[str] | None) -> int | None:
     name, *rest = (sys.argv[1:] if arguments is None else arguments) or [""]
     if name in COMMANDS:
         command = COMMANDS[name]

@@ -15,6 +15,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from data_pipelines.commands.ending import quietly
 from data_pipelines.commands.exit_codes import ExitCode, exit_code_of, message_of
 from internvideo_jax.config import TrainConfig, as_plain, to_typed
 from internvideo_jax.recipes import loading
@@ -175,7 +176,7 @@ def run(
         quiet_libraries(debug=DEBUG.value)
         _use_large_pages()
         try:
-            code = main(list(rest[1:])) if words else main()
+            code = quietly(lambda: main(list(rest[1:])) if words else main())
         except (KeyboardInterrupt, Exception) as error:  # noqa: BLE001  (a bug has its code)
             code = exit_code_of(error)
             if isinstance(error, KeyboardInterrupt):

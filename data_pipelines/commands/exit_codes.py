@@ -26,8 +26,11 @@ class ExitCode(enum.IntEnum):
     AGAIN = 75  # a fault outside of the run: starting it again may mend it (EX_TEMPFAIL)
 
 
+# Nobody reads what a command prints any more, as of `command | head`: what a shell shows of a
+# program that SIGPIPE ended.
+UNREAD = 128 + signal.SIGPIPE
 STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
-_NEVER = (ExitCode.GOOD, ExitCode.USAGE, ExitCode.FAILED, *STOPPED)
+_NEVER = (ExitCode.GOOD, ExitCode.USAGE, ExitCode.FAILED, UNREAD, *STOPPED)
 _ONCE = (ExitCode.BAD_DATA, ExitCode.BUG)
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import subprocess
+import sys
 import tomllib
 
 import pytest
@@ -48,3 +51,16 @@ def test_the_exit_code_of_a_command_is_that_of_ivj(command):
     done = command("internvideo_jax", "extract")
     assert done.returncode == 2 and done.stderr.startswith("error: ")
     assert command("internvideo_jax", "data", "verify", "nowhere").returncode == 2
+
+
+@pytest.mark.parametrize("words", [["--help"], ["data", "--help"]], ids=" ".join)
+def test_a_command_whose_reader_has_gone_ends_quietly(words):
+    """As of `ivj --help | head -1`, whose help stays in a buffer until the interpreter ends."""
+    with subprocess.Popen(["true"], stdin=subprocess.PIPE) as gone:
+        gone.wait()
+        done = subprocess.run(
+            [sys.executable, "-m", "internvideo_jax", *words],
+            cwd=ROOT, env={**os.environ, "PYTHONUNBUFFERED": ""},
+            stdout=gone.stdin, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (141, "")

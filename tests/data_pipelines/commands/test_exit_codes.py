@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from data_pipelines.commands.ending import run_command
+from data_pipelines.commands.ending import quietly, run_command
 from data_pipelines.commands.exit_codes import (
     STOPPED,
+    UNREAD,
     ExitCode,
     PassingFault,
     exit_code_of,
@@ -158,3 +159,23 @@ def test_a_command_ends_with_the_code_of_its_error(capsys):
     assert capsys.readouterr().err == "stopped; go on\n"
     assert run_command(broken, "stopped") == ExitCode.BUG
     assert "Traceback" in (shown := capsys.readouterr().err) and "KeyError: 'row'" in shown
+
+
+def test_a_broken_pipe_to_something_else_stays_an_error(monkeypatch, tmp_path):
+    def work():
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    with open(tmp_path / "out", "w") as file:
+        monkeypatch.setattr("sys.stdout", file)
+        with pytest.raises(BrokenPipeError):
+            quietly(work)
+
+
+def test_output_that_nobody_reads_is_no_error(monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as file:
+        monkeypatch.setattr("sys.stdout", file)
+        said = []
+        assert run_command(lambda: print("x"), said.append) == UNREAD == 141
+        assert said == [] and not starts_again([UNREAD], 5)
