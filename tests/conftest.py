@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.interpreter import Interpreter
+from tests.parity import listing
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = (
@@ -168,3 +169,8 @@ def _write_shards(folder: Path) -> None:
     )
     if code:
         raise RuntimeError(f"ingest of the test world ended with {code}")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for line in listing.summary(terminalreporter.stats.get("skipped", ())):
+        terminalreporter.write_line(line)

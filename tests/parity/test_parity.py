@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from tests.parity import (  # noqa: F401  (they register themselves)
@@ -21,6 +23,7 @@ from tests.parity import (  # noqa: F401  (they register themselves)
     viclip_adapters,
 )
 from tests.parity.cases import Case, discover, find_adapter
+from tests.parity.listing import WITHOUT, summary
 
 CASES = discover()
 
@@ -29,8 +32,21 @@ CASES = discover()
 def test_case(case: Case):
     check = find_adapter(case)
     if check is None:
-        pytest.skip(f"no adapter for {case.group}/{case.name}")
+        pytest.skip(f"{WITHOUT}{case.group}/{case.name}")
     check(case)
+
+
+def test_cases_without_an_adapter_are_listed_and_counted():
+    def skipped(reason: str) -> SimpleNamespace:
+        return SimpleNamespace(longrepr=("test_parity.py", 32, f"Skipped: {reason}"))
+
+    found = [skipped(f"{WITHOUT}video_language/{name}") for name in ("beats_tiny", "asr")]
+    assert summary([*found, skipped("needs the TPU compiler"), SimpleNamespace(longrepr="")]) == [
+        "parity: golden cases that no adapter compares: 2",
+        "video_language/asr",
+        "video_language/beats_tiny",
+    ]
+    assert summary([skipped("slow")]) == []
 
 
 def test_the_folder_holds_cases():
