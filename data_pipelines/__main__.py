@@ -273,7 +273,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
             config, arguments.step, arguments.clips, arguments.segments, arguments.crops
         )
     else:
-        page = inspect.train_page(config, arguments.step, arguments.clips)
+        page = inspect.train_page(settings.as_declared(config), arguments.step, arguments.clips)
     for path in inspect.write(page, arguments.out):
         print(f"wrote {path}")
     return GOOD
@@ -311,7 +311,7 @@ def _bench(arguments: argparse.Namespace) -> int:
     own = arguments.clips_per_second_per_chip
     if own is not None and not own > 0:
         raise ValueError(f"--clips-per-second-per-chip: found {own:g}, expected more than 0")
-    speed = bench.measure(config, arguments.seconds)
+    speed = bench.measure(settings.as_declared(config), arguments.seconds)
     for text in bench.report(speed):
         print(text)
     print()

@@ -33,9 +33,11 @@ dataset (tfds:NAME), InternVid's JSONL, or a CSV or TSV with a header, or JSONL 
   label | labels      class name or index; several as "a|b" or a JSON list
   caption | captions  text; several as a JSON list
   start, end          seconds or HH:MM:SS.mmm
-  segments, boxes     JSON lists of objects, times as in start and end:
+  segments, boxes,    JSON lists of objects, times as in start and end:
+  turns
                       {"start", "end", "label", "caption"},
                       {"time", "y1", "x1", "y2", "x2", "labels", "track"}
+                      {"role", "text"}
   split, id           optional
   any other column    stored with the record
 """
@@ -216,7 +218,8 @@ def _add_clips(clips: argparse._ArgumentGroup) -> None:
         "--media",
         choices=MEDIA_KINDS,
         default="video",
-        help="what the files are; auto goes by their suffixes (default: %(default)s)",
+        help="what the files are; auto goes by their suffixes; features: there are none, and a "
+        "record holds what its row says (default: %(default)s)",
     )
 
 

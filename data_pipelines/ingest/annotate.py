@@ -1,11 +1,12 @@
-"""Segments and boxes of a row: from the cells of a table to what the record stores.
+"""Segments, boxes and turns of a row: from the cells of a table to what the record stores.
 
-Both columns hold a JSON list of objects, with times in seconds or `HH:MM:SS.mmm` of the source
+The columns hold JSON lists of objects, with times in seconds or `HH:MM:SS.mmm` of the source
 video, like the columns `start` and `end`, whatever part of it the row cuts out::
 
     "segments": [{"start": 1.5, "end": 4, "label": "pour", "caption": "pours tea"}]
     "boxes": [{"time": 2, "y1": 0.1, "x1": 0.2, "y2": 0.9, "x2": 0.6,
                "labels": ["stand", "talk"], "track": 0}]
+    "turns": [{"role": "user", "text": "What is it?"}, {"role": "assistant", "text": "A kettle."}]
 
 `label`, `labels`, `caption` and `track` may be left out.
 """
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 from data_pipelines.ingest import cells
 from data_pipelines.ingest.container import VideoError
 from data_pipelines.ingest.rows import RowBox, RowSegment
+from data_pipelines.records.conversation import Turn
 from data_pipelines.records.localisation import Box, Segment
 from data_pipelines.records.messages import INT64, shortest
 
@@ -69,6 +71,27 @@ def read_boxes(value: Any) -> tuple[RowBox, ...]:
             raise ValueError(f"{name}: track is {cells.shown(track)}, expected an integer")
         result.append(RowBox(time, y1, x1, y2, x2, tuple(n for n in names if n), track))
     return tuple(sorted(result, key=lambda b: (b.time, b.track)))
+
+
+def read_turns(value: Any) -> tuple[Turn, ...]:
+    """Parse a cell `turns`, in its order.
+
+    Raises:
+      ValueError: the cell or a turn in it is not as described above.
+    """
+    result = []
+    for number, item in enumerate(_objects("turns", value)):
+        name = f"turn {number}"
+        _known(name, item, {"role", "text"})
+        role, said = (cells.text(name, key, item.get(key)) for key in ("role", "text"))
+        if not (role and said):
+            raise ValueError(f"{name} has no {'text' if role else 'role'}")
+        result.append(Turn(role, said))
+    return tuple(result)
+
+
+# Column of a table -> how its cells are read; fields of `Row` of the same names.
+COLUMNS = {"segments": read_segments, "boxes": read_boxes, "turns": read_turns}
 
 
 class Placed(NamedTuple):

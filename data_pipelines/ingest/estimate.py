@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from data_pipelines.ingest import media
+from data_pipelines.ingest import alone, media
 from data_pipelines.ingest.audio import SAMPLE_RATE
 from data_pipelines.ingest.container import (
     VideoError,
@@ -56,6 +56,8 @@ def estimate_bytes(row: Row, options: DecodeOptions) -> float:
     Raises:
       VideoError: the file cannot be opened or has no video.
     """
+    if row.path.startswith(alone.SCHEME):
+        return float(len(repr(row)))
     per_pixel = float(np.interp(options.quality, _QUALITIES, _BYTES_PER_PIXEL))
     if options.storage == "png":
         per_pixel = _PNG_BYTES_PER_PIXEL

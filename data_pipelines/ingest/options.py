@@ -14,7 +14,7 @@ FORMATS = ("auto", "table", "kinetics", "rawframes", "json")
 CUT_POLICIES = ("auto", "yes", "no")
 RUNNERS = ("local", "beam")
 AUDIO_FORMATS = ("off", "pcm16")
-MEDIA_KINDS = ("video", "image", "auto")
+MEDIA_KINDS = ("video", "image", "auto", "features")
 PIXEL_SHAPES = ("stored", "display")
 STORAGE_FORMATS = ("jpeg", "png")
 
@@ -64,7 +64,8 @@ class IngestOptions:
       partial: what to do with a video that decodes only in part.
       audio: `pcm16` stores the audio of each clip at 16 kHz mono; `off` stores none.
       media: `video`; `image` for images, each a record of one frame; `auto` decides by the
-        suffix of each file.
+        suffix of each file; `features` reads no files: records without frames, of what a table
+        says.
       classes_file: fixed class list; by default the sorted labels of the source.
       flip_changes_label: recorded for training, which then does not flip horizontally.
       workers: processes; 0 decodes in this process.
@@ -147,13 +148,8 @@ class IngestOptions:
             "more than 0",
         )
         _require(self.min_frames >= 1, "--min-frames", self.min_frames, "1 or more")
-        _require(
-            self.partial in PARTIAL_POLICIES,
-            "--partial",
-            self.partial,
-            " or ".join(PARTIAL_POLICIES),
-        )
         for option, value, known in (
+            ("--partial", self.partial, PARTIAL_POLICIES),
             ("--format", self.format, FORMATS),
             ("--cut", self.cut, CUT_POLICIES),
             ("--runner", self.runner, RUNNERS),
@@ -163,6 +159,12 @@ class IngestOptions:
             ("--storage", self.storage, STORAGE_FORMATS),
         ):
             _require(value in known, option, value, " or ".join(known))
+        _require(
+            self.media != "features" or self.audio == "off",
+            "--audio",
+            self.audio,
+            "off with --media features, which reads no files",
+        )
         _require(
             self.frame_start is None or self.frame_start >= 0,
             "--frame-start",

@@ -6,6 +6,7 @@ stores the decision with digests of everything it rests on; a run with the same 
 another one is refused.
 """
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -125,6 +126,8 @@ def hash_rows(rows: Sequence[Row]) -> str:
                     row.segments,
                     row.boxes,
                     bool(row.problem),
+                    # What a row has not is not mentioned, so that older plans stay the same.
+                    *([list(map(dataclasses.astuple, row.turns))] if row.turns else []),
                 ],
                 sort_keys=True,
             ).encode()

@@ -9,7 +9,7 @@ shard, looked at when that shard begins.
 import os
 from collections.abc import Iterable, Sequence
 
-from data_pipelines.ingest import tfds
+from data_pipelines.ingest import alone, tfds
 from data_pipelines.ingest.frames import FrameFolder
 from data_pipelines.ingest.rows import Row
 
@@ -24,6 +24,8 @@ class SourceVanished(RuntimeError):
 
 def missing(path: str) -> bool:
     """Whether nothing is there of what a row's path names, or it cannot be reached."""
+    if path.startswith(alone.SCHEME):
+        return False
     try:
         if path.startswith(FrameFolder.SCHEME):
             with os.scandir(FrameFolder.parse(path).folder) as entries:

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from data_pipelines.records.conversation import Turn
+
 
 class RowSegment(NamedTuple):
     """A span in seconds of the source video, with a class name, a text, or both."""
@@ -40,6 +42,7 @@ class Row:
       start, end: seconds to cut at, None for the ends of the video.
       extra: further columns.
       segments, boxes: what happens when and where, in time order.
+      turns: a conversation about it, in its order.
       where: place in the source, for messages.
       problem: why the row cannot become a record although the file may be fine.
     """
@@ -55,6 +58,7 @@ class Row:
     extra: Mapping[str, int | float | str] = field(default_factory=dict)
     segments: tuple[RowSegment, ...] = ()
     boxes: tuple[RowBox, ...] = ()
+    turns: tuple[Turn, ...] = ()
     where: str = ""
     problem: str = ""
 

@@ -2,7 +2,7 @@
 
 import os
 
-from data_pipelines.ingest import cells, folders, lists, table_files, tables, tfds
+from data_pipelines.ingest import alone, cells, folders, lists, table_files, tables, tfds
 from data_pipelines.ingest.frames import FrameFolder
 from data_pipelines.ingest.image import IMAGE_SUFFIXES
 from data_pipelines.ingest.options import IngestOptions, check_name
@@ -14,6 +14,7 @@ _WANTED = {
     "video": ("videos", VIDEO_SUFFIXES),
     "image": ("images", IMAGE_SUFFIXES),
     "auto": ("videos or images", VIDEO_SUFFIXES | IMAGE_SUFFIXES),
+    "features": ("rows", frozenset()),
 }
 
 
@@ -31,26 +32,29 @@ def read(options: IngestOptions) -> Listing:
       SourceVanished: a folder cannot be listed to its end.
     """
     source = options.source
-    if source.startswith(tfds.PREFIX) and not os.path.exists(source):
+    prepared = source.startswith(tfds.PREFIX) and not os.path.exists(source)
+    if not prepared and not os.path.exists(source):
+        raise FileNotFoundError(
+            f"{source}: no such file or folder; --source takes a folder of videos, a .csv/.tsv or "
+            "a .jsonl file, a list (.csv, .txt), a .json file, or tfds:NAME"
+        )
+    if options.media == "features":
+        listing = _read_table(options)
+    elif prepared:
         listing = tfds.read(options)
     elif os.path.isdir(source):
         if options.columns:
             raise ValueError(f"--columns is for tables, and {source} is a folder; leave it out")
         wanted, suffixes = _WANTED[options.media]
         listing = folders.read(source, options.split, suffixes, wanted)
-    elif not os.path.exists(source):
-        raise FileNotFoundError(
-            f"{source}: no such file or folder; --source takes a folder of videos, a .csv/.tsv or "
-            "a .jsonl file, a list (.csv, .txt), a .json file, or tfds:NAME"
-        )
     else:
         listing = _READERS[detect(options)](source, options)
     if not listing.rows:
+        wanted, suffixes = _WANTED[options.media]
         raise NothingListed(
-            f"{source}: lists no {_WANTED[options.media][0]}"
+            f"{source}: lists no {wanted}"
             + "".join(f"; {note}" for note in listing.notes)
-            + ". Expected files ending in "
-            + " ".join(sorted(_WANTED[options.media][1]))
+            + (f". Expected files ending in {' '.join(sorted(suffixes))}" if suffixes else "")
         )
     for split in {row.split for row in listing.rows}:
         check_name("split", split)
@@ -64,6 +68,16 @@ _READERS = {
     "kinetics": lists.read,
     "rawframes": lists.read,
 }
+
+
+def _read_table(options: IngestOptions) -> Listing:
+    """The rows of a source without files."""
+    if not os.path.isfile(options.source) or detect(options) != "table":
+        raise ValueError(
+            f"{options.source}: is no table, and --media features has no other source: the columns "
+            "of a .csv, .tsv or .jsonl are all that its records hold"
+        )
+    return tables.read(options.source, options)
 
 
 def detect(options: IngestOptions) -> str:
@@ -141,7 +155,7 @@ def _note_shared_files(listing: Listing) -> None:
 
 def _real(path: str, folder_of: dict[str, str]) -> str:
     """The file behind a path of a row; `folder_of` keeps what each folder really is."""
-    if path.startswith(tfds.TFDSExample.SCHEME):
+    if path.startswith((tfds.TFDSExample.SCHEME, alone.SCHEME)):
         return path
     if path.startswith(FrameFolder.SCHEME):
         path = FrameFolder.parse(path).folder

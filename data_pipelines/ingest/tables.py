@@ -1,13 +1,15 @@
 """Tables of videos: CSV, TSV and JSONL with the same columns.
 
 ======================  =====================================================================
-`path`                required; relative to the table's folder, or to `--root`
+`path`                required, unless no file is read; relative to the table's folder, or to
+                        `--root`
 `label`               one class name, or a class index
 `labels`              several: a JSON list or names separated by `|`
 `caption, captions`   one text, or a JSON list of texts
 `start, end`          seconds or `HH:MM:SS.mmm` in the video
 `split`               name of the split
 `segments, boxes`     what happens when and where; see `ingest.annotate`
+`turns`               a conversation about it; see there
 `id`                  unique id; by default the path, with the span when there is one
 anything else           stored in the record as `extra/NAME`
 ======================  =====================================================================
@@ -23,16 +25,16 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
-from data_pipelines.ingest import annotate, cells, extras, table_files
+from data_pipelines.ingest import alone, annotate, cells, extras, table_files
 from data_pipelines.ingest.cells import RowError, seconds
 from data_pipelines.ingest.options import IngestOptions
 from data_pipelines.ingest.path_template import PathTemplate
-from data_pipelines.ingest.rows import Listing, Row, RowBox, RowSegment, printable
+from data_pipelines.ingest.rows import Listing, Row, printable
 from data_pipelines.ingest.suffixes import names_media
 
 # fmt: off
 COLUMNS = (
-    "path", "label", "labels", "caption", "captions", "start", "end", "segments", "boxes",
+    "path", "label", "labels", "caption", "captions", "start", "end", *annotate.COLUMNS,
     "split", "id",
 )
 # fmt: on
@@ -127,6 +129,7 @@ class _Reader:
     def __init__(self, path: str, options: IngestOptions, columns: Mapping[str, str]):
         self._options, self._columns = options, columns
         self._root = options.root if options.root is not None else os.path.dirname(path)
+        self._files = options.media != "features"
         self.template = None
         if options.path_template is not None:
             self.template = PathTemplate(options.path_template, columns)
@@ -142,7 +145,9 @@ class _Reader:
         start, end = _span(where, known)
         if self.template is not None:
             known["path"] = self.template.fill(where, values, start, end)
-        _check_columns(where, known, values)
+        if self._files:
+            _check_path(where, known, values)
+        _check_columns(where, known)
         if not self._cut:
             times = {self._columns.get(key, key): known.get(key) for key in ("start", "end")}
             extra |= {name: time for name, time in times.items() if time not in (None, "")}
@@ -150,7 +155,7 @@ class _Reader:
         split = _name(where, "split", known.get("split"))
         row, dropped = _row(where, known, self._root, split or self._options.split, start, end)
         self.empty_captions += dropped
-        return row, extra
+        return row if self._files else replace(row, path=alone.SCHEME + row.name), extra
 
     def rejected(self, where: str, values: Mapping[str, Any], problem: str) -> Row:
         """What is listed of a row that is none: the file and the split, if it tells them."""
@@ -178,7 +183,7 @@ def _divide(
     return known, extra
 
 
-def _check_columns(where: str, known: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+def _check_path(where: str, known: Mapping[str, Any], values: Mapping[str, Any]) -> None:
     if "path" not in known:
         guess = next((key for key, value in values.items() if names_media(str(value)[-9:])), None)
         near = difflib.get_close_matches("path", list(values), n=1, cutoff=0.3)
@@ -190,6 +195,11 @@ def _check_columns(where: str, known: Mapping[str, Any], values: Mapping[str, An
             f"made from columns, add for example --path-template '{{{guess}}}.mp4'; if the first "
             "line is no header, add --format kinetics"
         )
+    if not cells.plain(where, "path", known["path"]):
+        raise RowError(f"{where}: the path is empty")
+
+
+def _check_columns(where: str, known: Mapping[str, Any]) -> None:
     for one, many in (("label", "labels"), ("caption", "captions")):
         if known.get(one) is not None and known.get(many) is not None:
             raise RowError(f"{where}: has both {one!r} and {many!r}; keep one of them")
@@ -210,45 +220,40 @@ def _row(
     start: float | None,
     end: float | None,
 ) -> tuple[Row, int]:
-    path = cells.plain(where, "path", values["path"])
-    if not path:
-        raise RowError(f"{where}: the path is empty")
+    path = cells.plain(where, "path", values.get("path"))
+    given = _name(where, "id", values.get("id"))
+    if not (path or given):
+        raise RowError(f"{where}: has neither 'id' nor 'path'; one of them names the record")
     labels = cells.items(where, "label", values.get("label"), read=cells.label) or cells.items(
         where, "labels", values.get("labels"), "|", cells.label
     )
     captions = cells.items(where, "caption", values.get("caption")) or cells.items(
         where, "captions", values.get("captions")
     )
-    name = printable(path)
+    name = printable(path) or given
     span = "" if start is None and end is None else f"#{_time(start)}-{_time(end)}"
     kept = tuple(caption for caption in captions if caption)
-    segments, boxes, problem = _annotations(where, values)
     row = Row(
         path=os.path.join(root, path),
         name=name,
-        id=_name(where, "id", values.get("id")) or name + span,
+        id=given or name + span,
         split=split,
         labels=tuple(label for label in labels if label),
         captions=kept,
         start=start,
         end=end,
-        segments=segments,
-        boxes=boxes,
         where=where,
-        problem=problem,
+        **_annotations(where, values),
     )
     return row, len(captions) - len(kept)
 
 
-def _annotations(
-    where: str, values: Mapping[str, Any]
-) -> tuple[tuple[RowSegment, ...], tuple[RowBox, ...], str]:
-    """Segments and boxes, or the problem that costs this row, not the whole table."""
+def _annotations(where: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Segments, boxes and turns, or the problem that costs this row, not the whole table."""
     try:
-        segments = annotate.read_segments(values.get("segments"))
-        return segments, annotate.read_boxes(values.get("boxes")), ""
+        return {name: read(values.get(name)) for name, read in annotate.COLUMNS.items()}
     except ValueError as error:
-        return (), (), f"{where}: {error}"
+        return {"problem": f"{where}: {error}"}
 
 
 def _time(seconds: float | None) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from data_pipelines.ingest import alone
 from data_pipelines.ingest.annotate import Placed, place
 from data_pipelines.ingest.container import Note, VideoError
 from data_pipelines.ingest.decode import DecodedClip, DecodeOptions
@@ -155,6 +156,8 @@ def _clip(task: ShardTask, position: int, progress: JobProgress) -> DecodedClip:
         raise VideoError("label", row.problem)
     if position in task.crashed:
         raise VideoError("decode", task.crashed[position])
+    if row.path.startswith(alone.SCHEME):
+        return alone.clip(row)
     return load_clip(row.path, task.options, row.start, row.end, progress.tick)
 
 
@@ -179,6 +182,7 @@ def _record(row: Row, labels: tuple[int, ...], clip: DecodedClip, placed: Placed
         audio=clip.audio,
         segments=placed.segments,
         boxes=placed.boxes,
+        turns=row.turns,
     )
 
 

@@ -94,6 +94,14 @@ class Manifest:
         """Paths of a split's shards, in record order."""
         return [storage.join(self.directory, shard.name) for shard in self.split(split).shards]
 
+    @property
+    def media(self) -> str:
+        """Name of the media type (`records.media`) that the set declares: with frames or without.
+
+        Videos and images may be mixed; which of them a record is, it says itself.
+        """
+        return "features" if self.options.get("media") == "features" else "video"
+
     def image_options(self) -> dict[str, str]:
         """How the ingest treated the pixels: `pixels` and `storage` of its options.
 
@@ -306,7 +314,7 @@ def _parse_split(fields: _Fields, num_classes: int) -> SplitInfo:
 
 
 def open_split(
-    directory: str | os.PathLike[str], split: str, *, check_crc: bool = True
+    directory: str | os.PathLike[str] | Manifest, split: str, *, check_crc: bool = True
 ) -> tuple[Manifest, RecordSource]:
     """Open a split for reading, refusing anything that is not what the ingest wrote.
 
@@ -318,7 +326,7 @@ def open_split(
       FileNotFoundError: no dataset there, or a shard or index is missing.
       ValueError: unknown or empty split, or manifest, index and shard disagree.
     """
-    manifest = load(directory)
+    manifest = directory if isinstance(directory, Manifest) else load(directory)
     info = manifest.split(split)
     if info.records == 0:
         raise ValueError(

@@ -76,6 +76,7 @@ def _bare(stream: TrainStream, seconds: float) -> tuple[dict[str, float], float,
         # As often as the mixture has it.
         number = int(rng.choice(len(draws), p=draws / draws.sum()))
         source = stream.sources[number]
+        transform = source.transform
         dataset, clip = source.dataset, stream.config.clip_of(source.component.media)
         index = int(rng.integers(len(dataset)))
         before, began = dataset.source.bytes_read, time.thread_time()
@@ -85,7 +86,7 @@ def _bare(stream: TrainStream, seconds: float) -> tuple[dict[str, float], float,
         )
         frames = dataset.frames(index, record, wanted)
         loaded = time.thread_time()
-        source.transform(frames, rng)
+        transform(frames, rng)
         done = time.thread_time()
         read += dataset.source.bytes_read - before
         size += sizes[number]

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.config import DataConfig, ReaderConfig, ViewConfig
-from data_pipelines.records import schema
+from data_pipelines.records import companion, schema, storage
 from data_pipelines.records.dataset import Dataset, open_dataset
+from data_pipelines.records.media import MEDIA
 from data_pipelines.stream.mixture import components_of
 from data_pipelines.stream.pipeline import TrainStream, ViewPass
 from data_pipelines.tools.sheet import Page, SheetRow, contact_sheet, web_page
@@ -50,8 +51,11 @@ def _one_set(directory: str, chosen: str, sample: int) -> Iterator[str]:
         )
     if found.rejected or found.partial:
         yield f"  {found.rejected} inputs rejected, {found.partial} decoded in part"
-    kept = found.image_options()
-    yield f"  pixels {kept['pixels']}, frames {kept['storage']}"
+    if MEDIA[found.media].pixels:
+        kept = found.image_options()
+        yield f"  pixels {kept['pixels']}, frames {kept['storage']}"
+    else:
+        yield f"  no frames: a set of media={found.media}"
     counts = found.split(chosen).label_counts
     yield f"split {chosen}, fingerprint {found.fingerprint(chosen)[:16]}"
     classes = sorted(zip(found.classes, counts, strict=True), key=lambda item: -item[1])
@@ -61,25 +65,50 @@ def _one_set(directory: str, chosen: str, sample: int) -> Iterator[str]:
         rest = sum(count for _, count in classes[_CLASSES_SHOWN:])
         yield f"  and {len(classes) - _CLASSES_SHOWN} smaller classes: {rest}"
     yield from _sampled(dataset, sample)
+    yield from _companions(dataset)
 
 
 def _sampled(dataset: Dataset, sample: int) -> Iterator[str]:
     numbers = np.unique(np.linspace(0, len(dataset) - 1, min(sample, len(dataset))).astype(int))
     records = [dataset.load(int(number)) for number in numbers]
-    sizes = Counter(f"{record.width}x{record.height}" for record in records)
-    rates = [record.fps for record in records]
-    lengths = [len(record.frames) for record in records]
+    pictured = [record for record in records if len(record.frames)]
+    sizes = Counter(f"{record.width}x{record.height}" for record in pictured)
+    rates = [record.fps for record in pictured]
+    lengths = [len(record.frames) for record in pictured]
     captioned = sum(any(record.captions) for record in records)
     columns = sorted({name for record in records for name in record.extra})
     yield f"  {len(records)} of {len(dataset)} records read:"
-    yield "  sizes " + ", ".join(f"{size} ({count})" for size, count in sizes.most_common(5))
-    yield (
-        f"  frames {min(lengths)} to {max(lengths)}, median {int(np.median(lengths))}; "
-        f"{min(rates):g} to {max(rates):g} frames/s"
-    )
+    if pictured:
+        yield "  sizes " + ", ".join(f"{size} ({count})" for size, count in sizes.most_common(5))
+        yield (
+            f"  frames {min(lengths)} to {max(lengths)}, median {int(np.median(lengths))}; "
+            f"{min(rates):g} to {max(rates):g} frames/s"
+        )
+    for name in ("segments", "boxes", "turns"):
+        counts = [len(getattr(record, name)) for record in records]
+        if any(counts):
+            share = sum(map(bool, counts)) / len(records)
+            yield f"  {name} in {share:.0%}, at most {max(counts)}"
+    if sounding := sum(record.audio is not None for record in records):
+        yield f"  audio in {sounding / len(records):.0%}"
     yield f"  captions in {captioned / len(records):.0%}"
     yield f"  extra columns: {', '.join(columns) or 'none'}"
     yield "  first ids: " + ", ".join(repr(record.media_id) for record in records[:3])
+
+
+def _companions(dataset: Dataset) -> Iterator[str]:
+    """What companions in the directory of a local set have for its split."""
+    directory = dataset.manifest.directory
+    places = [] if storage.is_remote(directory) else sorted(Path(directory).iterdir())
+    for place in places:
+        if not (place / companion.FILE_NAME).is_file():
+            continue
+        try:
+            found = companion.open_companion(place, dataset.manifest, dataset.split)
+            held = ", ".join(f"{name} {a.dtype} {a.shape}" for name, a in found[0].items())
+        except (ValueError, FileNotFoundError) as error:
+            held = f"unusable: {error}"
+        yield f"  companion {place.name}, of the first record: {held}"
 
 
 def train_page(config: DataConfig, step: int, clips: int) -> Page:
@@ -100,9 +129,7 @@ def train_page(config: DataConfig, step: int, clips: int) -> Page:
         batch = next(stream)
     finally:
         stream.close()
-    if "video" not in batch:
-        raise ValueError(f"step {step} has no pixels to show; choose another with --step")
-    shown = min(clips, len(batch["video"]))
+    shown = min(clips, len(batch["index"]))
     facts = [
         ("step", f"{step}: {shown} clips of a batch of {config.global_batch}"),
         ("stream", stream.fingerprint),
@@ -111,7 +138,8 @@ def train_page(config: DataConfig, step: int, clips: int) -> Page:
     ]
     sets = batch["dataset"] if "dataset" in batch else np.zeros(shown, int)
     rows = [_row(stream.sources[sets[i]].dataset, batch, i) for i in range(shown)]
-    return Page(f"{config.train or config.mixture}: training step {step}", facts, rows)
+    places = ", ".join(component.directory for component in components_of(config))
+    return Page(f"{places}: training step {step}", facts, rows)
 
 
 def _part_of_a_step(config: DataConfig, step: int, clips: int) -> TrainStream:
@@ -141,10 +169,13 @@ def view_page(config: DataConfig, step: int, clips: int, segments: int, crops: i
     Raises:
       ValueError: as `stream.pipeline.ViewPass`, or a step beyond the pass.
     """
+    dataset = open_dataset(config.train, config.split, check_crc=config.reader.check_crc)
+    if not MEDIA[dataset.manifest.media].pixels:
+        raise ValueError(f"--views shows pixels, of which {config.train} has none; leave it out")
     videos = max(1, clips // (segments * crops))
     # Pre-training draws windows; the matching test views are the dense ones.
     sampling = "dense" if config.clip.sampling == "window" else config.clip.sampling
-    records = len(open_dataset(config.train, config.split))
+    records = len(dataset)
     steps = -(-records // videos)
     if not 0 <= step < steps:
         raise ValueError(
@@ -161,7 +192,9 @@ def view_page(config: DataConfig, step: int, clips: int, segments: int, crops: i
     rows, facts = [], []
     for record in range(step * videos, min((step + 1) * videos, records)):
         # One host per record: each reads exactly its own.
-        one = ViewPass(config.train, config.split, views, process=record, processes=records)
+        one = ViewPass(
+            config.train, config.split, views, process=record, processes=records, dataset=dataset
+        )
         try:
             batch = next(one)
         finally:
@@ -192,6 +225,7 @@ def _one_ahead(reader: ReaderConfig) -> ReaderConfig:
 
 def _row(dataset: Dataset, batch: Mapping[str, np.ndarray], i: int) -> SheetRow:
     index = int(batch["index"][i])
+    pixels = batch["video"][i] if "video" in batch else None
     facts = [
         (name, _text(values[i]))
         for name, values in sorted(batch.items())
@@ -200,19 +234,18 @@ def _row(dataset: Dataset, batch: Mapping[str, np.ndarray], i: int) -> SheetRow:
     try:
         record = dataset.load(index)
     except ValueError as error:  # a pass shows unreadable records as invalid
-        return SheetRow(
-            f"record {index}: unreadable", [("error", str(error)), *facts], batch["video"][i]
-        )
+        return SheetRow(f"record {index}: unreadable", [("error", str(error)), *facts], pixels)
     labels = ", ".join(record.label_names or _names(dataset.classes, record.labels))
     title = str(record.media_id or index) + (f" [{labels}]" if labels else "")
     known = [
         ("record", dataset.address(index, record)),
         *([("labels", labels)] if labels else []),
         *(("caption", caption) for caption in record.captions),
+        *((turn.role, turn.text) for turn in record.turns),
         ("stored", _stored(record)),
         *facts,
     ]
-    return SheetRow(title, known, batch["video"][i])
+    return SheetRow(title, known, pixels)
 
 
 def _names(classes: Sequence[str], labels: Sequence[int]) -> list[str]:
@@ -220,6 +253,8 @@ def _names(classes: Sequence[str], labels: Sequence[int]) -> list[str]:
 
 
 def _stored(record: schema.Record) -> str:
+    if not len(record.frames):
+        return f"no frames; {record.start_us / 1e6:g} to {record.end_us / 1e6:g} s"
     return (
         f"{len(record.frames)} frames of {record.width}x{record.height} at {record.fps:g} frames/s"
     )

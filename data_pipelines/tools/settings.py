@@ -15,8 +15,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data_pipelines import recipe_files
-from data_pipelines.config import DataConfig
+from data_pipelines.config import DataConfig, SetConfig
 from data_pipelines.limits import check_value, limits_of, suggest
+from data_pipelines.records import manifest
+from data_pipelines.records.media import MEDIA
 from data_pipelines.stream.parts.table import made_of
 
 _PREFIX = "--config.data."
@@ -51,6 +53,17 @@ def data_config(
     if directory is not None:
         config = dataclasses.replace(config, train=directory)
     return config if split is None else dataclasses.replace(config, split=split)
+
+
+def as_declared(config: DataConfig) -> DataConfig:
+    """The settings for a set that declares to have no pixels: a mixture of it alone."""
+    if not config.train or config.mixture:
+        return config
+    media = manifest.load(config.train).media
+    if MEDIA[media].pixels:
+        return config
+    sets = {"set": SetConfig(config.train, media=media)}
+    return dataclasses.replace(config, train="", mixture=sets)
 
 
 def _of_recipe(recipe: str) -> DataConfig:

@@ -15,6 +15,7 @@ import simplejpeg
 _GAP = 2  # pixels between frames
 _HEADING = 18  # pixels of the text line above a row of the contact sheet
 _PICTURE = 112  # frames of the contact sheet and the page are at most this high
+_NOTHING = np.empty((0, 0, 3), np.uint8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,12 +25,12 @@ class SheetRow:
     Attributes:
       title: one line: where the clip comes from.
       facts: name and value of everything else that is known of it.
-      frames: (T, H, W, 3) uint8.
+      frames: (T, H, W, 3) uint8; None of a record without.
     """
 
     title: str
     facts: Sequence[tuple[str, str]]
-    frames: np.ndarray
+    frames: np.ndarray | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +61,7 @@ def strip(frames: np.ndarray, columns: int = 16) -> np.ndarray:
 def contact_sheet(page: Page) -> bytes:
     """The page as a PNG file: one row of frames per clip below its title."""
     parts = []
-    strips = [strip(row.frames) for row in page.rows]
+    strips = [_NOTHING if row.frames is None else strip(row.frames) for row in page.rows]
     width = max([480, *(part.shape[1] for part in strips)])
     for text, part in zip([row.title for row in page.rows], strips, strict=True):
         heading = np.full((_HEADING, width, 3), 255, np.uint8)
@@ -94,17 +95,23 @@ def web_page(page: Page) -> str:
         _list(page.facts),
     ]
     for row in page.rows:
-        picture = strip(row.frames)
-        jpeg = simplejpeg.encode_jpeg(np.ascontiguousarray(picture), 90, "RGB", "444")
-        data = base64.b64encode(jpeg).decode()
         parts += [
             f"<section><h2>{html.escape(row.title)}</h2>",
-            f'<img alt="{len(row.frames)} frames" width="{picture.shape[1]}" '
-            f'src="data:image/jpeg;base64,{data}">',
+            *([] if row.frames is None else [_image(row.frames)]),
             _list(row.facts),
             "</section>",
         ]
     return "\n".join([*parts, "</body></html>\n"])
+
+
+def _image(frames: np.ndarray) -> str:
+    picture = strip(frames)
+    jpeg = simplejpeg.encode_jpeg(np.ascontiguousarray(picture), 90, "RGB", "444")
+    data = base64.b64encode(jpeg).decode()
+    return (
+        f'<img alt="{len(frames)} frames" width="{picture.shape[1]}" '
+        f'src="data:image/jpeg;base64,{data}">'
+    )
 
 
 def _list(facts: Sequence[tuple[str, str]]) -> str:

@@ -21,6 +21,7 @@ INTERNVID = {
     "Aesthetic_Score": 4.5,
     "UMT_Score": 0.41,
 }
+TALK = {"id": "talk", "turns": [{"role": "user", "text": "What is poured?"}]}
 EVENTS = {
     "path": "run/0.mp4",
     "segments": [{"start": 0.5, "end": 1.5, "label": "pour", "caption": "pours tea"}],

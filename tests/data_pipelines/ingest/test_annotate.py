@@ -1,11 +1,11 @@
-"""Segments and boxes from a table to the record."""
+"""Segments, boxes and turns from a table to the record."""
 
 import json
 
 import pytest
 
 from data_pipelines.ingest import labels, sources
-from data_pipelines.ingest.annotate import place, read_boxes, read_segments
+from data_pipelines.ingest.annotate import place, read_boxes, read_segments, read_turns
 from data_pipelines.ingest.container import VideoError
 from data_pipelines.ingest.options import IngestOptions
 from data_pipelines.ingest.plan import hash_rows
@@ -13,7 +13,7 @@ from data_pipelines.ingest.rows import RowBox, RowSegment
 from data_pipelines.ingest.run import ingest
 from data_pipelines.records import manifest, schema
 from data_pipelines.records.dataset import label_of, open_dataset
-from data_pipelines.records.schema import Box, Segment
+from data_pipelines.records.schema import Box, Segment, Turn
 from tests.data_pipelines.ingest.clips import make_video
 
 BOX = {"time": 1, "y1": 0.1, "x1": 0.2, "y2": 0.9, "x2": 0.6}
@@ -211,3 +211,59 @@ def test_several_labels_and_captions_reach_the_reader(tmp_path):
     assert record.captions == ("one", "zwei ü", "猫")
     assert label_of(record) == 1
     assert report.manifest.split("train").label_counts == (1, 1)
+
+
+SAID = [{"role": "user", "text": "What is it?"}, {"role": "assistant", "text": "Tea, ü."}]
+
+
+def test_turns_are_read_in_their_order():
+    expected = (Turn("user", "What is it?"), Turn("assistant", "Tea, ü."))
+    assert read_turns(SAID) == expected == read_turns(json.dumps(SAID))
+    assert read_turns(None) == read_turns("") == read_turns([]) == ()
+
+
+@pytest.mark.parametrize(
+    ("cell", "complaint"),
+    [
+        ("[{", "turns is not JSON"),
+        ("What is it?", "turns is not JSON"),
+        ([["user", "What is it?"]], "turns is not a list of objects"),
+        ([{"text": "Tea."}], "turn 0 has no role"),
+        ([*SAID, {"role": "user", "text": " "}], "turn 2 has no text"),
+        ([{"from": "human", "value": "x"}], "turn 0 has 'from', expected role, text"),
+        ([{"role": "user", "text": ["x"]}], "turn 0: text is ['x'], expected text"),
+    ],
+)
+def test_turns_that_cannot_be_understood(cell, complaint):
+    with pytest.raises(ValueError) as failure:
+        read_turns(cell)
+    assert complaint in str(failure.value)
+
+
+def test_turns_from_both_kinds_of_table_reach_the_record(tmp_path):
+    make_video(tmp_path / "a.mp4", 8)
+    table(tmp_path / "t.jsonl", [{"path": "a.mp4", "turns": SAID}, {"path": "b", "turns": "x"}])
+    cell = json.dumps(SAID).replace('"', '""')
+    (tmp_path / "t.csv").write_text(f'path,talk\na.mp4,"{cell}"\n', encoding="utf-8")
+    report, found = run(tmp_path / "t.jsonl", tmp_path / "j")
+    assert found["a.mp4"].turns == read_turns(SAID) and report.rejected == {"label": 1}
+    assert "turns is not JSON" in lines(tmp_path / "j" / "rejected.jsonl")[0]["error"]
+    _, named = run(tmp_path / "t.csv", tmp_path / "c", columns={"turns": "talk"})
+    assert named["a.mp4"].turns == read_turns(SAID)
+
+
+def test_what_is_said_is_part_of_the_inputs_and_nothing_else_changed_them(tmp_path):
+    rows = [{"path": "a.mp4"}, {"path": "a.mp4", "turns": SAID}, {"path": "a.mp4", "turns": []}]
+    digests = []
+    for row in rows:
+        options = IngestOptions(
+            source=str(table(tmp_path / "t.jsonl", [row])), out=str(tmp_path / "o")
+        )
+        digests.append(hash_rows(sources.read(options).rows))
+    # Of a plan that was written before rows had turns.
+    assert (
+        digests[0]
+        == digests[2]
+        == "d1affdb32449b0fb65657b314f43bf21971fd6b9fb211087f718674d49fd5aba"
+    )
+    assert digests[1] != digests[0]
