@@ -22,7 +22,7 @@ from typing import Any
 from absl import flags
 
 from internvideo_jax import cli
-from internvideo_jax.compile_check.aot import check_step, gib, whole_parameters
+from internvideo_jax.compile_check.aot import check_steps, gib, whole_parameters
 from internvideo_jax.compile_check.hardware import Slice, open_slice
 from internvideo_jax.compile_check.length import duration, find_records
 from internvideo_jax.compile_check.mesh_search import (
@@ -35,7 +35,7 @@ from internvideo_jax.compile_check.mesh_search import (
     table,
     verdict,
 )
-from internvideo_jax.compile_check.report import gathers_everything, report, row
+from internvideo_jax.compile_check.report import facts_of, gathers_everything, report
 from internvideo_jax.compile_check.search_cache import (
     CompileCache,
     check_apart,
@@ -217,17 +217,20 @@ def main() -> None:
                 length=source,
             )
         planned = prepare(config, target, length, many)
-        check = check_step(planned, target, fast=fast.value)
+        checks = check_steps(planned, target, fast=fast.value)
         known = bool(length) or config.steps > 0
-        text = report(planned, target, check, length_known=known, length=source, price=price.value)
-        print(text, flush=True)
+        texts = (
+            report(planned, target, each, length_known=known, length=source, price=price.value)
+            for each in checks
+        )
+        print("\n\n".join(texts), flush=True)
         if output.value:
-            facts = row(planned, target, check)
+            facts = facts_of(planned, target, checks)
             Path(output.value).write_text(json.dumps(facts, indent=2) + "\n")
-        if check.unknown(target):
+        if any(check.unknown(target) for check in checks):
             return 3
-        bad = whole_parameters(planned) or gathers_everything(planned, check)
-        return 0 if check.fits(target.chip) and not bad else 1
+        bad = whole_parameters(planned) or any(gathers_everything(planned, each) for each in checks)
+        return 0 if all(check.fits(target.chip) for check in checks) and not bad else 1
 
     cli.run(run)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from data_pipelines.stream.parts.made import batch_spec, first_media
+from data_pipelines.stream.parts.made import batch_spec, media_of
 from internvideo_jax.compile_check import flops
 from internvideo_jax.compile_check.hardware import GIB, Chip, Slice
 from internvideo_jax.compile_check.program import CompiledProgram, read_program
@@ -82,6 +82,7 @@ class Check:
     arguments: int = 0  # bytes of state, frozen networks and batch on one device
     frozen: float = 0.0  # FLOPs of the frozen networks in one step, from their configurations
     attention: str = ""  # form and reason of every attention in the step
+    media: str = ""  # media type of the step
 
     def fits(self, chip: Chip | None) -> bool:
         """Whether it compiled and its peak fits into the memory of the chip."""
@@ -107,9 +108,9 @@ def batch_shapes(
     """A batch of the training stream: shapes, element types and shardings.
 
     Args:
-      media: media type of the step; empty: videos if there are any.
+      media: media type of the step; empty: the first of the stream.
     """
-    media, sharding = media or first_media(config.data), batch_sharding(mesh)
+    media, sharding = media or media_of(config.data)[0], batch_sharding(mesh)
     spec = dict(batch_spec(config.data, media))
     spec |= config.objective.cached_shapes(config.model)
     rows = config.data.batch_of(media)
@@ -119,9 +120,9 @@ def batch_shapes(
     }
 
 
-def argument_bytes(run: Run) -> int:
+def argument_bytes(run: Run, media: str = "") -> int:
     """Bytes of state, frozen networks and batch on one device; tiles are not padded."""
-    batch = batch_shapes(run.config, run.mesh)
+    batch = batch_shapes(run.config, run.mesh, media)
     shardings = {name: leaf.sharding for name, leaf in batch.items()}
     state = bytes_per_device(run.plan.shapes, run.plan.shardings)
     return state + frozen_bytes(run) + bytes_per_device(batch, shardings)
@@ -137,27 +138,35 @@ def count_flops(run: Run) -> flops.Flops:
     return flops.count(_trace(run).jaxpr)
 
 
-def _trace(run: Run) -> Any:
+def _trace(run: Run, media: str = "") -> Any:
     step = make_train_step(run)  # makes constants, which must not land on the described devices
     state = placed(run.plan.shapes, run.plan.shardings)
-    return step.trace(state, batch_shapes(run.config, run.mesh))
+    return step.trace(state, batch_shapes(run.config, run.mesh, media))
 
 
-def check_step(run: Run, target: Slice, *, fast: bool = False) -> Check:
+def check_steps(run: Run, target: Slice, *, fast: bool = False) -> list[Check]:
+    """`check_step` for every media type of the stream: their steps are programs of their own."""
+    kinds = media_of(run.config.data)
+    return [check_step(run, target, fast=fast, media=media) for media in kinds]
+
+
+def check_step(run: Run, target: Slice, *, fast: bool = False, media: str = "") -> Check:
     """Traces, lowers and compiles the train step of `run`, whose mesh is made of `target`.
 
     For GPUs it is only traced, since their compiler does not run without one.
 
     Args:
+      media: media type of the step; empty: the first of the stream.
       fast: a lower optimization level, which takes about half the time; memory and collectives
         are nearly the same, cycle estimates can differ.
 
     Raises:
       RuntimeError: the compiler failed for another reason than memory.
     """
+    media = media or media_of(run.config.data)[0]
     cpu, started = time.process_time(), time.perf_counter()
     with attention.recording() as sites:
-        traced = _trace(run)
+        traced = _trace(run, media)
     counted = flops.count(traced.jaxpr)
     lowered = traced.lower() if target.compiles else None
     lower_seconds = time.perf_counter() - started
@@ -181,11 +190,12 @@ def check_step(run: Run, target: Slice, *, fast: bool = False) -> Check:
             program, problem = read_program(compiled.as_text(), len(target.devices)), ""
         except (jax.errors.JaxRuntimeError, ValueError) as error:
             problem = str(error).strip().splitlines()[0][:160]
+    known = run.config.data.batch_of(media) * _as_configured(run.config, media)
     return Check(
         memory=memory,
         needed=needed,
         executed=counted.total,
-        model=run.flops * run.config.data.global_batch,
+        model=run.flops * known,
         unknown_loops=counted.unknown_loops,
         program=program,
         program_error=problem,
@@ -193,10 +203,18 @@ def check_step(run: Run, target: Slice, *, fast: bool = False) -> Check:
         compile_seconds=compile_seconds,
         cpu_seconds=time.process_time() - cpu,
         host_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        arguments=argument_bytes(run),
-        frozen=run.frozen_flops * run.config.data.global_batch,
+        arguments=argument_bytes(run, media),
+        frozen=run.frozen_flops * known,
         attention=attention.summary(sites),
+        media=media,
     )
+
+
+def _as_configured(config: TrainConfig, media: str) -> bool:
+    """Whether the model's own figures are of the clips of a media type, or of longer ones."""
+    takes = config.model.inputs.clip
+    frames = config.data.clip_of(media).frames
+    return takes is None or frames == takes.frames * takes.stride
 
 
 def asked_for(message: str) -> float:

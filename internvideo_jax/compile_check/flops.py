@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.interpreters.partial_eval import dce_jaxpr
 
 Equation = Any  # jax's, of arrays
 
@@ -25,8 +26,9 @@ def count(jaxpr: Jaxpr | ClosedJaxpr) -> Flops:
 
     The body of a scan counts `length` times and a kernel as often as its grid has points; the
     compiler's own figure counts both once. Of a conditional the dearest branch counts. Work other
-    than matrix products is left out, as in the analytic figures (`forward_flops`), and so is a
-    kernel whose results nothing reads: where they were saved, the compiler drops it.
+    than matrix products is left out, as in the analytic figures (`forward_flops`), and so is what
+    the compiler drops: a kernel whose results nothing reads, where they were saved, and what a pass
+    of a scan computes for nobody, such as all but the counts of `parallel/microbatch.py`.
     """
     found = Flops()
     found.total = _count(_open(jaxpr), found)
@@ -46,6 +48,10 @@ def _count(jaxpr: Jaxpr, found: Flops) -> float:
             total += _convolution(equation)
         elif name == "cond":
             total += max(_count(branch.jaxpr, found) for branch in params["branches"])
+        elif name == "scan":
+            body = _open(params["jaxpr"])
+            read, _ = dce_jaxpr(body, [True] * len(body.outvars))
+            total += _count(read, found) * params["length"]
         else:
             inner = sum(_count(sub, found) for sub in _inner(params))
             if name == "while" and inner:
@@ -69,8 +75,6 @@ def _unread(jaxpr: Jaxpr) -> set[int]:
 
 def _times(name: str, params: Mapping[str, Any]) -> float:
     """How often the inner jaxprs of an equation run, over all devices."""
-    if name == "scan":
-        return params["length"]
     if name == "pallas_call":
         return float(np.prod(params["grid_mapping"].grid, dtype=float))
     if name == "shard_map":  # shapes inside are those of one device

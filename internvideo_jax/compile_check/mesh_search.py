@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType
 
 from data_pipelines.stream.parts.base import row_bytes
-from data_pipelines.stream.parts.made import batch_spec, first_media
+from data_pipelines.stream.parts.made import batch_spec, media_of
 from internvideo_jax.compile_check.aot import (
     count_flops,
     frozen_bytes,
@@ -204,7 +204,10 @@ class Search:
 
     def _batch_bytes(self, candidate: Candidate) -> float:
         data = self.run.config.data
-        example = row_bytes(batch_spec(data, first_media(data)))
+        example = max(
+            row_bytes(batch_spec(data, media)) * data.batch_of(media) / data.global_batch
+            for media in media_of(data)
+        )
         return candidate.rows * candidate.microbatches * example
 
     def _activations(self, remat: str, tensor: int) -> tuple[float, float]:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.metadata
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 
+from data_pipelines.stream.parts.made import media_of
 from internvideo_jax.compile_check.aot import (
     Check,
     frozen_bytes,
@@ -44,7 +47,7 @@ def report(
       price: of one chip-hour, in any currency; 0: not known.
     """
     sections = [
-        _what(run, target),
+        _what(run, target, check.media),
         _memory(run, target, check),
         _sharding(run),
         _flops(check),
@@ -57,9 +60,9 @@ def report(
     return "\n".join(line for section in sections for line in section)
 
 
-def _what(run: Run, target: Slice) -> list[str]:
+def _what(run: Run, target: Slice, media: str) -> list[str]:
     config, devices, chips = run.config, len(target.devices), target.chips
-    batch = config.data.global_batch
+    batch = config.data.batch_of(media)
     params = sum(leaf.size for leaf in jax.tree.leaves(run.plan.params))
     micro = config.optim.accumulate
     hosts = target.hosts
@@ -68,13 +71,18 @@ def _what(run: Run, target: Slice) -> list[str]:
     return [
         f"slice        {target.name}: {chips} x {kind_of(target)}{cores} on {hosts} "
         f"host{'s' if hosts > 1 else ''}; mesh {mesh}",
-        f"batch        {batch} clips, {batch / chips:g} per chip"
+        f"batch        {batch} {_examples(media)}, {batch / chips:g} per chip"
         + (f", in {micro} microbatches" if micro > 1 else "")
         + f"; remat {config.model.traits.remat or 'none'}",
         f"parameters   {params / 1e6:.1f} M; optimizer and average "
         f"{gib(optimizer_bytes(run))} over all chips",
         *_frozen(run),
     ]
+
+
+def _examples(media: str) -> str:
+    """What a step of a media type has, for a person."""
+    return f"examples of media={media}" if media not in ("", "video") else "clips"
 
 
 def _frozen(run: Run) -> list[str]:
@@ -143,8 +151,12 @@ def _flops(check: Check) -> list[str]:
     )
     return [
         f"attention    {check.attention}",
-        f"FLOPs        model {check.model / 1e12:.4g} T per step, executed "
-        f"{check.executed / 1e12:.4g} T: {check.executed / check.model:.3f} x{extra}",
+        (
+            f"FLOPs        model {check.model / 1e12:.4g} T per step, executed "
+            f"{check.executed / 1e12:.4g} T: {check.executed / check.model:.3f} x{extra}"
+            if check.model
+            else f"FLOPs        executed {check.executed / 1e12:.4g} T per step{extra}"
+        ),
         *(
             [f"             {check.frozen / 1e12:.4g} T of the executed are the frozen networks'"]
             if check.frozen
@@ -239,14 +251,15 @@ def _best(run: Run, target: Slice, check: Check) -> list[str]:
     chip, devices = target.chip, len(target.devices)
     if chip is None or (check.memory is None and target.compiles):
         return []
-    batch, bound = run.config.data.global_batch, check.roofline(chip, devices).bound
+    batch, bound = run.config.data.batch_of(check.media), check.roofline(chip, devices).bound
     possible = devices * chip.flops * bound
-    mfu = f"MFU {100 * check.model / possible:.1f} %"
+    mfu = f"MFU {100 * check.model / possible:.1f} %" if check.model else "MFU not known"
     if check.frozen:  # work that is asked for, but nothing of it is trained
         mfu += f", with the frozen networks {100 * (check.model + check.frozen) / possible:.1f} %"
+    rate, what = batch / bound, _examples(check.media)
     return [
-        f"at best      {bound * 1e3:.1f} ms per step, {batch / bound:.0f} clips/s "
-        f"({batch / bound / target.chips:.1f} per chip), {mfu}"
+        f"at best      {bound * 1e3:.1f} ms per step, {rate:.0f} {what}/s "
+        f"({rate / target.chips:.1f} per chip), {mfu}"
     ]
 
 
@@ -260,6 +273,8 @@ def _run(
         return ["run          length unknown: give --records=N (clips of the dataset) or its name"]
     bound = check.roofline(chip, len(target.devices)).bound
     source = f" ({length}: {run.records} clips)" if length else ""
+    if len(media_of(run.config.data)) > 1:
+        source += f", if all were of media={check.media},"
     return [
         f"run          {run.steps} steps{source}: at best "
         f"{duration(run.steps, bound, target.chips, price)}; evaluation, checkpoints and waiting "
@@ -294,6 +309,14 @@ def versions() -> str:
     return ", ".join(found)
 
 
+def facts_of(run: Run, target: Slice, checks: Sequence[Check]) -> dict[str, Any]:
+    """The facts of a run: `row` of its step that needs most, and where there are several of all."""
+    rows = {check.media: row(run, target, check) for check in checks}
+    largest = max(checks, key=lambda check: check.memory.peak if check.memory else math.inf)
+    facts = dict(rows[largest.media], fits=all(each["fits"] for each in rows.values()))
+    return facts if len(rows) == 1 else {**facts, "media": rows}
+
+
 def row(run: Run, target: Slice, check: Check) -> dict[str, Any]:
     """The facts of one check as plain values, for tables."""
     memory, program = check.memory, check.program
@@ -302,7 +325,7 @@ def row(run: Run, target: Slice, check: Check) -> dict[str, Any]:
         "devices": len(target.devices),
         "chips": target.chips,
         "mesh": dict(run.mesh.shape),
-        "batch": run.config.data.global_batch,
+        "batch": run.config.data.batch_of(check.media),
         "remat": run.config.model.traits.remat,
         "microbatches": run.config.optim.accumulate,
         "steps": run.steps,

@@ -76,10 +76,10 @@ def captions(config: DataConfig, tokenize: Tokenize | None = None, prompt: str =
     return [Text(config.text, config.text_length, ids, tokenize, prompt)]
 
 
-def first_media(config: DataConfig) -> str:
-    """The first media type of the table that a stream has."""
+def media_of(config: DataConfig) -> tuple[str, ...]:
+    """The media types of a stream, in the order of the table; each has steps of its own."""
     known = {component.media for component in components_of(config)}
-    return next(media for media in MEDIA if media in known)
+    return tuple(media for media in MEDIA if media in known)
 
 
 def cached(config: DataConfig, place: str) -> list[Part]:

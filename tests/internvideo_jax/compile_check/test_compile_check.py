@@ -8,20 +8,36 @@ import json
 import jax
 import pytest
 
-from data_pipelines.config import ClipConfig, DataConfig
+from data_pipelines.config import ClipConfig, DataConfig, SetConfig
 from internvideo_jax.compile_check import report as reporting
 from internvideo_jax.compile_check.__main__ import adjust, parse_mesh, prepare
-from internvideo_jax.compile_check.aot import Check, Memory, asked_for, check_step, count_flops
+from internvideo_jax.compile_check.aot import (
+    Check,
+    Memory,
+    asked_for,
+    check_step,
+    check_steps,
+    count_flops,
+)
 from internvideo_jax.compile_check.hardware import CHIPS, GIB, GPUS, Slice
 from internvideo_jax.compile_check.program import Collective, CompiledProgram
-from internvideo_jax.compile_check.report import gathered_shares, gathers_everything, report, row
+from internvideo_jax.compile_check.report import (
+    facts_of,
+    gathered_shares,
+    gathers_everything,
+    report,
+    row,
+)
 from internvideo_jax.config import MeshConfig, TrainConfig
 from internvideo_jax.families.videomae.model import PretrainConfig, VideoMAEClassifierConfig
 from internvideo_jax.layers.tower import tower
 from internvideo_jax.objectives.classification import Classification
 from internvideo_jax.objectives.masked_pixels import MaskedPixels
+from internvideo_jax.objectives.several import Several
 from internvideo_jax.parallel.mesh import AXES
 from tests.conftest import TINY_PRETRAIN
+from tests.toy_family.model import ToyConfig
+from tests.toy_family.objective import MaskedIds
 
 TOWER = tower(16, 1, 2)
 SMALL = {"encoder": TOWER, "frames": 4, "resolution": 16, "patch": 8, "dtype": "float32"}
@@ -130,6 +146,45 @@ def test_a_step_compiled_for_the_cpu(config, v5e):
     found = report(run, target, check, length_known=True)
     assert "CPU: no limit known" in found and "say nothing about the speed of a chip" in found
     assert row(run, target, check)["steps"] == 50
+
+
+def test_every_media_type_has_a_step_of_its_own(v5e):
+    target = dataclasses.replace(v5e, name="cpu:1", chip=None)
+    sets = {"talk": SetConfig("t", media="features"), "clips": SetConfig("c")}
+    config = TrainConfig(
+        model=ToyConfig(encoder=TOWER),
+        objective=MaskedIds(),
+        data=dataclasses.replace(
+            PRETRAIN.data, mixture=sets, text="first", tokenizer="clip", text_length=8
+        ),
+        steps=5,
+    )
+    run = prepare(config, target, 0, 0)
+    clips, talk = check_steps(run, target)
+    assert (clips.media, talk.media) == ("video", "features")
+    assert clips.arguments - talk.arguments == 4 * (4 * 16 * 16 * 3)  # of four clips
+    facts = facts_of(run, target, (talk, clips))
+    assert facts["fits"] and facts["media"]["features"]["arguments"] == talk.arguments
+    assert "4 examples of media=features" in report(run, target, talk, length_known=True)
+    full = dataclasses.replace(talk, memory=Memory(2 * GIB, 15 * GIB, 16 * GIB))
+    facts = facts_of(run, v5e, (full, clips))
+    assert not facts["fits"] and facts["memory"]["peak"] == 16 * GIB
+    assert "if all were of media=video," in report(
+        run, v5e, dataclasses.replace(CHECK, media="video"), length_known=True
+    )
+
+
+@pytest.mark.parametrize("microbatches", [1, 4])
+def test_the_counts_of_several_terms_cost_no_pass(v5e, microbatches):
+    """The compiler drops the forward pass of which only the counts are read."""
+    both = Several(of={"half": MaskedPixels(mask_ratio=0.5), "most": MaskedPixels(mask_ratio=0.75)})
+    optim = dataclasses.replace(PRETRAIN.optim, accumulate=microbatches)
+
+    def flops(objective) -> float:
+        config = dataclasses.replace(PRETRAIN, objective=objective, optim=optim)
+        return count_flops(prepare(config, v5e, 100, 0)).total
+
+    assert flops(both) == flops(both.of["half"]) + flops(both.of["most"])
 
 
 def test_all_parameters_at_once(v5e, monkeypatch):
