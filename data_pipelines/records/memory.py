@@ -20,25 +20,30 @@ def installed() -> int:
 
 
 def check_batches(
-    clips: int, size: int, clip: ClipConfig, reader: ReaderConfig, *, name: str = "clip"
+    clips: int, size: int, clip: ClipConfig | None, reader: ReaderConfig, *, name: str = "clip"
 ) -> None:
     """ValueError, with the numbers, for batches that no memory of this machine holds.
 
     Args:
       clips: of a batch of this process.
       size: bytes of one, all parts of its example.
-      clip: the shape of its pixels.
+      clip: the shape of its pixels; None for examples without.
       name: of the settings of the shape.
     """
     memory = installed()
     if not memory:
         return
-    batch, side = clips * size, clip.resolution
+    batch = clips * size
     if batch > memory:
+        what = f"examples of {_text(size)}"
+        if clip is not None:
+            what = (
+                f"clips of {clip.frames} frames of {clip.resolution}x{clip.resolution} pixels "
+                f"({name}.frames, {name}.resolution)"
+            )
         raise ValueError(
-            f"a batch of {clips} clips of {clip.frames} frames of {side}x{side} pixels "
-            f"({name}.frames, {name}.resolution) needs {_text(batch)} of memory in each process, "
-            f"this machine has {_text(memory)}"
+            f"a batch of {clips} {what} needs {_text(batch)} of memory in each process, this "
+            f"machine has {_text(memory)}"
         )
     # Those that are made, that wait in this process and in every worker, and that are in use.
     ahead = (reader.buffer + 2) * (1 + reader.workers)

@@ -294,7 +294,8 @@ class TrainBatches(grain.MapDataset[Batch]):
                     f"{processes} processes"
                     + (f" x {config.repeats} repeats" if config.repeats > 1 else "")
                 )
-            check_batches(group.batch // processes, row_bytes(spec), group.clip, config.reader)
+            clip = group.clip if MEDIA[group.media].pixels else None
+            check_batches(group.batch // processes, row_bytes(spec), clip, config.reader)
         self.config, self.examples = config, Examples(config)
         self.pool = RowPool(row_threads(config.reader))
         self.process, self.processes = process, processes

@@ -245,7 +245,8 @@ class ViewPass(Ahead):
         parts = tuple(parts) or (Views(config),)
         views = config.batch // processes * config.clips * config.crops
         size = row_bytes(joined(parts))
-        check_batches(views, size, config.clip, config.reader, name="views.clip")
+        clip = config.clip if any(isinstance(part, Views) for part in parts) else None
+        check_batches(views, size, clip, config.reader, name="views.clip")
         multiview.check(config)  # lists its crops, so how many there are comes first
         if seconds < 0:
             raise ValueError(f"seconds = {seconds:g}: expected a length, or 0 for whole clips")

@@ -19,6 +19,8 @@ from data_pipelines.stream import mixture
 from data_pipelines.stream.assemble import Examples, Source
 from data_pipelines.stream.mixture import Component
 from data_pipelines.stream.multiview import check_clip
+from data_pipelines.stream.parts import made
+from data_pipelines.stream.parts.base import Spec, joined
 from data_pipelines.stream.settings import check_views
 
 
@@ -81,6 +83,11 @@ class FixedViews:
     def clip(self) -> ClipConfig:
         """The shape of the clips."""
         return self._examples.config.clip_of(self._source.component.media)
+
+    def spec(self) -> Spec:
+        """The arrays of a view in a batch: `video`, and `position` of which it is drawn."""
+        name = "position"
+        return {name: made.columns(self._examples.config)[name], **joined(self._source.parts)}
 
     def position(self, record: int, view: int) -> int:
         """What the random draws of a view come from; a batch has it modulo 2**32."""

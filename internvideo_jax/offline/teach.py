@@ -94,6 +94,7 @@ class TeacherJob:
     def __post_init__(self) -> None:
         check_batch(self.mesh, self.options.batch, "--batch")
         models = {name: model for name, (model, _) in self.networks.items()}
+        self._shape, _ = self.views.spec()["video"]
         self._params = {name: params for name, (_, params) in self.networks.items()}
         objective, dtype = self.config.objective, jnp.dtype(self.options.dtype)
         key = draw_key(self.config.seed)  # of the train step
@@ -112,12 +113,9 @@ class TeacherJob:
 
     def shapes(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         """Name -> shape and type of what is stored of one view."""
-        clip, size = self.views.clip, self.options.batch
         batch = {
-            "video": jax.ShapeDtypeStruct(
-                (size, clip.frames, clip.resolution, clip.resolution, 3), np.uint8
-            ),
-            "position": jax.ShapeDtypeStruct((size,), np.uint32),
+            name: jax.ShapeDtypeStruct((self.options.batch, *shape), dtype)
+            for name, (shape, dtype) in self.views.spec().items()
         }
         with jax.set_mesh(self.mesh):
             made = jax.eval_shape(self._targets.function, self._params, batch)
@@ -138,11 +136,11 @@ class TeacherJob:
     def shard(self, records: range) -> Iterator[dict[str, np.ndarray]]:
         """The arrays of each record, in order. Batches do not reach over the end of a shard, so its
         bytes do not depend on which shards were there before."""
-        clip, views = self.views.clip, self.views.views
+        views = self.views.views
         batches = clip_batches(
             list(itertools.product(records, range(views))),
             lambda row: self._clip(*row),
-            (clip.frames, clip.resolution, clip.resolution, 3),
+            self._shape,
             size=self.options.batch,
             threads=max(self.config.data.reader.threads, 1),
         )
@@ -170,8 +168,7 @@ class TeacherJob:
         return {name: np.stack([each[name] for each in found]) for name in found[0]}
 
     def _clip(self, record: int, view: int) -> np.ndarray | None:
-        clip = self.views.clip
-        out = np.empty((clip.frames, clip.resolution, clip.resolution, 3), np.uint8)
+        out = np.empty(self._shape, np.uint8)
         try:
             self.views.read(record, view, out)
         except UnreadableRecordError:

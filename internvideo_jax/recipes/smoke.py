@@ -14,9 +14,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from data_pipelines.config import ClipConfig
+from data_pipelines.config import ClipConfig, ImageConfig
 from internvideo_jax.config import CheckpointConfig, LogConfig, TrainConfig
-from internvideo_jax.protocols import Evaluator, clip_of
+from internvideo_jax.protocols import Evaluator
 
 CLIPS = 4  # per step and repeat
 
@@ -40,12 +40,19 @@ def smoke(config: TrainConfig) -> TrainConfig:
     # Teachers and the student must fit each other.
     objective, model = config.objective.smallest(config.model.smallest())
 
-    takes = clip_of(model)
+    takes = model.inputs.clip
 
-    def small(clip: ClipConfig, frames: int = takes.frames) -> ClipConfig:
+    def small(clip: ClipConfig, stride: int = 1) -> ClipConfig:
+        """What the model looks at; of a training step `stride` times as many frames."""
+        if takes is None:  # no pixels
+            return clip
         # Short strides, so that clips of the built-in world are long enough for every rule.
-        stride = min(clip.stride, 2)
-        return dataclasses.replace(clip, frames=frames, resolution=takes.resolution, stride=stride)
+        return dataclasses.replace(
+            clip,
+            frames=takes.frames * stride,
+            resolution=takes.resolution,
+            stride=min(clip.stride, 2),
+        )
 
     def small_pass(evaluator: Evaluator) -> Evaluator:
         views = evaluator.views
@@ -53,17 +60,19 @@ def smoke(config: TrainConfig) -> TrainConfig:
         return dataclasses.replace(evaluator, views=views)
 
     data, optim = config.data, config.optim
+    augment = data.augment
+    if takes is not None:
+        augment = dataclasses.replace(augment, short_side=(takes.resolution, takes.resolution + 8))
     return dataclasses.replace(
         config,
         model=model,
         objective=objective,
         data=dataclasses.replace(
             data,
-            clip=small(data.clip, takes.stride * takes.frames),
+            clip=small(data.clip, 1 if takes is None else takes.stride),
+            image=ImageConfig(),  # those of the videos
             global_batch=CLIPS * data.repeats * optim.accumulate,
-            augment=dataclasses.replace(
-                data.augment, short_side=(takes.resolution, takes.resolution + 8)
-            ),
+            augment=augment,
         ),
         optim=dataclasses.replace(optim, warmup_steps=1, warmup_epochs=0.0),
         checkpoint=CheckpointConfig(every=2),

@@ -6,7 +6,14 @@ import dataclasses
 
 import pytest
 
-from data_pipelines.config import AugmentConfig, ClipConfig, DataConfig, ReaderConfig, ViewConfig
+from data_pipelines.config import (
+    AugmentConfig,
+    ClipConfig,
+    DataConfig,
+    ReaderConfig,
+    SetConfig,
+    ViewConfig,
+)
 from data_pipelines.records import memory
 from data_pipelines.stream.pipeline import TrainStream, ViewPass
 from tests.data_pipelines.sets import write_set
@@ -91,3 +98,12 @@ def test_what_fits_is_not_refused(small, monkeypatch):
 def test_the_memory_of_this_machine(monkeypatch):
     monkeypatch.undo()
     assert memory.installed() > 2**28
+
+
+def test_a_batch_without_pixels_does_not_speak_of_frames(small):
+    sets = {"a": SetConfig(small, media="features")}
+    config = DataConfig(mixture=sets, text="first", text_length=2**20, tokenizer="clip")
+    with pytest.raises(ValueError) as failure:
+        TrainStream(dataclasses.replace(config, global_batch=2**10))
+    assert "a batch of 1024 examples of 4 MiB needs 4 GiB of memory" in str(failure.value)
+    assert "frames" not in str(failure.value)

@@ -14,6 +14,7 @@ from internvideo_jax.checkpoint.reading import step_of
 from internvideo_jax.config import TrainConfig, as_plain, to_typed
 from internvideo_jax.evaluators.base import EvalContext
 from internvideo_jax.parallel.mesh import make_mesh
+from internvideo_jax.recipes.smoke import smoke
 from internvideo_jax.train import train
 from internvideo_jax.types import flatten_paths
 from internvideo_jax.weights import files, zoo
@@ -118,3 +119,10 @@ def test_no_other_family_has_to_know_it():
     assert found is not None and found.family.title == "VideoMAE"
     assert zoo.find("toy_tiny.pth").source == "toy"
     assert main(["list", "toy"]) == 0
+
+
+def test_its_recipe_in_small_has_no_pixels_either(run):
+    config = to_typed(TrainConfig, json.loads((run / "run.json").read_text())["config"])
+    small = smoke(config)
+    assert (small.steps, small.data.global_batch, small.data.clip) == (3, 4, config.data.clip)
+    assert small.evals["filled"].views.clip == config.evals["filled"].views.clip
