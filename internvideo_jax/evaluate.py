@@ -36,7 +36,6 @@ from internvideo_jax.inference.weights import on_devices
 from internvideo_jax.parallel import multihost
 from internvideo_jax.parallel.compile_cache import use_compile_cache
 from internvideo_jax.parallel.mesh import make_mesh
-from internvideo_jax.protocols import Evaluator
 from internvideo_jax.registry import EVALUATORS, suggest
 from internvideo_jax.run.build import with_classes
 
@@ -64,11 +63,17 @@ def evaluate(
     wanted = {label: each for label, each in config.evals.items() if each.every >= 0}
     if not wanted:
         raise ValueError("config.evals is empty: nothing to evaluate")
-    classes = _classes(config, next(iter(wanted.values())))
+    # The classes are those of the first set that is looked at.
+    first = next(iter(wanted.values())).inputs()[0]
+    directory = first.data or config.data.eval or config.data.train
+    found = manifest.load(directory)
+    classes = found.classes
     config = with_classes(config, len(classes))
     model = config.model.model()
     mesh = make_mesh(config.mesh)
-    context = EvalContext(model, mesh, config.data, config.seed, classes=classes)
+    context = EvalContext(
+        model, mesh, config.data, config.seed, classes=classes, manifests={directory: found}
+    )
     check_evaluators(wanted, context)
     params, report = initialise(
         checkpoint, model.shapes(), config.model, rows=config.head_rows, classes=classes
@@ -125,12 +130,6 @@ def with_protocol(config: TrainConfig, name: str, overridden: Collection[str]) -
             f"(a config that has a protocol may be changed field by field; the result says so)"
         )
     return dataclasses.replace(config, evals={**config.evals, "test": test.with_protocol(name)})
-
-
-def _classes(config: TrainConfig, evaluator: Evaluator) -> tuple[str, ...]:
-    """Class names of the data that an evaluator looks at."""
-    directory = evaluator.inputs()[0].data or config.data.eval or config.data.train
-    return manifest.load(directory).classes
 
 
 def main() -> None:

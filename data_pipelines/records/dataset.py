@@ -255,8 +255,12 @@ def _readable(source: RecordSource, index: int, read: Callable[[], _Result]) -> 
         raise UnreadableRecordError(f"{_address(source, index)}: {error}") from error
 
 
-def open_dataset(directory: str, split: str, *, check_crc: bool = True) -> Dataset:
-    """Opens a split made by the ingest; one clear error for everything that is wrong with it."""
+def open_dataset(directory: str | Manifest, split: str, *, check_crc: bool = True) -> Dataset:
+    """Opens a split made by the ingest; one clear error for everything that is wrong with it.
+
+    Args:
+      directory: of the set, or its manifest where that was read already.
+    """
     if not directory:
         raise ValueError(
             "no data directory given; make one with `ivj ingest` and pass it "

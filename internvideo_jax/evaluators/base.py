@@ -11,6 +11,7 @@ from collections.abc import (
     Hashable,
     Iterable,
     Iterator,
+    Mapping,
     Sequence,
 )
 from typing import Any, Protocol
@@ -58,6 +59,8 @@ class EvalContext:
     progress: bool = True
     params: Params | None = None  # set before every run
     classes: Sequence[str] = ()  # names of the classes of the model's head; empty: not known
+    # Of sets that were looked at before, by directory.
+    manifests: Mapping[str, manifest.Manifest] = dataclasses.field(default_factory=dict)
     _compiled: dict[Hashable, Any] = dataclasses.field(default_factory=dict)
     _datasets: dict[tuple[str, str, bool], Dataset] = dataclasses.field(default_factory=dict)
 
@@ -78,8 +81,9 @@ class EvalContext:
         check_crc = source.views.reader.check_crc
         key = directory, source.split, check_crc
         if key not in self._datasets:
-            split = source.split or default_split(directory)
-            self._datasets[key] = open_dataset(directory, split, check_crc=check_crc)
+            found = self.manifests.get(directory) or (directory and manifest.load(directory))
+            split = source.split or default_split(found)
+            self._datasets[key] = open_dataset(found, split, check_crc=check_crc)
         return self._datasets[key]
 
     def open(self, source: Input) -> ViewPass:
@@ -181,9 +185,10 @@ def check_finite(values: np.ndarray, batch: Batch, used: np.ndarray, what: str) 
         )
 
 
-def default_split(directory: str) -> str:
+def default_split(directory: str | manifest.Manifest) -> str:
     """The split to evaluate on where none is named: test, else val, else what there is."""
-    return split_names.to_evaluate(list(manifest.load(directory).splits))
+    found = manifest.load(directory) if isinstance(directory, str) else directory
+    return split_names.to_evaluate(list(found.splits))
 
 
 def held_out_warning(splits: Collection[str], split: str) -> str:

@@ -19,6 +19,7 @@ from absl import flags
 from jax.sharding import Mesh
 
 from data_pipelines.commands.outputs import check_folder
+from data_pipelines.records import manifest
 from data_pipelines.records.dataset import Dataset, open_dataset
 from data_pipelines.records.storage import write_atomic
 from data_pipelines.stream.identity import differences
@@ -100,7 +101,8 @@ def command(
         data = (config.data.train, config.data.eval)
         first, second = data if split == "train" else reversed(data)
         directory = first or second
-        dataset = open_dataset(directory, wanted.value or (directory and default_split(directory)))
+        found = directory and manifest.load(directory)
+        dataset = open_dataset(found, wanted.value or (found and default_split(found)))
         mesh = make_mesh(config.mesh)
         model, params = load(config, checkpoint.value, mesh)
         provenance = {

@@ -32,7 +32,7 @@ from internvideo_jax.checkpoint.metadata import weights_provenance
 from internvideo_jax.config import TrainConfig, as_plain
 from internvideo_jax.evaluate import with_protocol
 from internvideo_jax.evaluators import metrics
-from internvideo_jax.evaluators.base import EvalContext, Pass, default_split, describe_views
+from internvideo_jax.evaluators.base import EvalContext, Pass, describe_views
 from internvideo_jax.evaluators.classification import Accuracy, forward
 from internvideo_jax.evaluators.per_video import TOP, best, jsonl, sheet
 from internvideo_jax.evaluators.published import templates
@@ -144,7 +144,6 @@ class Predictor:
 
     def shards(self, directory: str, split: str = "") -> Prediction:
         """Of the records of a split; by default as evaluators choose it."""
-        split = split or default_split(directory)
         reader = dataclasses.replace(self.views.reader, on_corrupt="substitute")
         views = dataclasses.replace(self.views, reader=reader)
         stream = self.context.open(Input(directory, split, views, labelled=False))
