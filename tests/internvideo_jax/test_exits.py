@@ -23,32 +23,10 @@ from internvideo_jax.types import TrainState
 from tests.conftest import ROOT, environment
 from tests.internvideo_jax.run.test_guard import Disk, loop
 
-GUARDED = """
-import errno, os, sys
-from absl import flags
-from data_pipelines.commands.exit_codes import PassingFault
-from internvideo_jax import cli
-
-def ends(error):
-    def main():
-        if isinstance(error, int):
-            return error
-        raise error
-    child = os.fork()
-    if not child:
-        cli.run(main)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-
-for error in (0, 1, ValueError("w"), FileNotFoundError("f"), ImportError("extra"),
-              RuntimeError("hopeless"), PassingFault("worker"), OSError(errno.ENOSPC, "full"),
-              KeyError("row"), KeyboardInterrupt()):
-    ends(error)
-"""
-
 
 def test_the_codes_of_a_command():
     done = subprocess.run(
-        [sys.executable, "-c", GUARDED],
+        [sys.executable, "-m", "tests.internvideo_jax.guarded_ends"],
         cwd=ROOT,
         env={**environment(), "GLIBC_TUNABLES": ""},  # else it starts itself again
         capture_output=True,

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,39 +18,14 @@ import pytest
 from tests.conftest import TINY_PRETRAIN
 from tests.scripts.conftest import ROOT, SCRIPTS, Script, script_environment
 
-# Ends at once; with `slow` as its learning rate it goes on until it is told to save, and with `bad`
-# it fails.
-TRAIN = """
-import json, pathlib, signal, sys, time
-flags = dict(word.lstrip("-").split("=", 1) for word in sys.argv[1:])
-folder = pathlib.Path(flags["workdir"])
-with open(folder / "starts", "a") as file:
-    file.write("start\\n")
-rate = flags["config.optim.lr"]
-if rate == "bad":
-    sys.exit("error: the rate is bad")
-(folder / "run.json").write_text(json.dumps({"config": {}}))
-stop = []
-signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
-slow = rate == "slow" and len((folder / "starts").read_text().split()) == 1
-while slow and not stop:
-    time.sleep(0.02)
-if stop:
-    sys.exit(143)
-score = float(flags["config.seed"]) + (0.5 if rate == "slow" else float(rate))
-rows = [{"step": 1, "train/loss": 9.0}, {"step": 2, "train/loss": 1.0, "eval/test/top1": score}]
-(folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\\n" for row in rows))
-(folder / "run.json").write_text(json.dumps({"params_digest": "0"}))
-"""
-
 
 @pytest.fixture
 def fake(tmp_path: Path) -> Path:
-    """Directory with a package whose train is the one above."""
+    """Directory with a package whose train is `fake_train.py`."""
     package = tmp_path / "package/internvideo_jax"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("")
-    (package / "train.py").write_text(TRAIN)
+    shutil.copy(Path(__file__).parent / "fake_train.py", package / "train.py")
     (package / "launch").symlink_to(ROOT / "internvideo_jax/launch")
     (package / "registry.py").symlink_to(ROOT / "internvideo_jax/registry.py")
     return package.parent

@@ -13,24 +13,6 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 
-# Run in a process of its own, so that the peak of its memory is that of opening.
-MEASURE = """
-import json, resource, sys, time
-began = time.perf_counter()
-from data_pipelines.records.dataset import open_dataset
-imported = time.perf_counter()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-dataset = open_dataset(sys.argv[1], "train")
-seconds = time.perf_counter() - imported
-usage = resource.getrusage(resource.RUSAGE_SELF)
-print(json.dumps({
-    "records": len(dataset), "seconds": seconds, "import_seconds": imported - began,
-    "cpu_seconds": usage.ru_utime + usage.ru_stime,
-    "peak_mb": usage.ru_maxrss / 1024, "grown_mb": (usage.ru_maxrss - before) / 1024,
-    "frames_of_last": dataset.source.num_frames(len(dataset) - 1),
-}))
-"""
-
 
 @pytest.fixture
 def scale(monkeypatch):
@@ -41,8 +23,9 @@ def scale(monkeypatch):
 
 def measure(directory: Path) -> dict[str, float]:
     done = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(directory)], capture_output=True, text=True, check=True
-    )
+        [sys.executable, "-m", "tests.data_pipelines.stream.opening", str(directory)],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
     return json.loads(done.stdout)
 
 

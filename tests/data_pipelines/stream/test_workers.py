@@ -98,26 +98,11 @@ def test_after_an_error_the_stream_does_not_go_on_elsewhere(small, monkeypatch):
     stream.close()
 
 
-SCRIPT = """
-import time
-from data_pipelines.config import ClipConfig, DataConfig, ReaderConfig
-from data_pipelines.stream.pipeline import TrainStream
-if __name__ == "__main__":
-    stream = TrainStream(DataConfig(train={directory!r}, global_batch=8,
-        clip=ClipConfig(frames=2, stride=2, resolution=24), reader=ReaderConfig(workers=2)))
-    next(stream)
-    print("ready", flush=True)
-    time.sleep(60)
-"""
-
-
 @pytest.mark.parametrize("moment", ["starting", "reading"])
-def test_workers_end_with_their_parent(small, tmp_path, moment):
+def test_workers_end_with_their_parent(small, moment):
     """A parent that is killed hard leaves no process behind, whatever its workers are doing."""
-    script = tmp_path / "read.py"
-    script.write_text(SCRIPT.format(directory=str(small)))
     process = subprocess.Popen(
-        [sys.executable, str(script)],
+        [sys.executable, str(Path(__file__).parent / "endless.py"), str(small)],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},

@@ -311,22 +311,8 @@ def test_rules_leave_nothing_large_whole(size, table):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mesh", ["(2, 1, 1)", "(1, 2, 1)", "(1, 1, 2)"])
-def test_values_do_not_depend_on_the_mesh(program, mesh):
-    code = f"""
-import jax, jax.numpy as jnp, numpy as np
-from internvideo_jax.config import MeshConfig
-from internvideo_jax.parallel.mesh import make_mesh
-from internvideo_jax.parallel.rules import param_shardings
-from tests.internvideo_jax.families.test_internvideo2 import STUDENT, VIDEO, VISIBLE, weights
-params, model = weights(STUDENT), STUDENT.model()
-plain = jax.jit(model.apply)(params, VIDEO, VISIBLE)
-mesh = make_mesh(MeshConfig{mesh})
-placed = jax.tree.map(jax.device_put, params,
-                      param_shardings(model.shapes(), STUDENT.sharding_rules, mesh, 100))
-with jax.set_mesh(mesh):
-    sharded = jax.jit(model.apply)(placed, VIDEO, VISIBLE)
-jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), plain, sharded)
-"""
-    done = program(code, devices=2)
+@pytest.mark.parametrize("mesh", ["2 1 1", "1 2 1", "1 1 2"])
+def test_values_do_not_depend_on_the_mesh(command, mesh):
+    module = "tests.internvideo_jax.families.internvideo2_on_a_mesh"
+    done = command(module, *mesh.split(), devices=2)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -303,28 +303,9 @@ def test_teachers_are_split_as_the_mesh_says(split, pieces):
     np.testing.assert_array_equal(np.divide(shape, shard), pieces)
 
 
-MESHES = """
-import dataclasses, jax, numpy as np
-from tests.internvideo_jax.objectives.aligned import CLIP, MAE, config_of, losses, run_of
-from internvideo_jax.objectives.alignment import Alignment
-both = Alignment(mask_ratio=0.75, clip_teacher=CLIP, mae_teacher=MAE)
-one = losses(run_of(config_of(both)))
-assert np.ptp(one[:, 0]) > 1e-2, "the comparison could not fail"
-for mesh, split, accumulate in (((2, 2, 2), "all", 2), ((1, 4, 2), "fsdp", 1)):
-    run = run_of(config_of(both, mesh, split=split, accumulate=accumulate), jax.devices())
-    shape = run.frozen["clip_teacher"].shapes["stack"]["blocks"]["kernel"].shape
-    where = run.frozen["clip_teacher"].shardings["stack"]["blocks"]["kernel"]
-    pieces = int(np.prod(shape)) // int(np.prod(where.shard_shape(shape)))
-    assert pieces == 8, (mesh, split, pieces, where)
-    worst = np.abs(losses(run) - one).max()
-    print(mesh, split, pieces, worst)
-    assert worst < 1e-5, (mesh, split, worst)
-"""
-
-
 @pytest.mark.slow  # three train steps to compile
-def test_every_mesh_gives_the_losses_of_one_device(program):
-    done = program(MESHES, devices=8)
+def test_every_mesh_gives_the_losses_of_one_device(command):
+    done = command("tests.internvideo_jax.objectives.alignment_on_meshes", devices=8)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
 
 

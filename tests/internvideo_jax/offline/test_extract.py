@@ -137,24 +137,14 @@ def test_processes_share_the_shards(data, tmp_path, capsys):
         extract(tool, tmp_path / "two", settings(tool), part=2, parts=2)
 
 
-CHILD = """
-import sys, time
-from pathlib import Path
-from tests.internvideo_jax.offline.test_extract import make, settings
-from internvideo_jax.offline.extract import Extractor, extract
-run = Extractor._run
-Extractor._run = lambda self, video: time.sleep(0.3) or run(self, video)
-tool = make(Path(sys.argv[1]))
-extract(tool, Path(sys.argv[2]), settings(tool))
-"""
-
-
 @pytest.mark.usefixtures("compiled_as_by_users")
 def test_killed_and_continued_gives_the_same_bytes(data, tmp_path):
     tool, out = make(data), tmp_path / "killed"
     extract(tool, tmp_path / "whole", settings(tool))
     child = subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(data), str(out)], cwd=ROOT, env=environment(fast=False)
+        [sys.executable, "-m", "tests.internvideo_jax.offline.slow_extract", str(data), str(out)],
+        cwd=ROOT,
+        env=environment(fast=False),
     )
     deadline = time.monotonic() + 120
     while not list(out.glob("*.idx")):

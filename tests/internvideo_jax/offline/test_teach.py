@@ -256,8 +256,7 @@ def test_recipes_without_targets_are_refused(shards):
 @pytest.mark.slow
 def test_the_commands(shards, tmp_path, command):
     """With networks of the published kinds."""
-    recipe = tmp_path / "recipe.py"
-    recipe.write_text(RECIPE)
+    recipe = Path(__file__).parent / "recipe.py"
     flags = [f"--config.data.train={shards}", "--config.data.fixed_views=1"]
     out = tmp_path / "features"
     with_teachers = [f"--config={recipe}", *flags]
@@ -276,38 +275,3 @@ def test_the_commands(shards, tmp_path, command):
     np.testing.assert_allclose(rows["cached"], rows["step"], rtol=2e-5)
     done = command("internvideo_jax.offline.teach", "--help")
     assert "--dtype" in done.stdout and "Which set of config.data.mixture." in done.stdout
-
-
-RECIPE = """
-import dataclasses
-
-from data_pipelines.config import ClipConfig, DataConfig
-from internvideo_jax.cli import config_dict
-from internvideo_jax.config import LogConfig, OptimConfig, TrainConfig
-from internvideo_jax.families.internvideo2.student import StudentConfig
-from internvideo_jax.families.internvideo2.teacher import InternVLConfig
-from internvideo_jax.families.videomae.teacher import VideoMAETeacherConfig
-from internvideo_jax.objectives.alignment import Alignment
-
-
-def get_config(arg=""):
-    objective = Alignment(
-        clip_teacher=InternVLConfig.of_size("tiny"),
-        mae_teacher=VideoMAETeacherConfig.of_size("tiny"),
-    )
-    student = StudentConfig.of_size("tiny", stride=2, frames=2, mae_width=32).smallest()
-    objective, student = objective.smallest(student)
-    if arg == "cached":
-        objective = dataclasses.replace(objective, clip_teacher=None, mae_teacher=None)
-    clip = ClipConfig(frames=student.clip_frames, stride=1, resolution=student.resolution)
-    return config_dict(
-        TrainConfig(
-            model=student,
-            objective=objective,
-            data=DataConfig(global_batch=4, clip=clip),
-            optim=OptimConfig(lr=1e-3, warmup_steps=1),
-            log=LogConfig(every=1, report=False),
-            steps=3,
-        )
-    )
-"""

@@ -89,56 +89,8 @@ def test_the_kernel_keeps_bfloat16_and_survives_huge_logits():
     np.testing.assert_allclose(huge, attention.xla_attention(1e4 * q, k, v, scale=1.0), atol=1e-5)
 
 
-SPLIT = """
-import jax, jax.numpy as jnp, numpy as np
-from jax.sharding import NamedSharding, PartitionSpec as P
-from internvideo_jax.config import MeshConfig
-from internvideo_jax.ops.attention import attend
-from internvideo_jax.parallel.mesh import BATCH_AXES, make_mesh
-
-mesh = make_mesh(MeshConfig(data=2, tensor=2))
-q, k, v = jax.random.normal(jax.random.key(0), (3, 4, 40, 2, 8))
-
-
-def loss(form, q, k, v):
-    out = attend(q, k, v, form=form, batch_axes=BATCH_AXES, head_axes=("tensor",))
-    return (jnp.sin(out) * jnp.arange(40)[:, None, None]).sum() / 40, out
-
-
-def run(form, *arrays):
-    with jax.set_mesh(mesh):
-        step = jax.jit(jax.grad(lambda *a: loss(form, *a), (0, 1, 2), has_aux=True))
-        return step(*arrays)
-
-
-split = jax.device_put((q, k, v), NamedSharding(mesh, P(BATCH_AXES, None, "tensor")))
-expected, whole = jax.grad(lambda *a: loss("xla", *a), (0, 1, 2), has_aux=True)(q, k, v)
-for form in ("flash", "blocked"):
-    gradients, out = run(form, *split)
-    assert out.sharding.shard_shape(out.shape) == (2, 40, 1, 8), out.sharding
-    np.testing.assert_allclose(out, whole, atol=1e-5)
-    for ours, other in zip(gradients, expected):
-        np.testing.assert_allclose(ours, other, atol=1e-5)
-
-# Where a surrounding shard_map has split the batch, only the heads are left to split.
-inner = jax.shard_map(
-    lambda *a: attend(*a, form="flash", batch_axes=BATCH_AXES, head_axes=("tensor",)),
-    mesh=mesh, in_specs=P("data"), out_specs=P("data"), axis_names={"data"}, check_vma=False,
-)
-with jax.set_mesh(mesh):
-    np.testing.assert_allclose(jax.jit(inner)(*split), whole, atol=1e-5)
-try:
-    with jax.set_mesh(mesh):
-        jax.jit(lambda *a: loss("flash", *a)[1])(q[:3], k[:3], v[:3])
-except ValueError as error:
-    assert "batch 3 cannot be split evenly over 2 devices" in str(error), error
-else:
-    raise AssertionError("a batch that does not divide was taken")
-"""
-
-
-def test_the_kernel_runs_on_the_part_of_each_device(program):
-    done = program(SPLIT, devices=4, timeout=240)
+def test_the_kernel_runs_on_the_part_of_each_device(command):
+    done = command("tests.internvideo_jax.ops.attention_on_devices", devices=4, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
 
 

@@ -10,16 +10,7 @@ import pytest
 from internvideo_jax.parallel import compile_cache
 from tests.conftest import environment
 
-PROGRAM = """
-import sys, jax, jax.numpy as jnp
-from internvideo_jax.parallel import compile_cache
-compile_cache.LEAST_SECONDS = 0.0
-folder = compile_cache.use_compile_cache(sys.argv[1])
-hits = []
-jax.monitoring.register_event_listener(lambda name, **_: hits.append(name))
-print(float(jax.jit(lambda x: jnp.sin(x).sum())(jnp.arange(8.0))))
-print(sum(name.endswith("cache_hits") for name in hits), folder)
-"""
+PROGRAM = "tests.internvideo_jax.parallel.cached_program"
 
 
 @pytest.fixture
@@ -27,7 +18,7 @@ def run(interpreter):
     kept = {k: v for k, v in environment().items() if "COMPILATION_CACHE" not in k}
 
     def run(asked: str, **variables: str) -> tuple[str, int, str, str]:
-        done = interpreter.run("-c", [PROGRAM, asked], {**kept, **variables}, timeout=60)
+        done = interpreter.run(PROGRAM, [asked], {**kept, **variables}, timeout=60)
         assert done.returncode == 0, done.stderr
         value, rest = done.stdout.strip().splitlines()
         hits, _, folder = rest.partition(" ")

@@ -60,19 +60,8 @@ def test_a_pause_has_a_limit_of_its_own(tmp_path):
 
 
 def test_a_run_that_hangs_for_long_is_ended_when_asked(tmp_path):
-    code = f"""
-import time
-from pathlib import Path
-from internvideo_jax.config import WatchdogConfig
-from internvideo_jax.runtime.watchdog import Watchdog
-config = WatchdogConfig(factor=3.0, seconds=0.3, abort_seconds=0.3)
-with Watchdog(config, Path({str(tmp_path)!r}), 0) as watchdog:
-    for step in range(8):
-        watchdog.stepped(step)
-    time.sleep(60)
-"""
     done = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-m", "tests.internvideo_jax.runtime.hanging", str(tmp_path)],
         cwd=ROOT,
         env=environment(),
         capture_output=True,
