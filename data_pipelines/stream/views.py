@@ -15,6 +15,7 @@ import numpy as np
 from data_pipelines.clips import augment, sampling
 from data_pipelines.config import STREAM_VERSION, AugmentConfig, ClipConfig, DataConfig
 from data_pipelines.records.dataset import Dataset, open_dataset
+from data_pipelines.records.media import MEDIA
 from data_pipelines.stream import mixture
 from data_pipelines.stream.assemble import Examples, Source
 from data_pipelines.stream.mixture import Component
@@ -34,8 +35,8 @@ class FixedViews:
       name: of the set in the mixture, empty without one.
 
     Raises:
-      ValueError: config.fixed_views is not positive, there is no such set, or settings contradict
-        each other or the dataset.
+      ValueError: config.fixed_views is not positive, there is no such set or it has no pixels, or
+        settings contradict each other or the dataset.
       FileNotFoundError: the set is not there.
     """
 
@@ -59,6 +60,11 @@ class FixedViews:
             component.directory, component.split, check_crc=config.reader.check_crc
         )
         component = dataclasses.replace(component, features="")
+        if not MEDIA[component.media].pixels:
+            raise ValueError(
+                f"sets of media={component.media} have no pixels, so there are no views of "
+                f"{component.name} to prepare anything for"
+            )
         self._source = Source.of(0, component, dataset, None, False, config)
         self._examples = Examples(config)
 

@@ -16,6 +16,7 @@ from data_pipelines.records.schema import Segment, Turn
 from data_pipelines.stream.parts.segments import Segments
 from data_pipelines.stream.parts.sequences import Sequences
 from data_pipelines.stream.pipeline import TrainStream
+from data_pipelines.stream.views import FixedViews
 from data_pipelines.tools import inspect, settings
 from data_pipelines.tools.verify import verify
 
@@ -83,6 +84,12 @@ def test_the_set_declares_it_and_its_batches_have_no_pixels(shards):
     stream.close()
     assert "video" not in batch and batch["features/features_valid"].sum() == 2 + 3 + 4 + 5
     assert batch["segments_valid"].sum() == 2
+
+
+def test_there_are_no_views_of_it(shards):
+    sets = {"set": SetConfig(shards, media="features")}
+    with pytest.raises(ValueError, match="media=features have no pixels, so there are no views of"):
+        FixedViews(DataConfig(mixture=sets, fixed_views=1), "set")
 
 
 def test_what_is_there_is_read_back_and_found_again(shards):

@@ -1,14 +1,17 @@
 """Which split is evaluated, and what is said where none was kept from training."""
 
+import functools
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from data_pipelines.config import ClipConfig, ViewConfig
+from data_pipelines.config import ClipConfig, DataConfig, ViewConfig
 from data_pipelines.records import split_names
 from internvideo_jax.evaluators import base
 from internvideo_jax.evaluators.run import check_evaluators, headline
 from internvideo_jax.protocols import Input, Result
+from tests.data_pipelines.sets import write_set
 
 
 @pytest.mark.parametrize(
@@ -86,3 +89,13 @@ def test_it_is_said_once_at_the_start(capsys, split, splits, said):
     assert out.count("warning: evaluators test") == said
     if said:
         assert "shards: no split is called test or val" in out and "--hold-out" in out
+
+
+def test_a_manifest_that_was_read_is_not_read_again(tmp_path, monkeypatch):
+    place = str(write_set(tmp_path / "a", 2, classes=("run", "sit")))
+    found = base.manifest.load(place)
+    monkeypatch.setattr(base.manifest, "load", None)
+    data, views = DataConfig(eval=place), ViewConfig(clip=ClipConfig(frames=4, resolution=32))
+    context: Any = functools.partial(base.EvalContext, None, None, data)  # only its sets are asked
+    opened = context(manifests={place: found}).dataset(Input("", "", views, labelled=False))
+    assert opened.manifest is found and opened.split == "train"
