@@ -25,12 +25,12 @@ from typing import Any
 
 from data_pipelines import recipe_files
 from data_pipelines.config import DataConfig, ViewConfig
-from internvideo_jax.cli import config_dict, parse_arg
 from internvideo_jax.config import CheckpointConfig, LogConfig, OptimConfig, TrainConfig, to_typed
 from internvideo_jax.evaluators.probe_grid import ProbeGrid
 from internvideo_jax.families.probe.model import ProbeConfig
 from internvideo_jax.objectives.probe import Probe
 from internvideo_jax.protocols import clip_of
+from internvideo_jax.recipes.options import config_dict, parse_arg
 from internvideo_jax.recipes.smoke import sized
 from internvideo_jax.registry import suggest
 

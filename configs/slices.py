@@ -13,8 +13,8 @@ import dataclasses
 from pathlib import Path
 
 from data_pipelines import recipe_files
-from internvideo_jax.cli import config_dict, parse_arg
 from internvideo_jax.config import TrainConfig, to_typed
+from internvideo_jax.recipes.options import config_dict, parse_arg
 from internvideo_jax.registry import suggest
 
 

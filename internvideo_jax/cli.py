@@ -8,18 +8,16 @@ import re
 import sys
 import textwrap
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
 from data_pipelines.commands.ending import quietly
 from data_pipelines.commands.exit_codes import ExitCode, exit_code_of, message_of
-from internvideo_jax.config import TrainConfig, as_plain, to_typed
+from internvideo_jax.config import TrainConfig, to_typed
 from internvideo_jax.recipes import loading
-from internvideo_jax.registry import suggest
 
 CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -50,12 +48,6 @@ HELP = frozenset(("-h", "-?", "--help", "-help", "--helpshort", "--helpfull"))
 DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 
 
-def config_dict(config: TrainConfig) -> ConfigDict:
-    """The recipe as a ConfigDict that holds every field, so that each can be overridden."""
-    # Once through the schema turns ints in float fields into floats, whose overrides may be any.
-    return ConfigDict(as_plain(to_typed(TrainConfig, as_plain(config))))
-
-
 def typed_config() -> TrainConfig:
     """The config of this command line; ValueError where it does not fit the schema."""
     try:
@@ -74,36 +66,6 @@ def typed_config() -> TrainConfig:
 def overridden() -> set[str]:
     """Fields of the config that this command line sets, such as `optim.lr`."""
     return set(config_flags.get_override_values(flags.FLAGS["config"]))
-
-
-def parse_arg(arg: str | None, **defaults: bool | int | float | str) -> dict[str, Any]:
-    """Options after the colon of `--config=file.py:size=base,smoke`.
-
-    Args:
-      defaults: name -> default value, whose type decides how the text is read; a bare name of a
-        bool means True.
-
-    Raises:
-      ValueError: an unknown name or a value of the wrong type.
-    """
-    options: dict[str, Any] = dict(defaults)
-    for item in filter(None, (arg or "").split(",")):
-        name, equals, text = item.partition("=")
-        if name not in defaults:
-            raise ValueError(f"unknown config option {name!r}: {suggest(name, defaults)}")
-        kind = type(defaults[name])
-        if kind is bool:
-            if text.lower() not in ("", "true", "false", "1", "0"):
-                raise ValueError(f"config option {name}: expected true or false, found {text!r}")
-            options[name] = not equals or text.lower() in ("true", "1")
-            continue
-        try:
-            options[name] = kind(text)
-        except ValueError as error:
-            raise ValueError(
-                f"config option {name}: expected {kind.__name__}, found {text!r}"
-            ) from error
-    return options
 
 
 def read_labels(text: str) -> tuple[str, ...]:
@@ -125,14 +87,6 @@ def read_labels(text: str) -> tuple[str, ...]:
     if not names:
         raise ValueError(f"--labels={text}: no class in it")
     return names
-
-
-def check_known(options: Mapping[str, Any], **known: Iterable[str]) -> None:
-    """ValueError with the near matches for the first option that is none of its known values."""
-    for name, values in known.items():
-        found = options[name]
-        if found not in values:
-            raise ValueError(f"unknown {name} {found!r}: {suggest(found, values)}")
 
 
 def run(

@@ -30,7 +30,6 @@ import dataclasses
 from typing import Any
 
 from data_pipelines.config import DataConfig
-from internvideo_jax.cli import check_known, config_dict, parse_arg
 from internvideo_jax.config import CheckpointConfig, LogConfig, OptimConfig, TrainConfig
 from internvideo_jax.families.internvideo2.model import SIZES
 from internvideo_jax.families.internvideo2.student import StudentConfig
@@ -39,6 +38,7 @@ from internvideo_jax.layers.tower import last_layers, tower
 from internvideo_jax.objectives.alignment import Alignment
 from internvideo_jax.recipes.distillation import TARGETS, chosen, student_clip, student_views
 from internvideo_jax.recipes.feature_evals import on_features
+from internvideo_jax.recipes.options import check_known, config_dict, parse_arg
 
 LAYERS = 6  # that are aligned
 INTERVAL = 3.34  # between those of the teacher

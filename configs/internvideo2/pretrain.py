@@ -43,7 +43,6 @@ import dataclasses
 from typing import Any
 
 from data_pipelines.config import ClipConfig, DataConfig, ViewConfig
-from internvideo_jax.cli import check_known, config_dict, parse_arg
 from internvideo_jax.config import CheckpointConfig, LogConfig, OptimConfig, TrainConfig
 from internvideo_jax.families.clip.teacher import ViCLIPTeacherConfig
 from internvideo_jax.families.internvideo2.student import StudentConfig
@@ -53,6 +52,7 @@ from internvideo_jax.layers.tower import last_layers
 from internvideo_jax.objectives.alignment import Alignment
 from internvideo_jax.recipes.distillation import TARGETS, chosen, student_clip, student_views
 from internvideo_jax.recipes.feature_evals import on_features
+from internvideo_jax.recipes.options import check_known, config_dict, parse_arg
 
 CLIP_LAYERS, MAE_LAYERS = 6, 4  # that are aligned
 STRIDE = 2  # of the student and the image teacher over the frames of the video teacher

@@ -34,12 +34,12 @@ import dataclasses
 from typing import Any
 
 from data_pipelines.config import ClipConfig, DataConfig, ViewConfig
-from internvideo_jax.cli import config_dict, parse_arg
 from internvideo_jax.config import CheckpointConfig, LogConfig, OptimConfig, TrainConfig
 from internvideo_jax.evaluators.classification import Accuracy
 from internvideo_jax.families.internvideo2.classifier import InternVideo2ClassifierConfig
 from internvideo_jax.objectives.classification import Classification
 from internvideo_jax.recipes import finetuning
+from internvideo_jax.recipes.options import config_dict, parse_arg
 from internvideo_jax.recipes.smoke import sized
 from internvideo_jax.registry import suggest
 

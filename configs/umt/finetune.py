@@ -31,11 +31,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from internvideo_jax.cli import config_dict, parse_arg
 from internvideo_jax.config import TrainConfig
 from internvideo_jax.families.umt.model import CLASSIFIER
 from internvideo_jax.families.videomae.model import VideoMAEClassifierConfig
 from internvideo_jax.recipes import finetuning
+from internvideo_jax.recipes.options import config_dict, parse_arg
 from internvideo_jax.recipes.smoke import sized
 from internvideo_jax.registry import suggest
 

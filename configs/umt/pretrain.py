@@ -29,13 +29,13 @@ import dataclasses
 from typing import Any
 
 from data_pipelines.config import DataConfig
-from internvideo_jax.cli import check_known, config_dict, parse_arg
 from internvideo_jax.config import CheckpointConfig, LogConfig, OptimConfig, TrainConfig
 from internvideo_jax.families.clip.teacher import CLIPTeacherConfig
 from internvideo_jax.families.umt.model import UMTStudentConfig
 from internvideo_jax.objectives.alignment import Alignment
 from internvideo_jax.recipes.distillation import TARGETS, chosen, student_clip, student_views
 from internvideo_jax.recipes.feature_evals import on_features
+from internvideo_jax.recipes.options import check_known, config_dict, parse_arg
 
 
 @dataclasses.dataclass(frozen=True)

@@ -47,11 +47,11 @@ import dataclasses
 from typing import Any
 
 from data_pipelines.config import AugmentConfig, ClipConfig, DataConfig, ViewConfig
-from internvideo_jax.cli import config_dict, parse_arg
 from internvideo_jax.config import CheckpointConfig, LogConfig, OptimConfig, TrainConfig
 from internvideo_jax.evaluators.classification import Accuracy
 from internvideo_jax.families.uniformerv2.model import SIZES, UniFormerV2Config
 from internvideo_jax.objectives.classification import Classification
+from internvideo_jax.recipes.options import config_dict, parse_arg
 from internvideo_jax.recipes.smoke import sized
 from internvideo_jax.registry import suggest
 

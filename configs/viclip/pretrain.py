@@ -32,11 +32,11 @@ import dataclasses
 from typing import Any
 
 from data_pipelines.config import AugmentConfig, ClipConfig, DataConfig, ViewConfig
-from internvideo_jax.cli import config_dict, parse_arg
 from internvideo_jax.config import CheckpointConfig, LogConfig, OptimConfig, TrainConfig
 from internvideo_jax.evaluators.retrieval import TextVideoRetrieval
 from internvideo_jax.families.viclip.model import SIZES, ViCLIPConfig
 from internvideo_jax.objectives.contrastive import Contrastive
+from internvideo_jax.recipes.options import config_dict, parse_arg
 from internvideo_jax.recipes.smoke import sized
 from internvideo_jax.registry import suggest
 

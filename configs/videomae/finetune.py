@@ -32,12 +32,12 @@ import dataclasses
 from typing import Any
 
 from data_pipelines.config import ClipConfig, DataConfig, ViewConfig
-from internvideo_jax.cli import config_dict, parse_arg
 from internvideo_jax.config import CheckpointConfig, LogConfig, OptimConfig, TrainConfig
 from internvideo_jax.evaluators.classification import Accuracy
 from internvideo_jax.families.videomae.model import VideoMAEClassifierConfig
 from internvideo_jax.objectives.classification import Classification
 from internvideo_jax.recipes.finetuning import Recipe
+from internvideo_jax.recipes.options import config_dict, parse_arg
 from internvideo_jax.recipes.smoke import sized
 from internvideo_jax.registry import suggest
 

@@ -23,12 +23,12 @@ import dataclasses
 from typing import Any
 
 from data_pipelines.config import ClipConfig, DataConfig, ViewConfig
-from internvideo_jax.cli import config_dict, parse_arg
 from internvideo_jax.config import CheckpointConfig, LogConfig, OptimConfig, TrainConfig
 from internvideo_jax.evaluators.reconstruction import Reconstruction
 from internvideo_jax.families.videomae.model import PretrainConfig
 from internvideo_jax.objectives.masked_pixels import MaskedPixels
 from internvideo_jax.recipes.feature_evals import on_features
+from internvideo_jax.recipes.options import config_dict, parse_arg
 from internvideo_jax.recipes.smoke import sized
 from internvideo_jax.registry import suggest
 

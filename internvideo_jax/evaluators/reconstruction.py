@@ -60,7 +60,7 @@ class Reconstruction:
         self.check(context)
         total = weight = 0.0
         shown: list[dict[str, np.ndarray]] = []
-        outputs = context.outputs(views, self, lambda: self._forward(context), self.name)
+        outputs = context.outputs(views, self, lambda: self.forward(context), self.name)
         for batch, out in outputs:
             check_finite(out["error"], batch, batch["valid"], "predictions")
             total += float((out["error"] * batch["valid"]).sum())
@@ -109,7 +109,9 @@ class Reconstruction:
         found = {f"video{i}": f"Rows, from the top: {parts}" for i in range(count)}
         return found | {f"video{i}{ANIMATED}": f"From the left: {parts}" for i in range(count)}
 
-    def _forward(self, context: EvalContext) -> Forward:
+    def forward(self, context: EvalContext) -> Forward:
+        """(params, batch with `index`) -> error (B,), and pixels (B, T, H, W, 3) uint8: original,
+        masked, rebuilt."""
         model, clip = context.model, clip_of(context.model.config)
         key = jax.random.key(context.seed)
 

@@ -16,13 +16,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -32,7 +31,8 @@ from data_pipelines.records.companion import CompanionWriter
 from data_pipelines.records.dataset import Dataset, UnreadableRecordError
 from data_pipelines.stream.prefetch import in_order
 from internvideo_jax.inference.clips import AHEAD
-from internvideo_jax.inference.steps import Forward, Program, fetched
+from internvideo_jax.inference.features import POOLS, pooled
+from internvideo_jax.inference.steps import Program, fetched
 from internvideo_jax.offline import by_shard
 from internvideo_jax.offline.by_shard import ShardJob, say
 from internvideo_jax.parallel.mesh import check_batch
@@ -41,7 +41,6 @@ from internvideo_jax.types import Params
 
 NAME = "features"  # of the companion
 CROPS = ("center", "squash")
-POOLS = ("mean", "head")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +50,7 @@ class Windows:
     stride: int = 8  # stored frames between the starts of two windows
     frame_stride: int = 1  # stored frames between two frames of a window
     crop: str = "center"  # of the resized frame; squash resizes both sides freely
-    # mean of the tokens, as the probes take it; head: the vector that enters the classifier's head.
-    pool: str = "mean"
+    pool: str = "mean"  # inference/features.py
     batch: int = 32  # windows per step of one process
     # Leave a record that cannot be read without windows, and count it, instead of stopping.
     skip_unreadable: bool = False
@@ -86,28 +84,6 @@ def window_frames(n: int, T: int, r: int, stride: int) -> np.ndarray:
     return np.minimum(starts[:, None] + r * np.arange(T), last)
 
 
-def make_forward(model: Model, pool: str) -> Forward:
-    """(params, batch with video (B, T, H, W, 3) uint8) -> (B, D) float32.
-
-    Raises:
-      ValueError: the model has no vector of that kind.
-    """
-    head = model.config.traits.classifier
-    if pool == "head" and not (head and head.pooled):
-        raise ValueError(
-            f"--pool=head: {type(model.config).__name__} has no pooling before a head; take a "
-            "classifier's recipe, or --pool=mean"
-        )
-
-    def forward(params: Params, batch: Mapping[str, jax.Array]) -> jax.Array:
-        tokens = model.apply(params, batch["video"], method="features")
-        if pool == "head":
-            return model.apply(params, tokens, method="pool").astype(jnp.float32)
-        return tokens.astype(jnp.float32).mean(axis=1)
-
-    return forward
-
-
 Loaded = list[tuple[schema.Record | None, np.ndarray]]  # records with their windows (W, T)
 Windowed = list[tuple[int, np.ndarray]]  # number within those, frames (T,) of a window
 
@@ -127,7 +103,7 @@ class Extractor:
     def __post_init__(self) -> None:
         check_batch(self.mesh, self.windows.batch, "--batch")
         self._clip = clip_of(self.model.config)
-        self._program = Program(jax.jit(make_forward(self.model, self.windows.pool)), self.mesh)
+        self._program = Program(jax.jit(pooled(self.model, self.windows.pool)), self.mesh)
 
     def shard(self, records: range) -> Iterator[dict[str, np.ndarray]]:
         """The arrays of each record, in order. Batches do not reach over the end of a shard, so its

@@ -16,39 +16,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from absl import flags
 
 from data_pipelines.commands.outputs import check_file
-from data_pipelines.config import ClipConfig, ViewConfig
 from data_pipelines.ingest.file_views import FileViews, list_files
 from data_pipelines.records import manifest
 from data_pipelines.records.storage import write_atomic
 from internvideo_jax import cli
-from internvideo_jax.checkpoint.classes import HEAD
-from internvideo_jax.checkpoint.initial import initialise, load_source
+from internvideo_jax.api.model import VideoModel
 from internvideo_jax.checkpoint.metadata import weights_provenance
 from internvideo_jax.config import TrainConfig, as_plain
 from internvideo_jax.evaluate import with_protocol
-from internvideo_jax.evaluators import metrics
-from internvideo_jax.evaluators.base import EvalContext, Pass, describe_views
-from internvideo_jax.evaluators.classification import Accuracy, forward
+from internvideo_jax.evaluators.base import Pass, describe_views
 from internvideo_jax.evaluators.per_video import TOP, best, jsonl, sheet
-from internvideo_jax.evaluators.published import templates
 from internvideo_jax.evaluators.published.templates import TEMPLATES
-from internvideo_jax.evaluators.video_text import (
-    VideoTextTask,
-    embeddings,
-    logit_scale,
-)
-from internvideo_jax.inference.vectors import gather, mean_of_views, no_direction
-from internvideo_jax.inference.weights import on_devices
 from internvideo_jax.offline.by_shard import say
 from internvideo_jax.parallel.compile_cache import use_compile_cache
-from internvideo_jax.parallel.mesh import make_mesh
-from internvideo_jax.protocols import Input, clip_of
-from internvideo_jax.run.build import with_classes
+from internvideo_jax.protocols import Input
 
 SUFFIXES = (".json", ".jsonl", ".csv")
 SHOWN = 20  # videos, and damaged ones, that are printed
@@ -84,7 +69,7 @@ class Prediction:
 
 
 class Predictor:
-    """A model with its parameters on the devices, and the names of what it can say.
+    """A model and the names of what it can say.
 
     Args:
       labels: classes; empty: those that the checkpoint was trained on.
@@ -103,33 +88,24 @@ class Predictor:
         template: str = "plain",
         threads: int = 2,
     ):
-        self.reads_text = config.model.inputs.text is not None
-        traits = config.model.traits
-        if not self.reads_text and (traits.classifier is None or traits.heads is not None):
+        reads_text, traits = config.model.inputs.text is not None, config.model.traits
+        if not reads_text and (traits.classifier is None or traits.heads is not None):
             raise ValueError(
                 f"config.model is {config.model.name!r}, which gives no classes; take a fine-tuned "
                 "classifier, or a model that reads texts, such as viclip, with --labels"
             )
-        if self.reads_text and not labels:
+        if reads_text and not labels:
             raise ValueError("--labels=a,b,c or --labels=@FILE is needed: the model reads texts")
-        self.template = template
-        if not self.reads_text:
-            labels, config = _classes(config, checkpoint, labels)
-        self.config, self.labels, self.threads = config, tuple(labels), threads
-        self.views, self.merge = _views(config, text=self.reads_text)
-        mesh = make_mesh(config.mesh, jax.devices()[:1])
-        model = config.model.model()
-        self.context = EvalContext(model, mesh, config.data, config.seed)
-        if self.reads_text:
-            self._task = VideoTextTask(name="predict", clean=config.data.text_clean)
-            self._encoder = self._task.text_encoder(self.context)
-        params, report = initialise(checkpoint, model.shapes(), config.model)
-        report.require_all()
-        self.context.params = on_devices(config, model, params, mesh)
-        self.provenance = {
-            **weights_provenance(checkpoint, self.context.params),
-            "model": as_plain(config.model),
-        }
+        self.model = VideoModel(config, checkpoint, labels=labels, threads=threads)
+        if not self.model.labels:
+            raise ValueError(f"{checkpoint} has no classes: it is no fine-tuned classifier")
+        self.template, self.threads = template, threads
+        self.views, self.merge = self.model.views(text=reads_text)
+
+    def provenance(self) -> dict[str, Any]:
+        """Which weights made a result, and of what model."""
+        model = as_plain(self.model.config.model)
+        return {**weights_provenance(self.model.checkpoint, self.model.params), "model": model}
 
     def files(self, places: Sequence[str]) -> Prediction:
         """Of the videos that `list_files` finds there."""
@@ -146,7 +122,7 @@ class Predictor:
         """Of the records of a split; by default as evaluators choose it."""
         reader = dataclasses.replace(self.views.reader, on_corrupt="substitute")
         views = dataclasses.replace(self.views, reader=reader)
-        stream = self.context.open(Input(directory, split, views, labelled=False))
+        stream = self.model.context.open(Input(directory, split, views, labelled=False))
         record, scores = self._scores(stream)
         dataset, used = stream.dataset, set(record.tolist())
         names = [f"record {number}" for number in range(len(dataset))]
@@ -157,41 +133,7 @@ class Predictor:
         return self._prediction(names, record, scores, lost, {})
 
     def _scores(self, stream: Pass) -> tuple[np.ndarray, np.ndarray]:
-        """(V,) numbers of the videos that can be used, ascending, and (V, K) scores."""
-        if self.reads_text:
-            rows = gather(embeddings(self.context, stream, "predict"))
-        else:
-            build = lambda: forward(self.context.model.apply)  # noqa: E731
-            rows = gather(self.context.outputs(stream, "logits", build, "predict"))
-        if not len(rows):
-            return rows.record, np.zeros((0, len(self.labels)))
-        if not np.isfinite(rows.values).all():
-            raise ValueError(
-                "the model gives values that are not finite, so there is nothing to rank: the "
-                "checkpoint is broken"
-            )
-        if not self.reads_text:
-            record, scores = metrics.merge_views(rows.record, rows.view, rows.values, self.merge)
-            if self.merge == "logit":
-                scores = metrics.softmax(scores)
-            elif self.merge == "probability_sum":
-                scores /= scores.sum(axis=1, keepdims=True)
-            return record, scores
-        rows = rows.sorted()
-        values = rows.values.astype(np.float32)
-        if no_direction(values).any():
-            raise ValueError("the model gives an embedding of zero: the checkpoint is broken")
-        record, _, mean = mean_of_views(rows.record, values)
-        text = self._encoder(self._prompts()).reshape(len(self.labels), -1, mean.shape[1])
-        scale = logit_scale(self.context.params, 0.0)
-        return record, metrics.softmax(scale * templates.class_scores(mean, text))
-
-    def _prompts(self) -> list[str]:
-        prompts = templates.prompts(self.labels, templates.named(self.template))
-        for text in prompts:
-            if self._task.is_empty(text):
-                raise ValueError(f"nothing is left of the prompt {text!r} after cleaning")
-        return prompts
+        return self.model.scores(stream, self.model.labels, self.template)
 
     def _prediction(
         self,
@@ -202,46 +144,17 @@ class Predictor:
         notes: dict[int, str],
     ) -> Prediction:
         how: dict[str, Any] = {"merge": self.merge}
-        if self.reads_text:
-            how = {"template": self.template, "tokenizer": self._encoder.tokenizer.identity}
+        if self.model.reads_text:
+            how = {"template": self.template, "tokenizer": self.model.tokenizer_identity}
         used: list[int] = record.tolist()
         return Prediction(
             tuple(names[number] for number in used),
             scores,
-            self.labels,
+            self.model.labels,
             tuple((names[number], problems[number]) for number in sorted(problems)),
             tuple(notes.get(number, "") for number in used),
             {**describe_views(self.views), **how},
         )
-
-
-def _classes(
-    config: TrainConfig, checkpoint: str, labels: Sequence[str]
-) -> tuple[Sequence[str], TrainConfig]:
-    """Names of the classes of a checkpoint's head, and the config with their number."""
-    source = load_source(checkpoint)
-    if HEAD[0] not in source.params:
-        raise ValueError(f"{checkpoint} has no classes: it is no fine-tuned classifier")
-    count = source.params[HEAD[0]].shape[-1]
-    if labels and len(labels) != count:
-        raise ValueError(f"--labels has {len(labels)} names, {checkpoint} has {count} classes")
-    known = labels or source.classes or [f"class {number}" for number in range(count)]
-    return known, with_classes(config, count)
-
-
-def _views(config: TrainConfig, *, text: bool) -> tuple[ViewConfig, str]:
-    """How videos are looked at, and how their views are merged: as the config's test does."""
-    for found in config.evals.values():
-        if not text and isinstance(found, Accuracy):
-            return found.views, found.merge
-        if text and isinstance(found, VideoTextTask):
-            return found.views, ""
-    takes = clip_of(config.model)
-    size = {"frames": takes.frames, "resolution": takes.resolution}
-    if text:
-        clip = dataclasses.replace(VideoTextTask().views.clip, **size)
-        return dataclasses.replace(VideoTextTask().views, clip=clip), ""
-    return ViewConfig(clip=ClipConfig(**size, sampling="stepped")), "probability"
 
 
 def write(prediction: Prediction, out: Path, count: int, provenance: dict[str, Any]) -> None:
@@ -307,8 +220,9 @@ def predict(
     report(found)
     if not found.names:
         raise ValueError("none of the videos can be used")
+    provenance = predictor.provenance() if outs else {}
     for out in outs:
-        write(found, out, count, predictor.provenance)
+        write(found, out, count, provenance)
         say(f"written to {out}")
     return found
 

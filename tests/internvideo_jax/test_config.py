@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from internvideo_jax.cli import config_dict, parse_arg
 from internvideo_jax.config import (
     TrainConfig,
     as_plain,
@@ -19,6 +18,7 @@ from internvideo_jax.config import (
     total_steps,
     warmup_steps,
 )
+from internvideo_jax.recipes.options import config_dict, parse_arg
 
 ROOT = Path(__file__).resolve().parents[2]
 

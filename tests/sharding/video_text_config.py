@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from data_pipelines.config import ClipConfig, DataConfig, ReaderConfig, ViewConfig
-from internvideo_jax.cli import config_dict
 from internvideo_jax.config import LogConfig, OptimConfig, TrainConfig
 from internvideo_jax.evaluators.multiple_choice import MultipleChoice
 from internvideo_jax.evaluators.retrieval import TextVideoRetrieval
@@ -11,6 +10,7 @@ from internvideo_jax.evaluators.zero_shot import ZeroShot
 from internvideo_jax.families.viclip.model import ViCLIPConfig
 from internvideo_jax.layers.tower import tower
 from internvideo_jax.objectives.contrastive import Contrastive
+from internvideo_jax.recipes.options import config_dict
 
 READER = ReaderConfig(threads=2)
 

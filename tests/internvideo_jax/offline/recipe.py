@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 
 from data_pipelines.config import ClipConfig, DataConfig
-from internvideo_jax.cli import config_dict
 from internvideo_jax.config import LogConfig, OptimConfig, TrainConfig
 from internvideo_jax.families.internvideo2.student import StudentConfig
 from internvideo_jax.families.internvideo2.teacher import InternVLConfig
 from internvideo_jax.families.videomae.teacher import VideoMAETeacherConfig
 from internvideo_jax.objectives.alignment import Alignment
+from internvideo_jax.recipes.options import config_dict
 
 
 def get_config(arg=""):

@@ -1,0 +1,1 @@
+"""Models in Python programs: load one, and ask it about videos (docs/python.md)."""
