@@ -163,7 +163,8 @@ class TrainConfig:
     seed: int = limited(0)  # parameters, masks and drop path; the data have data.seed
     steps: int = 0  # length of the run; either this or epochs
     epochs: float = limited(0.0, least=0)
-    init_from: str = ""  # run, checkpoint, exported .safetensors or torch file to start from
+    # Run, checkpoint, weight file to start from, or the name or address of one (docs/weights.md).
+    init_from: str = ""
     # Regular expressions on paths of parameters that must all come from init_from: what a later
     # stage takes over from the one before.
     init_whole: Sequence[str] = ()

@@ -391,6 +391,15 @@ class Input:
     parts: tuple[str, ...] = ("video",)
 
 
+class Device(Protocol):
+    """One of `jax.devices()`."""
+
+    @property
+    def id(self) -> int: ...
+    @property
+    def platform(self) -> str: ...
+
+
 class Scores(Protocol):
     """Scores of the videos of a split."""
 

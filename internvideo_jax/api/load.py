@@ -5,20 +5,19 @@ from __future__ import annotations
 import ast
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_pipelines import recipe_files
 from internvideo_jax.config import TrainConfig, to_typed
+from internvideo_jax.protocols import Device
 from internvideo_jax.recipes.loading import check_fields, stored_config
 from internvideo_jax.weights import files
 from internvideo_jax.weights.entry import Entry
 from internvideo_jax.weights.folders import is_weights
 from internvideo_jax.weights.identify import Identity, identify
+from internvideo_jax.weights.named import resolve
 
 if TYPE_CHECKING:  # jax is imported when a model is made
-    import jax
-
     from internvideo_jax.api.model import VideoModel
 
 
@@ -28,14 +27,15 @@ def load(
     recipe: str = "",
     settings: Mapping[str, object] | None = None,
     labels: Sequence[str] = (),
-    devices: Sequence[jax.Device] = (),
+    devices: Sequence[Device] = (),
     threads: int = 2,
     progress: bool = True,
 ) -> VideoModel:
     """A model with its weights.
 
     Args:
-      source: a run or one of its checkpoints; a weight file or a folder of Hugging Face.
+      source: a run or one of its checkpoints; a weight file or a folder of Hugging Face; the name
+        of a published checkpoint, hf://OWNER/REPOSITORY/FILE or https://... (docs/weights.md).
       recipe: as --config takes it, such as "videomae/finetune:size=base"; empty: what a run says
         of itself, or the recipe of the published checkpoint that a file is.
       settings: fields of the config to change, such as {"model.frames": 8}.
@@ -66,10 +66,11 @@ def _config(place: str, recipe: str) -> tuple[dict[str, object], dict[str, objec
     """The config of a place, and what to change in it."""
     if recipe:
         return recipe_files.load(recipe), {}
-    if not is_weights(Path(place)):
+    path = resolve(place)
+    if not is_weights(path):
         return stored_config(place), {}
-    weights = files.load(place)
-    known = identify(weights.kind, weights.params, weights.geometry, place)
+    weights = files.load(path)
+    known = identify(weights.kind, weights.params, weights.geometry, str(path))
     entry = _one(place, known)
     chosen = entry.config or entry.finetune
     plain = recipe_files.load(chosen)

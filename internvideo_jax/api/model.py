@@ -32,7 +32,7 @@ from internvideo_jax.inference.features import pooled
 from internvideo_jax.inference.vectors import Rows, gather, mean_of_views, no_direction, unit
 from internvideo_jax.inference.weights import load as load_weights
 from internvideo_jax.parallel.mesh import make_mesh
-from internvideo_jax.protocols import clip_of
+from internvideo_jax.protocols import Device, clip_of
 from internvideo_jax.run.build import with_classes
 from internvideo_jax.types import Params
 
@@ -104,7 +104,7 @@ class VideoModel:
         checkpoint: str,
         *,
         labels: Sequence[str] = (),
-        devices: Sequence[jax.Device] = (),
+        devices: Sequence[Device] = (),
         threads: int = 2,
         progress: bool = True,
     ):
@@ -240,7 +240,7 @@ class VideoModel:
         if mask_ratio:
             task = dataclasses.replace(task, ratio=mask_ratio)
         task.check(self.context)
-        stream = self._open(videos, once(task.views), "raise")
+        stream = self._open(videos, once(self._fitted(task.views)), "raise")
         key, build = ("reconstruct", task.mask, task.ratio), lambda: task.forward(self.context)
         parts: dict[str, list[np.ndarray]] = {}
         for batch, made in self.context.outputs(stream, key, build, "reconstruct"):
@@ -254,14 +254,17 @@ class VideoModel:
         """How videos are looked at, and how their views are merged: as the config's test does."""
         for found in self.config.evals.values():
             if not text and isinstance(found, Accuracy):
-                return found.views, found.merge
+                return self._fitted(found.views), found.merge
             if text and isinstance(found, VideoTextTask):
-                return found.views, ""
-        size = {"frames": self.frames, "size": self.resolution}
+                return self._fitted(found.views), ""
         if text:
-            clip = dataclasses.replace(VideoTextTask().views.clip, **size)
-            return dataclasses.replace(VideoTextTask().views, clip=clip), ""
-        return ViewConfig(clip=ClipConfig(**size, sampling="stepped")), "probability"
+            return self._fitted(VideoTextTask().views), ""
+        return self._fitted(ViewConfig(clip=ClipConfig(sampling="stepped"))), "probability"
+
+    def _fitted(self, views: ViewConfig) -> ViewConfig:
+        """The same of clips as the model takes them."""
+        clip = dataclasses.replace(views.clip, frames=self.frames, resolution=self.resolution)
+        return dataclasses.replace(views, clip=clip)
 
     def scores(
         self, stream: Pass, labels: Sequence[str], template: str = "plain"

@@ -25,6 +25,7 @@ from internvideo_jax.types import (
     unflatten_paths,
 )
 from internvideo_jax.weights import files, finite, folders
+from internvideo_jax.weights.named import resolve
 
 TABLES = ("pos_embed",)  # leaves that may be resized to another token grid
 
@@ -101,7 +102,7 @@ def _folded(paths: tuple[str, ...]) -> list[str]:
 
 
 def load_params(path: str) -> dict[str, np.ndarray]:
-    """Flat parameters from a run, one of its checkpoints, or a weight file.
+    """Flat parameters from a run, one of its checkpoints, or a weight file or its name.
 
     A run means its newest checkpoint. Averaged parameters (EMA) are taken when the run kept them.
 
@@ -112,14 +113,18 @@ def load_params(path: str) -> dict[str, np.ndarray]:
 
 
 def check_source(path: str) -> None:
-    """ValueError unless there is a weight file or a checkpoint at `path`; nothing is loaded."""
-    if not folders.is_weights(Path(path)):
-        step_of(path)
+    """ValueError unless there is a weight file or a checkpoint at `path`; nothing is loaded.
+
+    What `path` names (weights/named.py) is fetched.
+    """
+    place = resolve(path)
+    if not folders.is_weights(place):
+        step_of(place)
 
 
 def load_source(path: str) -> InitialWeights:
     """As `load_params`, with what is known about the model and its classes."""
-    place = Path(path)
+    place = resolve(path)
     if folders.is_weights(place):
         weights = files.load(place)
         return InitialWeights(dict(weights.params), weights.geometry)

@@ -43,8 +43,9 @@ def stored_config(checkpoint: str) -> dict[str, Any]:
         another version of the schema.
     """
     from internvideo_jax.weights.folders import is_weights  # late, as below
+    from internvideo_jax.weights.named import resolve as place_of
 
-    place = Path(checkpoint)
+    place = place_of(checkpoint)
     if is_weights(place):
         raise ValueError(
             f"{checkpoint} is a weight file, which does not say what model it is for; give the "

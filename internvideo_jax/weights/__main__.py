@@ -1,14 +1,17 @@
 """Weight files from the command line.
 
 ivj weights list [WORD ...]
+ivj weights get NAME
+ivj weights prove NAME
 ivj weights inspect FILE
 ivj weights import FILE --out ours.safetensors
 ivj weights export RUN_OR_FILE --out torch.safetensors (or torch.pth)
 ivj weights export RUN_OR_FILE --layout=huggingface --out FOLDER
 ivj weights average RUN_OR_FILE RUN_OR_FILE --out ours.safetensors
 
-FILE may be an index of several files, or a folder of Hugging Face. `inspect` of weights that are
-NaN or infinite ends with 1.
+FILE may be an index of several files, a folder of Hugging Face, or what `get` takes: the name of a
+published checkpoint, hf://OWNER/REPOSITORY/FILE or https://... (docs/weights.md). `inspect` of
+weights that are NaN or infinite ends with 1, and so does `prove` unless they are proved.
 """
 
 from __future__ import annotations
@@ -24,11 +27,13 @@ from internvideo_jax.checkpoint.initial import checkpoint_weights, model_of
 from internvideo_jax.checkpoint.reading import step_of
 from internvideo_jax.cli import quiet_libraries
 from internvideo_jax.config import to_typed
-from internvideo_jax.registry import resolve
+from internvideo_jax.registry import resolve as registered
 from internvideo_jax.weights import average, files, huggingface, wrappers, zoo
 from internvideo_jax.weights.folders import is_weights
 from internvideo_jax.weights.identify import identify
+from internvideo_jax.weights.named import resolve
 
+SOURCE = "file, folder, NAME of `list`, hf://OWNER/REPOSITORY/FILE or https://..."
 FROM_FILE = ("frames", "resolution", "heads", "decoder_heads")  # what a file does not tell
 
 
@@ -51,9 +56,17 @@ def run(options: argparse.Namespace) -> int:
     to_folder = options.command == "export" and options.layout == "huggingface"
     if to_folder:
         huggingface.check_out(options.out)
-    elif options.command != "inspect":
+    elif "out" in options:
         files.check_out(options.out, ours=options.command != "export")
+    if options.command == "get":
+        for source in options.sources:
+            print(get(source))
+        return 0
+    if options.command == "prove":
+        return proved(options.source, options.config)
+    options.source = resolve(options.source)
     if options.command == "average":
+        options.second = resolve(options.second)
         average.run(options, sound)
         return 0
     weights = read(options.source, vars(options).get("key", ""))
@@ -83,17 +96,24 @@ def parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("list", help="the published checkpoints and their recipes")
     one.add_argument("words", nargs="*", help="only rows with all of these, as v2 K400")
+    one = commands.add_parser("get", help="fetch published weights; prints where they are")
+    one.add_argument("sources", nargs="+", help=SOURCE)
+    one = commands.add_parser(
+        "prove", help="compare first outputs on a clip of the package with stored ones"
+    )
+    one.add_argument("source", help=SOURCE)
+    one.add_argument("--config", default="", help="recipe, where the file does not tell it")
     one = commands.add_parser("inspect", help="say what a file holds")
-    one.add_argument("source", type=Path)
+    one.add_argument("source", help=SOURCE)
     _key(one)
     one = commands.add_parser("import", help="published file -> safetensors with our names")
-    one.add_argument("source", type=Path)
+    one.add_argument("source", help=SOURCE)
     one.add_argument("--out", type=Path, required=True)
     _key(one)
     one = commands.add_parser(
         "export", help="training run, checkpoint or our file -> torch names, the ending says how"
     )
-    one.add_argument("source", type=Path)
+    one.add_argument("source", help=SOURCE)
     one.add_argument(
         "--out", type=Path, required=True, help=".safetensors or .pth file; huggingface: folder"
     )
@@ -111,6 +131,28 @@ def parser() -> argparse.ArgumentParser:
 
 def _key(one: argparse.ArgumentParser) -> None:
     one.add_argument("--key", default="", help="where in a torch file the weights lie: model_ema")
+
+
+def get(source: str) -> Path:
+    """Where the weights are that a name or address stands for, fetched if need be.
+
+    Raises:
+      ValueError: neither a name nor an address, nor anything that is there.
+    """
+    place = resolve(source)
+    if not place.exists():
+        zoo.find(source)  # raises with the near matches
+        raise ValueError(f"{source}: no such file")
+    return place
+
+
+def proved(source: str, recipe: str) -> int:
+    """Prints what became of the proof; the exit code."""
+    from internvideo_jax.api.prove import prove  # late: it loads what models need
+
+    outcome = prove(source, recipe=recipe)
+    print(outcome.text())
+    return ExitCode.GOOD if outcome.state == "proved" else ExitCode.BAD_DATA
 
 
 def read(source: Path, key: str = "") -> files.Weights:
@@ -165,6 +207,8 @@ def listing(words: Sequence[str]) -> str:
                 f"{entry.reported:<14}",
                 (entry.config or entry.finetune).removeprefix("configs/")
                 + ("" if entry.made else " *"),
+                *((f"({entry.short})",) if entry.short else ()),
+                *(("no address",) if not entry.url else ()),
             )
         )
         if all(word.lower() in line.lower() for word in words):
@@ -196,7 +240,7 @@ def export_huggingface(options: argparse.Namespace, weights: files.Weights) -> N
 def run_config(run: Path) -> Any:
     """The model config that a run or checkpoint was made with."""
     model = model_of(step_of(run))
-    return to_typed(resolve("model", model["name"]), model, "config.model")
+    return to_typed(registered("model", model["name"]), model, "config.model")
 
 
 if __name__ == "__main__":

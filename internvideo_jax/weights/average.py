@@ -95,8 +95,8 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     one = commands.add_parser(
         "average", help="mean of two models -> safetensors with our names (WiSE-FT)"
     )
-    one.add_argument("source", type=Path, help="run, checkpoint or file")
-    one.add_argument("second", type=Path, help="the same, or the CLIP file that it started from")
+    one.add_argument("source", help="run, checkpoint, file or name")
+    one.add_argument("second", help="the same, or the CLIP file that it started from")
     one.add_argument("--out", type=Path, required=True)
     one.add_argument("--weight", type=float, default=0.5, help="share of the first model")
 

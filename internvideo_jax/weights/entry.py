@@ -20,6 +20,10 @@ CLASSES = {
     "HACS": 200,
 }
 
+# Where the authors keep files.
+OSS = "https://pjlab-gvm-data.oss-cn-shanghai.aliyuncs.com"
+HUB = "https://huggingface.co/OpenGVLab"
+
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
@@ -51,6 +55,11 @@ class Entry:
     protocol: Protocol | None = None  # None: not stated, or nothing to test
     reported: str = ""
     note: str = ""
+    short: str = ""  # a further name, of the one to take first among those of its kind
+    url: str = ""  # of the file, as its zoo links to it; empty: not known
+    bytes: int = 0  # size of the file; 0: not known
+    sha256: str = ""  # of the file, in hex, as its authors state it; empty: not stated
+    licence: str = ""  # of the repository that publishes it (SPDX); terms of the file may differ
 
     @property
     def source(self) -> str:

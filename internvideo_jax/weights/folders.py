@@ -68,7 +68,7 @@ def read_index(path: Path, read: Read) -> Tensors:
       ValueError: no index; it and the files do not fit together; a file is missing or damaged.
     """
     where = _index(path)
-    files = list(dict.fromkeys(where.values()))
+    files = index_files(path)
     missing = [name for name in files if not (path.parent / name).is_file()]
     if missing:
         raise ValueError(
@@ -90,6 +90,11 @@ def read_index(path: Path, read: Read) -> Tensors:
             )
         found |= tensors
     return {tensor: found[tensor] for tensor in where}
+
+
+def index_files(path: Path) -> list[str]:
+    """The files beside an index that it names; raises as `read_index` for what is no index."""
+    return list(dict.fromkeys(_index(path).values()))
 
 
 def _index(path: Path) -> dict[str, str]:

@@ -29,20 +29,33 @@ def entries() -> tuple[Entry, ...]:
 
 
 def find(name: str) -> Entry:
-    """The entry `name`, by its full name or, where only one has it, by the part after the slash.
+    """The entry `name`, by its full or short name or, where only one has it, by the last part.
 
     Raises:
       ValueError: no such entry, with the near matches.
     """
-    wanted = _stem(name)
-    full = [entry for entry in entries() if entry.name == name]
-    found = full or [entry for entry in entries() if entry.name.partition("/")[2] == wanted]
+    stem = _stem(name)
+    found = _called(name) or [each for each in entries() if each.name.partition("/")[2] == stem]
     if len(found) == 1:
         return found[0]
     if found:
         raise ValueError(f"{name!r} is ambiguous: {', '.join(entry.name for entry in found)}")
-    names = [entry.name for entry in entries()]
+    names = [each for entry in entries() for each in (entry.name, entry.short) if each]
     raise ValueError(f"no published checkpoint {name!r}: {suggest(name, names)}")
+
+
+def named(name: str) -> Entry | None:
+    """The entry of exactly this name: full, short, or the last part of only one."""
+    found = _called(name)
+    return found[0] if len(found) == 1 else None
+
+
+def _called(name: str) -> list[Entry]:
+    """Entries of exactly this full or short name, else those with this last part."""
+    if not name:
+        return []
+    found = [entry for entry in entries() if name in (entry.name, entry.short)]
+    return found or [entry for entry in entries() if entry.name.partition("/")[2] == name]
 
 
 def match(name: str = "", facts: Facts | None = None) -> tuple[Entry, ...]:
@@ -65,6 +78,8 @@ def match(name: str = "", facts: Facts | None = None) -> tuple[Entry, ...]:
 def is_named(entry: Entry, name: str) -> bool:
     """Whether the file `name` has the published name, of file or model, whatever its ending."""
     stem = _stem(name)
+    if entry.url and PurePath(name).as_posix().endswith(entry.url.partition("://")[2]):
+        return True  # where it lies when it was fetched
     if entry.file and stem == _stem(entry.file):
         return stem not in COMMON or _depth(entry, name) > 0
     return stem == entry.name.partition("/")[2]
@@ -104,8 +119,8 @@ def table(source: str) -> list[str]:
         kind = "pre-trained" if entry.pretrained else f"{entry.classes} classes"
         recipe = (entry.config or entry.finetune).removeprefix("configs/")
         cells = (
-            f"`{entry.name}`",
-            f"`{file}`" if file else "",
+            f"`{entry.name}`" + (f" or `{entry.short}`" if entry.short else ""),
+            _linked(file, entry) if file or entry.url else "no address",
             f"{entry.size}, {kind}",
             entry.data,
             f"{entry.frames} x {entry.pixels}²",
@@ -115,6 +130,15 @@ def table(source: str) -> list[str]:
         )
         rows.append("| " + " | ".join(cells) + " |")
     return rows
+
+
+def _linked(file: str, entry: Entry) -> str:
+    """The file with a link to it, or a word that none is known."""
+    shown = f"`{file or '(unnamed)'}`"
+    if not entry.url:
+        return f"{shown}, no address"
+    stated = f", sha256 `{entry.sha256[:8]}…`" if entry.sha256 else ""
+    return f"[{shown}]({entry.url}){stated}"
 
 
 def notes(source: str) -> list[str]:

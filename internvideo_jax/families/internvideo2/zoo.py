@@ -9,19 +9,34 @@ from __future__ import annotations
 from typing import Any
 
 from internvideo_jax.families.umt.zoo import SETS, test_of
-from internvideo_jax.weights.entry import CLASSES, Entry
+from internvideo_jax.weights.entry import CLASSES, HUB, Entry
 
 STAGE1 = "configs/internvideo2/pretrain.py:"
 DISTILL = "configs/internvideo2/distill.py:"
 FINETUNE = "configs/internvideo2/finetune.py:recipe="
 SIZES = {"S14": "small", "B14": "base", "L14": "large", "1B": "1b"}
+LICENCE = "Apache-2.0"
+STAGE1_1B = f"{HUB}/InternVideo2-Stage1-1B-224p"
+# Repositories of the 1B classifiers, behind STAGE1_1B, by what they were trained on last.
+SETS_1B = {"K710": "-f8-k710", "K400": "-f8-K400", "K600": "-f8-K600", "K700": "-K700"}
+SETS_1B |= {"SSv1": "-f8-SthSth", "SSv2": "-f8-SthSth"}
 # Segments that the scripts test on Something-Something; rows of the zoo get a setting.
 SCRIPT_SEGMENTS = {("1B", "SSv1"): 2, ("1B", "SSv2"): 2, ("L14", "SSv2"): 2}
+
+
+def _url(file: str, data: str = "") -> str:
+    """Of a file named as its zoo does, empty for none."""
+    if not file:
+        return ""
+    if "/" in file:
+        return f"{HUB}/InternVideo2_distillation_models/resolve/main/stage1/{file}"
+    return f"{STAGE1_1B}{SETS_1B[data]}/resolve/main/{file}"
 
 
 def _student(name: str, size: str, data: str, config: str, finetune: str, **more: Any) -> Entry:
     return Entry(
         name=f"internvideo2/{name}",
+        licence=LICENCE,
         kind="internvideo2_student",
         size=size,
         data=data,
@@ -40,6 +55,8 @@ def _classifier(
     return Entry(
         name=f"internvideo2/{model}_{name}",
         file=file,
+        url=_url(file, data),
+        licence=LICENCE,
         kind="internvideo2_classifier",
         size=SIZES[model],
         data=data,
@@ -68,6 +85,8 @@ INTERNVIDEO2 = (
         STAGE1 + "size=1b",
         "1b_k710",
         file="InternVideo2-Stage1-1B-224p-f8/pretrain.pth",
+        url=f"{STAGE1_1B}-f8/resolve/main/pretrain.pth",
+        short="internvideo2-1b",
         changes={"clip_width": 3200, "mae_width": 1408, "mae_layers": (36, 37, 38, 39)}
         | {"final_width": 768, "stride": 2},
     ),
@@ -79,6 +98,8 @@ INTERNVIDEO2 = (
             f"{DISTILL}size={SIZES[model]}",
             f"{model[0].lower()}_k710",
             file=f"{model}/{model}_dist_1B_stage2/{_BIN}",
+            url=_url(f"{model}/{model}_dist_1B_stage2/{_BIN}"),
+            short=f"internvideo2-{model.lower()}",
             changes={"clip_width": 1408, "clip_decoder": "mlp", "final_width": 768},
             note="whether the file has the decoders of distillation was not seen",
         )

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from internvideo_jax.families.umt.model import CLASSIFIER
-from internvideo_jax.weights.entry import CLASSES, Entry, Protocol
+from internvideo_jax.weights.entry import CLASSES, OSS, Entry, Protocol
 
 KINETICS = Protocol(4, 3, "stepped")
 SOMETHING = Protocol(4, 3, "segments")  # of InternVideo2 too: 8 x 3 x 4
 SETS = {"K710": "k710", "K400": "k400", "K600": "k600", "K700": "k700", "MiT": "mit"}
 SETS |= {"SSv1": "ssv1", "SSv2": "ssv2"}
+LICENCE, FILES = "MIT", f"{OSS}/umt/single_modality"
 FINETUNE = "configs/umt/finetune.py:recipe="
 
 
@@ -33,6 +34,8 @@ def _classifier(file: str, data: str, top1: str, note: str = "") -> Entry:
     return Entry(
         name=f"umt/{file}",
         file=f"{file}.pth",
+        url=f"{FILES}/{file}.pth",
+        licence=LICENCE,
         kind="videomae_classifier",
         size={"b": "base", "l": "large"}[letter],
         data=data,
@@ -52,6 +55,8 @@ def _student(size: str, clip_width: int) -> Entry:
     return Entry(
         name=f"umt/{letter}16_ptk710_f8_res224",
         file=f"{letter}16_ptk710_f8_res224.pth",
+        url=f"{FILES}/{letter}16_ptk710_f8_res224.pth",
+        licence=LICENCE,
         kind="umt_student",
         size=size,
         data="K710",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from internvideo_jax.weights.entry import CLASSES, Entry, Protocol
+from internvideo_jax.weights.entry import CLASSES, OSS, Entry, Protocol
 
 CONFIG = "configs/uniformerv2/finetune.py:"
 SIZES = {"b16_224": "base", "l14_224": "large", "l14_336": "large336"}
 # Segments x crops that the recipes have; a row of the zoo with others gets settings.
 RECIPE_VIEWS = {"kinetics": (4, 3), "moments": (4, 3), "something": (1, 3), "activitynet": (10, 3)}
 FROZEN_VIEWS = (3, 1)
+FOLDERS = {"MiT": "mitv1", "SSv1": "sthv1", "SSv2": "sthv2", "ActivityNet": "anet", "HACS": "hacs"}
 
 
 def _entry(
@@ -40,6 +41,8 @@ def _entry(
     return Entry(
         name=f"uniformerv2/{file}",
         file=f"{file}.pyth",
+        url=f"{OSS}/uniformerv2/{FOLDERS.get(data, data.lower())}/{file}.pyth",
+        licence="Apache-2.0",
         kind="uniformerv2",
         size=size,
         data=data,

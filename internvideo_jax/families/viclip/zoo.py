@@ -8,9 +8,12 @@ measured here.
 
 from __future__ import annotations
 
-from internvideo_jax.weights.entry import Entry
+from internvideo_jax.weights.entry import HUB, OSS, Entry
 
 PRETRAIN = "configs/viclip/pretrain.py:"
+# Linked twice; the others lie on the authors' own server only.
+URLS = {"ViClip-InternVid-10M-FLT": f"{HUB}/ViCLIP/resolve/main/ViClip-InternVid-10M-FLT.pth"}
+SHORT = {"ViClip-InternVid-10M-FLT": "viclip-l14", "ViCLIP-B_InternVid-10M-FLT": "viclip-b16"}
 _UNNAMED = "the zoo links to the file without naming it"
 
 
@@ -20,6 +23,9 @@ def _entry(file: str, size: str, data: str, top1: str = "", note: str = "") -> E
     return Entry(
         name=f"viclip/{name}",
         file=file,
+        url=URLS.get(name, f"{OSS}/internvideo/viclip/{file}" if file else ""),
+        licence="Apache-2.0",
+        short=SHORT.get(name, ""),
         kind="viclip",
         size=size,
         data=data,

@@ -14,37 +14,53 @@ from __future__ import annotations
 
 from typing import Any
 
-from internvideo_jax.weights.entry import CLASSES, Entry, Protocol
+from internvideo_jax.weights.entry import CLASSES, HUB, OSS, Entry, Protocol
 
 FINETUNE = "configs/videomae/finetune.py:recipe="
 PRETRAIN = "configs/videomae/pretrain.py:"
 KINETICS = Protocol(5, 3, "dense")
 SOMETHING = Protocol(2, 3, "segments")
 HYBRID = "UnlabeledHybrid"
+LICENCES = {"internvideo1": "Apache-2.0", "v2": "MIT", "videomae": "CC-BY-NC-4.0"}
+# Names of the first two lie elsewhere than the others.
+MAE_FILES = {"vit_l_hybrid_pt_800e.pth": "mae-l", "vit_h_hybrid_pt_1200e.pth": "mae-h"}
+
+
+def _published(name: str, file: str = "", **more: Any) -> dict[str, Any]:
+    """What follows from the source and the file: its address, the licence of its repository."""
+    source, url = name.partition("/")[0], ""
+    if source == "v2" and file:
+        url = f"{HUB}/VideoMAE2/resolve/main/{'distill' if '_dl_' in file else 'mae-g'}/{file}"
+    elif file in MAE_FILES:
+        url = f"{HUB}/InternVideoMAE_models/resolve/main/{MAE_FILES[file]}/pytorch_model.bin"
+    elif file.startswith("vit_"):
+        url = f"{OSS}/internvideo/pretrain/videomae/{file}"
+    elif file:
+        folder = "K400/VideoMAE/" if "/" not in file else ""
+        url = f"{OSS}/internvideo/action_recognition/{folder}{file}"
+    return {"name": name, "file": file, "url": url, "licence": LICENCES[source], **more}
 
 
 def _pretrained(name: str, size: str, depth: int, data: str, config: str, **more: Any) -> Entry:
     return Entry(
-        name=name,
         kind="videomae_pretrain",
         size=size,
         data=data,
         changes={"decoder_depth": depth},
         config=PRETRAIN + config,
-        **{**more, "finetune": FINETUNE + more["finetune"]},
+        **_published(name, **{**more, "finetune": FINETUNE + more["finetune"]}),
     )
 
 
 def _classifier(name: str, size: str, data: str, recipe: str, **more: Any) -> Entry:
     protocol = SOMETHING if data.startswith("SSv") else KINETICS
     return Entry(
-        name=name,
         kind="videomae_classifier",
         size=size,
         data=data,
         classes=CLASSES[data],
         config=FINETUNE + recipe,
-        **{"protocol": protocol, **more},
+        **_published(name, **{"protocol": protocol, **more}),
     )
 
 
@@ -247,6 +263,7 @@ V2 = (
         "base",
         "K710",
         "v2/b_k710",
+        short="videomae-v2-b16",
         file="vit_b_k710_dl_from_giant.pth",
         made=False,
         reported="81.5",
@@ -257,6 +274,7 @@ V2 = (
         "small",
         "K710",
         "videomae/s_k400",
+        short="videomae-v2-s16",
         file="vit_s_k710_dl_from_giant.pth",
         made=False,
         reported="77.6",
