@@ -17,7 +17,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from email.message import Message
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from tqdm import tqdm
 
@@ -152,7 +152,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         fp: IO[bytes],
         code: int,
         msg: str,
-        headers: Any,
+        headers: http.client.HTTPMessage,
         newurl: str,
     ) -> urllib.request.Request | None:
         self.first = self.first or headers
@@ -162,7 +162,9 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 @contextlib.contextmanager
-def _opened(url: str, part: Path, have: int) -> Iterator[tuple[Any, Mapping[str, str]]]:
+def _opened(
+    url: str, part: Path, have: int
+) -> Iterator[tuple[http.client.HTTPResponse, Mapping[str, str]]]:
     """The answer of the server, and the headers that describe the file."""
     request = urllib.request.Request(url, headers={"User-Agent": "internvideo-jax"})
     version = _note(part).read_text() if have and _note(part).exists() else ""
@@ -182,7 +184,7 @@ def _opened(url: str, part: Path, have: int) -> Iterator[tuple[Any, Mapping[str,
         yield response, {**dict(response.headers), **dict(redirects.first or {})}
 
 
-def _range(response: Any, have: int) -> tuple[int, int]:
+def _range(response: http.client.HTTPResponse, have: int) -> tuple[int, int]:
     """Where the content begins, and how long the whole file is (0: not said)."""
     length = int(response.headers.get("Content-Length") or 0)
     if response.status != 206:
@@ -194,7 +196,9 @@ def _range(response: Any, have: int) -> tuple[int, int]:
     return have, int(total) if total.isdigit() else have + length
 
 
-def _write(response: Any, part: Path, begin: int, total: int, bar: Any) -> None:
+def _write(
+    response: http.client.HTTPResponse, part: Path, begin: int, total: int, bar: tqdm
+) -> None:
     with part.open("r+b" if begin else "wb") as file:
         file.seek(begin)
         file.truncate()

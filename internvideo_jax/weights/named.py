@@ -139,32 +139,23 @@ def _place(url: str) -> Path:
 def _bring(url: str, target: Path, sha256: str, size: int) -> None:
     """From the mirror, else from its own server."""
     mirror, place = os.environ.get(MIRROR, ""), _place(url)
-    if mirror and not mirror.startswith(WEB):
-        if (Path(mirror) / place).is_file():
-            copy(Path(mirror) / place, target, sha256=sha256)
-            return None
-    elif mirror:
-        try:
-            fetch(f"{mirror.rstrip('/')}/{place.as_posix()}", target, sha256=sha256, size=size)
-            return _checked(url, target)
-        except Absent:
-            pass
+    on_disk = bool(mirror) and not mirror.startswith(WEB)
+    if on_disk and (Path(mirror) / place).is_file():
+        copy(Path(mirror) / place, target, sha256=sha256)
+        return
     if os.environ.get(OFFLINE, "") not in ("", "0"):
-        tried = f"{target}" + (f" and {mirror}/{place}" if mirror else "")
+        tried = f"{target}" + (f" and {mirror}/{place}" if on_disk else "")
         raise Absent(f"{url}: not in {tried}, and {OFFLINE} is set: nothing is fetched")
     try:
-        fetch(url, target, sha256=sha256, size=size)
+        if mirror and not on_disk:
+            with contextlib.suppress(Absent):
+                fetch(f"{mirror.rstrip('/')}/{place.as_posix()}", target, sha256=sha256, size=size)
+        if not target.is_file():
+            fetch(url, target, sha256=sha256, size=size)
     except PassingFault as error:
         raise PassingFault(f"{error}. Without network, put the file at {target}") from error
-    return _checked(url, target)
-
-
-def _checked(url: str, target: Path) -> None:
-    """ValueError, and no file, where a server sent a page instead of weights."""
-    if target.name == "config.json":
-        return
     try:
         formats.check_format(target)
-    except ValueError as error:
+    except ValueError as error:  # a page instead of weights, most often
         target.unlink()
         raise ValueError(f"{url}: {str(error).removeprefix(f'{target}: ')}") from error

@@ -142,12 +142,17 @@ def _linked(file: str, entry: Entry) -> str:
 
 
 def notes(source: str) -> list[str]:
-    """The notes of a source's entries as Markdown lines, entries that share one together."""
+    """The licence of a source and the notes of its entries as Markdown lines.
+
+    Entries that share a note stand together.
+    """
     shared: dict[str, list[str]] = {}
     for entry in sources()[source]:
         if entry.note:
             shared.setdefault(entry.note, []).append(f"`{entry.name.partition('/')[2]}`")
-    return [f"- {', '.join(names)}: {note}." for note, names in shared.items()]
+    licences = sorted({entry.licence for entry in sources()[source]})
+    first = f"- Licence of the repository: {', '.join(licences)}; the terms of a file may differ."
+    return [first, *(f"- {', '.join(names)}: {note}." for note, names in shared.items())]
 
 
 def _stem(name: str) -> str:
