@@ -49,7 +49,7 @@ class ItemViews(Iterator[Batch], abc.ABC):
     def shape(self) -> tuple[int, ...]:
         """Of the views of a video."""
         config, clip = self.config, self.config.clip
-        return (config.segments * config.crops, clip.frames, clip.resolution, clip.resolution, 3)
+        return (config.clips * config.crops, clip.frames, clip.resolution, clip.resolution, 3)
 
     def __len__(self) -> int:
         return -(-len(self.names) // self.config.batch)
@@ -58,7 +58,7 @@ class ItemViews(Iterator[Batch], abc.ABC):
         if not self._left:
             raise StopIteration
         self._left -= 1
-        config, count = self.config, self.config.segments * self.config.crops
+        config, count = self.config, self.config.clips * self.config.crops
         found = list(itertools.islice(self._made, config.batch))
         valid = np.zeros(config.batch, bool)
         index = np.full(config.batch, len(self.names) - 1, np.int32)
@@ -104,7 +104,7 @@ class ArrayViews(ItemViews):
     def views(self, number: int) -> np.ndarray | None:
         video = np.ascontiguousarray(self.videos[number])
         if self.whole:
-            wanted = np.tile(np.arange(len(video)), (self.config.segments, 1))
+            wanted = np.tile(np.arange(len(video)), (self.config.clips, 1))
         else:
             times = np.around(np.arange(len(video)) * 1e6 / FPS).astype(np.int64)
             wanted = multiview.choose(self.config, times, FPS)

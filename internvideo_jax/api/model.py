@@ -241,7 +241,7 @@ class VideoModel:
             task = dataclasses.replace(task, ratio=mask_ratio)
         task.check(self.context)
         stream = self._open(videos, once(self._fitted(task.views)), "raise")
-        key, build = ("reconstruct", task.mask, task.ratio), lambda: task.forward(self.context)
+        key, build = ("reconstruct", task.mask, task.mask_ratio), lambda: task.forward(self.context)
         parts: dict[str, list[np.ndarray]] = {}
         for batch, made in self.context.outputs(stream, key, build, "reconstruct"):
             for name, values in made.items():
