@@ -23,7 +23,7 @@ from internvideo_jax.layers.tower import tower
 from internvideo_jax.offline.by_shard import check_same
 from internvideo_jax.offline.extract import Extractor, Windows, extract, window_frames
 from internvideo_jax.parallel.mesh import make_mesh
-from tests.conftest import ROOT, environment
+from tests.conftest import QUICK, ROOT, environment
 
 SMALL = {"encoder": tower(16, 1, 2), "frames": 4, "resolution": 32, "patch": 16, "dtype": "float32"}
 
@@ -149,12 +149,11 @@ extract(tool, Path(sys.argv[2]), settings(tool))
 """
 
 
-@pytest.mark.usefixtures("compiled_as_by_users")
 def test_killed_and_continued_gives_the_same_bytes(data, tmp_path):
     tool, out = make(data), tmp_path / "killed"
     extract(tool, tmp_path / "whole", settings(tool))
-    child = subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(data), str(out)], cwd=ROOT, env=environment(fast=False)
+    child = subprocess.Popen(  # with the flags of this process, hence its bits
+        [sys.executable, "-c", CHILD, str(data), str(out)], cwd=ROOT, env=environment() | QUICK
     )
     deadline = time.monotonic() + 120
     while not list(out.glob("*.idx")):
