@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,21 @@ def steps(config: TrainConfig) -> Iterator[Any]:
         }
         state, metrics = step(state, batch)
         yield metrics["train/loss"]
+
+
+def show(name: str, faster: float = 1.0, apart: float = math.inf) -> None:
+    """Prints the training loss of every step, up to the first one that is told from the stored one.
+
+    Args:
+      faster: times the learning rate of the curve.
+      apart: difference that tells a loss from the stored one.
+    """
+    config, stored = config_of(name), json.loads(STORED.read_text())[name]
+    optim = dataclasses.replace(config.optim, lr=faster * config.optim.lr)
+    for found, other in zip(steps(dataclasses.replace(config, optim=optim)), stored, strict=False):
+        print(float(found))
+        if abs(float(found) - other) > apart:
+            break
 
 
 def main() -> None:

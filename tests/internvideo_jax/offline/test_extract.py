@@ -23,7 +23,7 @@ from internvideo_jax.layers.tower import tower
 from internvideo_jax.offline.by_shard import check_same
 from internvideo_jax.offline.extract import Extractor, Windows, extract, window_frames
 from internvideo_jax.parallel.mesh import make_mesh
-from tests.conftest import ROOT, environment
+from tests.conftest import QUICK, ROOT, environment
 
 SMALL = {"encoder": tower(16, 1, 2), "frames": 4, "resolution": 32, "patch": 16, "dtype": "float32"}
 
@@ -137,14 +137,13 @@ def test_processes_share_the_shards(data, tmp_path, capsys):
         extract(tool, tmp_path / "two", settings(tool), part=2, parts=2)
 
 
-@pytest.mark.usefixtures("compiled_as_by_users")
 def test_killed_and_continued_gives_the_same_bytes(data, tmp_path):
     tool, out = make(data), tmp_path / "killed"
     extract(tool, tmp_path / "whole", settings(tool))
     child = subprocess.Popen(
         [sys.executable, "-m", "tests.internvideo_jax.offline.slow_extract", str(data), str(out)],
         cwd=ROOT,
-        env=environment(fast=False),
+        env=environment() | QUICK,  # with the flags of this process, hence its bits
     )
     deadline = time.monotonic() + 120
     while not list(out.glob("*.idx")):
