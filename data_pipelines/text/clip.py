@@ -157,7 +157,7 @@ def _installed_merges() -> str | None:
     for spec in filter(None, map(importlib.util.find_spec, _HOLDERS)):
         for folder in spec.submodule_search_locations or ():
             path = Path(folder, MERGES_FILE)
-            if path.is_file() and _digest(merges := _read_merges(str(path))) == VOCABULARY_SHA256:
+            if path.is_file() and _digest(merges := _read_once(str(path))) == VOCABULARY_SHA256:
                 return merges
     raise ImportError(
         "no CLIP vocabulary here: the package instant-clip-tokenizer, which brings one, has "
@@ -210,6 +210,11 @@ def _read_merges(path: str) -> str:
                     f"character nor made by another line; {ORIGIN}"
                 )
     return "\n".join(merges)
+
+
+@functools.lru_cache(maxsize=2)
+def _read_once(path: str) -> str:
+    return _read_merges(path)
 
 
 @functools.lru_cache(maxsize=4)

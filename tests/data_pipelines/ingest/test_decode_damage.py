@@ -25,7 +25,7 @@ def bad_files(folder) -> dict[str, tuple]:
     jpeg = simplejpeg.encode_jpeg(picture(0), 90, "RGB", "420")
     return {
         folder / "missing.mp4": ("open", "No such file"),
-        folder / "nul\0.mp4": ("open", "null byte"),
+        folder / "nul\0.mp4": ("open", "embedded null "),
         folder / "half \ud800.mp4": ("open", "surrogates"),
         folder / "folder.mp4": ("open", "is a folder"),
         folder / "pipe.mp4": ("open", "not a regular file"),

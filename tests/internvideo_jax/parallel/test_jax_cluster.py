@@ -63,13 +63,14 @@ sys.modules["jax._src.clusters"] = None
 from internvideo_jax.parallel import multihost
 with multihost.joined():
     print(f"any {multihost.any_process(child)}, notices {multihost.takes_notices()}", flush=True)
+jax.distributed.shutdown()  # waits for the other one
 if not child:
     assert os.wait()[1] == 0
 """
 
 
 def test_jax_joins_a_job_that_it_does_not_tell(hidden, program):
-    done = program(JOIN)
+    done = program(JOIN, timeout=60)
     assert done.returncode == 0, done.stderr
     for number in (0, 1):
         assert f"process {number} of 2: 1 local devices (cpu), 2 in all; " in done.stdout
