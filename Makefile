@@ -17,11 +17,23 @@ BROWSER_READY := $(BROWSER)/ready
 TORCH_VENV := $(VENV)-torch
 TORCH_READY := $(TORCH_VENV)/ready
 TORCH ?= torch>=2.4,<2.14
+# The newest Python at hand, for the newest jax and PyAV, which need 3.12; empty where there is none.
+NEWEST := $(VENV)-newest
+NEWEST_READY := $(NEWEST)/ready
+NEWEST_PYTHON = $(shell for v in 3.13 3.12; do for p in python$$v \
+  "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/$$v*/bin/python$$v; do \
+  "$$p" -c 'import ensurepip' 2>/dev/null && echo "$$p" && exit; done; done)
+# What calls jax, PyAV or protobuf most, without what a family of models repeats.
+NEWEST_TESTS := $(addprefix tests/data_pipelines/,ingest records stream text) \
+  $(addprefix tests/internvideo_jax/,checkpoint optim parallel run) tests/smoke/test_commands.py
+# The merges of CLIP's vocabulary, for Pythons without a wheel of instant-clip-tokenizer and to compare
+# with it. The package's own code is not used; it would need torch.
+CLIP := clip-anytorch>=2.6,<3
 DEMO_DIR ?= demo_out
 # What needs an environment of its own has a target of its own.
 HERE := not aot and not beam and not browser and not torch
 
-.PHONY: help test test-slow test-beam test-torch test-aot test-browser demo lint format clean
+.PHONY: help test test-slow test-beam test-torch test-aot test-browser test-newest test-newest-found demo lint format clean
 
 help:  ## Show the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -29,6 +41,7 @@ help:  ## Show the targets.
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-deps '$(CLIP)'
 	touch $(READY)
 
 test: $(READY)  ## Run the tests (about 17 minutes on two cores).
@@ -67,6 +80,20 @@ $(BROWSER_READY): pyproject.toml
 test-browser: $(BROWSER_READY)  ## Run the tests of the search page in Chromium.
 	$(BROWSER)/bin/python -m pytest tests/search/test_browser.py
 
+$(NEWEST_READY): pyproject.toml
+	$(NEWEST_PYTHON) -m venv $(NEWEST)
+	$(NEWEST)/bin/python -m pip install --quiet --upgrade --editable '.[text,parquet]' pytest pytest-xdist hypothesis
+	$(NEWEST)/bin/python -m pip install --quiet --no-deps '$(CLIP)'
+	touch $(NEWEST_READY)
+
+test-newest:  ## Run what is most telling on the newest Python at hand, with the newest jax and PyAV.
+	@if [ "$(NEWEST_PYTHON)" ]; then $(MAKE) --no-print-directory test-newest-found; \
+	else echo "SKIPPED make test-newest: no Python 3.12 or 3.13 with venv is at hand, so the newest jax and PyAV were not tested"; fi
+
+test-newest-found: $(NEWEST_READY)
+	$(NEWEST)/bin/python -m pip list | grep -E '^(av|flax|jax|jaxlib|numpy|orbax-checkpoint|protobuf) '
+	$(NEWEST)/bin/python -m pytest -m "not slow and $(HERE)" $(NEWEST_TESTS)
+
 test-slow: $(READY)  ## Run the tests that take longer.
 	$(BIN)/python -m pytest -m "slow and $(HERE)" -n 2 --dist worksteal
 
@@ -83,4 +110,4 @@ format: $(READY)  ## Format the code.
 	$(BIN)/ruff check --fix .
 
 clean:  ## Remove the environment and the demo.
-	rm -rf $(VENV) $(BEAM) $(TORCH_VENV) $(AOT) $(BROWSER) $(DEMO_DIR)
+	rm -rf $(VENV) $(BEAM) $(TORCH_VENV) $(AOT) $(BROWSER) $(NEWEST) $(DEMO_DIR)

@@ -7,6 +7,7 @@ import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import av
 from av.container import InputContainer
@@ -18,6 +19,11 @@ SEEKABLE = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
 
 _MP4 = "mov,mp4,"
 FALLBACK_RATE = Fraction(25)
+
+# Metadata that is no UTF-8 becomes lone surrogates. From version 19 on PyAV does that by itself;
+# earlier ones refuse the file unless told.
+_OLD = int(av.__version__.partition(".")[0]) < 19
+_METADATA: dict[str, Any] = {"metadata_errors": "surrogateescape"} if _OLD else {}
 
 
 class VideoError(ValueError):
@@ -74,10 +80,10 @@ def open_video(path: str) -> InputContainer:
             # A bare name is read as a URL where it has a colon.
             f"file:{path}",
             mode="r",
-            metadata_errors="replace",
             # A text file may be a playlist; nothing it names may reach for the network. A frame
             # whose name has a %d or a * is that frame, not a series of others.
             options={"protocol_whitelist": "file", "pattern_type": "none"},
+            **_METADATA,
         )
     except FFmpegError as error:
         raise VideoError("open", f"not a readable video file: {error.strerror}") from error

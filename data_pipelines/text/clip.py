@@ -3,7 +3,7 @@
 The library does the merging; cleaning, special tokens, padding, truncation and decoding are the
 reference's rules and stand here. Two libraries can do it: `instant-clip-tokenizer` brings the
 vocabulary along and has wheels for some platforms only, `tokenizers` runs everywhere and needs the
-merges file. Both give the same ids.
+merges file, which may be in another package. Both give the same ids.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ from __future__ import annotations
 import functools
 import hashlib
 import html
+import importlib.util
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,10 +23,13 @@ from data_pipelines.text import vocabulary
 from data_pipelines.text.base import mask_to_end
 from data_pipelines.text.caption import clean_caption, replace_surrogates
 
+MERGES_FILE = "bpe_simple_vocab_16e6.txt.gz"
 ORIGIN = (
-    "give 'clip:PATH' with the file bpe_simple_vocab_16e6.txt.gz, which is in the repository "
+    f"give 'clip:PATH' with the file {MERGES_FILE}, which is in the repository "
     "openai/CLIP (folder clip) and in the packages open-clip-torch and clip-anytorch"
 )
+# Modules of packages that bring that file; they are looked for, never imported.
+_HOLDERS = ("open_clip", "clip")
 # Lines of that file which count, header apart: the rest is not part of the vocabulary.
 MERGES = 49152 - 256 - 2
 # Of these lines; the packaged vocabulary is the same.
@@ -46,7 +51,8 @@ class ClipTokenizer:
 
     Args:
       length: ids per row.
-      path: merges file; empty: the vocabulary of the package `instant-clip-tokenizer`.
+      path: merges file; empty: the vocabulary of the package `instant-clip-tokenizer`, else the
+        merges file of an installed open-clip-torch or clip-anytorch.
       clean: `caption.clean_caption` first.
     """
 
@@ -55,15 +61,13 @@ class ClipTokenizer:
     def __init__(self, length: int, path: str = "", *, clean: bool = False):
         if length < 2:
             raise ValueError(f"a context of {length} has no room for the start and end tokens")
+        _import_ftfy()
         self.length, self.clean = length, clean
-        self._merges = _read_merges(path) if path else None
+        self._merges = _read_merges(path) if path else _installed_merges()
         size = self._engine.size
         self.start_id, self.end_id, self.vocab_size = size, size + 1, size + 2
-        digest = VOCABULARY_SHA256
-        if self._merges is not None:
-            digest = hashlib.sha256(self._merges.encode()).hexdigest()
+        digest = VOCABULARY_SHA256 if self._merges is None else _digest(self._merges)
         self.identity = f"clip/{digest[:12]}/{length}/{'clean' if clean else 'plain'}"
-        _import_ftfy()
 
     @property
     def _engine(self) -> _Engine:
@@ -142,16 +146,31 @@ def _import_ftfy() -> Any:
     return ftfy
 
 
+def _installed_merges() -> str | None:
+    """Of a package that brings the file; None where `instant-clip-tokenizer` is there instead.
+
+    Raises:
+      ImportError: neither is installed.
+    """
+    if importlib.util.find_spec("instant_clip_tokenizer"):
+        return None
+    for spec in filter(None, map(importlib.util.find_spec, _HOLDERS)):
+        for folder in spec.submodule_search_locations or ():
+            path = Path(folder, MERGES_FILE)
+            if path.is_file() and _digest(merges := _read_once(str(path))) == VOCABULARY_SHA256:
+                return merges
+    raise ImportError(
+        "no CLIP vocabulary here: the package instant-clip-tokenizer, which brings one, has "
+        f"wheels for Python 3.11 and 3.12 on x86-64 Linux and macOS ({vocabulary.MISSING}); "
+        f"elsewhere {ORIGIN}. For plain 'clip' it is enough to have that file installed: "
+        "pip install --no-deps clip-anytorch"
+    )
+
+
 @functools.lru_cache(maxsize=1)
 def _packaged() -> _Engine:
-    try:
-        from instant_clip_tokenizer import Tokenizer  # type: ignore
-    except ImportError as error:
-        raise ImportError(
-            "no CLIP vocabulary here: the package instant-clip-tokenizer, which brings one, has "
-            f"wheels for Python 3.11 and 3.12 on x86-64 Linux and macOS ({vocabulary.MISSING}); "
-            f"elsewhere {ORIGIN}"
-        ) from error
+    from instant_clip_tokenizer import Tokenizer  # type: ignore
+
     return _Packaged(Tokenizer())
 
 
@@ -165,6 +184,10 @@ class _Packaged:
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode(list(ids))
+
+
+def _digest(merges: str) -> str:
+    return hashlib.sha256(merges.encode()).hexdigest()
 
 
 def _read_merges(path: str) -> str:
@@ -187,6 +210,11 @@ def _read_merges(path: str) -> str:
                     f"character nor made by another line; {ORIGIN}"
                 )
     return "\n".join(merges)
+
+
+@functools.lru_cache(maxsize=2)
+def _read_once(path: str) -> str:
+    return _read_merges(path)
 
 
 @functools.lru_cache(maxsize=4)

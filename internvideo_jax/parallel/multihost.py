@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
 from data_pipelines.commands.exit_codes import ExitCode, exit_code_of
-from internvideo_jax.parallel import peers
+from internvideo_jax.parallel import jax_cluster, peers
 from internvideo_jax.types import Tree
 
 JOB_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -30,6 +30,7 @@ BROKEN = re.compile(
 )
 
 Job = tuple[str, int, int]  # coordinator host:port, number of processes, number of this one
+UNTOLD: Job = ("", 0, 0)  # a job that only jax can join, since it does not tell which
 
 
 def find_job(coordinator: str = "", processes: int = 0, process: int = -1) -> Job | None:
@@ -37,7 +38,7 @@ def find_job(coordinator: str = "", processes: int = 0, process: int = -1) -> Jo
 
     By arguments, by JOB_VARIABLES, else what jax reads from a TPU slice (metadata of a TPU VM, or
     TPU_WORKER_HOSTNAMES and TPU_WORKER_ID of GKE, MEGASCALE_* with several slices), a Slurm step,
-    or an indexed Kubernetes Job or JobSet.
+    or an indexed Kubernetes Job or JobSet. UNTOLD where this jax does not tell what it reads.
 
     Raises:
       ValueError: only a part is given, or numbers that cannot be.
@@ -74,19 +75,17 @@ def _checked(names: tuple[str, ...], values: tuple[str, ...]) -> Job | None:
 
 def _detected() -> Job | None:
     """What jax's own cluster detection finds, asked only where there is something to find."""
-    from jax._src.clusters import ClusterEnv, cloud_tpu_cluster
-
     platforms = os.environ.get("JAX_PLATFORMS", "")
     # With JAX_PLATFORMS=cpu a TPU VM is a plain machine, for rehearsals.
-    on_tpu_vm = getattr(cloud_tpu_cluster, "running_in_cloud_tpu_vm", False)
-    tpu = on_tpu_vm and (not platforms or "tpu" in platforms)
+    tpu = (not platforms or "tpu" in platforms) and jax_cluster.on_tpu_vm()
     slurm = "SLURM_STEP_ID" in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1
     indexed = "KUBERNETES_SERVICE_HOST" in os.environ and "JOB_COMPLETION_INDEX" in os.environ
     if not (tpu or slurm or indexed):
         return None
-    address, count, number, _ = ClusterEnv.auto_detect_unset_distributed_params(
-        None, None, None, None, None, int(_join_seconds())
-    )
+    found = jax_cluster.detect(int(_join_seconds()))
+    if found is None:
+        return UNTOLD
+    address, count, number = found
     if address is None or count is None or number is None:
         if slurm:
             raise ValueError(
@@ -118,15 +117,18 @@ def initialize(
     job = find_job(coordinator, processes, process)
     if job is None:
         return None
-    address, count, number = job
     timeout = _join_seconds()
-    others = peers.meet(address, count, number, timeout)
+    others = None if job == UNTOLD else peers.meet(*job, timeout)
     jax.config.update("jax_enable_preemption_service", notices)
-    jax.distributed.initialize(address, count, number, initialization_timeout=int(timeout) + 1)
+    if job == UNTOLD:
+        jax_cluster.join(int(timeout) + 1, JOB_VARIABLES)
+    else:
+        jax.distributed.initialize(*job, initialization_timeout=int(timeout) + 1)
     local = jax.local_devices()
     print(
         f"process {jax.process_index()} of {jax.process_count()}: {len(local)} local devices "
-        f"({local[0].device_kind}), {jax.device_count()} in all; coordinator {address}",
+        f"({local[0].device_kind}), {jax.device_count()} in all; "
+        f"coordinator {job[0] or 'of jax'}",
         flush=True,
     )
     return others
@@ -217,9 +219,9 @@ def any_process(flag: bool) -> bool:
 
 def takes_notices() -> bool:
     """Whether jax's coordination service passes a SIGTERM of one process on to all."""
-    from jax._src import distributed
-
-    return jax.process_count() > 1 and distributed.global_state.preemption_sync_manager is not None
+    started = jax.distributed.is_initialized() and jax.process_count() > 1
+    # With this setting jax starts that service; `initialize` sets it.
+    return started and bool(jax.config.jax_enable_preemption_service)
 
 
 def stop_after(step: int, requested: bool, *, agree: bool) -> bool:

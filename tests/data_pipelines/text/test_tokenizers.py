@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import http.server
+import importlib.util
 import json
 import pickle
 import re
@@ -45,7 +47,7 @@ def words(tmp_path_factory) -> str:
 @pytest.fixture(scope="session", params=["clip", "merges", "words"])
 def name(request, merges, words) -> str:
     if request.param == "clip":
-        pytest.importorskip("instant_clip_tokenizer", reason="no wheel for this platform")
+        make_tokenizer("clip", 2)  # skips where there is no vocabulary
     return {"clip": "clip", "merges": merges, "words": words}[request.param]
 
 
@@ -318,9 +320,51 @@ def test_a_missing_library_is_named(hidden, message, merges, monkeypatch):
 
     clip._packaged.cache_clear()
     clip._from_merges.cache_clear()
+    monkeypatch.setattr(clip, "_HOLDERS", ())
     monkeypatch.setitem(sys.modules, hidden, None)
     with pytest.raises(ImportError, match=message):
         make_tokenizer(merges if hidden == "tokenizers" else "clip", 8)
+
+
+def test_merges_of_another_package_are_found_without_importing_it(tmp_path, monkeypatch):
+    """Only those of CLIP: a file that was changed is no vocabulary."""
+    from data_pipelines.text import clip
+
+    package = tmp_path / "clip"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise RuntimeError('imported')")
+    file = "\n".join(["#version", *MERGES, ""]).encode()
+    (package / clip.MERGES_FILE).write_bytes(gzip.compress(file))
+    monkeypatch.setattr(clip, "_HOLDERS", ("clip",))
+    monkeypatch.setitem(sys.modules, "instant_clip_tokenizer", None)
+    monkeypatch.delitem(sys.modules, "clip", raising=False)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ImportError, match="pip install --no-deps clip-anytorch"):
+        make_tokenizer("clip", 8)
+    digest = hashlib.sha256("\n".join(MERGES).encode()).hexdigest()
+    monkeypatch.setattr(clip, "VOCABULARY_SHA256", digest)
+    tokenizer = make_tokenizer("clip", 4)
+    assert tokenizer([" Dog"]).tolist() == [[521, 513, 522, 0]]
+    assert tokenizer.identity == f"clip/{digest[:12]}/4/plain" and "clip" not in sys.modules
+
+
+def test_both_libraries_give_the_same_ids():
+    from data_pipelines.text import clip
+
+    pytest.importorskip("instant_clip_tokenizer", reason="no wheel for this platform")
+    package = importlib.util.find_spec("clip")
+    if package is None or not package.origin:
+        pytest.skip("needs the merges file of clip-anytorch")
+    path = Path(package.origin).with_name(clip.MERGES_FILE)
+    rows = json.loads((ROOT / "tests/golden/video_language/clip_tokenizer/tokens.json").read_text())
+    captions = [row["text"] for row in rows] + [f"a {c} {s}" for c in COLOURS for s in SHAPES]
+    for clean in (False, True):
+        packaged, merged = (make_tokenizer(n, 77, clean=clean) for n in ("clip", f"clip:{path}"))
+        assert packaged.identity == merged.identity
+        np.testing.assert_array_equal(packaged(captions), merged(captions))
+        for caption in captions:
+            ids = merged.encode(caption)  # type: ignore
+            assert packaged.decode(ids) == merged.decode(ids)
 
 
 def test_importing_the_package_loads_no_library():
