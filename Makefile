@@ -1,4 +1,4 @@
-# Everything needs only Python 3.11+, git and make; the environment is made on first use.
+# Everything needs only Python 3.11 to 3.13, git and make; the environment is made on first use.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

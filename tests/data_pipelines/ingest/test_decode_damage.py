@@ -1,6 +1,7 @@
 """Files that give no clip, or only a part of one."""
 
 import os
+import sys
 
 import av
 import pytest
