@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeVar
 
 import numpy as np
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # the schema of a config is read without jax
 ShardingRules = tuple[tuple[str, tuple[Any, ...]], ...]
 Grid = tuple[int, int, int]  # patch tokens in time, height, width
 Shape = tuple[int, ...]
+_T = TypeVar("_T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,28 +122,27 @@ class TokenFeatures:
 
 
 class Stack(Protocol):
-    """Transformer blocks of one size."""
+    """Transformer blocks of one size.
+
+    Attributes:
+      width: channels of a token.
+      depth: number of blocks.
+      heads: of the attention of each.
+    """
 
     @property
-    def width(self) -> int:
-        """Channels of a token."""
-        ...
-
+    def width(self) -> int: ...
     @property
-    def depth(self) -> int:
-        """Number of blocks."""
-        ...
-
+    def depth(self) -> int: ...
     @property
-    def heads(self) -> int:
-        """Attention heads of a block."""
-        ...
+    def heads(self) -> int: ...
 
 
 class Heads(Protocol):
     """Heads that train side by side on one backbone: logits are (P, B, classes).
 
     Attributes:
+      learning_rates, weight_decays: the different ones.
       hold_out: every so many-th record teaches no head and may choose between them; 0 = none.
     """
 
@@ -157,15 +157,9 @@ class Heads(Protocol):
         ...
 
     @property
-    def learning_rates(self) -> Sequence[float]:
-        """The different ones."""
-        ...
-
+    def learning_rates(self) -> Sequence[float]: ...
     @property
-    def weight_decays(self) -> Sequence[float]:
-        """The different ones."""
-        ...
-
+    def weight_decays(self) -> Sequence[float]: ...
     @property
     def hold_out(self) -> int: ...
     def head_flops(self) -> float:
@@ -262,23 +256,23 @@ class Traits:
 
 def clip_of(config: ModelConfig) -> ClipInput:
     """The clips that a model reads; ValueError for one that reads none."""
-    if config.inputs.clip is None:
-        raise ValueError(f"config.model is {config.name!r}, which reads no clips")
-    return config.inputs.clip
+    return _there(config, config.inputs.clip, "reads no clips")
 
 
 def heads_of(config: ModelConfig) -> Heads:
     """The heads of a probe; ValueError for a model without them."""
-    if config.traits.heads is None:
-        raise ValueError(f"config.model is {config.name!r}, which has no heads side by side")
-    return config.traits.heads
+    return _there(config, config.traits.heads, "has no heads side by side")
 
 
 def classes_of(config: ModelConfig) -> Classes:
     """The head of a classifier; ValueError for a model without one."""
-    if config.traits.classifier is None:
-        raise ValueError(f"config.model is {config.name!r}, which has no classes")
-    return config.traits.classifier
+    return _there(config, config.traits.classifier, "has no classes")
+
+
+def _there(config: ModelConfig, found: _T | None, without: str) -> _T:
+    if found is None:
+        raise ValueError(f"config.model is {config.name!r}, which {without}")
+    return found
 
 
 class ModelConfig(Protocol):

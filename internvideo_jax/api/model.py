@@ -238,7 +238,7 @@ class VideoModel:
         tasks = (each for each in self.config.evals.values() if isinstance(each, Reconstruction))
         task = next(tasks, Reconstruction(views=self.views(text=False)[0]))
         if mask_ratio:
-            task = dataclasses.replace(task, ratio=mask_ratio)
+            task = dataclasses.replace(task, mask_ratio=mask_ratio)
         task.check(self.context)
         stream = self._open(videos, once(self._fitted(task.views)), "raise")
         key, build = ("reconstruct", task.mask, task.mask_ratio), lambda: task.forward(self.context)

@@ -46,7 +46,7 @@ class Proof:
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
+class Comparison:
     """What became of a proof.
 
     Attributes:
@@ -96,7 +96,7 @@ def first_outputs(model: VideoModel) -> np.ndarray:
 
 def prove(
     source: str, *, recipe: str = "", settings: Mapping[str, object] | None = None
-) -> Outcome:
+) -> Comparison:
     """Compares the first outputs of weights, in float32, with those that are stored.
 
     Args:
@@ -116,17 +116,17 @@ def prove(
     outputs = first_outputs(model)
     if not proof.outputs:
         why = "no outputs are stored for it, as these weights were not at hand"
-        return Outcome(name, "not proved", why, digest, outputs)
+        return Comparison(name, "not proved", why, digest, outputs)
     if proof.digest != digest:
         why = f"its parameters are {digest}, those of {known} are {proof.digest}"
-        return Outcome(name, "differs", why, digest, outputs)
+        return Comparison(name, "differs", why, digest, outputs)
     expected = np.array(proof.outputs, np.float32)
     apart = float(np.abs(outputs - expected).max() / np.abs(expected).max())
     if apart > TOLERANCE:
         why = f"the outputs of {known} are others, by {apart:.1e} of the largest"
-        return Outcome(name, "differs", why, digest, outputs)
+        return Comparison(name, "differs", why, digest, outputs)
     why = f"outputs of {known}, to {apart:.0e} of the largest"
-    return Outcome(name, "proved", why, digest, outputs)
+    return Comparison(name, "proved", why, digest, outputs)
 
 
 def stored() -> dict[str, Proof]:

@@ -140,7 +140,7 @@ def leaves(plain: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 def _near(name: str, here: Mapping[str, Any], plain: Mapping[str, Any]) -> str:
     hint = unknown(name, here)
     elsewhere = [path for path, _ in leaves(plain) if path.rpartition(".")[2] == name]
-    if elsewhere and "did you mean" not in hint and FORMER.get(name) not in here:
+    if elsewhere and FORMER.get(name) not in here:  # the very name counts more than a near one
         names = " or ".join(f"config.{path}" for path in elsewhere[:2])
-        hint = f"did you mean {names}? {hint}"
+        hint = f"did you mean {names}? {hint.rpartition('? ')[2]}"
     return hint

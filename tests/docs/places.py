@@ -87,6 +87,7 @@ def sources_of_the_data_guide(folder: Path) -> None:
         "anno.json": json.dumps([{"video": "run/0.mp4", "caption": "someone runs"}]),
         "images.jsonl": json.dumps({"path": "a.png", "caption": "an image"}),
         "events.jsonl": json.dumps(EVENTS),
+        "talk.jsonl": json.dumps(TALK),
         "all.jsonl": "".join(
             json.dumps({**INTERNVID, "YoutubeID": f"v{i // 3}", "UMT_Score": i / 300}) + "\n"
             for i in range(300)

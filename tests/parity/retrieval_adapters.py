@@ -26,7 +26,7 @@ def _check_clip4clip(case: Case, ranks: rm.Ranks, expected: dict, *, padded: boo
     """Against what compute_metrics, or with `padded` the function for several captions, returns."""
     if padded and ranks.equal.any():
         return  # depends on torch's unstable sort; the case calls these rows informative
-    places = ranks.places("repeated")
+    places = ranks.positions("repeated")
     found = rm.recalls(places, lower_median=padded)
     names = {"R1": "r1", "R5": "r5", "R10": "r10", "MR": "mdr", "MedianR": "mdr", "MeanR": "mnr"}
     for theirs, ours in names.items():
@@ -103,7 +103,7 @@ def retrieval(case: Case) -> None:
 
 
 def _later(ranks: rm.Ranks) -> dict[str, float]:
-    return rm.recalls(ranks.places("later"))
+    return rm.recalls(ranks.positions("later"))
 
 
 def _check_losses(case: Case) -> None:

@@ -161,7 +161,7 @@ def test_reconstructions_are_those_of_the_evaluator(autoencoder, shards, videos)
         each for each in autoencoder.config.evals.values() if isinstance(each, Reconstruction)
     )
     task = Reconstruction(
-        data=str(shards), split="test", views=task.views, mask=task.mask, mask_ratio=task.ratio
+        data=str(shards), split="test", views=task.views, mask=task.mask, mask_ratio=task.mask_ratio
     )
     expected = task.run(autoencoder.context)
     found = autoencoder.reconstruct(videos)
