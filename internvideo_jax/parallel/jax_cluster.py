@@ -21,7 +21,7 @@ def on_tpu_vm() -> bool:
     try:
         from jax._src.clusters import cloud_tpu_cluster
 
-        return bool(cloud_tpu_cluster.running_in_cloud_tpu_vm)
+        return bool(cloud_tpu_cluster.running_in_cloud_tpu_vm)  # pyright: ignore[reportPrivateImportUsage]
     except (ImportError, AttributeError):
         # What importing jax on such a machine leaves for the TPU's runtime.
         return os.environ.get("TPU_ML_PLATFORM") == "JAX"

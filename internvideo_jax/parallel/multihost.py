@@ -221,7 +221,7 @@ def takes_notices() -> bool:
     """Whether jax's coordination service passes a SIGTERM of one process on to all."""
     started = jax.distributed.is_initialized() and jax.process_count() > 1
     # With this setting jax starts that service; `initialize` sets it.
-    return started and bool(jax.config.jax_enable_preemption_service)
+    return started and bool(jax.config.jax_enable_preemption_service)  # pyright: ignore
 
 
 def stop_after(step: int, requested: bool, *, agree: bool) -> bool:
