@@ -274,7 +274,7 @@ def serving(folder: Path, words: Sequence[str]) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}/"
     finally:
         process.send_signal(signal.SIGTERM)
-        process.wait(60)
+        process.wait(60 * MINUTES)  # a program that is being compiled cannot be stopped
 
 
 KINDS: dict[tuple[str, ...], Callable[[Reader, Step, list[str]], str]] = {
