@@ -160,7 +160,8 @@ def answer_page(settings: Settings, host: str, port: int) -> int:
             print(f"error: {desk.error}", file=sys.stderr, flush=True)
 
     print(f"page at {server.url} (ctrl-c stops it)", flush=True)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, server.stop)
     serve(server, build)
     return desk.code
 

@@ -94,6 +94,7 @@ class SearchServer(BoundedServer):
 
     def __init__(self, host: str, port: int, desk: Desk):
         self.desk = desk
+        self.stopping = threading.Event()
         if ":" in host:
             self.address_family = socket.AF_INET6
         super().__init__((host, port), _Handler)
@@ -106,6 +107,18 @@ class SearchServer(BoundedServer):
         host, port = self.server_address[:2]
         name = f"[{host!s}]" if ":" in str(host) else str(host)
         return f"http://{name}:{port}/"
+
+    def stop(self, signum: int = 0, frame: object = None) -> None:
+        """Ends `serve_forever`; as a handler of signals, too.
+
+        A handler that raises may do so in a callback of a library, where its exception is lost.
+        """
+        self.stopping.set()
+
+    def service_actions(self) -> None:
+        """Called by `serve_forever` between requests."""
+        if self.stopping.is_set():
+            raise KeyboardInterrupt
 
     def server_bind(self) -> None:
         # HTTPServer's own asks the name service for the host's name, which can take seconds.
