@@ -1,8 +1,8 @@
 """Flax NNX modules as pure functions over plain nested dicts of arrays.
 
 A module is split once into a static graph definition and its arrays. Training code, sharding rules,
-optimizer, checkpoints and weight import see names and arrays only; nothing outside `models/`
-depends on the module library.
+optimizer, checkpoints and weight import see names and arrays only; nothing outside `layers/` and
+`families/` depends on the module library.
 """
 
 from __future__ import annotations

@@ -53,18 +53,12 @@ def fetch(url: str, target: Path, *, sha256: str = "", size: int = 0) -> None:
             return
         part = target.with_name(f"{target.name}.part")
         said = _body(url, part, size)
-        expected = sha256 or said
         if size and part.stat().st_size != size:
             part.unlink()
             raise ValueError(
                 f"{url}: its size is not {size:,} bytes, as expected; it was discarded"
             )
-        if expected and (found := digest(part)) != expected:
-            part.unlink()
-            raise ValueError(
-                f"{url}: the sha256 of what came is {found[:16]}..., expected {expected[:16]}...: "
-                "damaged on the way, or another file in its place; it was discarded"
-            )
+        _check_content(url, part, sha256 or said)
         os.replace(part, target)
         _note(part).unlink(missing_ok=True)
 
@@ -73,6 +67,16 @@ def digest(path: Path) -> str:
     """sha256 of a file in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_content(origin: str | Path, part: Path, expected: str) -> None:
+    """ValueError for another digest than expected (empty: any); the part is gone then."""
+    if expected and (found := digest(part)) != expected:
+        part.unlink()
+        raise ValueError(
+            f"{origin}: the sha256 of what came is {found[:16]}..., expected {expected[:16]}...: "
+            "damaged on the way, or another file in its place; it was discarded"
+        )
 
 
 @contextlib.contextmanager
@@ -239,10 +243,5 @@ def copy(source: Path, target: Path, *, sha256: str = "") -> None:
     with _alone(target):
         part = target.with_name(f"{target.name}.part")
         shutil.copyfile(source, part)
-        if sha256 and (found := digest(part)) != sha256:
-            part.unlink()
-            raise ValueError(
-                f"{source}: its sha256 is {found[:16]}..., expected {sha256[:16]}...: damaged, or "
-                "another file"
-            )
+        _check_content(source, part, sha256)
         os.replace(part, target)
