@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 # A batch is a flat dict with fixed meanings; data_pipelines/stream/parts says which arrays a stream
-# has, docs/data.md lists them all:
+# has, docs/data-reading.md lists them all:
 #   video     (B, T, H, W, 3) uint8, or float32 in [0, 1]; absent where a set has no pixels
 #   label     (B,)   int32, -1 where there is none
 #   index     (B,)   int32, record number in the dataset
@@ -145,6 +145,7 @@ class TrainState:
     frozen: Params = dataclasses.field(default_factory=dict)
 
     def replace(self, **changes: Any) -> TrainState:
+        """The same with some fields changed."""
         return dataclasses.replace(self, **changes)
 
 

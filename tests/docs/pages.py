@@ -9,6 +9,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+# One guide for several readers: what its first pages ingest, the later ones read.
+DATA_GUIDE = tuple(
+    f"data{part}.md"
+    for part in ("", "-ingest", "-large", "-content", "-mixtures", "-reading", "-faults", "-host")
+)
 FENCE = re.compile(r"^ *```(\w*) *\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 
 

@@ -80,8 +80,8 @@ def sources_of_the_data_guide(folder: Path) -> None:
     written: dict[str, str] = {
         "ssv2/train.txt": "0001 4 0\n",
         "k400/val.csv": "../videos/run/0.mp4 0\n../videos/sit/0.mp4 1\n",
-        "clips.csv": blocks("csv", "data.md")[0],
-        "captions.jsonl": blocks("json", "data.md")[0],
+        "clips.csv": blocks("csv", "data-ingest.md")[0],
+        "captions.jsonl": blocks("json", "data-ingest.md")[0],
         "other.csv": "file,class\nvideos/run/0.mp4,run\nvideos/sit/0.mp4,sit\n",
         "internvid.jsonl": json.dumps(INTERNVID),
         "anno.json": json.dumps([{"video": "run/0.mp4", "caption": "someone runs"}]),

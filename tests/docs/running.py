@@ -64,8 +64,9 @@ class Reader:
           Undocumented: it did not end with 0, or nobody here knows how to run such a command.
         """
         if step.language == "python":
-            program = self.folder / "program.py"
-            program.write_text(step.text)
+            named = re.match(r"# (\w+\.py)\n", step.text)  # a file that later commands read
+            program = self.folder / (named[1] if named else "program.py")
+            program.write_text(self._put(step.text))
             return self._ended(step, self.command(str(program), cwd=self.folder))
         words = dataclasses.replace(step, text=self._put(step.text)).words
         for begins, how in KINDS.items():

@@ -16,10 +16,11 @@ from data_pipelines.records import frame_table, manifest
 from data_pipelines.records import index as record_index
 from data_pipelines.tools import feed
 from internvideo_jax.offline import teach
+from tests.docs.pages import DATA_GUIDE
 from tests.docs.places import sources_of_the_data_guide
 
 ROOT = Path(__file__).parents[3]
-GUIDE = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+GUIDE = "\n".join((ROOT / "docs" / page).read_text(encoding="utf-8") for page in DATA_GUIDE)
 FORMATS = (ROOT / "docs" / "data-formats.md").read_text(encoding="utf-8")
 AUGMENTATION = (ROOT / "docs" / "augmentation.md").read_text(encoding="utf-8")
 
