@@ -80,11 +80,19 @@ def reader(request, command, shards, tmp_path, record_property) -> Iterator[Read
 # The pages of a guide are read by one reader, in their order; of other pages each has its own.
 GUIDE = [ROOT / "docs" / name for name in DATA_GUIDE]
 WITH_STEPS = [[path] for path in PAGES if path not in GUIDE and steps(path)] + [GUIDE]
+SLOW = ("start.md", "own.md")  # each with several runs of its own
 
 
 @pytest.mark.parametrize(
-    ("reader", "pages"), [(pages[0].name, pages) for pages in WITH_STEPS], indirect=["reader"],
-    ids=[pages[0].stem for pages in WITH_STEPS],
+    ("reader", "pages"),
+    [
+        pytest.param(
+            pages[0].name, pages, id=pages[0].stem,
+            marks=[pytest.mark.slow] if pages[0].name in SLOW else [],
+        )
+        for pages in WITH_STEPS
+    ],
+    indirect=["reader"],
 )  # fmt: skip
 def test_a_page_does_what_it_says(reader, pages):
     shown = "".join(reader.do(step) for page in pages for step in steps(page))
