@@ -220,7 +220,9 @@ class Loop:
         first, last = step == self.begun.start + 1, step == self.run.steps
         with self.progress.waiting(), self.watchdog.doing("waiting for data"):
             batch = next(self.stream)
-        self.profiler.before(step, self.state)
+        if self.profiler.begins(step):
+            with self.progress.paused(self.state):
+                self.profiler.begin(step, self.state)
         if first:
             metrics, placed = self._compiled(step, batch)
         else:
@@ -228,7 +230,7 @@ class Loop:
         if len(self.in_flight) > IN_FLIGHT:
             jax.block_until_ready(self.in_flight.popleft())
         if self.profiler.ends(step):
-            with self.progress.paused():
+            with self.progress.paused(self.state):
                 text = self.profiler.finish(
                     step, self.state, lambda: self.train_step.text(self.run, placed)
                 )
@@ -242,7 +244,7 @@ class Loop:
         # Saving comes after logging and evaluating, so a restart never misses their rows.
         saved = False
         if step % self.config.checkpoint.every == 0 or last or stop or self.guard.owes:
-            with self.progress.paused(), self.watchdog.doing("saving", pause=True):
+            with self.progress.paused(self.state), self.watchdog.doing("saving", pause=True):
                 saved = self.guard.save(step, self.state, self.begun.provenance, last=last)
         if stop and not last:
             self._stopped(step, saved)
@@ -287,7 +289,7 @@ class Loop:
             or (evaluator.every > 0 and step % evaluator.every == 0)
         }
         if due:
-            with self.progress.paused(), self.watchdog.doing("evaluating", pause=True):
+            with self.progress.paused(self.state), self.watchdog.doing("evaluating", pause=True):
                 evaluate(self.run, self.state, due, self.context, self.writer, self.workdir, step)
 
     def _stopped(self, step: int, saved: bool) -> None:

@@ -65,10 +65,12 @@ class Profiler:
         self._range = range(start, start + steps) if start and is_main() else range(0)
         self._begun: tuple[float, float, int] | None = None
 
-    def before(self, step: int, settled: Tree) -> None:
-        """Call before a step; `settled` is what earlier steps still compute."""
-        if self._begun is not None or step not in self._range:
-            return
+    def begins(self, step: int) -> bool:
+        """True before the first step that is traced."""
+        return self._begun is None and step in self._range
+
+    def begin(self, step: int, settled: Tree) -> None:
+        """Starts the trace before a step; `settled` is what earlier steps still compute."""
         jax.block_until_ready(settled)
         options = jax.profiler.ProfileOptions()
         options.python_tracer_level = 0  # Python frames would be most of the file

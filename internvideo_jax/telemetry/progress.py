@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 
 import jax
 
+from internvideo_jax.types import Tree
+
 # Dense bf16 peak of one device in TFLOP/s, by what `device_kind` contains; first match counts.
 PEAK_TFLOPS = (
     ("tpu7x", 1153.5),  # half a chip: each of its two dies is a device
@@ -58,8 +60,14 @@ class Progress:
         self._waited += time.perf_counter() - start
 
     @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Around evaluation and the like, which should not count as step time."""
+    def paused(self, settled: Tree) -> Iterator[None]:
+        """Around evaluation and the like, which should not count as step time.
+
+        Args:
+          settled: what the steps before still compute. It is waited for first, as that is time of
+            the steps, which whatever follows would wait for as well.
+        """
+        jax.block_until_ready(settled)
         start = time.perf_counter()
         yield
         self._paused += time.perf_counter() - start

@@ -80,7 +80,8 @@ def test_a_trace_of_some_steps(tmp_path):
     x = compute(jnp.ones((512, 512)))
     profiler = Profiler(tmp_path, 3, 2, last=6)
     for step in range(1, 7):
-        profiler.before(step, x)
+        if profiler.begins(step):
+            profiler.begin(step, x)
         with profiler.step(step):
             x = compute(x)
         if profiler.ends(step):
@@ -98,8 +99,8 @@ def test_a_trace_of_some_steps(tmp_path):
 
 def test_without_a_start_nothing_is_traced(tmp_path):
     profiler = Profiler(tmp_path, 0, 5, last=3)
-    profiler.before(1, ())
-    assert not profiler.ends(1) and profiler.finish(1, ()) == ""
+    assert not profiler.begins(1) and not profiler.ends(1)
+    assert profiler.finish(1, ()) == ""
     assert not list(tmp_path.iterdir())
 
 

@@ -84,9 +84,24 @@ def test_evaluation_does_not_count_as_step_time(monkeypatch):
     monkeypatch.setattr("time.perf_counter", lambda: next(now))
     progress = Progress(total=10, batch=1, flops=1.0)
     progress.lap(0)  # at 0
-    with progress.paused():  # from 10 to 17
+    with progress.paused(()):  # from 10 to 17
         pass
     assert progress.lap(1)["perf/step_seconds"] == pytest.approx(13.0)  # at 20
+
+
+def test_steps_that_still_run_when_a_pause_begins_count_as_step_time(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+
+    class Running:
+        def block_until_ready(self):
+            clock[0] += 8.0
+
+    progress = Progress(total=10, batch=1, flops=1.0)
+    progress.lap(0)
+    with progress.paused({"params": Running()}):
+        clock[0] += 5.0
+    assert progress.lap(4)["perf/step_seconds"] == pytest.approx(2.0)
 
 
 def test_mfu_where_the_peak_is_known(monkeypatch):
