@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import jax
 import numpy as np
 
 from data_pipelines.limits import limited
+from internvideo_jax.layers.block import BLOCK_SHARDING
 from internvideo_jax.layers.block_stack import check_remat
 from internvideo_jax.ops.attention import check_form
 from internvideo_jax.ops.pixels import (
@@ -20,7 +21,7 @@ from internvideo_jax.ops.pixels import (
     token_grid,
 )
 from internvideo_jax.ops.tokens import take
-from internvideo_jax.protocols import ClipInput, Inputs, Traits
+from internvideo_jax.protocols import ClipInput, Inputs, ShardingRules, Traits
 from internvideo_jax.registry import suggest
 
 Size = TypeVar("Size")
@@ -151,6 +152,11 @@ class VideoTowerConfig:
         return Traits(stacks={"encoder": self.encoder}, remat=self.remat)
 
     @property
+    def sharding_rules(self) -> ShardingRules:
+        """Which axes of its parameters are split over which axes of the mesh."""
+        return BLOCK_SHARDING
+
+    @property
     def token_pixels(self) -> int:
         """Values of one tubelet: frames * rows * columns * colours."""
         return self.tubelet * self.patch**2 * 3
@@ -158,6 +164,12 @@ class VideoTowerConfig:
     def embed_flops(self, tokens: int) -> float:
         """Of the patch embedding of so many tokens."""
         return 2.0 * tokens * self.token_pixels * self.encoder.width
+
+    def shrunk(self, frames: int, **changes: Any) -> Self:
+        """With two thin layers, at most so many frames and four patches each, and changes."""
+        small: dict[str, Any] = {"encoder": SMALLEST, "dtype": "float32", **changes}
+        frames, resolution = min(self.frames, frames), 2 * self.patch
+        return dataclasses.replace(self, frames=frames, resolution=resolution, **small)
 
     def stack_options(self) -> dict[str, Any]:
         """How `run_stack` goes through the blocks."""

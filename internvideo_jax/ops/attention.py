@@ -19,7 +19,7 @@ import contextvars
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple, overload
+from typing import NamedTuple, TypedDict, Unpack, overload
 
 import jax
 import jax.numpy as jnp
@@ -65,6 +65,8 @@ class Site:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
+    """The form that computes a site, and why that one."""
+
     form: str
     why: str
 
@@ -152,6 +154,7 @@ REFUSES = {"flash": flash_refuses, "blocked": blocked_refuses, "cudnn": cudnn_re
 
 
 def describe(site: Site) -> str:
+    """A site in words."""
     tokens = f"{site.queries} tokens" if site.queries == site.keys else ""
     tokens = tokens or f"{site.queries} queries on {site.keys} tokens"
     needs = "".join(f", {need}" for need in ABILITIES if vars(site)[need])
@@ -193,6 +196,7 @@ class Cache(NamedTuple):
 
     @classmethod
     def empty(cls, batch: int, most: int, heads: int, channels: int, dtype: DTypeLike) -> Cache:
+        """Room for `most` tokens, of which there are none."""
         zeros = jnp.zeros((batch, most, heads, channels), dtype)
         return cls(zeros, zeros, jnp.zeros((), jnp.int32))
 
@@ -206,37 +210,33 @@ class Cache(NamedTuple):
         )
 
 
+Opt = jax.Array | None
+
+
+class How(TypedDict, total=False):
+    """Settings of `attend`, which says what they are."""
+
+    scale: float | None
+    causal: bool
+    form: str
+    batch_axes: Sequence[str]
+    head_axes: Sequence[str]
+
+
 @overload
 def attend(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    mask: jax.Array | None = None,
-    bias: jax.Array | None = None,
-    cache: None = None,
-    *,
-    scale: float | None = None,
-    causal: bool = False,
-    form: str = "auto",
-    batch_axes: Sequence[str] = (),
-    head_axes: Sequence[str] = (),
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: Opt = ..., bias: Opt = ..., **how: Unpack[How]
 ) -> jax.Array: ...
-
-
 @overload
 def attend(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
-    mask: jax.Array | None = None,
-    bias: jax.Array | None = None,
+    mask: Opt = ...,
+    bias: Opt = ...,
     *,
     cache: Cache,
-    scale: float | None = None,
-    causal: bool = False,
-    form: str = "auto",
-    batch_axes: Sequence[str] = (),
-    head_axes: Sequence[str] = (),
+    **how: Unpack[How],
 ) -> tuple[jax.Array, Cache]: ...
 
 
@@ -260,8 +260,8 @@ def attend(
 
     Args:
       q: (B, N, K, C) queries.
-      k: (B, S, K, C) keys.
-      v: (B, S, K, C) values.
+      k: (B, S, K, C) keys; of fewer heads, where each is for equally many of the queries'.
+      v: (B, S, K, C) values, of as many heads as the keys.
       mask: (B, S) bool, False for keys that are padding (with a cache (B, M), of its places). A
         query that sees no key gets zeros.
       bias: added to the logits, of a shape that spreads to (B, K, N, S) (with a cache M for S);
@@ -290,6 +290,8 @@ def attend(
         seen = _seen(cache, q.shape[1], causal)
         cache = cache.append(k, v)
         k, v = cache.k, cache.v
+    if k.shape[2] != q.shape[2]:
+        k, v = (jnp.repeat(part, q.shape[2] // k.shape[2], axis=2) for part in (k, v))
     if mask is not None and mask.shape != k.shape[:2]:
         raise ValueError(f"the mask is {mask.shape}, expected one value per key: {k.shape[:2]}")
     factor = q.shape[-1] ** -0.5 if scale is None else scale

@@ -18,7 +18,7 @@ from flax import nnx
 
 from data_pipelines.limits import limited
 from internvideo_jax.families.clip.text import TextTransformer
-from internvideo_jax.layers.block import BLOCK_SHARDING, BlockConfig, layer_norm
+from internvideo_jax.layers.block import BlockConfig, layer_norm
 from internvideo_jax.layers.block_stack import run_stack, stacked_blocks
 from internvideo_jax.layers.clip import NORM_EPS, ImageTokens, clip_block, projection
 from internvideo_jax.layers.functional import FunctionalModel
@@ -89,15 +89,9 @@ class VideoTransformerConfig(VideoTowerConfig):
             features=TokenFeatures(self.tokens, self.encoder.width, self.video_flops()),
         )
 
-    @property
-    def sharding_rules(self) -> ShardingRules:
-        """Which axes of its parameters are split over which axes of the mesh."""
-        return BLOCK_SHARDING
-
     def block(self) -> BlockConfig:
         """Of the video encoder."""
-        tower = self.encoder
-        return clip_block(tower.width, tower.heads, tower.hidden, attention=self.attention)
+        return clip_block(self.encoder, self.attention)
 
     def video_flops(self, visible: int | None = None) -> float:
         """Of one clip, when `visible` patch tokens are left (default: all)."""
@@ -153,15 +147,7 @@ class ViCLIPConfig(VideoTransformerConfig):
 
     def smallest(self) -> Self:
         """The same kind of model with two thin layers a side, four tokens a frame, few frames."""
-        return dataclasses.replace(
-            self,
-            encoder=SMALLEST,
-            text=SMALLEST,
-            embedding=32,
-            frames=min(self.frames, 8),
-            resolution=2 * self.patch,
-            dtype="float32",
-        )
+        return self.shrunk(8, text=SMALLEST, embedding=32)
 
     def model(self) -> FunctionalModel:
         """Both encoders and the temperature."""
@@ -182,11 +168,11 @@ class ViCLIPConfig(VideoTransformerConfig):
     @property
     def sharding_rules(self) -> ShardingRules:
         """Which axes of its parameters are split over which axes of the mesh."""
-        return (*BLOCK_SHARDING, (r"text/token_embed$", ("tensor", "fsdp")))
+        return (*super().sharding_rules, (r"text/token_embed$", ("tensor", "fsdp")))
 
     def text_block(self) -> BlockConfig:
         """Of the text encoder: causal."""
-        return clip_block(self.text.width, self.text.heads, self.text.hidden, causal=True)
+        return clip_block(self.text, causal=True)
 
     def forward_flops(self, visible: int | None = None) -> float:
         """Of one clip with its caption, when `visible` patch tokens are left (default: all)."""
