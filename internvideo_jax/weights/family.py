@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 
@@ -24,17 +24,14 @@ class Tower(Protocol):
     @property
     def width(self) -> int:
         """Channels of a token."""
-        ...
 
     @property
     def depth(self) -> int:
         """Number of blocks."""
-        ...
 
     @property
     def hidden(self) -> int:
         """Channels inside an MLP."""
-        ...
 
 
 # What the shapes of a checkpoint tell: `width`, `depth`, `classes` ... Only what is there.
@@ -127,6 +124,18 @@ class Kind:
         default_factory=dict
     )
 
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        title: str,
+        names: Mapping[str, Names],
+        sizes: Mapping[str, Facts],
+        **more: Any,
+    ) -> Self:
+        """The kind `name`, of whose names and sizes a family has a table."""
+        return cls(name=name, title=title, names=names[name], sizes=sizes, **more)
+
     def config_of(self, entry: Entry) -> Any:
         """The config of a published model, as its recipe has it but for drop path and the like."""
         changes = {**entry.changes, "frames": entry.frames, "resolution": entry.pixels}
@@ -184,21 +193,17 @@ class HuggingFace(Protocol):
     @property
     def names(self) -> Mapping[str, Names]:
         """By kind."""
-        ...
 
     def geometry(self, tensors: Mapping[str, np.ndarray]) -> dict[str, int]:
         """Patch size, and tubelet where there is one."""
-        ...
 
     def config_json(self, config: Any, classes: Sequence[str] = ()) -> dict[str, Any]:
         """The content of `config.json`; ValueError where the layout cannot express the model."""
-        ...
 
     def guess_config(
         self, kind: Kind, params: Tensors, geometry: Mapping[str, int], given: Mapping[str, int]
     ) -> Any:
         """The config of a model from its parameters, as far as they tell; `given` is the rest."""
-        ...
 
 
 def _same(names: Iterable[str]) -> dict[str, str]:
@@ -302,6 +307,11 @@ def named(
 def agree(one: Facts, other: Facts) -> bool:
     """Whether the facts that both have are the same."""
     return all(other[name] == value for name, value in one.items() if name in other)
+
+
+def image_facts(encoder: Tower, resolution: int, patch: int) -> Facts:
+    """Facts of an image transformer with a class token, of so many pixels."""
+    return {**tower_facts(encoder), "patch": patch, "positions": 1 + (resolution // patch) ** 2}
 
 
 def tower_facts(tower: Tower) -> Facts:

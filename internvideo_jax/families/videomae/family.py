@@ -67,18 +67,10 @@ def recipe(facts: Facts, size: str) -> str:
 FAMILY = Family(
     title="VideoMAE",
     kinds=(
-        _Pretrain(
-            name="videomae_pretrain",
-            title="VideoMAE, pre-training (encoder and decoder)",
-            names=NAMES["videomae_pretrain"],
-            sizes=SHAPES,
+        _Pretrain.of(
+            "videomae_pretrain", "VideoMAE, pre-training (encoder and decoder)", NAMES, SHAPES
         ),
-        _Classifier(
-            name="videomae_classifier",
-            title="VideoMAE, fine-tuned (classifier)",
-            names=NAMES["videomae_classifier"],
-            sizes=SHAPES,
-        ),
+        _Classifier.of("videomae_classifier", "VideoMAE, fine-tuned (classifier)", NAMES, SHAPES),
     ),
     geometry=weights.geometry,
     sources={"videomae": VIDEOMAE, "v2": V2, "internvideo1": INTERNVIDEO1},
