@@ -4,9 +4,10 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
+from data_pipelines.commands.arguments import default_workers
 from data_pipelines.records import storage
 
 PARTIAL_POLICIES = ("accept", "reject")
@@ -21,15 +22,24 @@ STORAGE_FORMATS = ("jpeg", "png")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
-def default_workers() -> int:
-    """Cores this process may use, which in a container is often fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 @dataclass(frozen=True, slots=True)
-class IngestOptions:
+class DecodeOptions:
+    """What to make of a video; see `IngestOptions`."""
+
+    short_side: int = 256
+    pixels: str = "stored"
+    storage: str = "jpeg"
+    quality: int = 90
+    fps: float | None = None
+    max_seconds: float | None = None
+    min_frames: int = 2
+    partial: str = "accept"
+    audio: str = "off"
+    media: str = "video"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IngestOptions(DecodeOptions):
     """Everything an ingest is told.
 
     Attributes:
@@ -94,16 +104,6 @@ class IngestOptions:
     frame_fps: float | None = None
     shards: int | None = None
     shard_mb: float = 256.0
-    short_side: int = 256
-    pixels: str = "stored"
-    storage: str = "jpeg"
-    quality: int = 90
-    fps: float | None = None
-    max_seconds: float | None = None
-    min_frames: int = 2
-    partial: str = "accept"
-    audio: str = "off"
-    media: str = "video"
     classes_file: str | None = None
     flip_changes_label: bool = False
     workers: int = field(default_factory=default_workers)
@@ -191,18 +191,7 @@ class IngestOptions:
 
     def record_options(self) -> dict[str, Any]:
         """The options that decide what is inside a record; the manifest repeats them."""
-        return {
-            "short_side": self.short_side,
-            "pixels": self.pixels,
-            "storage": self.storage,
-            "quality": self.quality,
-            "fps": self.fps,
-            "max_seconds": self.max_seconds,
-            "min_frames": self.min_frames,
-            "partial": self.partial,
-            "audio": self.audio,
-            "media": self.media,
-        }
+        return {each.name: getattr(self, each.name) for each in fields(DecodeOptions)}
 
     def hold_out_options(self) -> dict[str, Any]:
         """What was held out, for the manifest and the plan; nothing where nothing is."""
