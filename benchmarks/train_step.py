@@ -155,32 +155,17 @@ def torch_spec(config: TrainConfig, folder: Path, variant: str) -> dict[str, Any
         raise ValueError("--torch_model serves VideoMAE V1 pre-training configs only")
     if model.frames != 16:
         raise ValueError("the reference's model file is written for 16 frames")
-    if not Path(TORCH_MODEL.value).is_file():
-        raise ValueError(f"--torch_model={TORCH_MODEL.value}: no such file")
-    return {
-        "kind": "pretrain",
-        "torch_model": str(Path(TORCH_MODEL.value).resolve()),
-        "variant": variant,
-        "folder": str(folder),
-        "dtype": model.dtype,
-        "pixel_mean": list(model.pixel_mean),
-        "pixel_std": list(model.pixel_std),
-        "sizes": {
-            "img_size": model.resolution,
-            "patch_size": model.patch,
-            "encoder_embed_dim": model.encoder.width,
-            "encoder_depth": model.encoder.depth,
-            "encoder_num_heads": model.encoder.heads,
-            "encoder_num_classes": 0,
-            "decoder_num_classes": model.token_pixels,
-            "decoder_embed_dim": model.decoder.width,
-            "decoder_depth": model.decoder.depth,
-            "decoder_num_heads": model.decoder.heads,
-            "mlp_ratio": model.encoder.hidden / model.encoder.width,
-            "qkv_bias": True,
-            "tubelet_size": model.tubelet,
-        },
+    sizes = {
+        "encoder_embed_dim": model.encoder.width,
+        "encoder_depth": model.encoder.depth,
+        "encoder_num_heads": model.encoder.heads,
+        "encoder_num_classes": 0,
+        "decoder_num_classes": model.token_pixels,
+        "decoder_embed_dim": model.decoder.width,
+        "decoder_depth": model.decoder.depth,
+        "decoder_num_heads": model.decoder.heads,
     }
+    return turns.torch_spec("pretrain", TORCH_MODEL.value, folder, variant, model, sizes)
 
 
 def compare(config: TrainConfig, folder: Path) -> dict[str, turns.Side]:

@@ -48,6 +48,17 @@ HELP = frozenset(("-h", "-?", "--help", "-help", "--helpshort", "--helpfull"))
 DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 
 
+def define_checkpoint() -> flags.FlagHolder[str | None]:
+    """The flag of the commands that read weights, beside those of this file."""
+    flags.adopt_module_key_flags(sys.modules[__name__])
+    return flags.DEFINE_string(
+        "checkpoint",
+        None,
+        "Run directory, one of its steps, or a .safetensors / .pth file. A run knows its config; a "
+        "file needs --config.",
+    )
+
+
 def typed_config() -> TrainConfig:
     """The config of this command line; ValueError where it does not fit the schema."""
     try:

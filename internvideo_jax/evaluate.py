@@ -134,13 +134,7 @@ def with_protocol(config: TrainConfig, name: str, overridden: Collection[str]) -
 
 def main() -> None:
     """The command `ivj evaluate`."""
-    flags.adopt_module_key_flags(cli)
-    checkpoint = flags.DEFINE_string(
-        "checkpoint",
-        None,
-        "Run directory, one of its steps, or a .safetensors / .pth file. A run knows its config; a "
-        "file needs --config.",
-    )
+    checkpoint = cli.define_checkpoint()
     out = flags.DEFINE_string("out", None, "JSON file to write.")
     protocol = flags.DEFINE_string(
         "protocol",

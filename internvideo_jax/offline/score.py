@@ -306,6 +306,7 @@ def fill(options: Scoring, config: TrainConfig) -> Scoring:
 
 
 def start(job: ShardJob) -> None:
+    """Does the work of the command."""
     scorer = Scorer(job.model, job.params, job.mesh, job.dataset, job.options, job.threads)
     score(scorer, job.out, job.provenance, part=job.part, parts=job.parts)
 
