@@ -145,6 +145,7 @@ class TrainState:
     frozen: Params = dataclasses.field(default_factory=dict)
 
     def replace(self, **changes: Any) -> TrainState:
+        """The state with other fields."""
         return dataclasses.replace(self, **changes)
 
 
