@@ -51,7 +51,8 @@ class Recipe(finetuning.SteppedRecipe):
 DISTILLED: dict[str, Any] = {"layer_decay": 0.75, "drop_path": 0.1}
 B1: dict[str, Any] = {"layer_decay": 0.9, "drop_path": 0.3}
 B6: dict[str, Any] = {"layer_decay": 0.915, "drop_path": 0.35, "remat": "full"}
-MIT_336: dict[str, Any] = {**B6, "drop_path": 0.4}
+MIT_336: dict[str, Any] = {**B6, "drop_path": 0.4, "weight_decay": 0.1, "pixels": 336}
+MIT_336 |= {"warmup": 0, "min_lr": 0.0, "repeats": 1}
 B1_SOMETHING: dict[str, Any] = {**B1, "layer_decay": 0.915}
 B6_SOMETHING: dict[str, Any] = {**B6, "drop_path": 0.4, "min_lr": 0.0}
 SOMETHING: dict[str, Any] = {"sampling": "segments", "flip": "off"}
@@ -99,19 +100,7 @@ RECIPES = {
     "6b_mit": Recipe(
         256, 2.5e-5, 8, warmup=2, min_lr=0.0, repeats=1, start="6b_k400", reported="51.0", **B6
     ),
-    "6b_mit_336": Recipe(
-        256,
-        1e-5,
-        2,
-        warmup=0,
-        min_lr=0.0,
-        repeats=1,
-        weight_decay=0.1,
-        pixels=336,
-        start="6b_mit",
-        reported="51.2",
-        **MIT_336,
-    ),
+    "6b_mit_336": Recipe(256, 1e-5, 2, start="6b_mit", reported="51.2", **MIT_336),
     "1b_ssv1": _something(256, 1e-4, 9, 2, warmup=3, reported="68.5", **B1_SOMETHING),
     "6b_ssv1": _something(256, 7.5e-5, 7, 4, warmup=2, reported="69.7", **B6_SOMETHING),
     "s_ssv2": _something(256, 5e-4, 30, 4, reported="71.6", **DISTILLED),
