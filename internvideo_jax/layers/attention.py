@@ -10,13 +10,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from internvideo_jax.layers.init import Init
-from internvideo_jax.ops.attention import Cache, How, attend
+from internvideo_jax.ops.attention import Cache, Dropped, How, attend
 from internvideo_jax.ops.rotary import rotate
 from internvideo_jax.parallel.mesh import BATCH_AXES
 
 RMS_EPS = 1e-6
 LOG_10 = math.log(10.0)
 MAX_LOG_SCALE = math.log(100.0)
+SELF, CROSS = 16, 17  # folded into the keys of a layer, apart from what blocks fold in
 HEAD_AXES = ("tensor",)  # mesh axes that heads are split over, as the kernels are (block.py)
 
 
@@ -35,6 +36,7 @@ class AttentionConfig:
       causal: a token sees itself and those before it.
       qk_norm: RMSNorm of queries and keys over all heads together (InternViT, InternVideo2).
       rotary: base of rotary positions (Su et al. 2021) of queries and keys; 0: none.
+      dropout: of the weights, in training.
       literal: the heads of a token attend to each other, and tokens not at all: VideoMAE V2 as the
         stage-1 code of InternVideo2 runs it, which hands the kernel tensors with two axes exchanged
         and then reads the result with heads and tokens exchanged as well.
@@ -50,14 +52,15 @@ class AttentionConfig:
     causal: bool = False
     qk_norm: bool = False
     rotary: float = 0.0
+    dropout: float = 0.0
     literal: bool = False
     form: str = "auto"
 
     def __post_init__(self) -> None:
         if self.kv_heads and self.heads % self.kv_heads:
             raise ValueError(f"{self.kv_heads} heads of keys do not divide {self.heads} of queries")
-        if self.literal and (self.kv_heads or self.causal or self.rotary):
-            raise ValueError("literal attention has no kv_heads, causal or rotary")
+        if self.literal and (self.kv_heads or self.causal or self.rotary or self.dropout):
+            raise ValueError("literal attention has no kv_heads, causal, rotary or dropout")
 
     @property
     def key_heads(self) -> int:
@@ -71,11 +74,12 @@ class AttentionConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CrossAttentionConfig:
-    """How tokens attend to a context of `width` channels; `form` as in `AttentionConfig`."""
+    """How tokens attend to a context of `width` channels, with names as in `AttentionConfig`."""
 
     width: int
     heads: int
     bias: bool = True  # of all four maps
+    dropout: float = 0.0
     form: str = "auto"
 
 
@@ -186,16 +190,18 @@ class Attention(nnx.Module):
         *,
         mask: jax.Array | None = None,
         bias: jax.Array | None = None,
+        keys: jax.Array | None = None,
     ) -> jax.Array:
         """x: (B, N, D), and a context (B, S, D) for keys and values -> (B, N, D).
 
-        `mask` and `bias` as in `ops.attention.attend`.
+        `mask` and `bias` as in `ops.attention.attend`; `keys` (B,) of dropout, None in evaluation.
         """
         if self.config.literal:
             parts = self._projected(x, context)
             return self.proj(heads_as_tokens(*parts, self.config.heads))
         q, k, v, scale = self._heads(x, context)
-        out = attend(q, k, v, mask, bias, **self._how(scale))
+        dropped = drop_weights(keys, self.config.dropout, SELF)
+        out = attend(q, k, v, mask, bias, dropped=dropped, **self._how(scale))
         return self.proj(out.reshape(x.shape))
 
     def step(
@@ -277,14 +283,29 @@ class CrossAttention(nnx.Module):
         self.proj = layer(width)
 
     def __call__(
-        self, x: jax.Array, context: jax.Array, mask: jax.Array | None = None
+        self,
+        x: jax.Array,
+        context: jax.Array,
+        mask: jax.Array | None = None,
+        keys: jax.Array | None = None,
     ) -> jax.Array:
-        """x: (B, N, D), context (B, S, E) and its mask (B, S), False for padding -> (B, N, D)."""
+        """x: (B, N, D), context (B, S, E) and its mask (B, S), False for padding -> (B, N, D).
+
+        `keys` (B,) of dropout, None in evaluation.
+        """
         parts = self.q(x), self.k(context), self.v(context)
         q, k, v = (split_heads(part, self.config.heads) for part in parts)
-        form = self.config.form
-        out = attend(q, k, v, mask, form=form, batch_axes=BATCH_AXES, head_axes=HEAD_AXES)
+        how = How(form=self.config.form, batch_axes=BATCH_AXES, head_axes=HEAD_AXES)
+        dropped = drop_weights(keys, self.config.dropout, CROSS)
+        out = attend(q, k, v, mask, dropped=dropped, **how)
         return self.proj(out.reshape(x.shape))
+
+
+def drop_weights(keys: jax.Array | None, rate: float, number: int) -> Dropped | None:
+    """Dropout with `number` folded into the keys of a layer; None without keys, or for no rate."""
+    if keys is None or rate == 0:
+        return None
+    return Dropped(jax.vmap(lambda key: jax.random.fold_in(key, number))(keys), rate)
 
 
 def split_heads(x: jax.Array, heads: int) -> jax.Array:

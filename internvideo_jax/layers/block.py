@@ -95,6 +95,12 @@ class BlockConfig:
     layer_scale: float = 0.0
     dropout: float = 0.0  # of the values that each part adds, as in BERT
 
+    @property
+    def draws(self) -> bool:
+        """Whether there is dropout in it."""
+        parts = (self, self.attention, self.cross)
+        return any(part is not None and part.dropout > 0 for part in parts)
+
 
 def block_sharding(config: BlockConfig) -> tuple[tuple[str, tuple[Any, ...]], ...]:
     """The rules for the parameters of such blocks; BLOCK_SHARDING are those of most."""
@@ -130,7 +136,7 @@ class Block(nnx.Module):
     def __init__(self, config: BlockConfig, *, init: Init, dtype: jnp.dtype, rngs: nnx.Rngs):
         width, cross, scale = config.width, config.cross, config.layer_scale
         options: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
-        self.order, self.dropout = config.norm.order, config.dropout
+        self.order, self.dropout, self.draws = config.norm.order, config.dropout, config.draws
         self.norm1 = config.norm.make(width, **options)
         self.attn = Attention(width, config.attention, init=init, **options)
         self.norm_cross = config.norm.make(width, **options) if cross else None
@@ -157,7 +163,7 @@ class Block(nnx.Module):
         """
 
         def attend(y: jax.Array) -> jax.Array:
-            return self.attn(y, mask=beside.mask, bias=beside.bias)
+            return self.attn(y, mask=beside.mask, bias=beside.bias, keys=keys)
 
         x = self._part(x, self.norm1, attend, self.gamma1, keys, rate, 0)
         return self._rest(x, keys, rate, beside)
@@ -181,7 +187,7 @@ class Block(nnx.Module):
                 raise ValueError("the block has cross-attention and was given no context")
 
             def read(y: jax.Array) -> jax.Array:
-                return cross(y, context, beside.context_mask)
+                return cross(y, context, beside.context_mask, keys)
 
             x = self._part(x, self.norm_cross, read, None, keys, rate, 2)
         return self._part(x, self.norm2, self.mlp, self.gamma2, keys, rate, 1)

@@ -97,7 +97,7 @@ def run_stack(
     Returns:
       (B, N, D) after the last layer, and (len(intermediate_layers), B, N, D) or None without any.
     """
-    keys = keys if drop_path > 0 or blocks.dropout > 0 else None
+    keys = keys if drop_path > 0 or blocks.draws else None
     shared = () if beside is None else (beside,)
     x, intermediates, _ = run_layers(
         blocks,

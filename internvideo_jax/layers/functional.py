@@ -49,10 +49,15 @@ class FunctionalModel:
         return getattr(nnx.merge(self._graph, params), method)(*args, **kwargs)
 
 
-def classifier(config: ModelConfig, build: Callable[[nnx.Rngs], nnx.Module]) -> FunctionalModel:
-    """The network of a classifier; ValueError where it is not known yet how many classes."""
+def check_classes(config: ModelConfig) -> None:
+    """ValueError where it is not known yet how many classes a classifier has."""
     if classes_of(config).classes < 1:
         raise ValueError("config.model.classes is 0 and no dataset told how many there are")
+
+
+def classifier(config: ModelConfig, build: Callable[[nnx.Rngs], nnx.Module]) -> FunctionalModel:
+    """The network of a classifier; ValueError as `check_classes`."""
+    check_classes(config)
     return FunctionalModel(config, build)
 
 

@@ -42,6 +42,7 @@ ABILITIES = {
     "masked": ("a padding mask", ("xla", "blocked")),
     "biased": ("an additive bias", ("xla",)),
     "cached": ("cached keys", ("xla",)),
+    "dropped": ("dropout of its weights", ("xla",)),
 }
 
 
@@ -61,6 +62,7 @@ class Site:
     masked: bool = False  # some keys are padding
     biased: bool = False
     cached: bool = False  # keys of earlier calls come first
+    dropped: bool = False  # some weights are dropped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,8 +215,17 @@ class Cache(NamedTuple):
 Opt = jax.Array | None
 
 
+class Dropped(NamedTuple):
+    """Dropout of the weights of attention, drawn per example."""
+
+    keys: jax.Array  # (B,)
+    rate: float
+
+
 class How(TypedDict, total=False):
     """Settings of `attend`, which says what they are."""
+
+    dropped: Dropped | None
 
     scale: float | None
     causal: bool
@@ -248,6 +259,7 @@ def attend(
     bias: jax.Array | None = None,
     cache: Cache | None = None,
     *,
+    dropped: Dropped | None = None,
     scale: float | None = None,
     causal: bool = False,
     form: str = "auto",
@@ -267,6 +279,7 @@ def attend(
       bias: added to the logits, of a shape that spreads to (B, K, N, S) (with a cache M for S);
         -inf hides a key from a query.
       cache: keys and values of the tokens before; those of `k` and `v` are appended.
+      dropped: which weights are dropped, after the softmax; None: none.
       scale: factor on the logits, default C ** -0.5.
       causal: query i sees keys 0 to i, for N = S; with a cache those before too.
       form: one of FORMS.
@@ -302,13 +315,16 @@ def attend(
         "masked": mask is not None,
         "biased": bias is not None,
         "cached": cache is not None,
+        "dropped": dropped is not None,
     }
     made = _choice(q, k, mesh, axes, form, needs)
     if made == "xla":
         if mask is not None:
             seen = mask[:, None, None] if seen is None else seen & mask[:, None, None]
         here = causal and cache is None
-        out = xla_attention(q, k, v, scale=factor, causal=here, seen=seen, bias=bias)
+        out = xla_attention(
+            q, k, v, scale=factor, causal=here, seen=seen, bias=bias, dropped=dropped
+        )
         return out if cache is None else (out, cache)
     if made == "cudnn":
         out = jax.nn.dot_product_attention(q, k, v, scale=factor, implementation="cudnn")
@@ -390,6 +406,7 @@ def xla_attention(
     causal: bool = False,
     seen: jax.Array | None = None,
     bias: jax.Array | None = None,
+    dropped: Dropped | None = None,
 ) -> jax.Array:
     """The form for XLA; shapes as in `attend`, `seen` bool that spreads to (B, K, N, S).
 
@@ -413,6 +430,9 @@ def xla_attention(
     total = jnp.einsum("bkns->bnk", weights)
     if seen is not None or bias is not None:
         total = jnp.where(total > 0, total, 1.0)
+    if dropped is not None:
+        drawn = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - dropped.rate, weights.shape[1:]))
+        weights = jnp.where(drawn(dropped.keys), weights / (1 - dropped.rate), 0.0)
     summed = jnp.einsum(
         "bkns,bskc->bnkc", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
     )

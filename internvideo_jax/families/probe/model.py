@@ -18,6 +18,7 @@ import numpy as np
 
 from data_pipelines.limits import limited
 from internvideo_jax.config import component
+from internvideo_jax.layers.functional import check_classes
 from internvideo_jax.ops.probe_heads import (
     HeadSpec,
     apply_head,
@@ -30,13 +31,13 @@ from internvideo_jax.protocols import (
     Adaptation,
     Classes,
     ClipInput,
-    Grid,
     Inputs,
     Model,
     ModelConfig,
     ShardingRules,
     TokenFeatures,
     Traits,
+    clip_of,
 )
 from internvideo_jax.types import HeadGrid, Params, flatten_paths, unflatten_paths
 
@@ -133,36 +134,6 @@ class ProbeConfig:
         return self._clip.resolution
 
     @property
-    def patch(self) -> int:
-        """Edge of a patch, pixels."""
-        return self._clip.patch
-
-    @property
-    def tubelet(self) -> int:
-        """Frames of a token."""
-        return self._clip.tubelet
-
-    @property
-    def grid(self) -> Grid:
-        """Tokens of a clip: time, height, width."""
-        return self._clip.grid
-
-    @property
-    def tokens(self) -> int:
-        """That the heads read of a clip."""
-        return self._features.tokens
-
-    @property
-    def pixel_mean(self) -> Sequence[float]:
-        """Of the channels, pixels in 0..1."""
-        return self._clip.pixel_mean
-
-    @property
-    def pixel_std(self) -> Sequence[float]:
-        """Of the channels, pixels in 0..1."""
-        return self._clip.pixel_std
-
-    @property
     def running_statistics(self) -> bool:
         """Whether training goes through `train`, which also gives statistics to go on with."""
         return self.head != "attentive"
@@ -184,8 +155,7 @@ class ProbeConfig:
 
     def model(self) -> ProbeModel:
         """The network; ValueError where `classes` is not known yet."""
-        if self.classes < 1:
-            raise ValueError("config.model.classes is 0 and no dataset told how many there are")
+        check_classes(self)
         return ProbeModel(self)
 
     def backbone_flops(self) -> float:
@@ -196,8 +166,8 @@ class ProbeConfig:
         """Of all heads on one clip, what the backbone pools itself not counted."""
         width = self._features.width
         if self.head == "concat":
-            width *= 1 + (self.grid[0] if self.per_frame else 1)
-        return len(self.pairs) * head_flops(self.spec, width, self.tokens, self.classes)
+            width *= 1 + (self._clip.grid[0] if self.per_frame else 1)
+        return len(self.pairs) * head_flops(self.spec, width, self._features.tokens, self.classes)
 
     def forward_flops(self) -> float:
         """Of one clip, backbone and all heads."""
@@ -331,7 +301,7 @@ class ProbeModel:
         params = self._filled(values)
         tokens = self.backbone.apply(params, video, method="features")
         pooled = self.backbone.apply(params, tokens, method="pool") if self._pools else None
-        return read(self.config.spec, tokens, self.config.grid, pooled)
+        return read(self.config.spec, tokens, clip_of(self.config).grid, pooled)
 
     def _filled(self, values: Mapping[str, Any]) -> Params:
         """All parameters of the backbone; what nothing goes through is zero and costs nothing."""

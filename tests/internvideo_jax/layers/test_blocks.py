@@ -80,7 +80,9 @@ def test_what_a_block_can_not_be():
         MLPConfig(24, "gelv")
     with pytest.raises(ValueError, match="3 heads of keys do not divide 4 of queries"):
         AttentionConfig(4, 3)
-    with pytest.raises(ValueError, match="literal attention has no kv_heads, causal or rotary"):
+    with pytest.raises(
+        ValueError, match="literal attention has no kv_heads, causal, rotary or dropout"
+    ):
         AttentionConfig(4, literal=True, causal=True)
     with pytest.raises(ValueError, match="width 16 is not divisible by 3 heads"):
         blocks(dataclasses.replace(PLAIN, attention=AttentionConfig(3)))
@@ -187,12 +189,28 @@ def test_keys_of_fewer_heads_may_have_biases():
     assert np.abs(block(x) - before).min() > 0
 
 
-def test_dropout_of_what_the_parts_add_is_drawn_per_example_and_off_in_evaluation():
-    stack, x = blocks(dataclasses.replace(PLAIN, dropout=0.5)), draw(2, 3, WIDTH)
+# A fused layer of BERT, as InternVideo2's stage 2 has them, with each of its dropouts alone.
+FUSED = dataclasses.replace(
+    CROSS, attention=AttentionConfig(2, key_bias=True), norm=NormConfig(order="post", eps=1e-12)
+)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        dataclasses.replace(FUSED, dropout=0.5),
+        dataclasses.replace(FUSED, attention=AttentionConfig(2, key_bias=True, dropout=0.5)),
+        dataclasses.replace(FUSED, cross=CrossAttentionConfig(CONTEXT, 2, dropout=0.5)),
+    ],
+    ids=["added", "weights", "cross weights"],
+)
+def test_dropout_is_drawn_per_example_and_off_in_evaluation(config):
+    stack, x = blocks(config), draw(2, 3, WIDTH)
     twice = jnp.concatenate([x, x])
-    run = jax.jit(lambda keys: run_stack(stack, twice, keys=keys)[0])
+    beside = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf]), BESIDE)
+    run = jax.jit(lambda keys: run_stack(stack, twice, keys=keys, beside=beside)[0])
     drawn = run(jax.random.split(jax.random.key(3), 4))
     assert np.abs(drawn[:2] - drawn[2:]).max() > 1e-2
     np.testing.assert_array_equal(drawn, run(jax.random.split(jax.random.key(3), 4)))
-    plain = run_stack(blocks(PLAIN), twice)[0]
+    plain = run_stack(blocks(FUSED), twice, beside=beside)[0]
     np.testing.assert_allclose(run(None), plain, atol=1e-5)
