@@ -10,8 +10,8 @@ import jax
 import numpy as np
 
 from data_pipelines.limits import limited
-from internvideo_jax.layers.block import BLOCK_SHARDING
-from internvideo_jax.layers.block_stack import check_remat
+from internvideo_jax.layers.block import BLOCK_SHARDING, Block
+from internvideo_jax.layers.block_stack import check_remat, run_stack
 from internvideo_jax.ops.attention import check_form
 from internvideo_jax.ops.pixels import (
     IMAGENET_MEAN,
@@ -174,6 +174,24 @@ class VideoTowerConfig:
     def stack_options(self) -> dict[str, Any]:
         """How `run_stack` goes through the blocks."""
         return {"remat": self.remat, "scan": self.scan}
+
+    def run(
+        self,
+        blocks: Block,
+        x: jax.Array,
+        keys: jax.Array | None = None,
+        drop_path: float = 0.0,
+        intermediate_layers: Sequence[int] = (),
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """`run_stack` as the config says."""
+        return run_stack(
+            blocks,
+            x,
+            keys=keys,
+            drop_path=drop_path,
+            intermediate_layers=intermediate_layers,
+            **self.stack_options(),
+        )
 
     def pixels(
         self, video: jax.Array, visible: jax.Array | None = None, *, image: bool = False

@@ -20,7 +20,7 @@ from data_pipelines.limits import limited
 from internvideo_jax.layers.attention import AttentionConfig
 from internvideo_jax.layers.attention_pool import POOL_SHARDING, AttentionPool, pool_flops
 from internvideo_jax.layers.block import BlockConfig, NormConfig, block_sharding
-from internvideo_jax.layers.block_stack import run_stack, stacked_blocks
+from internvideo_jax.layers.block_stack import stacked_blocks
 from internvideo_jax.layers.clip import inflate
 from internvideo_jax.layers.functional import FunctionalModel
 from internvideo_jax.layers.init import Init, torch_layer
@@ -267,14 +267,8 @@ class InternVideo2Encoder(nnx.Module):
           ValueError: a clip of other frames or pixels.
         """
         config = self.config
-        return run_stack(
-            self.blocks,
-            self.embed(video, visible),
-            keys=keys,
-            drop_path=config.drop_path,
-            intermediate_layers=intermediate_layers,
-            **config.stack_options(),
-        )
+        x = self.embed(video, visible)
+        return config.run(self.blocks, x, keys, config.drop_path, intermediate_layers)
 
 
 def attention_pool(config: EncoderConfig, *, rngs: nnx.Rngs) -> AttentionPool:

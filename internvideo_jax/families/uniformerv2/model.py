@@ -351,8 +351,7 @@ class UniFormerV2(WithStatistics):
             keys=keys,
             drop_path=config.global_drop_path,
             intermediate_layers=intermediate_layers,
-            remat=config.remat,
-            scan=config.scan,
+            **config.stack_options(),
         )
         return q, outputs
 

@@ -19,7 +19,7 @@ from flax import nnx
 from data_pipelines.limits import limited
 from internvideo_jax.families.clip.text import TextTransformer
 from internvideo_jax.layers.block import BlockConfig, layer_norm
-from internvideo_jax.layers.block_stack import run_stack, stacked_blocks
+from internvideo_jax.layers.block_stack import stacked_blocks
 from internvideo_jax.layers.clip import NORM_EPS, ImageTokens, clip_block, projection
 from internvideo_jax.layers.functional import FunctionalModel
 from internvideo_jax.layers.init import Init
@@ -266,14 +266,8 @@ class VideoTransformer(ImageTokens):
     ) -> tuple[jax.Array, jax.Array | None]:
         """Tokens after the last block (B, 1 + N or V, D), and after `intermediate_layers`."""
         config = self.config
-        return run_stack(
-            self.blocks,
-            self.first(video, visible),
-            keys=keys,
-            drop_path=config.drop_path,
-            intermediate_layers=intermediate_layers,
-            **config.stack_options(),
-        )
+        x = self.first(video, visible)
+        return config.run(self.blocks, x, keys, config.drop_path, intermediate_layers)
 
     def embed_token(self, x: jax.Array) -> jax.Array:
         """(B, 1 + N or V, D) after the last block -> (B, E) float32: the class token projected."""

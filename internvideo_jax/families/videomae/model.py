@@ -19,7 +19,7 @@ from flax import nnx
 from data_pipelines.limits import limited
 from internvideo_jax.layers.attention import AttentionConfig
 from internvideo_jax.layers.block import BlockConfig, layer_norm
-from internvideo_jax.layers.block_stack import run_stack, stacked_blocks
+from internvideo_jax.layers.block_stack import stacked_blocks
 from internvideo_jax.layers.drop_path import head_dropout
 from internvideo_jax.layers.functional import FunctionalModel, classifier
 from internvideo_jax.layers.init import Init, torch_layer, torch_uniform
@@ -156,14 +156,8 @@ class VideoMAEEncoder(nnx.Module):
         intermediate_layers: Sequence[int] = (),
     ) -> tuple[jax.Array, jax.Array | None]:
         """Encoded tokens (B, V or N, D) and intermediates (K, B, V or N, D)."""
-        x, intermediates = run_stack(
-            self.blocks,
-            self.embed(video, visible),
-            keys=keys,
-            drop_path=drop_path,
-            intermediate_layers=intermediate_layers,
-            **self.config.stack_options(),
-        )
+        x = self.embed(video, visible)
+        x, intermediates = self.config.run(self.blocks, x, keys, drop_path, intermediate_layers)
         return (x if self.norm is None else self.norm(x)), intermediates
 
 
@@ -250,7 +244,7 @@ class PretrainModel(nnx.Module):
         """
         x, _ = self.encoder(video, visible)
         x = self.decoder_input(x, visible, decoded)
-        x, _ = run_stack(self.decoder.blocks, x, **self.config.stack_options())
+        x, _ = self.config.run(self.decoder.blocks, x)
         x = self.decoder.norm(x[:, visible.shape[1] :])
         return self.decoder.head(x).astype(jnp.float32)
 
