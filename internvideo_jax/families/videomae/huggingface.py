@@ -29,17 +29,17 @@ from internvideo_jax.weights.rules import LINEAR, TOKEN, TUBELET, Rule, Tensors,
 
 def _block_rules(torch: str, path: str) -> list[Rule]:
     t, p = f"{torch}.{{i}}.", f"{path}blocks/"
-    attention, linear = t + "attention.attention.", p + "attn/qkv/"
+    attention, qkv = t + "attention.attention.", p + "attn/qkv/"
     return [
         *norm(t + "layernorm_before", p + "norm1"),
         *norm(t + "layernorm_after", p + "norm2"),
-        Rule(attention + "q_bias", linear + "q_bias"),
-        Rule(attention + "v_bias", linear + "v_bias"),
-        Rule(attention + "query.bias", linear + "q_bias"),
-        Rule(attention + "value.bias", linear + "v_bias"),
-        Rule(attention + "query.weight", linear + "kernel", LINEAR, part=0),
-        Rule(attention + "key.weight", linear + "kernel", LINEAR, part=1),
-        Rule(attention + "value.weight", linear + "kernel", LINEAR, part=2),
+        Rule(attention + "q_bias", qkv + "q_bias"),
+        Rule(attention + "v_bias", qkv + "v_bias"),
+        Rule(attention + "query.bias", qkv + "q_bias"),
+        Rule(attention + "value.bias", qkv + "v_bias"),
+        Rule(attention + "query.weight", qkv + "kernel", LINEAR, part=0),
+        Rule(attention + "key.weight", qkv + "kernel", LINEAR, part=1),
+        Rule(attention + "value.weight", qkv + "kernel", LINEAR, part=2),
         *linear(t + "attention.output.dense", p + "attn/proj"),
         *linear(t + "intermediate.dense", p + "mlp/fc1"),
         *linear(t + "output.dense", p + "mlp/fc2"),
