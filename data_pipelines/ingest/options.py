@@ -115,79 +115,50 @@ class IngestOptions(DecodeOptions):
     def __post_init__(self) -> None:
         if not self.name:
             object.__setattr__(self, "name", _name_from(self.source))
-        _require(
+        self._need(
+            "out",
             not storage.is_remote(self.out),
-            "--out",
-            self.out,
             "a local or mounted directory; copy finished shards to object storage, where training "
             "reads them",
         )
         check_name("--name", self.name)
         check_name("--split", self.split)
         check_name("--hold-out-as", self.hold_out_as)
-        _require(
-            self.hold_out is None or 0 < self.hold_out < 1,
-            "--hold-out",
-            self.hold_out,
-            "a share between 0 and 1",
-        )
-        _require(self.shards is None or self.shards >= 1, "--shards", self.shards, "1 or more")
-        _require(_positive(self.shard_mb), "--shard-mb", self.shard_mb, "more than 0")
-        _require(
-            self.short_side == 0 or (self.short_side >= 16 and self.short_side % 2 == 0),
-            "--short-side",
-            self.short_side,
-            "0 (keep the size) or an even number from 16",
-        )
-        _require(1 <= self.quality <= 100, "--quality", self.quality, "1 to 100")
-        _require(self.fps is None or _positive(self.fps), "--fps", self.fps, "more than 0")
-        _require(
-            self.max_seconds is None or _positive(self.max_seconds),
-            "--max-seconds",
-            self.max_seconds,
-            "more than 0",
-        )
-        _require(self.min_frames >= 1, "--min-frames", self.min_frames, "1 or more")
-        for option, value, known in (
-            ("--partial", self.partial, PARTIAL_POLICIES),
-            ("--format", self.format, FORMATS),
-            ("--cut", self.cut, CUT_POLICIES),
-            ("--runner", self.runner, RUNNERS),
-            ("--audio", self.audio, AUDIO_FORMATS),
-            ("--media", self.media, MEDIA_KINDS),
-            ("--pixels", self.pixels, PIXEL_SHAPES),
-            ("--storage", self.storage, STORAGE_FORMATS),
+        share = self.hold_out is None or 0 < self.hold_out < 1
+        self._need("hold_out", share, "a share between 0 and 1")
+        self._need("shards", self.shards is None or self.shards >= 1, "1 or more")
+        self._need("shard_mb", _positive(self.shard_mb), "more than 0")
+        even = self.short_side == 0 or (self.short_side >= 16 and self.short_side % 2 == 0)
+        self._need("short_side", even, "0 (keep the size) or an even number from 16")
+        self._need("quality", 1 <= self.quality <= 100, "1 to 100")
+        for name in ("fps", "max_seconds"):
+            value = getattr(self, name)
+            self._need(name, value is None or _positive(value), "more than 0")
+        self._need("min_frames", self.min_frames >= 1, "1 or more")
+        for name, known in (
+            ("partial", PARTIAL_POLICIES),
+            ("format", FORMATS),
+            ("cut", CUT_POLICIES),
+            ("runner", RUNNERS),
+            ("audio", AUDIO_FORMATS),
+            ("media", MEDIA_KINDS),
+            ("pixels", PIXEL_SHAPES),
+            ("storage", STORAGE_FORMATS),
         ):
-            _require(value in known, option, value, " or ".join(known))
-        _require(
-            self.media != "features" or self.audio == "off",
-            "--audio",
-            self.audio,
-            "off with --media features, which reads no files",
-        )
-        _require(
-            self.frame_start is None or self.frame_start >= 0,
-            "--frame-start",
-            self.frame_start,
-            "0 or more",
-        )
-        _require(
-            self.frame_fps is None or _positive(self.frame_fps),
-            "--frame-fps",
-            self.frame_fps,
-            "more than 0",
-        )
-        _require(
-            self.runner == "beam" or not self.beam_options,
-            "--beam-options",
-            " ".join(self.beam_options),
-            "none without --runner beam",
-        )
-        _require(self.workers >= 0, "--workers", self.workers, "0 or more")
-        _require(0 <= self.max_bad <= 1, "--max-bad", self.max_bad, "a share from 0 to 1")
-        _require(
-            _positive(self.stall_seconds), "--stall-seconds", self.stall_seconds, "more than 0"
-        )
+            self._need(name, getattr(self, name) in known, " or ".join(known))
+        silent = self.media != "features" or self.audio == "off"
+        self._need("audio", silent, "off with --media features, which reads no files")
+        self._need("frame_start", self.frame_start is None or self.frame_start >= 0, "0 or more")
+        rate = self.frame_fps is None or _positive(self.frame_fps)
+        self._need("frame_fps", rate, "more than 0")
+        found, alone = " ".join(self.beam_options), self.runner == "beam" or not self.beam_options
+        _require(alone, "--beam-options", found, "none without --runner beam")
+        self._need("workers", self.workers >= 0, "0 or more")
+        self._need("max_bad", 0 <= self.max_bad <= 1, "a share from 0 to 1")
+        self._need("stall_seconds", _positive(self.stall_seconds), "more than 0")
+
+    def _need(self, name: str, good: bool, expected: str) -> None:
+        _require(good, f"--{name.replace('_', '-')}", getattr(self, name), expected)
 
     def record_options(self) -> dict[str, Any]:
         """The options that decide what is inside a record; the manifest repeats them."""
