@@ -121,10 +121,7 @@ def _add_source(source: argparse._ArgumentGroup) -> None:
         help=f"names of image files in a folder of frames (default: {DEFAULT_TEMPLATE})",
     )
     source.add_argument(
-        "--frame-start",
-        metavar="N",
-        type=int,
-        help="number of the first image file (default: 1)",
+        "--frame-start", metavar="N", type=int, help="number of the first image file (default: 1)"
     )
     source.add_argument(
         "--frame-fps", metavar="N", type=float, help="rate of frame folders and of TFDS videos"
@@ -178,10 +175,7 @@ def _add_clips(clips: argparse._ArgumentGroup) -> None:
         "(default: %(default)s)",
     )
     clips.add_argument(
-        "--quality",
-        metavar="1-100",
-        type=int,
-        help="JPEG quality (default: %(default)s)",
+        "--quality", metavar="1-100", type=int, help="JPEG quality (default: %(default)s)"
     )
     clips.add_argument(
         "--fps",
@@ -193,10 +187,7 @@ def _add_clips(clips: argparse._ArgumentGroup) -> None:
         "--max-seconds", metavar="S", type=float, help="keep the first S seconds of each clip"
     )
     clips.add_argument(
-        "--min-frames",
-        metavar="N",
-        type=int,
-        help="reject shorter clips (default: %(default)s)",
+        "--min-frames", metavar="N", type=int, help="reject shorter clips (default: %(default)s)"
     )
     clips.add_argument(
         "--partial",

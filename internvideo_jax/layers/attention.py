@@ -104,13 +104,7 @@ class QKV(nnx.Module):
     """
 
     def __init__(
-        self,
-        width: int,
-        config: AttentionConfig,
-        *,
-        init: Init,
-        dtype: jnp.dtype,
-        rngs: nnx.Rngs,
+        self, width: int, config: AttentionConfig, *, init: Init, dtype: jnp.dtype, rngs: nnx.Rngs
     ):
         shared = config.key_width(width)
         alike, bias, key_bias = shared == width, config.qkv_bias, config.key_bias
@@ -168,13 +162,7 @@ class Attention(nnx.Module):
     """Attention of all tokens over all tokens, or over those of a context; see the config."""
 
     def __init__(
-        self,
-        width: int,
-        config: AttentionConfig,
-        *,
-        init: Init,
-        dtype: jnp.dtype,
-        rngs: nnx.Rngs,
+        self, width: int, config: AttentionConfig, *, init: Init, dtype: jnp.dtype, rngs: nnx.Rngs
     ):
         self.config, shared = config, config.key_width(width)
         self.qkv = QKV(width, config, init=init, dtype=dtype, rngs=rngs)

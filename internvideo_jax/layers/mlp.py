@@ -41,13 +41,7 @@ class MLP(nnx.Module):
     """fc2(act(fc1(x))), or gated fc2(act(gate(x)) * fc1(x))."""
 
     def __init__(
-        self,
-        width: int,
-        config: MLPConfig,
-        *,
-        init: Init,
-        dtype: jnp.dtype,
-        rngs: nnx.Rngs,
+        self, width: int, config: MLPConfig, *, init: Init, dtype: jnp.dtype, rngs: nnx.Rngs
     ):
         self.activation = config.activation
         hidden, bias = config.hidden, config.bias

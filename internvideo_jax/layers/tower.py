@@ -13,13 +13,7 @@ from data_pipelines.limits import limited
 from internvideo_jax.layers.block import BLOCK_SHARDING, Block
 from internvideo_jax.layers.block_stack import check_remat, run_stack
 from internvideo_jax.ops.attention import check_form
-from internvideo_jax.ops.pixels import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    normalize,
-    patchify,
-    token_grid,
-)
+from internvideo_jax.ops.pixels import IMAGENET_MEAN, IMAGENET_STD, normalize, patchify, token_grid
 from internvideo_jax.ops.tokens import take
 from internvideo_jax.protocols import ClipInput, Inputs, ShardingRules, Traits
 from internvideo_jax.registry import suggest

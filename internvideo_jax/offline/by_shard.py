@@ -152,12 +152,7 @@ def check_part(part: int, parts: int) -> None:
         raise ValueError(f"--part={part}: expected 0 to {parts - 1}")
 
 
-def check_same(
-    path: Path,
-    provenance: dict[str, Any],
-    settings: str,
-    *others: str,
-) -> None:
+def check_same(path: Path, provenance: dict[str, Any], settings: str, *others: str) -> None:
     """Writes what decides the output, or compares it with what made the one that is there.
 
     Args:

@@ -191,12 +191,7 @@ def _times(record: schema.Record | None, frames: np.ndarray) -> np.ndarray:
 
 
 def extract(
-    extractor: Extractor,
-    out: Path,
-    provenance: dict[str, Any],
-    *,
-    part: int = 0,
-    parts: int = 1,
+    extractor: Extractor, out: Path, provenance: dict[str, Any], *, part: int = 0, parts: int = 1
 ) -> int:
     """Writes the missing shards of this process, and the manifest once all are there.
 

@@ -175,12 +175,7 @@ class Scorer:
         clip, options = self._clip_input, self.options
         try:
             (wanted,) = sampling.view_frames(
-                options.sampling,
-                record.timestamps_us,
-                record.fps,
-                clip.frames,
-                options.stride,
-                1,
+                options.sampling, record.timestamps_us, record.fps, clip.frames, options.stride, 1
             )
             frames = self.dataset.frames(number, record, wanted)
         except UnreadableRecordError:

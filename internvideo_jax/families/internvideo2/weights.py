@@ -83,10 +83,7 @@ def pool_rules(torch: str = "") -> list[Rule]:
             Rule(f"{t}cross_attn.{part}.weight", f"pool/{part}/kernel", LINEAR),
             Rule(f"{t}cross_attn.{part}_bias", f"pool/{part}/bias"),
         ]
-    return [
-        *rules,
-        *linear(t + "cross_attn.proj", "pool/proj"),
-    ]
+    return [*rules, *linear(t + "cross_attn.proj", "pool/proj")]
 
 
 def decoder_rules(torch: str, path: str) -> list[Rule]:
@@ -145,11 +142,7 @@ _BACKBONE = (
     r"encoder/pos_embed/.*",
     r"pool/.*",
 )
-_DECODER = (
-    r"{}_decoder/head/.*",
-    r"{}_decoder/fc[12]/.*",
-    r"{}_decoder/norm/.*",
-)
+_DECODER = (r"{}_decoder/head/.*", r"{}_decoder/fc[12]/.*", r"{}_decoder/norm/.*")
 OPTIONAL = {
     BACKBONE: _BACKBONE,
     STUDENT: (

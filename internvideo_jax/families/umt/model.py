@@ -18,12 +18,7 @@ from flax import nnx
 from data_pipelines.limits import limited
 from internvideo_jax.families.videomae.model import SIZES, VideoConfig, VideoMAEEncoder
 from internvideo_jax.layers.block_stack import stacked
-from internvideo_jax.layers.decoders import (
-    DECODER_SHARDING,
-    FeatureDecoder,
-    decode,
-    decoder_flops,
-)
+from internvideo_jax.layers.decoders import DECODER_SHARDING, FeatureDecoder, decode, decoder_flops
 from internvideo_jax.layers.functional import FunctionalModel
 from internvideo_jax.layers.init import Init
 from internvideo_jax.layers.pos_embed import fixed_table

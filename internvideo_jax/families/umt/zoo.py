@@ -20,10 +20,7 @@ def test_of(data: str, clips: int) -> Mapping[str, Any]:
     """The zoo's test of a row, and what makes the recipe's of it."""
     protocol = SOMETHING if data.startswith("SSv") else KINETICS
     change = f"--config.evals.test.views.clips={protocol.clips}"
-    return {
-        "protocol": protocol,
-        "settings": (change,) if clips != protocol.clips else (),
-    }
+    return {"protocol": protocol, "settings": (change,) if clips != protocol.clips else ()}
 
 
 def _classifier(file: str, data: str, top1: str, note: str = "") -> Entry:

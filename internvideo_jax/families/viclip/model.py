@@ -203,12 +203,7 @@ class VideoTransformer(ImageTokens):
     """
 
     def __init__(
-        self,
-        config: VideoTransformerConfig,
-        *,
-        temporal: bool = True,
-        init: Init,
-        rngs: nnx.Rngs,
+        self, config: VideoTransformerConfig, *, temporal: bool = True, init: Init, rngs: nnx.Rngs
     ):
         dtype, width = jnp.dtype(config.dtype), config.encoder.width
         super().__init__(
@@ -315,10 +310,7 @@ class ViCLIP(nnx.Module):
         )
 
     def encode_video(
-        self,
-        video: jax.Array,
-        keys: jax.Array | None = None,
-        visible: jax.Array | None = None,
+        self, video: jax.Array, keys: jax.Array | None = None, visible: jax.Array | None = None
     ) -> jax.Array:
         """(B, E) float32, not normalised.
 

@@ -15,11 +15,7 @@ from internvideo_jax.weights.family import NO_HEAD, Facts, Family, Kind, named, 
 DEFAULT_SIZES = ("small", "base", "large", "huge", "giant")  # of the fine-tuning recipes
 NAMES = named(weights.RULES, weights.IGNORED, weights.OPTIONAL)
 SHAPES: dict[str, Facts] = {
-    name: {
-        **tower_facts(size.encoder),
-        "patch": size.patch,
-        "decoder_width": size.decoder_width,
-    }
+    name: {**tower_facts(size.encoder), "patch": size.patch, "decoder_width": size.decoder_width}
     for name, size in SIZES.items()
 }
 

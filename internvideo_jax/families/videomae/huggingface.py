@@ -64,11 +64,7 @@ RULES = {
         *norm("decoder.norm", "decoder/norm"),
         *linear("decoder.head", "decoder/head"),
     ),
-    "videomae_classifier": (
-        *_ENCODER,
-        *norm("fc_norm", "fc_norm"),
-        *linear("classifier", "head"),
-    ),
+    "videomae_classifier": (*_ENCODER, *norm("fc_norm", "fc_norm"), *linear("classifier", "head")),
 }
 IGNORED = {
     "videomae_pretrain": {
@@ -153,11 +149,7 @@ class VideoMAEOfTransformers:
         }
 
     def guess_config(
-        self,
-        kind: Kind,
-        params: Tensors,
-        geometry: Mapping[str, int],
-        given: Mapping[str, int],
+        self, kind: Kind, params: Tensors, geometry: Mapping[str, int], given: Mapping[str, int]
     ) -> Any:
         """The config of a model from its parameters, as far as they tell.
 
