@@ -40,11 +40,11 @@ _GROUPED_SHARDING = (
     (r"blocks/attn/qkv/kv_kernel", (None, None, "fsdp", "tensor")),
 )
 _GATE = (r"blocks/mlp/gate/kernel", (None, "fsdp", "tensor"))
-CROSS_SHARDING = (
+_CROSS_SHARDING = (
     (r"blocks/cross/[qkv]/kernel", (None, "fsdp", "tensor")),
-    (r"blocks/cross/[qkv]/bias", (None, "tensor")),
     (r"blocks/cross/proj/kernel", (None, "tensor", "fsdp")),
 )
+_CROSS_BIAS = (r"blocks/cross/[qkv]/bias", (None, "tensor"))
 DROPOUT = 8  # dropout of branch i folds 8 + i into the keys of a layer, drop path i
 NORMS = ("layer", "rms")
 ORDERS = ("pre", "post")
@@ -110,8 +110,11 @@ def block_sharding(config: BlockConfig) -> tuple[tuple[str, tuple[Any, ...]], ..
         rules = [*_GROUPED_SHARDING, *rules[1:]]
     if not config.mlp.bias:
         rules.remove(_MLP_BIAS)
-    gate = (_GATE,) if config.mlp.gated else ()
-    return (*rules, *gate, *(CROSS_SHARDING if config.cross else ()))
+    if config.mlp.gated:
+        rules.append(_GATE)
+    if config.cross is not None:
+        rules += [*_CROSS_SHARDING, *([_CROSS_BIAS] if config.cross.bias else [])]
+    return tuple(rules)
 
 
 class Beside(NamedTuple):
