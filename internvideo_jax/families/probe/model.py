@@ -31,13 +31,13 @@ from internvideo_jax.protocols import (
     Adaptation,
     Classes,
     ClipInput,
+    Grid,
     Inputs,
     Model,
     ModelConfig,
     ShardingRules,
     TokenFeatures,
     Traits,
-    clip_of,
 )
 from internvideo_jax.types import HeadGrid, Params, flatten_paths, unflatten_paths
 
@@ -134,6 +134,11 @@ class ProbeConfig:
         return self._clip.resolution
 
     @property
+    def grid(self) -> Grid:
+        """Tokens of a clip: time, height, width."""
+        return self._clip.grid
+
+    @property
     def running_statistics(self) -> bool:
         """Whether training goes through `train`, which also gives statistics to go on with."""
         return self.head != "attentive"
@@ -166,7 +171,7 @@ class ProbeConfig:
         """Of all heads on one clip, what the backbone pools itself not counted."""
         width = self._features.width
         if self.head == "concat":
-            width *= 1 + (self._clip.grid[0] if self.per_frame else 1)
+            width *= 1 + (self.grid[0] if self.per_frame else 1)
         return len(self.pairs) * head_flops(self.spec, width, self._features.tokens, self.classes)
 
     def forward_flops(self) -> float:
@@ -301,7 +306,7 @@ class ProbeModel:
         params = self._filled(values)
         tokens = self.backbone.apply(params, video, method="features")
         pooled = self.backbone.apply(params, tokens, method="pool") if self._pools else None
-        return read(self.config.spec, tokens, clip_of(self.config).grid, pooled)
+        return read(self.config.spec, tokens, self.config.grid, pooled)
 
     def _filled(self, values: Mapping[str, Any]) -> Params:
         """All parameters of the backbone; what nothing goes through is zero and costs nothing."""
