@@ -125,14 +125,17 @@ class Stack(Protocol):
     @property
     def width(self) -> int:
         """Channels of a token."""
+        ...
 
     @property
     def depth(self) -> int:
         """Number of blocks."""
+        ...
 
     @property
     def heads(self) -> int:
         """Heads of the attention of each."""
+        ...
 
 
 class Heads(Protocol):
@@ -141,25 +144,31 @@ class Heads(Protocol):
     @property
     def head_grid(self) -> HeadGrid:
         """What the optimizer has to know of them."""
+        ...
 
     @property
     def pairs(self) -> Sequence[tuple[float, float]]:
         """(learning rate, weight decay) of every head, the decay changing fastest."""
+        ...
 
     @property
     def learning_rates(self) -> Sequence[float]:
         """The different ones."""
+        ...
 
     @property
     def weight_decays(self) -> Sequence[float]:
         """The different ones."""
+        ...
 
     @property
     def hold_out(self) -> int:
         """Every so many-th record teaches no head and may choose between them; 0 = none."""
+        ...
 
     def head_flops(self) -> float:
         """Of all heads on one clip."""
+        ...
 
 
 class Student(Protocol):
@@ -170,49 +179,61 @@ class Student(Protocol):
     @property
     def name(self) -> str:
         """In the registry."""
+        ...
 
     @property
     def frames(self) -> int:
         """That it sees of a clip."""
+        ...
 
     @property
     def grid(self) -> Grid:
         """Tokens of a clip: time, height, width."""
+        ...
 
     @property
     def patch(self) -> int:
         """Edge of a patch, pixels."""
+        ...
 
     @property
     def clip_frames(self) -> int:
         """Frames of a clip in the batch."""
+        ...
 
     @property
     def class_token(self) -> bool:
         """Whether it is the first of the aligned tokens."""
+        ...
 
     @property
     def clip_layers(self) -> Sequence[int]:
         """Blocks that are aligned with those of the teacher of what clips show."""
+        ...
 
     @property
     def clip_width(self) -> int:
         """Channels of that teacher's tokens."""
+        ...
 
     @property
     def final_width(self) -> int:
         """Channels of its vector of the whole clip."""
+        ...
 
     @property
     def mae_layers(self) -> Sequence[int]:
         """Blocks that are aligned with those of the masked autoencoder."""
+        ...
 
     @property
     def mae_width(self) -> int:
         """Channels of its tokens."""
+        ...
 
     def forward_flops(self, visible: int | None = None, /) -> float:
         """Of one clip of which `visible` tokens are seen; None: all."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -269,29 +290,36 @@ class ModelConfig(Protocol):
     @property
     def name(self) -> str:
         """In the registry."""
+        ...
 
     @property
     def inputs(self) -> Inputs:
         """What it eats."""
+        ...
 
     @property
     def traits(self) -> Traits:
         """What it can do."""
+        ...
 
     @property
     def sharding_rules(self) -> ShardingRules:
         """Which axes of its parameters are split over which axes of the mesh."""
+        ...
 
     @property
     def forward_flops(self) -> Callable[..., float]:
         """Of one example; (tokens that the encoder sees, tokens that are decoded), where a model
         can leave some out."""
+        ...
 
     def model(self) -> Model:
         """The network; ValueError where a setting is missing that the data give."""
+        ...
 
     def smallest(self) -> Self:
         """The same kind of model in small, for rehearsals."""
+        ...
 
 
 class Model(Protocol):
@@ -300,18 +328,23 @@ class Model(Protocol):
     @property
     def config(self) -> ModelConfig:
         """What it was built from."""
+        ...
 
     def init(self, key: jax.Array) -> Params:
         """Random parameters."""
+        ...
 
     def shapes(self) -> Params:
         """The parameter tree as `jax.ShapeDtypeStruct`s."""
+        ...
 
     def has(self, method: str) -> bool:
         """Whether the network has a method of that name."""
+        ...
 
     def apply(self, params: Params, *args: Any, method: str = ..., **kwargs: Any) -> Any:
         """What a method of the network gives with these parameters."""
+        ...
 
 
 class TeacherConfig(ModelConfig, Protocol):
@@ -320,10 +353,12 @@ class TeacherConfig(ModelConfig, Protocol):
     @property
     def init_from(self) -> str:
         """Run or weight file; "random" to rehearse."""
+        ...
 
     @property
     def dtype(self) -> str:
         """Of its activations."""
+        ...
 
 
 class FrozenNetwork(Protocol):
@@ -332,22 +367,27 @@ class FrozenNetwork(Protocol):
     @property
     def field(self) -> str:
         """Where in the config it stands."""
+        ...
 
     @property
     def config(self) -> TeacherConfig:
         """What it was built from."""
+        ...
 
     @property
     def model(self) -> Model:
         """The network."""
+        ...
 
     @property
     def shapes(self) -> Params:
         """Of its parameters."""
+        ...
 
     @property
     def shardings(self) -> Tree:
         """Of its parameters on the mesh."""
+        ...
 
 
 class Device(Protocol):
@@ -356,7 +396,9 @@ class Device(Protocol):
     @property
     def id(self) -> int:
         """Its number in the job."""
+        ...
 
     @property
     def platform(self) -> str:
         """cpu, gpu or tpu."""
+        ...

@@ -141,6 +141,7 @@ class Scores(Protocol):
 
     def rows(self, *, every: bool = ...) -> Iterator[dict[str, Any]]:
         """A row per video; with `every` it has the scores of all classes."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,17 +171,21 @@ class Evaluator(Protocol):
     @property
     def name(self) -> str:
         """In the registry."""
+        ...
 
     @property
     def every(self) -> int:
         """Steps between runs during training; 0 = only at the end, -1 = never."""
+        ...
 
     @property
     def views(self) -> ViewConfig:
         """Which clips of a video it looks at."""
+        ...
 
     def inputs(self) -> Sequence[Input]:
         """The splits that it will read, so that a run can check them before the first step."""
+        ...
 
     # The context is an EvalContext of evaluators/base.py, which knows more than this floor.
     def check(self, context: Any) -> None:
@@ -188,3 +193,4 @@ class Evaluator(Protocol):
 
     def run(self, context: Any) -> Result:
         """Evaluates the model of the context."""
+        ...

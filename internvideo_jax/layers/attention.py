@@ -189,7 +189,7 @@ class Attention(nnx.Module):
             return self.proj(heads_as_tokens(*parts, self.config.heads))
         q, k, v, scale = self._heads(x, context)
         dropped = drop_weights(keys, self.config.dropout, SELF)
-        out = attend(q, k, v, mask, bias, dropped=dropped, **self._how(scale))
+        out = attend(q, k, v, mask, bias, **self._how(scale, dropped))
         return self.proj(out.reshape(x.shape))
 
     def step(
@@ -204,9 +204,15 @@ class Attention(nnx.Module):
         out, cache = attend(q, k, v, mask, bias, cache=cache, **self._how(scale))
         return self.proj(out.reshape(x.shape)), cache
 
-    def _how(self, scale: float | None) -> How:
-        axes = How(batch_axes=BATCH_AXES, head_axes=HEAD_AXES)
-        return How(scale=scale, causal=self.config.causal, form=self.config.form, **axes)
+    def _how(self, scale: float | None, dropped: Dropped | None = None) -> How:
+        return How(
+            scale=scale,
+            dropped=dropped,
+            causal=self.config.causal,
+            form=self.config.form,
+            batch_axes=BATCH_AXES,
+            head_axes=HEAD_AXES,
+        )
 
     def _projected(
         self, x: jax.Array, context: jax.Array | None
@@ -283,9 +289,9 @@ class CrossAttention(nnx.Module):
         """
         parts = self.q(x), self.k(context), self.v(context)
         q, k, v = (split_heads(part, self.config.heads) for part in parts)
-        how = How(form=self.config.form, batch_axes=BATCH_AXES, head_axes=HEAD_AXES)
-        dropped = drop_weights(keys, self.config.dropout, CROSS)
-        out = attend(q, k, v, mask, dropped=dropped, **how)
+        dropped, form = drop_weights(keys, self.config.dropout, CROSS), self.config.form
+        how = How(dropped=dropped, form=form, batch_axes=BATCH_AXES, head_axes=HEAD_AXES)
+        out = attend(q, k, v, mask, **how)
         return self.proj(out.reshape(x.shape))
 
 

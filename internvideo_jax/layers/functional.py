@@ -49,15 +49,15 @@ class FunctionalModel:
         return getattr(nnx.merge(self._graph, params), method)(*args, **kwargs)
 
 
-def check_classes(config: ModelConfig) -> None:
+def check_classes(classes: int) -> None:
     """ValueError where it is not known yet how many classes a classifier has."""
-    if classes_of(config).classes < 1:
+    if classes < 1:
         raise ValueError("config.model.classes is 0 and no dataset told how many there are")
 
 
 def classifier(config: ModelConfig, build: Callable[[nnx.Rngs], nnx.Module]) -> FunctionalModel:
     """The network of a classifier; ValueError as `check_classes`."""
-    check_classes(config)
+    check_classes(classes_of(config).classes)
     return FunctionalModel(config, build)
 
 

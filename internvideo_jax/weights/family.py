@@ -24,14 +24,17 @@ class Tower(Protocol):
     @property
     def width(self) -> int:
         """Channels of a token."""
+        ...
 
     @property
     def depth(self) -> int:
         """Number of blocks."""
+        ...
 
     @property
     def hidden(self) -> int:
         """Channels inside an MLP."""
+        ...
 
 
 # What the shapes of a checkpoint tell: `width`, `depth`, `classes` ... Only what is there.
@@ -193,17 +196,21 @@ class HuggingFace(Protocol):
     @property
     def names(self) -> Mapping[str, Names]:
         """By kind."""
+        ...
 
     def geometry(self, tensors: Mapping[str, np.ndarray]) -> dict[str, int]:
         """Patch size, and tubelet where there is one."""
+        ...
 
     def config_json(self, config: Any, classes: Sequence[str] = ()) -> dict[str, Any]:
         """The content of `config.json`; ValueError where the layout cannot express the model."""
+        ...
 
     def guess_config(
         self, kind: Kind, params: Tensors, geometry: Mapping[str, int], given: Mapping[str, int]
     ) -> Any:
         """The config of a model from its parameters, as far as they tell; `given` is the rest."""
+        ...
 
 
 def _same(names: Iterable[str]) -> dict[str, str]:

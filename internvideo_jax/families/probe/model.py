@@ -160,7 +160,7 @@ class ProbeConfig:
 
     def model(self) -> ProbeModel:
         """The network; ValueError where `classes` is not known yet."""
-        check_classes(self)
+        check_classes(self.classes)
         return ProbeModel(self)
 
     def backbone_flops(self) -> float:
