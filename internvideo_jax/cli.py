@@ -49,8 +49,7 @@ DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 
 
 def define_checkpoint() -> flags.FlagHolder[str | None]:
-    """The flag of the commands that read weights, beside those of this file."""
-    flags.adopt_module_key_flags(sys.modules[__name__])
+    """The flag of the commands that read weights; they adopt the flags of this file after it."""
     return flags.DEFINE_string(
         "checkpoint",
         None,

@@ -135,6 +135,7 @@ def with_protocol(config: TrainConfig, name: str, overridden: Collection[str]) -
 def main() -> None:
     """The command `ivj evaluate`."""
     checkpoint = cli.define_checkpoint()
+    flags.adopt_module_key_flags(cli)
     out = flags.DEFINE_string("out", None, "JSON file to write.")
     protocol = flags.DEFINE_string(
         "protocol",

@@ -77,6 +77,7 @@ def command(
       fill: settings as they are with what the config knows.
     """
     checkpoint = cli.define_checkpoint()
+    flags.adopt_module_key_flags(cli)
     out, part, parts = define_out(what)
     wanted = flags.DEFINE_string(
         "split",

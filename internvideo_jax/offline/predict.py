@@ -230,6 +230,7 @@ def predict(
 def main() -> None:
     """The command `ivj predict`."""
     checkpoint = cli.define_checkpoint()
+    flags.adopt_module_key_flags(cli)
     outs = flags.DEFINE_list("out", [], "Files to write, with commas: .json, .jsonl, .csv.")
     labels = flags.DEFINE_string(
         "labels",
