@@ -134,8 +134,8 @@ def with_protocol(config: TrainConfig, name: str, overridden: Collection[str]) -
 
 def main() -> None:
     """The command `ivj evaluate`."""
-    checkpoint = cli.define_checkpoint()
     flags.adopt_module_key_flags(cli)
+    checkpoint = flags.DEFINE_string(*cli.CHECKPOINT)
     out = flags.DEFINE_string("out", None, "JSON file to write.")
     protocol = flags.DEFINE_string(
         "protocol",

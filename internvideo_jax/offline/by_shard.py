@@ -76,8 +76,8 @@ def command(
       split: that is taken without --split; empty: the one that evaluators take.
       fill: settings as they are with what the config knows.
     """
-    checkpoint = cli.define_checkpoint()
     flags.adopt_module_key_flags(cli)
+    checkpoint = flags.DEFINE_string(*cli.CHECKPOINT)
     out, part, parts = define_out(what)
     wanted = flags.DEFINE_string(
         "split",

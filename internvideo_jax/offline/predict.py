@@ -229,8 +229,8 @@ def predict(
 
 def main() -> None:
     """The command `ivj predict`."""
-    checkpoint = cli.define_checkpoint()
     flags.adopt_module_key_flags(cli)
+    checkpoint = flags.DEFINE_string(*cli.CHECKPOINT)
     outs = flags.DEFINE_list("out", [], "Files to write, with commas: .json, .jsonl, .csv.")
     labels = flags.DEFINE_string(
         "labels",
