@@ -30,7 +30,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from learning import ROOT, make_world, train
+from learning import ROOT, make_world, train, world_parser
 
 from data_pipelines.config import ViewConfig
 from internvideo_jax.config import TrainConfig, to_typed
@@ -130,13 +130,7 @@ def pixel_steps(steps: int) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=Path("alignment_out"), help="folder to fill")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--train", type=int, default=4000, help="clips to train on")
-    parser.add_argument("--test", type=int, default=500, help="test clips")
+    parser = world_parser(__doc__, "alignment_out")
     parser.add_argument("--steps", type=int, default=800, help="of the student")
     parser.add_argument("--videomae-steps", type=int, default=2000, help="of that teacher")
     parser.add_argument("--viclip-steps", type=int, default=400, help="of that teacher")

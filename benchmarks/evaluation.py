@@ -95,30 +95,15 @@ def torch_spec(config: TrainConfig, folder: Path, variant: str) -> dict[str, Any
     model = cast(VideoMAEClassifierConfig, config.model)
     if model.name != "videomae_classifier":
         raise ValueError(f"--torch_model serves VideoMAE classifiers, not {model.name}")
-    if not Path(TORCH_MODEL.value).is_file():
-        raise ValueError(f"--torch_model={TORCH_MODEL.value}: no such file")
-    return {
-        "kind": "views",
-        "torch_model": str(Path(TORCH_MODEL.value).resolve()),
-        "variant": variant,
-        "folder": str(folder),
-        "dtype": model.dtype,
-        "pixel_mean": list(model.pixel_mean),
-        "pixel_std": list(model.pixel_std),
-        "sizes": {
-            "img_size": model.resolution,
-            "patch_size": model.patch,
-            "embed_dim": model.encoder.width,
-            "depth": model.encoder.depth,
-            "num_heads": model.encoder.heads,
-            "mlp_ratio": model.encoder.hidden / model.encoder.width,
-            "num_classes": CLASSES.value,
-            "all_frames": model.frames,
-            "tubelet_size": model.tubelet,
-            "qkv_bias": True,
-            "init_scale": 1.0,
-        },
+    sizes = {
+        "embed_dim": model.encoder.width,
+        "depth": model.encoder.depth,
+        "num_heads": model.encoder.heads,
+        "num_classes": CLASSES.value,
+        "all_frames": model.frames,
+        "init_scale": 1.0,
     }
+    return turns.torch_spec("views", TORCH_MODEL.value, folder, variant, model, sizes)
 
 
 def compare(config: TrainConfig, folder: Path) -> dict[str, turns.Side]:

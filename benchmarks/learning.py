@@ -142,6 +142,18 @@ def train(
     return json.loads(result.read_text())["metrics"] if result.exists() else {}
 
 
+def world_parser(about: str | None, out: str) -> argparse.ArgumentParser:
+    """The arguments of what trains on worlds: where to, which seeds, how many clips."""
+    parser = argparse.ArgumentParser(
+        description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=Path(out), help="folder to fill")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--train", type=int, default=4000, help="clips to train on")
+    parser.add_argument("--test", type=int, default=500, help="test clips")
+    return parser
+
+
 def accuracy(folder: Path, seed: int, rows: Sequence[Row], options: argparse.Namespace) -> dict:
     """Top-1 per row of one seed, and chance."""
     shards = make_world(folder, seed, options.train, options.test)
@@ -189,14 +201,8 @@ def clear_margin(seeds: Mapping[int, Mapping[str, float]], model: str) -> tuple[
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=Path("learning_out"), help="directory to fill")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser = world_parser(__doc__, "learning_out")
     parser.add_argument("--rows", default="", help="only rows whose name holds this text")
-    parser.add_argument("--train", type=int, default=4000, help="clips to train on")
-    parser.add_argument("--test", type=int, default=500, help="test clips")
     parser.add_argument("--pretrain-steps", type=int, default=2000, help="of VideoMAE")
     parser.add_argument("--look-steps", type=int, default=600, help="of UniFormerV2's first task")
     options = parser.parse_args()

@@ -31,6 +31,7 @@ from host import Host, ratio
 from internvideo_jax import cli
 from internvideo_jax.config import TrainConfig
 from internvideo_jax.families.internvideo2.student import StudentConfig
+from internvideo_jax.objectives.alignment import Alignment
 from internvideo_jax.run.build import build
 from internvideo_jax.run.step import init_state
 from internvideo_jax.types import flatten_paths
@@ -52,7 +53,8 @@ def student_config() -> TrainConfig:
             f"{config.model.name} is no student; take configs/internvideo2/pretrain.py:size=base,"
             "targets=cached"
         )
-    if config.objective.clip_teacher or config.objective.mae_teacher:
+    objective = cast(Alignment, config.objective)
+    if objective.clip_teacher or objective.mae_teacher:
         raise ValueError("the recipe has teachers in the step; add targets=cached to its options")
     model = dataclasses.replace(config.model, activation="gelu", drop_path=0.0)
     return dataclasses.replace(config, model=model)
@@ -60,7 +62,7 @@ def student_config() -> TrainConfig:
 
 def random_batch(config: TrainConfig) -> dict[str, np.ndarray]:
     """A batch of random clips, masks and targets of unit length."""
-    model, objective = cast(StudentConfig, config.model), config.objective
+    model, objective = cast(StudentConfig, config.model), cast(Alignment, config.objective)
     batch = train_step.random_batch(config, 0)
     rng, count = np.random.default_rng(1), len(batch["video"])
     for name, (shape, dtype) in objective.cached_shapes(model).items():
@@ -113,13 +115,14 @@ def torch_spec(config: TrainConfig, folder: Path, variant: str) -> dict[str, Any
             "compared in float32: take configs/internvideo2/pretrain.py with "
             "--config.model.dtype=float32"
         )
+    objective = cast(Alignment, config.objective)
     return {
         "reference": str(reference),
         "variant": variant,
         "folder": str(folder),
         "pixel_mean": list(model.pixel_mean),
         "pixel_std": list(model.pixel_std),
-        "weights": [config.objective.middle, config.objective.final, config.objective.mae],
+        "weights": [objective.middle, objective.final, objective.mae],
         "optim": {
             "betas": [config.optim.b1, config.optim.b2],
             "eps": config.optim.eps,

@@ -32,6 +32,7 @@ from host import Host, ratio, spread
 from internvideo_jax import cli
 from internvideo_jax.config import TrainConfig
 from internvideo_jax.families.videomae.model import PretrainConfig
+from internvideo_jax.objectives.masked_pixels import MaskedPixels
 from internvideo_jax.ops import masking
 from internvideo_jax.parallel.mesh import batch_sharding
 from internvideo_jax.run.build import Run, build
@@ -142,7 +143,7 @@ def leave_start(run: Run, params: Any, batch: dict[str, np.ndarray], folder: Pat
         return
     key = jax.random.fold_in(jax.random.key(run.config.seed), 1)  # as in the train step
     keys = masking.example_keys(key, jnp.asarray(batch["position"]))
-    _, decoded = run.objective.draw(model, keys)
+    _, decoded = cast(MaskedPixels, run.objective).draw(model, keys)
     hidden = np.zeros((len(decoded), model.tokens), bool)
     np.put_along_axis(hidden, np.asarray(decoded), True, axis=1)
     np.save(folder / "hidden.npy", hidden)
@@ -150,37 +151,22 @@ def leave_start(run: Run, params: Any, batch: dict[str, np.ndarray], folder: Pat
 
 def torch_spec(config: TrainConfig, folder: Path, variant: str) -> dict[str, Any]:
     """What `torch_peer.py` needs; ValueError where the reference has no such model."""
-    model, objective = cast(PretrainConfig, config.model), config.objective
+    model, objective = cast(PretrainConfig, config.model), cast(MaskedPixels, config.objective)
     if not hasattr(model, "decoder") or objective.decoder_ratio:
         raise ValueError("--torch_model serves VideoMAE V1 pre-training configs only")
     if model.frames != 16:
         raise ValueError("the reference's model file is written for 16 frames")
-    if not Path(TORCH_MODEL.value).is_file():
-        raise ValueError(f"--torch_model={TORCH_MODEL.value}: no such file")
-    return {
-        "kind": "pretrain",
-        "torch_model": str(Path(TORCH_MODEL.value).resolve()),
-        "variant": variant,
-        "folder": str(folder),
-        "dtype": model.dtype,
-        "pixel_mean": list(model.pixel_mean),
-        "pixel_std": list(model.pixel_std),
-        "sizes": {
-            "img_size": model.resolution,
-            "patch_size": model.patch,
-            "encoder_embed_dim": model.encoder.width,
-            "encoder_depth": model.encoder.depth,
-            "encoder_num_heads": model.encoder.heads,
-            "encoder_num_classes": 0,
-            "decoder_num_classes": model.token_pixels,
-            "decoder_embed_dim": model.decoder.width,
-            "decoder_depth": model.decoder.depth,
-            "decoder_num_heads": model.decoder.heads,
-            "mlp_ratio": model.encoder.hidden / model.encoder.width,
-            "qkv_bias": True,
-            "tubelet_size": model.tubelet,
-        },
+    sizes = {
+        "encoder_embed_dim": model.encoder.width,
+        "encoder_depth": model.encoder.depth,
+        "encoder_num_heads": model.encoder.heads,
+        "encoder_num_classes": 0,
+        "decoder_num_classes": model.token_pixels,
+        "decoder_embed_dim": model.decoder.width,
+        "decoder_depth": model.decoder.depth,
+        "decoder_num_heads": model.decoder.heads,
     }
+    return turns.torch_spec("pretrain", TORCH_MODEL.value, folder, variant, model, sizes)
 
 
 def compare(config: TrainConfig, folder: Path) -> dict[str, turns.Side]:

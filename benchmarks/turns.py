@@ -13,9 +13,12 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import host
+
+if TYPE_CHECKING:  # no jax in the process of another framework
+    from internvideo_jax.layers.tower import VideoTowerConfig
 
 MARK = "@turn "  # before every answer; what libraries print is passed over
 PAUSE = 0.05  # seconds between turns, in which threads of the last side go to sleep
@@ -49,6 +52,36 @@ def serve(make: Callable[[], tuple[Callable[[], float], dict[str, Any]]]) -> int
 
 def _answer(facts: Mapping[str, Any]) -> None:
     print(MARK + json.dumps(facts), flush=True)
+
+
+def torch_spec(
+    kind: str,
+    torch_model: str,
+    folder: Path,
+    variant: str,
+    model: VideoTowerConfig,
+    sizes: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What `torch_peer.py` needs to build its side; ValueError for a file that is not there."""
+    if not Path(torch_model).is_file():
+        raise ValueError(f"--torch_model={torch_model}: no such file")
+    return {
+        "kind": kind,
+        "torch_model": str(Path(torch_model).resolve()),
+        "variant": variant,
+        "folder": str(folder),
+        "dtype": model.dtype,
+        "pixel_mean": list(model.pixel_mean),
+        "pixel_std": list(model.pixel_std),
+        "sizes": {
+            "img_size": model.resolution,
+            "patch_size": model.patch,
+            "tubelet_size": model.tubelet,
+            "mlp_ratio": model.encoder.hidden / model.encoder.width,
+            "qkv_bias": True,
+            **sizes,
+        },
+    }
 
 
 class Side:

@@ -15,7 +15,6 @@ per seed on two cores; starting again continues.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import runpy
@@ -26,7 +25,7 @@ from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
-from learning import ROOT, render, run, train
+from learning import ROOT, render, run, train, world_parser
 
 from data_pipelines.config import ViewConfig
 from data_pipelines.synthetic import COLOURS, SHAPES
@@ -120,13 +119,7 @@ def test(workdir: Path, shards: Path, seed: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=Path("video_text_out"), help="folder to fill")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--train", type=int, default=4000, help="clips rendered to train on")
-    parser.add_argument("--test", type=int, default=500, help="test clips")
+    parser = world_parser(__doc__, "video_text_out")
     parser.add_argument("--steps", type=int, default=400)
     options = parser.parse_args()
     out = options.out.absolute()

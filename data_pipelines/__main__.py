@@ -5,10 +5,10 @@ import os
 import sys
 from collections.abc import Sequence
 
+from data_pipelines.commands.arguments import add_quiet, add_workers, default_workers
 from data_pipelines.commands.ending import BAD_DATA, GOOD, run_command
 from data_pipelines.commands.outputs import check_file
 from data_pipelines.commands.progress import say
-from data_pipelines.ingest.options import default_workers
 from data_pipelines.subset.options import add_arguments as add_subset_arguments
 
 _DESCRIPTION = """\
@@ -126,14 +126,8 @@ def parser() -> argparse.ArgumentParser:
 
     _add_inspect(add("inspect", "what a dataset holds and what the model sees of it", _INSPECT))
     verify = add("verify", "read everything back", _VERIFY)
-    verify.add_argument(
-        "--workers",
-        metavar="K",
-        type=int,
-        default=default_workers(),
-        help="processes; 0 reads in this one (default: %(default)s, the cores available)",
-    )
-    verify.add_argument("--quiet", action="store_true", help="no progress, only the result")
+    add_workers(verify, "reads")
+    add_quiet(verify)
 
     _add_bench(add("bench", "clips/s of this machine, and what they can feed", _BENCH))
     add("reindex", "rebuild the indexes", _REINDEX)

@@ -44,6 +44,13 @@ NO_CONFIG = (
     "no --config given; recipes are in configs/, for example "
     "--config=configs/videomae/pretrain.py:size=base"
 )
+# The flag of commands that read weights, which each of them defines: name, default, help.
+CHECKPOINT = (
+    "checkpoint",
+    None,
+    "Run directory, one of its steps, or a .safetensors / .pth file. A run knows its config; a "
+    "file needs --config.",
+)
 HELP = frozenset(("-h", "-?", "--help", "-help", "--helpshort", "--helpfull"))
 DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 

@@ -16,7 +16,8 @@ from typing import Any
 from data_pipelines.config import DataConfig
 from data_pipelines.limits import check_value, limited, limits_of
 from internvideo_jax import registry
-from internvideo_jax.protocols import Evaluator, ModelConfig
+from internvideo_jax.protocols import ModelConfig
+from internvideo_jax.tasks import Evaluator, Objective
 
 
 def component(kind: str, *, optional: bool = False, many: bool = False) -> Any:
@@ -150,7 +151,7 @@ class TrainConfig:
     """One training run."""
 
     model: ModelConfig = component("model")
-    objective: Any = component("objective")
+    objective: Objective = component("objective")
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
     lora: LoraConfig = LoraConfig()

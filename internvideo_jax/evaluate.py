@@ -135,12 +135,7 @@ def with_protocol(config: TrainConfig, name: str, overridden: Collection[str]) -
 def main() -> None:
     """The command `ivj evaluate`."""
     flags.adopt_module_key_flags(cli)
-    checkpoint = flags.DEFINE_string(
-        "checkpoint",
-        None,
-        "Run directory, one of its steps, or a .safetensors / .pth file. A run knows its config; a "
-        "file needs --config.",
-    )
+    checkpoint = flags.DEFINE_string(*cli.CHECKPOINT)
     out = flags.DEFINE_string("out", None, "JSON file to write.")
     protocol = flags.DEFINE_string(
         "protocol",

@@ -1,4 +1,4 @@
-"""What rooms ask of each other: of models, their configs, frozen networks and tasks.
+"""What rooms ask of each other: of models, their configs and frozen networks.
 
 What everything of a kind has is an attribute. What only some have is an object that may be None:
 it is asked for once, and says by its type what it can do. Nothing is probed by name.
@@ -7,12 +7,10 @@ it is asked for once, and says by its type what it can do. Nothing is probed by 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeVar
 
 import numpy as np
-
-from data_pipelines.config import ViewConfig
 
 if TYPE_CHECKING:  # the schema of a config is read without jax
     import jax
@@ -122,29 +120,26 @@ class TokenFeatures:
 
 
 class Stack(Protocol):
-    """Transformer blocks of one size.
-
-    Attributes:
-      width: channels of a token.
-      depth: number of blocks.
-      heads: of the attention of each.
-    """
+    """Transformer blocks of one size."""
 
     @property
-    def width(self) -> int: ...
+    def width(self) -> int:
+        """Channels of a token."""
+        ...
+
     @property
-    def depth(self) -> int: ...
+    def depth(self) -> int:
+        """Number of blocks."""
+        ...
+
     @property
-    def heads(self) -> int: ...
+    def heads(self) -> int:
+        """Heads of the attention of each."""
+        ...
 
 
 class Heads(Protocol):
-    """Heads that train side by side on one backbone: logits are (P, B, classes).
-
-    Attributes:
-      learning_rates, weight_decays: the different ones.
-      hold_out: every so many-th record teaches no head and may choose between them; 0 = none.
-    """
+    """Heads that train side by side on one backbone: logits are (P, B, classes)."""
 
     @property
     def head_grid(self) -> HeadGrid:
@@ -157,11 +152,20 @@ class Heads(Protocol):
         ...
 
     @property
-    def learning_rates(self) -> Sequence[float]: ...
+    def learning_rates(self) -> Sequence[float]:
+        """The different ones."""
+        ...
+
     @property
-    def weight_decays(self) -> Sequence[float]: ...
+    def weight_decays(self) -> Sequence[float]:
+        """The different ones."""
+        ...
+
     @property
-    def hold_out(self) -> int: ...
+    def hold_out(self) -> int:
+        """Every so many-th record teaches no head and may choose between them; 0 = none."""
+        ...
+
     def head_flops(self) -> float:
         """Of all heads on one clip."""
         ...
@@ -173,7 +177,10 @@ class Student(Protocol):
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """In the registry."""
+        ...
+
     @property
     def frames(self) -> int:
         """That it sees of a clip."""
@@ -281,7 +288,10 @@ class ModelConfig(Protocol):
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """In the registry."""
+        ...
+
     @property
     def inputs(self) -> Inputs:
         """What it eats."""
@@ -346,7 +356,9 @@ class TeacherConfig(ModelConfig, Protocol):
         ...
 
     @property
-    def dtype(self) -> str: ...
+    def dtype(self) -> str:
+        """Of its activations."""
+        ...
 
 
 class FrozenNetwork(Protocol):
@@ -358,91 +370,35 @@ class FrozenNetwork(Protocol):
         ...
 
     @property
-    def config(self) -> TeacherConfig: ...
+    def config(self) -> TeacherConfig:
+        """What it was built from."""
+        ...
+
     @property
-    def model(self) -> Model: ...
+    def model(self) -> Model:
+        """The network."""
+        ...
+
     @property
-    def shapes(self) -> Params: ...
+    def shapes(self) -> Params:
+        """Of its parameters."""
+        ...
+
     @property
     def shardings(self) -> Tree:
         """Of its parameters on the mesh."""
         ...
 
 
-@dataclasses.dataclass(frozen=True)
-class Input:
-    """One split that an evaluator reads."""
-
-    data: str  # directory; empty: the run's
-    split: str  # empty: that of `default_split`
-    views: ViewConfig
-    labelled: bool  # whether it needs labels
-    _: dataclasses.KW_ONLY
-    head: bool = False  # whether its classes must be those of the model's head
-    seconds: float = 0.0  # only so much from the beginning of every clip; 0 = all
-    # Parts of the batch: video, audio, text, features with the settings of config.data, or names of
-    # config.data.parts.
-    parts: tuple[str, ...] = ("video",)
-
-
 class Device(Protocol):
     """One of `jax.devices()`."""
 
     @property
-    def id(self) -> int: ...
-    @property
-    def platform(self) -> str: ...
-
-
-class Scores(Protocol):
-    """Scores of the videos of a split."""
-
-    def rows(self, *, every: bool = ...) -> Iterator[dict[str, Any]]:
-        """A row per video; with `every` it has the scores of all classes."""
+    def id(self) -> int:
+        """Its number in the job."""
         ...
 
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """Numbers, and everything needed to say what they mean."""
-
-    metrics: Mapping[str, float]
-    protocol: Mapping[str, Any]  # views, merge rule, data fingerprint ...
-    tables: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # JSON values
-    pictures: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)  # (H, W, 3)
-    animations: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)  # (T, H, W, 3)
-    captions: Mapping[str, str] = dataclasses.field(default_factory=dict)  # of pictures, by name
-    sheets: Mapping[str, str] = dataclasses.field(default_factory=dict)  # CSV, for people
-    scored: Scores | None = None  # of every video, for those who ask
-
-
-class Evaluator(Protocol):
-    """A frozen dataclass with the settings of one task, config.evals.LABEL.
-
-    Attributes:
-      every: steps between runs during training; 0 = only at the end, -1 = never.
-      views: which clips of a video it looks at.
-      compares_texts: whether it compares videos with texts.
-    """
-
-    __dataclass_fields__: ClassVar[dict[str, Any]]
-    compares_texts: ClassVar[bool]
-
     @property
-    def name(self) -> str: ...
-    @property
-    def every(self) -> int: ...
-    @property
-    def views(self) -> ViewConfig: ...
-    def inputs(self) -> Sequence[Input]:
-        """The splits that it will read, so that a run can check them before the first step."""
-        ...
-
-    # The context is an EvalContext of evaluators/base.py, which knows more than this floor.
-    def check(self, context: Any) -> None:
-        """ValueError, OSError or ImportError for what a run would stumble over beside `inputs`."""
-        ...
-
-    def run(self, context: Any) -> Result:
-        """Evaluates the model of the context."""
+    def platform(self) -> str:
+        """cpu, gpu or tpu."""
         ...

@@ -29,19 +29,24 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from data_pipelines.config import DataConfig
-from internvideo_jax.config import CheckpointConfig, LogConfig, OptimConfig, TrainConfig
+from internvideo_jax.config import OptimConfig, TrainConfig
 from internvideo_jax.families.internvideo2.model import SIZES
 from internvideo_jax.families.internvideo2.student import StudentConfig
 from internvideo_jax.families.internvideo2.teacher import InternVideo2TeacherConfig
 from internvideo_jax.layers.tower import last_layers, tower
 from internvideo_jax.objectives.alignment import Alignment
-from internvideo_jax.recipes.distillation import TARGETS, chosen, student_clip, student_views
-from internvideo_jax.recipes.feature_evals import on_features
+from internvideo_jax.recipes.distillation import (
+    OPTIONS,
+    TARGETS,
+    chosen,
+    released_run,
+    tiny_run,
+)
 from internvideo_jax.recipes.options import check_known, config_dict, parse_arg
 
 LAYERS = 6  # that are aligned
 INTERVAL = 3.34  # between those of the teacher
+OPTIM: dict[str, Any] = {"lr": 1e-3, "min_lr": 1e-5, "b2": 0.98, "eps": 1e-6, "clip_norm": 5.0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,16 +63,7 @@ BATCHES = {"small": 4096, "base": 4096, "large": 2048}  # clips per step
 
 def get_config(arg: str = ""):
     """The recipe with the options behind the colon; ValueError for one that it does not have."""
-    options = parse_arg(
-        arg,
-        size="base",
-        teacher="1b",
-        targets="step",
-        monitor=False,
-        probes=False,
-        smoke=False,
-        small=False,
-    )
+    options = parse_arg(arg, size="base", teacher="1b", **OPTIONS)
     check_known(options, size=(*BATCHES, "tiny"), teacher=TEACHERS, targets=TARGETS)
     config = tiny(options) if options["size"] == "tiny" else released(options)
     return config_dict(chosen(config, options))
@@ -88,24 +84,12 @@ def released(options: dict[str, Any]) -> TrainConfig:
         drop_path=0.05,
         remat="attention",
     )
-    return TrainConfig(
-        model=model,
-        objective=Alignment(mask_ratio=0.8, per_frame=False, mae=0.0, clip_teacher=clip_teacher),
-        data=DataConfig(
-            global_batch=BATCHES[size], clip=student_clip(model), crop="multiscale", flip="auto"
-        ),
-        optim=OptimConfig(
-            lr=1e-3,
-            min_lr=1e-5,
-            b2=0.98,
-            eps=1e-6,
-            weight_decay=0.05,
-            warmup_epochs=20,
-            clip_norm=5.0,
-        ),
-        checkpoint=CheckpointConfig(every=1000),
-        log=LogConfig(every=50),
-        evals=on_features(options, student_views(model, batch=64), every=5000),
+    return released_run(
+        model,
+        Alignment(mask_ratio=0.8, per_frame=False, mae=0.0, clip_teacher=clip_teacher),
+        options,
+        optim=OptimConfig(**OPTIM, weight_decay=0.05, warmup_epochs=20),
+        batch=BATCHES[size],
         epochs=101,
     )
 
@@ -127,15 +111,9 @@ def tiny(options: dict[str, Any]) -> TrainConfig:
         layer_scale=0.1,
         **form,
     )
-    return TrainConfig(
-        model=model,
-        objective=Alignment(mask_ratio=0.5, per_frame=False, mae=0.0, clip_teacher=clip_teacher),
-        data=DataConfig(global_batch=32, clip=student_clip(model), crop="multiscale"),
-        optim=OptimConfig(
-            lr=1e-3, min_lr=1e-5, lr_batch=0, b2=0.98, eps=1e-6, warmup_steps=100, clip_norm=5.0
-        ),
-        checkpoint=CheckpointConfig(every=200),
-        log=LogConfig(every=50),
-        evals=on_features(options, student_views(model, batch=32), every=500),
-        steps=2000,
+    return tiny_run(
+        model,
+        Alignment(mask_ratio=0.5, per_frame=False, mae=0.0, clip_teacher=clip_teacher),
+        options,
+        optim=OptimConfig(**OPTIM, lr_batch=0, warmup_steps=100),
     )

@@ -31,37 +31,28 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from data_pipelines.config import ClipConfig, DataConfig, ViewConfig
-from internvideo_jax.config import CheckpointConfig, LogConfig, OptimConfig, TrainConfig
-from internvideo_jax.evaluators.classification import Accuracy
+from internvideo_jax.config import TrainConfig
 from internvideo_jax.families.internvideo2.classifier import InternVideo2ClassifierConfig
-from internvideo_jax.objectives.classification import Classification
 from internvideo_jax.recipes import finetuning
-from internvideo_jax.recipes.options import config_dict, parse_arg
+from internvideo_jax.recipes.options import check_known, config_dict, parse_arg
 from internvideo_jax.recipes.smoke import sized
-from internvideo_jax.registry import suggest
 
 SIZES = {"s": "small", "b": "base", "l": "large", "1b": "1b", "6b": "6b"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe(finetuning.Recipe):
+class Recipe(finetuning.SteppedRecipe):
     """A released script, by what differs from the others."""
 
-    warmup_lr: float = 1e-6
-    rates_count: str = "crops"
-    sampling: str = "stepped"
-    stride: int = 1
     protocol: str = "internvideo2/kinetics"
-    frames: int = 8
-    pixels: int = 224
     remat: str = "attention"
 
 
 DISTILLED: dict[str, Any] = {"layer_decay": 0.75, "drop_path": 0.1}
 B1: dict[str, Any] = {"layer_decay": 0.9, "drop_path": 0.3}
 B6: dict[str, Any] = {"layer_decay": 0.915, "drop_path": 0.35, "remat": "full"}
-MIT_336: dict[str, Any] = {**B6, "drop_path": 0.4}
+MIT_336: dict[str, Any] = {**B6, "drop_path": 0.4, "weight_decay": 0.1, "pixels": 336}
+MIT_336 |= {"warmup": 0, "min_lr": 0.0, "repeats": 1}
 B1_SOMETHING: dict[str, Any] = {**B1, "layer_decay": 0.915}
 B6_SOMETHING: dict[str, Any] = {**B6, "drop_path": 0.4, "min_lr": 0.0}
 SOMETHING: dict[str, Any] = {"sampling": "segments", "flip": "off"}
@@ -92,6 +83,12 @@ def _kinetics() -> dict[str, Recipe]:
     return found
 
 
+def _something(batch: int, lr: float, epochs: int, clips: int, **changes: Any) -> Recipe:
+    """Something-Something, with `clips` in the test."""
+    protocol = f"internvideo2/something_{clips}"
+    return Recipe(batch, lr, epochs, protocol=protocol, **SOMETHING, **changes)
+
+
 RECIPES = {
     "s_k710": Recipe(256, 2e-4, 35, reported="79.6", **DISTILLED),
     "b_k710": Recipe(256, 2e-4, 20, warmup=4, reported="83.5", **DISTILLED),
@@ -103,92 +100,20 @@ RECIPES = {
     "6b_mit": Recipe(
         256, 2.5e-5, 8, warmup=2, min_lr=0.0, repeats=1, start="6b_k400", reported="51.0", **B6
     ),
-    "6b_mit_336": Recipe(
-        256,
-        1e-5,
-        2,
-        warmup=0,
-        min_lr=0.0,
-        repeats=1,
-        weight_decay=0.1,
-        pixels=336,
-        start="6b_mit",
-        reported="51.2",
-        **MIT_336,
-    ),
-    "1b_ssv1": Recipe(
-        256,
-        1e-4,
-        9,
-        warmup=3,
-        protocol="internvideo2/something_2",
-        reported="68.5",
-        **SOMETHING,
-        **B1_SOMETHING,
-    ),
-    "6b_ssv1": Recipe(
-        256,
-        7.5e-5,
-        7,
-        warmup=2,
-        protocol="internvideo2/something_4",
-        reported="69.7",
-        **SOMETHING,
-        **B6_SOMETHING,
-    ),
-    "s_ssv2": Recipe(
-        256,
-        5e-4,
-        30,
-        protocol="internvideo2/something_4",
-        reported="71.6",
-        **SOMETHING,
-        **DISTILLED,
-    ),
+    "6b_mit_336": Recipe(256, 1e-5, 2, start="6b_mit", reported="51.2", **MIT_336),
+    "1b_ssv1": _something(256, 1e-4, 9, 2, warmup=3, reported="68.5", **B1_SOMETHING),
+    "6b_ssv1": _something(256, 7.5e-5, 7, 4, warmup=2, reported="69.7", **B6_SOMETHING),
+    "s_ssv2": _something(256, 5e-4, 30, 4, reported="71.6", **DISTILLED),
     # The scripts of these two are taken to be swapped. The one called B14 names the L/14 model with
     # weights of S/14, has ten epochs, layer decay 0.85 and drop path 0.2, and tests 2 clips,
     # which fits an L/14. The one called L14 names the S/14 model and has the values of the S/14
     # script with twice the batch. Each row has the values that fit its size.
-    "b_ssv2": Recipe(
-        512,
-        5e-4,
-        30,
-        protocol="internvideo2/something_4",
-        reported="73.5",
-        **SOMETHING,
-        **DISTILLED,
+    "b_ssv2": _something(512, 5e-4, 30, 4, reported="73.5", **DISTILLED),
+    "l_ssv2": _something(
+        256, 2e-4, 10, 2, warmup=2, layer_decay=0.85, drop_path=0.2, reported="76.4"
     ),
-    "l_ssv2": Recipe(
-        256,
-        2e-4,
-        10,
-        warmup=2,
-        layer_decay=0.85,
-        drop_path=0.2,
-        protocol="internvideo2/something_2",
-        reported="76.4",
-        **SOMETHING,
-    ),
-    "1b_ssv2": Recipe(
-        256,
-        1e-4,
-        8,
-        warmup=3,
-        protocol="internvideo2/something_2",
-        reported="77.1",
-        **SOMETHING,
-        **B1_SOMETHING,
-    ),
-    "6b_ssv2": Recipe(
-        256,
-        7.5e-5,
-        6,
-        warmup=2,
-        protocol="internvideo2/something_5",
-        reported="77.5",
-        **SOMETHING,
-        **B6_SOMETHING,
-    ),
+    "1b_ssv2": _something(256, 1e-4, 8, 2, warmup=3, reported="77.1", **B1_SOMETHING),
+    "6b_ssv2": _something(256, 7.5e-5, 6, 5, warmup=2, reported="77.5", **B6_SOMETHING),
 }
 
 
@@ -201,22 +126,15 @@ def get_config(arg: str = ""):
     if size == "tiny":
         return config_dict(sized(tiny(), options))
     name = name or "b_k710"
-    if name not in RECIPES:
-        raise ValueError(f"unknown recipe {name!r}: {suggest(name, RECIPES)}")
-    config = released(name)
-    return config_dict(sized(config, options))
-
-
-def size_of(name: str) -> str:
-    """The model size in the name of a recipe."""
-    return SIZES[name.partition("_")[0]]
+    check_known({"recipe": name}, recipe=RECIPES)
+    return config_dict(sized(released(name), options))
 
 
 def released(name: str) -> TrainConfig:
     """The recipe of a released script, by its name in RECIPES."""
     recipe = RECIPES[name]
     model = InternVideo2ClassifierConfig.of_size(
-        size_of(name),
+        SIZES[name.partition("_")[0]],
         frames=recipe.frames,
         resolution=recipe.pixels,
         drop_path=recipe.drop_path,
@@ -227,25 +145,8 @@ def released(name: str) -> TrainConfig:
 
 
 def tiny() -> TrainConfig:
-    """48 pixels, 8 frames, every part of the model at work: minutes on two CPU cores.
-
-    Rates and steps are those of VideoMAE's tiny recipe, which says why; nothing is mixed.
-    """
+    """48 pixels, 8 frames, every part of the model at work."""
     model = InternVideo2ClassifierConfig.of_size(
         "tiny", dtype="float32", scan=False, head_scale=1.0
     )
-    clip = ClipConfig(
-        frames=model.frames, stride=1, resolution=model.resolution, sampling="stepped"
-    )
-    return TrainConfig(
-        model=model,
-        objective=Classification(mixup=0.0, cutmix=0.0),
-        data=DataConfig(global_batch=16, clip=clip, crop="multiscale", flip="auto"),
-        optim=OptimConfig(
-            lr=2e-3, min_lr=1e-6, lr_batch=0, b2=0.95, warmup_steps=20, clip_norm=1.0
-        ),
-        checkpoint=CheckpointConfig(every=200),
-        log=LogConfig(every=50),
-        evals={"test": Accuracy(views=ViewConfig(clip=clip, batch=32))},
-        steps=600,
-    )
+    return finetuning.tiny_run(model)

@@ -42,19 +42,26 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from data_pipelines.config import ClipConfig, DataConfig, ViewConfig
-from internvideo_jax.config import CheckpointConfig, LogConfig, OptimConfig, TrainConfig
+from internvideo_jax.config import OptimConfig, TrainConfig
 from internvideo_jax.families.clip.teacher import ViCLIPTeacherConfig
 from internvideo_jax.families.internvideo2.student import StudentConfig
 from internvideo_jax.families.internvideo2.teacher import InternVLConfig
 from internvideo_jax.families.videomae.teacher import VideoMAETeacherConfig
 from internvideo_jax.layers.tower import last_layers
 from internvideo_jax.objectives.alignment import Alignment
-from internvideo_jax.recipes.distillation import TARGETS, chosen, student_clip, student_views
-from internvideo_jax.recipes.feature_evals import on_features
+from internvideo_jax.recipes.clips import clip_for
+from internvideo_jax.recipes.distillation import (
+    OPTIONS,
+    TARGETS,
+    chosen,
+    released_run,
+    student_clip,
+    tiny_run,
+)
 from internvideo_jax.recipes.options import check_known, config_dict, parse_arg
 
 CLIP_LAYERS, MAE_LAYERS = 6, 4  # that are aligned
+OPTIM: dict[str, Any] = {"min_lr": 1e-5, "b2": 0.98, "eps": 1e-6, "clip_norm": 3.0}
 STRIDE = 2  # of the student and the image teacher over the frames of the video teacher
 
 
@@ -79,16 +86,7 @@ TEACHERS = ("both", "viclip", "videomae")
 
 def get_config(arg: str = ""):
     """The recipe with the options behind the colon; ValueError for one that it does not have."""
-    options = parse_arg(
-        arg,
-        size="1b",
-        targets="step",
-        teachers="both",
-        monitor=False,
-        probes=False,
-        smoke=False,
-        small=False,
-    )
+    options = parse_arg(arg, size="1b", teachers="both", **OPTIONS)
     check_known(options, size=(*RECIPES, "tiny"), targets=TARGETS, teachers=TEACHERS)
     config = tiny(options) if options["size"] == "tiny" else released(options)
     return config_dict(chosen(config, options))
@@ -112,24 +110,12 @@ def released(options: dict[str, Any]) -> TrainConfig:
         drop_path=recipe.drop_path,
         remat=recipe.remat,
     )
-    return TrainConfig(
-        model=model,
-        objective=Alignment(mask_ratio=0.8, clip_teacher=clip_teacher, mae_teacher=mae_teacher),
-        data=DataConfig(
-            global_batch=recipe.batch, clip=student_clip(model), crop="multiscale", flip="auto"
-        ),
-        optim=OptimConfig(
-            lr=1.5e-4,
-            min_lr=1e-5,
-            b2=0.98,
-            eps=1e-6,
-            weight_decay=0.05,
-            warmup_epochs=40,
-            clip_norm=3.0,
-        ),
-        checkpoint=CheckpointConfig(every=1000),
-        log=LogConfig(every=50),
-        evals=on_features(options, student_views(model, batch=64), every=5000),
+    return released_run(
+        model,
+        Alignment(mask_ratio=0.8, clip_teacher=clip_teacher, mae_teacher=mae_teacher),
+        options,
+        optim=OptimConfig(lr=1.5e-4, weight_decay=0.05, warmup_epochs=40, **OPTIM),
+        batch=recipe.batch,
         epochs=301,
     )
 
@@ -160,13 +146,10 @@ def tiny(options: dict[str, Any]) -> TrainConfig:
         layer_scale=0.1,
         **form,
     )
-    clip = ClipConfig(
-        frames=model.clip_frames, stride=2, resolution=model.resolution, sampling="window"
-    )
-    seen = ClipConfig(frames=model.frames, stride=4, resolution=model.resolution, sampling="dense")
-    return TrainConfig(
-        model=model,
-        objective=Alignment(
+    clip = dataclasses.replace(student_clip(model), stride=2, sampling="window")
+    return tiny_run(
+        model,
+        Alignment(
             mask="attention" if looks else "random",
             mask_ratio=0.5,
             per_frame=clip_teacher.per_frame,
@@ -176,12 +159,9 @@ def tiny(options: dict[str, Any]) -> TrainConfig:
             clip_teacher=clip_teacher if looks else None,
             mae_teacher=mae_teacher if motion else None,
         ),
-        data=DataConfig(global_batch=32, clip=clip, crop="multiscale"),
-        optim=OptimConfig(
-            lr=1e-3, min_lr=1e-5, lr_batch=0, b2=0.98, eps=1e-6, warmup_steps=100, clip_norm=3.0
-        ),
-        checkpoint=CheckpointConfig(every=200),
-        log=LogConfig(every=50),
-        evals=on_features(options, ViewConfig(clip=seen, batch=32), every=500),
+        options,
+        optim=OptimConfig(lr=1e-3, lr_batch=0, warmup_steps=100, **OPTIM),
+        clip=clip,
+        seen=clip_for(model, "dense", stride=4),
         steps=800,
     )

@@ -33,33 +33,25 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from data_pipelines.config import ClipConfig, DataConfig, ViewConfig
-from internvideo_jax.config import CheckpointConfig, LogConfig, OptimConfig, TrainConfig
-from internvideo_jax.evaluators.classification import Accuracy
+from internvideo_jax.config import TrainConfig
 from internvideo_jax.families.internvideo2.classifier import InternVideo2ClassifierConfig
-from internvideo_jax.objectives.classification import Classification
 from internvideo_jax.recipes import finetuning
-from internvideo_jax.recipes.options import config_dict, parse_arg
+from internvideo_jax.recipes.options import check_known, config_dict, parse_arg
 from internvideo_jax.recipes.smoke import sized
-from internvideo_jax.registry import suggest
 
 SIZES = {"1b": "1b", "6b": "6b"}
 FREEZE = {"attentive": ("^encoder/",), "linear": ("^encoder/", "^pool/")}
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe(finetuning.Recipe):
+class Recipe(finetuning.SteppedRecipe):
     """A released script, by what differs from the others."""
 
     layer_decay: float = 1.0
     drop_path: float = 0.0
     weight_decay: float = 0.0
     min_lr: float = 0.0
-    warmup_lr: float = 1e-6
     repeats: int = 1
-    rates_count: str = "crops"
-    sampling: str = "stepped"
-    stride: int = 1
     protocol: str = "internvideo2/probe"
     policy: str = "rand-m5-n2-mstd0.25-inc1"
     pos_frames: int = 8
@@ -136,15 +128,12 @@ def get_config(arg: str = ""):
     name, size, kind = options["recipe"], options["size"], options["kind"]
     if size not in ("", "tiny") or (size and name):
         raise ValueError(f"size={size}: only size=tiny stands alone; else recipe=KIND/SIZE_DATA")
-    if kind not in FREEZE:
-        raise ValueError(f"unknown kind {kind!r}: {suggest(kind, FREEZE)}")
+    check_known(options, kind=FREEZE)
     if size == "tiny":
         return config_dict(sized(tiny(kind), options))
     name = name or "attentive/1b_k710"
-    if name not in RECIPES:
-        raise ValueError(f"unknown recipe {name!r}: {suggest(name, RECIPES)}")
-    config = released(name)
-    return config_dict(sized(config, options))
+    check_known({"recipe": name}, recipe=RECIPES)
+    return config_dict(sized(released(name), options))
 
 
 def size_of(name: str) -> str:
@@ -171,24 +160,7 @@ def tiny(kind: str) -> TrainConfig:
     model = InternVideo2ClassifierConfig.of_size(
         "tiny", dtype="float32", scan=False, head_scale=1.0
     )
-    clip = ClipConfig(
-        frames=model.frames, stride=1, resolution=model.resolution, sampling="stepped"
+    optim = dataclasses.replace(
+        finetuning.TINY_OPTIM, weight_decay=0.0, clip_norm=0.0, freeze=FREEZE[kind]
     )
-    return TrainConfig(
-        model=model,
-        objective=Classification(mixup=0.0, cutmix=0.0),
-        data=DataConfig(global_batch=32, clip=clip, crop="multiscale", flip="auto"),
-        optim=OptimConfig(
-            lr=2e-3,
-            min_lr=1e-6,
-            lr_batch=0,
-            b2=0.95,
-            weight_decay=0.0,
-            warmup_steps=20,
-            freeze=FREEZE[kind],
-        ),
-        checkpoint=CheckpointConfig(every=200),
-        log=LogConfig(every=50),
-        evals={"test": Accuracy(views=ViewConfig(clip=clip, batch=32))},
-        steps=400,
-    )
+    return finetuning.tiny_run(model, optim=optim, batch=32, steps=400)

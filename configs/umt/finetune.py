@@ -35,24 +35,17 @@ from internvideo_jax.config import TrainConfig
 from internvideo_jax.families.umt.model import CLASSIFIER
 from internvideo_jax.families.videomae.model import VideoMAEClassifierConfig
 from internvideo_jax.recipes import finetuning
-from internvideo_jax.recipes.options import config_dict, parse_arg
+from internvideo_jax.recipes.options import check_known, config_dict, parse_arg
 from internvideo_jax.recipes.smoke import sized
-from internvideo_jax.registry import suggest
 
 SIZES = {"b": "base", "l": "large"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe(finetuning.Recipe):
+class Recipe(finetuning.SteppedRecipe):
     """A released script, by what differs from the others."""
 
-    warmup_lr: float = 1e-6
-    rates_count: str = "crops"
-    sampling: str = "stepped"
-    stride: int = 1
     protocol: str = "umt/kinetics"
-    frames: int = 8
-    pixels: int = 224
 
 
 LARGE: dict[str, Any] = {"layer_decay": 0.85, "drop_path": 0.2}
@@ -92,16 +85,8 @@ RECIPES = {
 def get_config(arg: str = ""):
     """The recipe with the options behind the colon; ValueError for one that it does not have."""
     options = parse_arg(arg, recipe="b_k710", smoke=False, small=False)
-    name = options["recipe"]
-    if name not in RECIPES:
-        raise ValueError(f"unknown recipe {name!r}: {suggest(name, RECIPES)}")
-    config = released(name)
-    return config_dict(sized(config, options))
-
-
-def size_of(name: str) -> str:
-    """The model size in the name of a recipe."""
-    return SIZES[name.partition("_")[0]]
+    check_known(options, recipe=RECIPES)
+    return config_dict(sized(released(options["recipe"]), options))
 
 
 def released(name: str) -> TrainConfig:
@@ -109,7 +94,7 @@ def released(name: str) -> TrainConfig:
     recipe = RECIPES[name]
     return recipe.config(
         VideoMAEClassifierConfig.of_size(
-            size_of(name),
+            SIZES[name.partition("_")[0]],
             frames=recipe.frames,
             resolution=recipe.pixels,
             drop_path=recipe.drop_path,

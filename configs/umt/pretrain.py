@@ -28,13 +28,17 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from data_pipelines.config import DataConfig
-from internvideo_jax.config import CheckpointConfig, LogConfig, OptimConfig, TrainConfig
+from internvideo_jax.config import OptimConfig, TrainConfig
 from internvideo_jax.families.clip.teacher import CLIPTeacherConfig
 from internvideo_jax.families.umt.model import UMTStudentConfig
 from internvideo_jax.objectives.alignment import Alignment
-from internvideo_jax.recipes.distillation import TARGETS, chosen, student_clip, student_views
-from internvideo_jax.recipes.feature_evals import on_features
+from internvideo_jax.recipes.distillation import (
+    OPTIONS,
+    TARGETS,
+    chosen,
+    released_run,
+    tiny_run,
+)
 from internvideo_jax.recipes.options import check_known, config_dict, parse_arg
 
 
@@ -51,9 +55,7 @@ RECIPES = {"base": Recipe("base16", 0.1), "large": Recipe("large14", 0.2)}
 
 def get_config(arg: str = ""):
     """The recipe with the options behind the colon; ValueError for one that it does not have."""
-    options = parse_arg(
-        arg, size="base", targets="step", monitor=False, probes=False, smoke=False, small=False
-    )
+    options = parse_arg(arg, size="base", **OPTIONS)
     check_known(options, size=(*RECIPES, "tiny"), targets=TARGETS)
     config = tiny(options) if options["size"] == "tiny" else released(options)
     return config_dict(chosen(config, options))
@@ -69,16 +71,12 @@ def released(options: dict[str, Any]) -> TrainConfig:
         drop_path=recipe.drop_path,
         remat="attention",
     )
-    return TrainConfig(
-        model=model,
-        objective=alignment(0.8, teacher),
-        data=DataConfig(
-            global_batch=2048, clip=student_clip(model), crop="multiscale", flip="auto"
-        ),
+    return released_run(
+        model,
+        alignment(0.8, teacher),
+        options,
         optim=OptimConfig(lr=1.5e-4, min_lr=1e-5, warmup_epochs=40),
-        checkpoint=CheckpointConfig(every=1000),
-        log=LogConfig(every=50),
-        evals=on_features(options, student_views(model, batch=64), every=5000),
+        batch=2048,
         epochs=201,
     )
 
@@ -101,13 +99,5 @@ def tiny(options: dict[str, Any]) -> TrainConfig:
         dtype="float32",
         scan=False,
     )
-    return TrainConfig(
-        model=model,
-        objective=alignment(0.5, teacher),
-        data=DataConfig(global_batch=32, clip=student_clip(model), crop="multiscale"),
-        optim=OptimConfig(lr=1e-3, min_lr=1e-5, lr_batch=0, warmup_steps=100, clip_norm=1.0),
-        checkpoint=CheckpointConfig(every=200),
-        log=LogConfig(every=50),
-        evals=on_features(options, student_views(model, batch=32), every=500),
-        steps=2000,
-    )
+    optim = OptimConfig(lr=1e-3, min_lr=1e-5, lr_batch=0, warmup_steps=100, clip_norm=1.0)
+    return tiny_run(model, alignment(0.5, teacher), options, optim=optim)

@@ -46,12 +46,14 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from data_pipelines.config import AugmentConfig, ClipConfig, DataConfig, ViewConfig
-from internvideo_jax.config import CheckpointConfig, LogConfig, OptimConfig, TrainConfig
+from data_pipelines.config import ViewConfig
+from internvideo_jax.config import OptimConfig, TrainConfig
 from internvideo_jax.evaluators.classification import Accuracy
 from internvideo_jax.families.uniformerv2.model import SIZES, UniFormerV2Config
 from internvideo_jax.objectives.classification import Classification
-from internvideo_jax.recipes.options import config_dict, parse_arg
+from internvideo_jax.recipes import finetuning
+from internvideo_jax.recipes.clips import clip_for
+from internvideo_jax.recipes.options import check_known, config_dict, parse_arg
 from internvideo_jax.recipes.smoke import sized
 from internvideo_jax.registry import suggest
 
@@ -60,24 +62,18 @@ BACKBONE = ("^encoder/",)  # what a frozen backbone is
 DECAY_ALSO = ("^encoder/pos_embed/table$", "^temporal_cls_token$")
 
 
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """What differs between the released scripts."""
+OBJECTIVE = Classification(smoothing=0.0, mixup=0.0, cutmix=0.0)
 
-    batch: int  # videos per step
-    lr: float
-    epochs: int
-    warmup: int = 5  # epochs
-    frames: int = 8
-    repeats: int = 1  # crops per video
-    protocol: str = (
-        "uniformerv2/kinetics"  # of the test: internvideo_jax/evaluators/published/protocols.py
-    )
+
+@dataclasses.dataclass(frozen=True)
+class Recipe(finetuning.SteppedRecipe):
+    """A released script, by what differs from the others; rates are those of its batch."""
+
+    repeats: int = 1
+    protocol: str = "uniformerv2/kinetics"
     style: str = "kinetics"
-    flip: str = "auto"
     drop_path: float = 0.0
     global_drop_path: float = 0.0
-    reported: str = ""  # top-1 of the published model
 
 
 def _something(lr: float, reported: str) -> Recipe:
@@ -164,28 +160,16 @@ LONGER = {
     ("activitynet", "clip", "large"): {32: (64, "ActivityNet 94.7, HACS 95.4")},
     ("frozen", "k710", "large336"): {32: (256, "K400 88.9, K600 89.2, K700 80.8")},
 }
-BACKBONES = ("full", "frozen")
 
 
 def get_config(arg: str = ""):
     """The recipe with the options behind the colon; ValueError for one that it does not have."""
-    options = parse_arg(
-        arg,
-        size="base",
-        backbone="full",
-        data="kinetics",
-        start="clip",
-        frames=0,
-        smoke=False,
-        small=False,
-    )
+    own = {"backbone": "full", "data": "kinetics", "start": "clip", "frames": 0}
+    options = parse_arg(arg, size="base", **own, smoke=False, small=False)
+    check_known(options, backbone=("full", "frozen"))
     size, backbone = options["size"], options["backbone"]
-    if backbone not in BACKBONES:
-        raise ValueError(f"unknown backbone {backbone!r}: {suggest(backbone, BACKBONES)}")
     frozen = backbone == "frozen"
-    if size == "tiny":
-        return config_dict(sized(tiny(frozen), options))
-    config = released(options, frozen)
+    config = tiny(frozen) if size == "tiny" else released(options, frozen)
     return config_dict(sized(config, options))
 
 
@@ -212,42 +196,30 @@ def released(options: dict[str, Any], frozen: bool) -> TrainConfig:
         global_drop_path=recipe.global_drop_path,
         remat="full",
     )
-    clip = ClipConfig(
-        frames=recipe.frames, stride=1, resolution=model.resolution, sampling="stepped"
-    )
-    return TrainConfig(
-        model=model,
-        objective=_objective(),
-        data=DataConfig(
-            global_batch=recipe.batch * recipe.repeats,
-            repeats=recipe.repeats,
-            clip=clip,
-            crop="random_resized",
-            flip=recipe.flip,
-            augment=AugmentConfig(rand_augment="rand-m7-n4-mstd0.5-inc1"),
-        ),
-        optim=OptimConfig(
-            schedule="slowfast",
+    return dataclasses.replace(
+        recipe.config(model),
+        objective=OBJECTIVE,
+        optim=_optim(
+            frozen,
             lr=recipe.lr,
-            min_lr=1e-6,
-            warmup_lr=1e-6,
-            lr_batch=0,
             warmup_epochs=recipe.warmup,
             b2=0.999,
             weight_decay=0.05,
-            decay_also=DECAY_ALSO,
             clip_norm=20.0,
-            freeze=BACKBONE if frozen else (),
         ),
-        checkpoint=CheckpointConfig(every=1000),
-        log=LogConfig(every=50),
-        evals={
-            "test": Accuracy.of_protocol(
-                recipe.protocol, frames=recipe.frames, resolution=model.resolution, batch=16
-            )
-        },
-        epochs=recipe.epochs,
         head_rows="names" if start == "k710" else "",
+    )
+
+
+def _optim(frozen: bool, **changes: Any) -> OptimConfig:
+    return OptimConfig(
+        schedule="slowfast",
+        min_lr=1e-6,
+        warmup_lr=1e-6,
+        lr_batch=0,
+        decay_also=DECAY_ALSO,
+        freeze=BACKBONE if frozen else (),
+        **changes,
     )
 
 
@@ -263,10 +235,6 @@ def _recipe(size: str, data: str, start: str, frozen: bool) -> Recipe:
             f"no recipe for {asked}; known: {known}; and backbone=frozen with data=kinetics"
         )
     return RECIPES[data, start, size]
-
-
-def _objective() -> Classification:
-    return Classification(smoothing=0.0, mixup=0.0, cutmix=0.0)
 
 
 def tiny(frozen: bool = False) -> TrainConfig:
@@ -285,26 +253,10 @@ def tiny(frozen: bool = False) -> TrainConfig:
         scan=False,
         **changes,
     )
-    clip = ClipConfig(frames=8, stride=1, resolution=model.resolution, sampling="stepped")
-    views = ViewConfig(clip=clip, crop_rule="slowfast", batch=32)
-    return TrainConfig(
-        model=model,
-        objective=_objective(),
-        data=DataConfig(global_batch=16, clip=clip, crop="multiscale", flip="auto"),
-        optim=OptimConfig(
-            schedule="slowfast",
-            lr=1e-3,
-            min_lr=1e-6,
-            warmup_lr=1e-6,
-            lr_batch=0,
-            b2=0.95,
-            warmup_steps=20,
-            decay_also=DECAY_ALSO,
-            clip_norm=1.0,
-            freeze=BACKBONE if frozen else (),
-        ),
-        checkpoint=CheckpointConfig(every=200),
-        log=LogConfig(every=50),
-        evals={"test": Accuracy(views=views, merge="probability_sum")},
-        steps=600,
+    views = ViewConfig(clip=clip_for(model), crop_rule="slowfast", batch=32)
+    return finetuning.tiny_run(
+        model,
+        Accuracy(views=views, merge="probability_sum"),
+        objective=OBJECTIVE,
+        optim=_optim(frozen, lr=1e-3, b2=0.95, warmup_steps=20, clip_norm=1.0),
     )

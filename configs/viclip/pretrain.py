@@ -31,11 +31,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from data_pipelines.config import AugmentConfig, ClipConfig, DataConfig, ViewConfig
+from data_pipelines.config import AugmentConfig, DataConfig, ViewConfig
 from internvideo_jax.config import CheckpointConfig, LogConfig, OptimConfig, TrainConfig
 from internvideo_jax.evaluators.retrieval import TextVideoRetrieval
 from internvideo_jax.families.viclip.model import SIZES, ViCLIPConfig
 from internvideo_jax.objectives.contrastive import Contrastive
+from internvideo_jax.recipes.clips import clip_for
 from internvideo_jax.recipes.options import config_dict, parse_arg
 from internvideo_jax.recipes.smoke import sized
 from internvideo_jax.registry import suggest
@@ -101,16 +102,11 @@ def released(options: dict[str, Any]) -> TrainConfig:
         objective=Contrastive(mask_ratio=recipe.mask_ratio),
         data=DataConfig(
             global_batch=recipe.batch,
-            clip=ClipConfig(
-                frames=model.frames, stride=1, resolution=model.resolution, sampling="uniform"
-            ),
+            clip=clip_for(model, "uniform"),
             crop="random_resized",
             flip="auto",
             augment=AugmentConfig(area=(0.5, 1.0), resize="bicubic"),
-            text="random",
-            tokenizer=options["tokenizer"] or "clip",
-            text_length=model.context,
-            text_clean=True,
+            **captions(model, options["tokenizer"] or "clip"),
         ),
         optim=OptimConfig(
             schedule="floored",
@@ -131,12 +127,16 @@ def released(options: dict[str, Any]) -> TrainConfig:
     )
 
 
+def captions(model: ViCLIPConfig, tokenizer: str) -> dict[str, Any]:
+    """Settings of the data: a random caption of each clip."""
+    length = model.context
+    return {"text": "random", "tokenizer": tokenizer, "text_length": length, "text_clean": True}
+
+
 def retrieval(model: ViCLIPConfig, batch: int) -> TextVideoRetrieval:
     """Captions and clips of the test split found by each other, as ViCLIP was tested."""
-    clip = ClipConfig(
-        frames=model.frames, stride=1, resolution=model.resolution, sampling="uniform"
-    )
-    return TextVideoRetrieval(views=ViewConfig(clip=clip, crop_rule="squash", batch=batch))
+    views = ViewConfig(clip=clip_for(model, "uniform"), crop_rule="squash", batch=batch)
+    return TextVideoRetrieval(views=views)
 
 
 def tiny(options: dict[str, Any]) -> TrainConfig:
@@ -153,14 +153,9 @@ def tiny(options: dict[str, Any]) -> TrainConfig:
         objective=Contrastive(mask_ratio=0.0 if second else 0.5),
         data=DataConfig(
             global_batch=32,
-            clip=ClipConfig(
-                frames=model.frames, stride=1, resolution=model.resolution, sampling="uniform"
-            ),
+            clip=clip_for(model, "uniform"),
             crop="multiscale",
-            text="random",
-            tokenizer=options["tokenizer"] or "world",
-            text_length=model.context,
-            text_clean=True,
+            **captions(model, options["tokenizer"] or "world"),
         ),
         optim=OptimConfig(
             schedule="floored",

@@ -31,13 +31,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from data_pipelines.config import ClipConfig, DataConfig, ViewConfig
-from internvideo_jax.config import CheckpointConfig, LogConfig, OptimConfig, TrainConfig
-from internvideo_jax.evaluators.classification import Accuracy
+from data_pipelines.config import ClipConfig, ViewConfig
+from internvideo_jax.config import TrainConfig
 from internvideo_jax.families.videomae.model import VideoMAEClassifierConfig
-from internvideo_jax.objectives.classification import Classification
-from internvideo_jax.recipes.finetuning import Recipe
-from internvideo_jax.recipes.options import config_dict, parse_arg
+from internvideo_jax.recipes.finetuning import Recipe, tiny_run
+from internvideo_jax.recipes.options import check_known, config_dict, parse_arg
 from internvideo_jax.recipes.smoke import sized
 from internvideo_jax.registry import suggest
 
@@ -53,6 +51,11 @@ HMDB51: dict[str, Any] = {"stride": 2, "protocol": "videomae/hmdb51"}
 H: dict[str, Any] = {"layer_decay": 0.8, "drop_path": 0.2, "head_dropout": 0.5}
 H7: dict[str, Any] = {**H, "protocol": "internvideo1/kinetics_h"}
 G: dict[str, Any] = {"layer_decay": 0.9, "drop_path": 0.25}
+# UCF101 and HMDB51, some ten thousand clips.
+G_SMALL: dict[str, Any] = {"layer_decay": 0.9, "drop_path": 0.35, "head_dropout": 0.5}
+G_SMALL["start"] = "v2/g_k710"
+B_SMALL: dict[str, Any] = {"layer_decay": 0.7, "drop_path": 0.2, "head_dropout": 0.5}
+B_SMALL["min_lr"] = 1e-5
 # Kinetics-400, 600 or 700 from Kinetics-710: three epochs, next to no learning rate.
 H_FROM_K710: dict[str, Any] = {**H7, "warmup": 1, "start": "internvideo1/h_k710"}
 G_FROM_K710: dict[str, Any] = {**G, "warmup": 1, "start": "v2/g_k710", "head_rows": "names"}
@@ -152,26 +155,9 @@ RECIPES = {
     "v2/g_k710_k400": Recipe(96, 1e-5, 3, reported="88.4 / 98.0, VideoMAE V2", **G_FROM_K710),
     "v2/g_k710_k600": Recipe(96, 1e-5, 3, reported="88.8 / 98.2, VideoMAE V2", **G_FROM_K710),
     "v2/g_ssv2": Recipe(96, 3e-4, 20, reported="77.0 / 95.9, VideoMAE V2", **G, **SOMETHING),
-    "v2/g_k710_ucf101": Recipe(
-        24,
-        1e-3,
-        50,
-        layer_decay=0.9,
-        drop_path=0.35,
-        head_dropout=0.5,
-        start="v2/g_k710",
-        reported="99.6 / 100, VideoMAE V2",
-    ),
+    "v2/g_k710_ucf101": Recipe(24, 1e-3, 50, reported="99.6 / 100, VideoMAE V2", **G_SMALL),
     "v2/g_k710_hmdb51": Recipe(
-        24,
-        5e-4,
-        15,
-        layer_decay=0.9,
-        drop_path=0.35,
-        head_dropout=0.5,
-        start="v2/g_k710",
-        reported="88.1 / 98.5, VideoMAE V2",
-        **HMDB51,
+        24, 5e-4, 15, reported="88.1 / 98.5, VideoMAE V2", **G_SMALL, **HMDB51
     ),
     # MCG-NJU/VideoMAE, pre-trained on the same set for the number of epochs in the name.
     "videomae/s_k400": Recipe(384, 5e-4, 150, reported="79.0 / 93.8, VideoMAE"),
@@ -195,26 +181,9 @@ RECIPES = {
     ),
     "videomae/b_ssv2_2400e": Recipe(384, 5e-4, 30, reported="70.8 / 92.4, VideoMAE", **SOMETHING),
     # 16 videos on each of the 8 devices that its author names elsewhere.
-    "videomae/b_ucf101": Recipe(
-        128,
-        5e-4,
-        100,
-        layer_decay=0.7,
-        drop_path=0.2,
-        head_dropout=0.5,
-        min_lr=1e-5,
-        reported="91.3 / 98.5, VideoMAE",
-    ),
+    "videomae/b_ucf101": Recipe(128, 5e-4, 100, **B_SMALL, reported="91.3 / 98.5, VideoMAE"),
     "videomae/b_hmdb51": Recipe(
-        128,
-        5e-4,
-        100,
-        layer_decay=0.7,
-        drop_path=0.2,
-        head_dropout=0.5,
-        min_lr=1e-5,
-        reported="62.6, VideoMAE",
-        like="videomae/b_ucf101",
+        128, 5e-4, 100, **B_SMALL, reported="62.6, VideoMAE", like="videomae/b_ucf101"
     ),
 }
 DEFAULTS = {
@@ -235,12 +204,10 @@ def get_config(arg: str = ""):
     if size and size not in DEFAULTS:
         raise ValueError(f"no recipe for size {size!r}: {suggest(size, [*DEFAULTS, 'tiny'])}")
     name = name or DEFAULTS[size or "base"]
-    if name not in RECIPES:
-        raise ValueError(f"unknown recipe {name!r}: {suggest(name, RECIPES)}")
+    check_known({"recipe": name}, recipe=RECIPES)
     if size and size != size_of(name):
         raise ValueError(f"recipe {name} is of size {size_of(name)}, not {size}; leave out size")
-    config = released(name)
-    return config_dict(sized(config, options))
+    return config_dict(sized(released(name), options))
 
 
 def size_of(name: str) -> str:
@@ -261,31 +228,16 @@ def released(name: str) -> TrainConfig:
 
 
 def tiny() -> TrainConfig:
-    """48 pixels, 8 frames, 0.5 M parameters: minutes on two CPU cores.
-
-    In a run this short what counts is when the loss leaves its plateau. Many small steps and a
-    short memory of the second moment get it there: with b2 = 0.999, half the rate and 300 steps of
-    32, one of three pre-trained starts stayed at chance.
-    """
+    """48 pixels, 8 frames, 0.5 M parameters."""
     clip = ClipConfig(frames=8, stride=2, resolution=48, sampling="window")
-    views = ViewConfig(clip=dataclasses.replace(clip, sampling="dense"), batch=32)
-    return TrainConfig(
-        model=VideoMAEClassifierConfig.of_size(
-            "tiny",
-            frames=8,
-            resolution=48,
-            pos_table="separable",
-            dtype="float32",
-            scan=False,
-            head_scale=1.0,
-        ),
-        objective=Classification(mixup=0.0, cutmix=0.0),
-        data=DataConfig(global_batch=16, clip=clip, crop="multiscale", flip="auto"),
-        optim=OptimConfig(
-            lr=2e-3, min_lr=1e-6, lr_batch=0, b2=0.95, warmup_steps=20, clip_norm=1.0
-        ),
-        checkpoint=CheckpointConfig(every=200),
-        log=LogConfig(every=50),
-        evals={"test": Accuracy(views=views)},
-        steps=600,
+    model = VideoMAEClassifierConfig.of_size(
+        "tiny",
+        frames=clip.frames,
+        resolution=clip.resolution,
+        pos_table="separable",
+        dtype="float32",
+        scan=False,
+        head_scale=1.0,
     )
+    views = ViewConfig(clip=dataclasses.replace(clip, sampling="dense"), batch=32)
+    return tiny_run(model, views, clip=clip)

@@ -35,6 +35,7 @@ def blend(base: np.ndarray, frame: np.ndarray, factor: float) -> np.ndarray:
 
 
 def invert(frame: np.ndarray) -> np.ndarray:
+    """The negative of a frame."""
     return cv2.bitwise_not(frame)
 
 

@@ -97,6 +97,7 @@ def short_side_shape(height: int, width: int, short: int) -> tuple[int, int]:
 
 
 def center_box(height: int, width: int, size: int) -> Box:
+    """The square of `size` pixels in the middle, as (y, x, height, width)."""
     return round((height - size) / 2), round((width - size) / 2), size, size
 
 

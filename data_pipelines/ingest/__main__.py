@@ -5,7 +5,9 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 
+from data_pipelines.commands.arguments import add_max_bad, add_quiet, add_workers
 from data_pipelines.commands.ending import BAD_DATA, GOOD, run_command
 from data_pipelines.commands.progress import say
 from data_pipelines.ingest.frames import DEFAULT_TEMPLATE
@@ -18,8 +20,8 @@ from data_pipelines.ingest.options import (
     PIXEL_SHAPES,
     RUNNERS,
     STORAGE_FORMATS,
+    DecodeOptions,
     IngestOptions,
-    default_workers,
 )
 from data_pipelines.ingest.run import Report, ingest, summary
 
@@ -119,10 +121,7 @@ def _add_source(source: argparse._ArgumentGroup) -> None:
         help=f"names of image files in a folder of frames (default: {DEFAULT_TEMPLATE})",
     )
     source.add_argument(
-        "--frame-start",
-        metavar="N",
-        type=int,
-        help="number of the first image file (default: 1)",
+        "--frame-start", metavar="N", type=int, help="number of the first image file (default: 1)"
     )
     source.add_argument(
         "--frame-fps", metavar="N", type=float, help="rate of frame folders and of TFDS videos"
@@ -156,68 +155,54 @@ def _add_source(source: argparse._ArgumentGroup) -> None:
 
 
 def _add_clips(clips: argparse._ArgumentGroup) -> None:
+    clips.set_defaults(**{each.name: each.default for each in fields(DecodeOptions)})
     clips.add_argument(
         "--short-side",
         metavar="PIXELS",
         type=int,
-        default=256,
         help="shrink to this; smaller videos are not enlarged, 0 keeps all (default: %(default)s)",
     )
     clips.add_argument(
         "--pixels",
         choices=PIXEL_SHAPES,
-        default="stored",
         help="pixels that are not square: as they are in the file, which is what decord and so "
         "published models see, or stretched as players display them (default: %(default)s)",
     )
     clips.add_argument(
         "--storage",
         choices=STORAGE_FORMATS,
-        default="jpeg",
         help="png keeps the decoded pixels without loss, at six times the bytes "
         "(default: %(default)s)",
     )
     clips.add_argument(
-        "--quality",
-        metavar="1-100",
-        type=int,
-        default=90,
-        help="JPEG quality (default: %(default)s)",
+        "--quality", metavar="1-100", type=int, help="JPEG quality (default: %(default)s)"
     )
     clips.add_argument(
         "--fps",
         metavar="N",
         type=_rate,
-        default=None,
         help="keep at most N frames per second, or 'native' (default: native)",
     )
     clips.add_argument(
         "--max-seconds", metavar="S", type=float, help="keep the first S seconds of each clip"
     )
     clips.add_argument(
-        "--min-frames",
-        metavar="N",
-        type=int,
-        default=2,
-        help="reject shorter clips (default: %(default)s)",
+        "--min-frames", metavar="N", type=int, help="reject shorter clips (default: %(default)s)"
     )
     clips.add_argument(
         "--partial",
         choices=PARTIAL_POLICIES,
-        default="accept",
         help="damaged videos of which the beginning can be read (default: %(default)s)",
     )
 
     clips.add_argument(
         "--audio",
         choices=AUDIO_FORMATS,
-        default="off",
         help="store the audio at 16 kHz mono (default: %(default)s)",
     )
     clips.add_argument(
         "--media",
         choices=MEDIA_KINDS,
-        default="video",
         help="what the files are; auto goes by their suffixes; features: there are none, and a "
         "record holds what its row says (default: %(default)s)",
     )
@@ -236,13 +221,7 @@ def _add_shards(shards: argparse._ArgumentGroup) -> None:
 
 
 def _add_run(run: argparse._ArgumentGroup) -> None:
-    run.add_argument(
-        "--workers",
-        metavar="K",
-        type=int,
-        default=default_workers(),
-        help="processes; 0 works in this one (default: %(default)s, the cores available)",
-    )
+    add_workers(run, "works")
     run.add_argument(
         "--runner",
         choices=RUNNERS,
@@ -257,13 +236,7 @@ def _add_run(run: argparse._ArgumentGroup) -> None:
         help="arguments for the Beam pipeline, as in --beam-options='--runner=FlinkRunner'; may "
         "also follow after --",
     )
-    run.add_argument(
-        "--max-bad",
-        metavar="SHARE",
-        type=float,
-        default=0.01,
-        help="exit with 1 if a larger share of the rows is rejected (default: %(default)s)",
-    )
+    add_max_bad(run, "a larger share of the rows is rejected")
     run.add_argument(
         "--stall-seconds",
         metavar="S",
@@ -271,7 +244,7 @@ def _add_run(run: argparse._ArgumentGroup) -> None:
         default=300.0,
         help="give up a file the decoder hangs on (default: %(default)s)",
     )
-    run.add_argument("--quiet", action="store_true", help="no progress, only the result")
+    add_quiet(run)
 
 
 def _rate(text: str) -> float | None:
@@ -311,41 +284,9 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _options(arguments: argparse.Namespace) -> IngestOptions:
-    return IngestOptions(
-        source=arguments.source,
-        out=arguments.out,
-        name=arguments.name,
-        root=arguments.root,
-        split=arguments.split,
-        hold_out=arguments.hold_out,
-        hold_out_as=arguments.hold_out_as,
-        format=arguments.format,
-        columns=_columns(arguments.columns),
-        path_template=arguments.path_template,
-        cut=arguments.cut,
-        frame_template=arguments.frame_template,
-        frame_start=arguments.frame_start,
-        frame_fps=arguments.frame_fps,
-        shards=arguments.shards,
-        shard_mb=arguments.shard_mb,
-        short_side=arguments.short_side,
-        pixels=arguments.pixels,
-        storage=arguments.storage,
-        quality=arguments.quality,
-        fps=arguments.fps,
-        max_seconds=arguments.max_seconds,
-        min_frames=arguments.min_frames,
-        partial=arguments.partial,
-        audio=arguments.audio,
-        media=arguments.media,
-        classes_file=arguments.classes,
-        flip_changes_label=arguments.flip_changes_label,
-        workers=arguments.workers,
-        runner=arguments.runner,
-        beam_options=tuple(arguments.beam_options),
-        max_bad=arguments.max_bad,
-        stall_seconds=arguments.stall_seconds,
-    )
+    given = {**vars(arguments), "classes_file": arguments.classes}
+    given |= {"columns": _columns(arguments.columns), "beam_options": tuple(given["beam_options"])}
+    return IngestOptions(**{each.name: given[each.name] for each in fields(IngestOptions)})
 
 
 def _judge(report: Report, max_bad: float) -> int:

@@ -12,7 +12,7 @@ video, like the columns `start` and `end`, whatever part of it the row cuts out:
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from data_pipelines.ingest import cells
@@ -33,9 +33,7 @@ def read_segments(value: Any) -> tuple[RowSegment, ...]:
       ValueError: the cell or a segment in it is not as described above.
     """
     result = []
-    for number, item in enumerate(_objects("segments", value)):
-        name = f"segment {number}"
-        _known(name, item, {"start", "end", "label", "caption"})
+    for name, item in _objects("segments", "segment", value, {"start", "end", "label", "caption"}):
         start, end = (_seconds(name, item, key) for key in ("start", "end"))
         if end <= start:
             raise ValueError(f"{name} ends at {end:g} s, not after its start at {start:g} s")
@@ -52,9 +50,8 @@ def read_boxes(value: Any) -> tuple[RowBox, ...]:
       ValueError: the cell or a box in it is not as described above.
     """
     result = []
-    for number, item in enumerate(_objects("boxes", value)):
-        name = f"box {number}"
-        _known(name, item, {"time", "y1", "x1", "y2", "x2", "label", "labels", "track"})
+    keys = {"time", "y1", "x1", "y2", "x2", "label", "labels", "track"}
+    for name, item in _objects("boxes", "box", value, keys):
         time = _seconds(name, item, "time")
         y1, x1, y2, x2 = (_share(name, item, key) for key in ("y1", "x1", "y2", "x2"))
         if not (y1 < y2 and x1 < x2):
@@ -80,9 +77,7 @@ def read_turns(value: Any) -> tuple[Turn, ...]:
       ValueError: the cell or a turn in it is not as described above.
     """
     result = []
-    for number, item in enumerate(_objects("turns", value)):
-        name = f"turn {number}"
-        _known(name, item, {"role", "text"})
+    for name, item in _objects("turns", "turn", value, {"role", "text"}):
         role, said = (cells.text(name, key, item.get(key)) for key in ("role", "text"))
         if not (role and said):
             raise ValueError(f"{name} has no {'text' if role else 'role'}")
@@ -157,20 +152,21 @@ def place(
     return Placed(tuple(placed), tuple(found), tuple(remarks))
 
 
-def _objects(column: str, value: Any) -> list[dict[str, Any]]:
+def _objects(
+    column: str, one: str, value: Any, keys: set[str]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a cell with their names, such as `box 0`; ValueError for other keys."""
     if isinstance(value, str):
         value = cells.parse_json(column, value) if value.strip() else None
     if value is None:
-        return []
+        return
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
         raise ValueError(f"{column} is not a list of objects")
-    return value
-
-
-def _known(name: str, item: Mapping[str, Any], keys: set[str]) -> None:
-    unknown = [key for key in item if key not in keys]
-    if unknown:
-        raise ValueError(f"{name} has {unknown[0]!r}, expected {', '.join(sorted(keys))}")
+    for number, item in enumerate(value):
+        name, unknown = f"{one} {number}", [key for key in item if key not in keys]
+        if unknown:
+            raise ValueError(f"{name} has {unknown[0]!r}, expected {', '.join(sorted(keys))}")
+        yield name, item
 
 
 def _seconds(name: str, item: Mapping[str, Any], key: str) -> float:

@@ -15,12 +15,7 @@ from av.container import InputContainer
 from av.error import FFmpegError
 
 from data_pipelines.ingest.clock import Jump
-from data_pipelines.ingest.container import (
-    SEEKABLE,
-    Note,
-    VideoError,
-    open_video,
-)
+from data_pipelines.ingest.container import SEEKABLE, Note, VideoError, open_video
 from data_pipelines.records.waveform import Waveform
 
 SAMPLE_RATE = 16_000

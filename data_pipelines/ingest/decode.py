@@ -45,6 +45,7 @@ from data_pipelines.ingest.container import (
 )
 from data_pipelines.ingest.encode import FrameEncoder
 from data_pipelines.ingest.image import is_image, read_image
+from data_pipelines.ingest.options import DecodeOptions
 from data_pipelines.ingest.packets import FrameReader, counted_errors
 from data_pipelines.ingest.rate import RateSampler
 from data_pipelines.records.waveform import Waveform
@@ -59,22 +60,6 @@ _EDGE_US = 1000
 _FASTEST = 240
 # Sequential decoding up to here costs less than the risk of a seek.
 _SEEK_FROM_US = 2_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class DecodeOptions:
-    """What to make of a video; see `ingest.options.Options`."""
-
-    short_side: int = 256
-    pixels: str = "stored"
-    storage: str = "jpeg"
-    quality: int = 90
-    fps: float | None = None
-    max_seconds: float | None = None
-    min_frames: int = 2
-    partial: str = "accept"
-    audio: str = "off"
-    media: str = "video"
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,11 +112,7 @@ class FrameEncoder:
     """
 
     def __init__(
-        self,
-        pixel_aspect: Fraction | None,
-        short_side: int,
-        quality: int,
-        storage: str = "jpeg",
+        self, pixel_aspect: Fraction | None, short_side: int, quality: int, storage: str = "jpeg"
     ):
         aspect = Fraction(pixel_aspect or 1)
         sane = Fraction(1, _MAX_PIXEL_ASPECT) <= aspect <= _MAX_PIXEL_ASPECT

@@ -51,6 +51,7 @@ class FileViews(ItemViews):
         super().__init__([row.name for row in rows], config, threads=threads, strict=strict)
 
     def views(self, number: int) -> np.ndarray | None:
+        """The views of a file (views, T, H, W, 3); None where it cannot be read."""
         row = self.rows[number]
         try:
             if row.problem:

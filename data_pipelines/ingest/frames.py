@@ -7,15 +7,15 @@ decoded and go the way of video frames.
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar
-from urllib.parse import parse_qsl, urlencode
 
 import av
 import simplejpeg
 from av.error import FFmpegError
 
+from data_pipelines.ingest.address import Address
 from data_pipelines.ingest.container import Note, VideoError, check_file
 from data_pipelines.ingest.decode import MAX_RECORD_BYTES, DecodedClip, DecodeOptions
 from data_pipelines.ingest.encode import FrameEncoder
@@ -33,7 +33,7 @@ StorableImage = bytes | av.VideoFrame
 
 
 @dataclass(frozen=True, slots=True)
-class FrameFolder:
+class FrameFolder(Address):
     """A clip as numbered image files.
 
     Attributes:
@@ -51,23 +51,6 @@ class FrameFolder:
     first: int
     count: int
     fps: float
-
-    def address(self) -> str:
-        """The same as a string, for `Row.path`."""
-        return self.SCHEME + urlencode(asdict(self), errors="surrogateescape")
-
-    @classmethod
-    def parse(cls, address: str) -> "FrameFolder":
-        """The inverse of `address`."""
-        query = address.removeprefix(cls.SCHEME)
-        values = dict(parse_qsl(query, strict_parsing=True, errors="surrogateescape"))
-        return cls(
-            folder=values["folder"],
-            template=values["template"],
-            first=int(values["first"]),
-            count=int(values["count"]),
-            fps=float(values["fps"]),
-        )
 
     def file(self, index: int) -> str:
         """Path of the frame with this index from 0."""
@@ -119,13 +102,16 @@ def check_template(template: str) -> None:
         )
 
 
-def load_folder(
-    source: FrameFolder,
-    options: DecodeOptions,
-    start: float | None = None,
-    end: float | None = None,
-    tick: Callable[[], None] = lambda: None,
-) -> DecodedClip:
+@dataclass(frozen=True, slots=True)
+class Span:
+    """The part of a source that makes a clip; see `ingest.decode.decode_clip`."""
+
+    start: float | None
+    end: float | None
+    tick: Callable[[], None]
+
+
+def load_folder(source: FrameFolder, options: DecodeOptions, span: Span) -> DecodedClip:
     """The clip of a folder of frames; as `ingest.decode.decode_clip`."""
     if source.count:
         source.first_file()
@@ -136,9 +122,7 @@ def load_folder(
         lambda index: encoder.encode(read_image_file(source.file(index))),
         encoder,
         options,
-        start,
-        end,
-        tick,
+        span,
         source.misnumbered(),
     )
 
@@ -149,9 +133,7 @@ def assemble(
     load: Callable[[int], bytes],
     encoder: "ImageEncoder",
     options: DecodeOptions,
-    start: float | None,
-    end: float | None,
-    tick: Callable[[], None],
+    span: Span,
     advice: str = "",
 ) -> DecodedClip:
     """A clip of `count` images that follow each other at `fps`.
@@ -164,10 +146,10 @@ def assemble(
     Raises:
       VideoError: no clip could be made.
     """
-    low = round((start or 0.0) * 1e6)
+    low = round((span.start or 0.0) * 1e6)
     ends = [round(count * 1e6 / fps)]
-    if end is not None:
-        ends.append(round(end * 1e6))
+    if span.end is not None:
+        ends.append(round(span.end * 1e6))
     if options.max_seconds is not None:
         ends.append(low + round(options.max_seconds * 1e6))
     high = min(ends)
@@ -179,7 +161,7 @@ def assemble(
     all_times = ((round(index * 1e6 / fps), index) for index in range(count))
     inside = (item for item in all_times if low <= item[0] < high)
     for time_us, index in sampler.sample(inside):
-        tick()
+        span.tick()
         try:
             frame = load(index)
         except VideoError as error:

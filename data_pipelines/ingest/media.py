@@ -11,7 +11,13 @@ from collections.abc import Callable
 
 from data_pipelines.ingest import tfds
 from data_pipelines.ingest.decode import DecodedClip, DecodeOptions, decode_clip
-from data_pipelines.ingest.frames import FrameFolder, ImageEncoder, load_folder, read_image_file
+from data_pipelines.ingest.frames import (
+    FrameFolder,
+    ImageEncoder,
+    Span,
+    load_folder,
+    read_image_file,
+)
 
 
 def load_clip(
@@ -22,10 +28,11 @@ def load_clip(
     tick: Callable[[], None] = lambda: None,
 ) -> DecodedClip:
     """The clip of a row; arguments and errors as `.decode.decode_clip`."""
+    span = Span(start, end, tick)
     if path.startswith(FrameFolder.SCHEME):
-        return load_folder(FrameFolder.parse(path), options, start, end, tick)
+        return load_folder(FrameFolder.parse(path), options, span)
     if path.startswith(tfds.TFDSExample.SCHEME):
-        return tfds.load_example(tfds.TFDSExample.parse(path), options, start, end, tick)
+        return tfds.load_example(tfds.TFDSExample.parse(path), options, span)
     return decode_clip(path, options, start, end, tick)
 
 

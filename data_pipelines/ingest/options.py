@@ -4,9 +4,10 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
+from data_pipelines.commands.arguments import default_workers
 from data_pipelines.records import storage
 
 PARTIAL_POLICIES = ("accept", "reject")
@@ -21,15 +22,24 @@ STORAGE_FORMATS = ("jpeg", "png")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
-def default_workers() -> int:
-    """Cores this process may use, which in a container is often fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 @dataclass(frozen=True, slots=True)
-class IngestOptions:
+class DecodeOptions:
+    """What to make of a video; see `IngestOptions`."""
+
+    short_side: int = 256
+    pixels: str = "stored"
+    storage: str = "jpeg"
+    quality: int = 90
+    fps: float | None = None
+    max_seconds: float | None = None
+    min_frames: int = 2
+    partial: str = "accept"
+    audio: str = "off"
+    media: str = "video"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IngestOptions(DecodeOptions):
     """Everything an ingest is told.
 
     Attributes:
@@ -94,16 +104,6 @@ class IngestOptions:
     frame_fps: float | None = None
     shards: int | None = None
     shard_mb: float = 256.0
-    short_side: int = 256
-    pixels: str = "stored"
-    storage: str = "jpeg"
-    quality: int = 90
-    fps: float | None = None
-    max_seconds: float | None = None
-    min_frames: int = 2
-    partial: str = "accept"
-    audio: str = "off"
-    media: str = "video"
     classes_file: str | None = None
     flip_changes_label: bool = False
     workers: int = field(default_factory=default_workers)
@@ -115,94 +115,54 @@ class IngestOptions:
     def __post_init__(self) -> None:
         if not self.name:
             object.__setattr__(self, "name", _name_from(self.source))
-        _require(
+        self._need(
+            "out",
             not storage.is_remote(self.out),
-            "--out",
-            self.out,
             "a local or mounted directory; copy finished shards to object storage, where training "
             "reads them",
         )
         check_name("--name", self.name)
         check_name("--split", self.split)
         check_name("--hold-out-as", self.hold_out_as)
-        _require(
-            self.hold_out is None or 0 < self.hold_out < 1,
-            "--hold-out",
-            self.hold_out,
-            "a share between 0 and 1",
-        )
-        _require(self.shards is None or self.shards >= 1, "--shards", self.shards, "1 or more")
-        _require(_positive(self.shard_mb), "--shard-mb", self.shard_mb, "more than 0")
-        _require(
-            self.short_side == 0 or (self.short_side >= 16 and self.short_side % 2 == 0),
-            "--short-side",
-            self.short_side,
-            "0 (keep the size) or an even number from 16",
-        )
-        _require(1 <= self.quality <= 100, "--quality", self.quality, "1 to 100")
-        _require(self.fps is None or _positive(self.fps), "--fps", self.fps, "more than 0")
-        _require(
-            self.max_seconds is None or _positive(self.max_seconds),
-            "--max-seconds",
-            self.max_seconds,
-            "more than 0",
-        )
-        _require(self.min_frames >= 1, "--min-frames", self.min_frames, "1 or more")
-        for option, value, known in (
-            ("--partial", self.partial, PARTIAL_POLICIES),
-            ("--format", self.format, FORMATS),
-            ("--cut", self.cut, CUT_POLICIES),
-            ("--runner", self.runner, RUNNERS),
-            ("--audio", self.audio, AUDIO_FORMATS),
-            ("--media", self.media, MEDIA_KINDS),
-            ("--pixels", self.pixels, PIXEL_SHAPES),
-            ("--storage", self.storage, STORAGE_FORMATS),
+        share = self.hold_out is None or 0 < self.hold_out < 1
+        self._need("hold_out", share, "a share between 0 and 1")
+        self._need("shards", self.shards is None or self.shards >= 1, "1 or more")
+        self._need("shard_mb", _positive(self.shard_mb), "more than 0")
+        even = self.short_side == 0 or (self.short_side >= 16 and self.short_side % 2 == 0)
+        self._need("short_side", even, "0 (keep the size) or an even number from 16")
+        self._need("quality", 1 <= self.quality <= 100, "1 to 100")
+        for name in ("fps", "max_seconds"):
+            value = getattr(self, name)
+            self._need(name, value is None or _positive(value), "more than 0")
+        self._need("min_frames", self.min_frames >= 1, "1 or more")
+        for name, known in (
+            ("partial", PARTIAL_POLICIES),
+            ("format", FORMATS),
+            ("cut", CUT_POLICIES),
+            ("runner", RUNNERS),
+            ("audio", AUDIO_FORMATS),
+            ("media", MEDIA_KINDS),
+            ("pixels", PIXEL_SHAPES),
+            ("storage", STORAGE_FORMATS),
         ):
-            _require(value in known, option, value, " or ".join(known))
-        _require(
-            self.media != "features" or self.audio == "off",
-            "--audio",
-            self.audio,
-            "off with --media features, which reads no files",
-        )
-        _require(
-            self.frame_start is None or self.frame_start >= 0,
-            "--frame-start",
-            self.frame_start,
-            "0 or more",
-        )
-        _require(
-            self.frame_fps is None or _positive(self.frame_fps),
-            "--frame-fps",
-            self.frame_fps,
-            "more than 0",
-        )
-        _require(
-            self.runner == "beam" or not self.beam_options,
-            "--beam-options",
-            " ".join(self.beam_options),
-            "none without --runner beam",
-        )
-        _require(self.workers >= 0, "--workers", self.workers, "0 or more")
-        _require(0 <= self.max_bad <= 1, "--max-bad", self.max_bad, "a share from 0 to 1")
-        _require(
-            _positive(self.stall_seconds), "--stall-seconds", self.stall_seconds, "more than 0"
-        )
+            self._need(name, getattr(self, name) in known, " or ".join(known))
+        silent = self.media != "features" or self.audio == "off"
+        self._need("audio", silent, "off with --media features, which reads no files")
+        self._need("frame_start", self.frame_start is None or self.frame_start >= 0, "0 or more")
+        rate = self.frame_fps is None or _positive(self.frame_fps)
+        self._need("frame_fps", rate, "more than 0")
+        found, alone = " ".join(self.beam_options), self.runner == "beam" or not self.beam_options
+        _require(alone, "--beam-options", found, "none without --runner beam")
+        self._need("workers", self.workers >= 0, "0 or more")
+        self._need("max_bad", 0 <= self.max_bad <= 1, "a share from 0 to 1")
+        self._need("stall_seconds", _positive(self.stall_seconds), "more than 0")
+
+    def _need(self, name: str, good: bool, expected: str) -> None:
+        _require(good, f"--{name.replace('_', '-')}", getattr(self, name), expected)
 
     def record_options(self) -> dict[str, Any]:
         """The options that decide what is inside a record; the manifest repeats them."""
-        return {
-            "short_side": self.short_side,
-            "pixels": self.pixels,
-            "storage": self.storage,
-            "quality": self.quality,
-            "fps": self.fps,
-            "max_seconds": self.max_seconds,
-            "min_frames": self.min_frames,
-            "partial": self.partial,
-            "audio": self.audio,
-            "media": self.media,
-        }
+        return {each.name: getattr(self, each.name) for each in fields(DecodeOptions)}
 
     def hold_out_options(self) -> dict[str, Any]:
         """What was held out, for the manifest and the plan; nothing where nothing is."""

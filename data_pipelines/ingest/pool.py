@@ -143,10 +143,12 @@ class Throttled:
         self._last = time.monotonic()
 
     def item(self, number: int) -> None:
+        """So many items are done."""
         self._items = number
         self.tick()
 
     def tick(self, frames: int = 0) -> None:
+        """So many more frames are done."""
         self._frames += frames
         now = time.monotonic()
         if now - self._last >= _REPORT_SECONDS:

@@ -15,17 +15,17 @@ import os
 import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar
-from urllib.parse import parse_qsl, urlencode
 
 import av
 import numpy as np
 from google.protobuf.message import DecodeError
 
+from data_pipelines.ingest.address import Address
 from data_pipelines.ingest.container import VideoError
 from data_pipelines.ingest.decode import DecodedClip, DecodeOptions
-from data_pipelines.ingest.frames import ImageEncoder, StorableImage, assemble, image_of
+from data_pipelines.ingest.frames import ImageEncoder, Span, StorableImage, assemble, image_of
 from data_pipelines.ingest.options import IngestOptions
 from data_pipelines.ingest.path_template import fields
 from data_pipelines.ingest.rows import Listing, Row, printable
@@ -45,7 +45,7 @@ _VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 
 @dataclass(frozen=True, slots=True)
-class TFDSExample:
+class TFDSExample(Address):
     """One example as a clip.
 
     Attributes:
@@ -62,23 +62,6 @@ class TFDSExample:
     index: int
     feature: str
     fps: float
-
-    def address(self) -> str:
-        """The same as a string, for `Row.path`."""
-        return self.SCHEME + urlencode(asdict(self), errors="surrogateescape")
-
-    @classmethod
-    def parse(cls, address: str) -> "TFDSExample":
-        """The inverse of `address`."""
-        query = address.removeprefix(cls.SCHEME)
-        values = dict(parse_qsl(query, strict_parsing=True, errors="surrogateescape"))
-        return cls(
-            directory=values["directory"],
-            split=values["split"],
-            index=int(values["index"]),
-            feature=values["feature"],
-            fps=float(values["fps"]),
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,13 +194,7 @@ def open_prepared(directory: str) -> Prepared:
     return Prepared(info["name"], splits, features, kind == "array_record")
 
 
-def load_example(
-    example: TFDSExample,
-    options: DecodeOptions,
-    start: float | None = None,
-    end: float | None = None,
-    tick: Callable[[], None] = lambda: None,
-) -> DecodedClip:
+def load_example(example: TFDSExample, options: DecodeOptions, span: Span) -> DecodedClip:
     """The clip of an example; as `ingest.decode.decode_clip`."""
     images = _images(example)
     encoder = ImageEncoder(options)
@@ -225,7 +202,7 @@ def load_example(
     def load(index: int) -> bytes:
         return encoder.encode(_image(images[index]))
 
-    return assemble(len(images), example.fps, load, encoder, options, start, end, tick)
+    return assemble(len(images), example.fps, load, encoder, options, span)
 
 
 def measure(example: TFDSExample) -> tuple[int, int, int]:

@@ -49,6 +49,7 @@ class ShardTask:
 
     @property
     def path(self) -> str:
+        """Of the shard."""
         return os.path.join(self.directory, self.name)
 
 

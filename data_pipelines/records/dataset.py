@@ -153,6 +153,7 @@ class Dataset:
 
     @property
     def classes(self) -> tuple[str, ...]:
+        """Names of the classes."""
         return self.manifest.classes
 
     def __len__(self) -> int:
@@ -236,6 +237,7 @@ class Dataset:
         return audio
 
     def address(self, index: int, record: schema.Record | None = None) -> str:
+        """Where a record is, for messages."""
         name = f" ({record.media_id})" if record is not None and record.media_id else ""
         return f"{_address(self.source, index)}{name}"
 

@@ -21,6 +21,7 @@ _READ = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
 
 
 def is_png(data: bytes) -> bool:
+    """Whether an encoded image is a PNG."""
     return data.startswith(_PNG)
 
 

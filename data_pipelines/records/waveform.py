@@ -52,6 +52,7 @@ class Waveform:
 
     @property
     def data(self) -> bytes:
+        """The samples; SchemaError where they are not what was promised."""
         if not isinstance(self._data, bytes):
             self._data = self._data()
             problem = check(self)

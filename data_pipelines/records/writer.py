@@ -52,6 +52,7 @@ class ShardWriter:
 
     @property
     def sha256(self) -> str:
+        """Of what was written until now."""
         return self._digest.hexdigest()
 
     def append(self, data: bytes, num_frames: int = UNKNOWN_FRAMES) -> None:

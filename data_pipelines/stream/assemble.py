@@ -74,6 +74,7 @@ class Source:
         config: DataConfig,
         tokenize: Tokenize | None = None,
     ) -> Source:
+        """The source of a set, in an order that its number decides."""
         parts = made.of_set(config, component, tokenize, dataset)
         # Sets of the same length must not come in the same order.
         seed = config.seed
@@ -103,6 +104,7 @@ class Source:
         return draw // len(self)
 
     def label(self, record: schema.Record) -> int:
+        """The class of a record in the mixture, -1 for none."""
         label = int(label_of(record)) if self.labelled else -1
         return label if label < 0 or self.labels is None else int(self.labels[label])
 

@@ -102,6 +102,7 @@ class ArrayViews(ItemViews):
         super().__init__(names, config, threads=threads, strict=True)
 
     def views(self, number: int) -> np.ndarray | None:
+        """The views of a clip, (views, T, H, W, 3) uint8."""
         video = np.ascontiguousarray(self.videos[number])
         if self.whole:
             wanted = np.tile(np.arange(len(video)), (self.config.clips, 1))

@@ -272,9 +272,11 @@ class Interleave:
 
     @property
     def period(self) -> int:
+        """Draws after which the pattern repeats."""
         return sum(self.weights)
 
     def share(self, part: int) -> Fraction:
+        """Of the draws, those of a part."""
         return Fraction(self.weights[part], self.period)
 
     def _rank(self, part: int, k: int) -> int:
@@ -362,6 +364,7 @@ class Plan:
     records: tuple[int, ...]
 
     def slot(self, step: int) -> Slot:
+        """Which group makes the batch of a step, and from where on."""
         which, number = self.steps.locate(step)
         group = self.groups[which]
         return Slot(group, number * group.batch // self.repeats, self.examples(step))

@@ -83,6 +83,7 @@ class FixedViews:
 
     @property
     def dataset(self) -> Dataset:
+        """What it reads."""
         return self._source.dataset
 
     @property

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from data_pipelines.commands.arguments import add_max_bad, add_quiet
 from data_pipelines.subset.rows import COLUMNS
 
 # In the order in which they are looked for; a row has the first that applies. The number in this
@@ -78,10 +79,12 @@ class SubsetOptions:
 
     @property
     def needs_similarity(self) -> bool:
+        """Whether it chooses by similarity."""
         return self.min_similarity is not None or self.top_share is not None
 
     @property
     def needs_aesthetic(self) -> bool:
+        """Whether it chooses by aesthetic score."""
         return self.min_aesthetic is not None or self.top_aesthetic is not None
 
 
@@ -123,14 +126,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: %(default)s)",
     )
     parser.add_argument("--seed", type=int, default=42, help="of the draw (default: %(default)s)")
-    parser.add_argument(
-        "--max-bad",
-        metavar="SHARE",
-        type=float,
-        default=0.01,
-        help="exit with 1 if more of the rows are malformed (default: %(default)s)",
-    )
-    parser.add_argument("--quiet", action="store_true", help="no progress, only the result")
+    add_max_bad(parser, "more of the rows are malformed")
+    add_quiet(parser)
 
 
 def options(arguments: argparse.Namespace) -> SubsetOptions:

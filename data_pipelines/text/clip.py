@@ -86,6 +86,7 @@ class ClipTokenizer:
         return rows
 
     def mask(self, ids: np.ndarray) -> np.ndarray:
+        """(..., L) ids -> bool: True up to the last end token."""
         return mask_to_end(ids, self.end_id)
 
     def encode(self, text: str) -> list[int]:
@@ -101,6 +102,7 @@ class ClipTokenizer:
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids; ValueError for one outside the vocabulary."""
         parts: list[str] = []
         plain: list[int] = []
         for token in map(int, ids):

@@ -59,6 +59,7 @@ class WordPieceTokenizer:
         return rows
 
     def mask(self, ids: np.ndarray) -> np.ndarray:
+        """(..., L) ids -> bool: True up to the last end token."""
         return mask_to_end(ids, self.end_id)
 
     def encode(self, text: str) -> list[int]:
@@ -68,6 +69,7 @@ class WordPieceTokenizer:
         return _build(self._data).encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids; ValueError for one outside the vocabulary."""
         if len(outside := [i for i in map(int, ids) if not 0 <= i < self.vocab_size]):
             raise ValueError(f"id {outside[0]} is outside the vocabulary of {self.vocab_size}")
         return _build(self._data).decode(list(map(int, ids)), skip_special_tokens=False)

@@ -63,6 +63,7 @@ class Comparison:
     outputs: np.ndarray
 
     def text(self) -> str:
+        """Name, verdict, parameters and outputs, in two lines."""
         numbers = ", ".join(f"{value:.7g}" for value in self.outputs)
         return (
             f"{self.name}: {self.state}: {self.why}\n  parameters {self.digest}, outputs on the "

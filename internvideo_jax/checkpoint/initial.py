@@ -42,6 +42,7 @@ class LoadReport:
     head: HeadRows | None = None  # which rows a classifier's head was given, where both have one
 
     def text(self) -> str:
+        """What became of every weight, a line a group."""
         lines = [f"initial weights from {self.source}"]
         if self.head is not None:
             lines.append(f"  head: {self.head.note}")

@@ -291,6 +291,7 @@ class Checkpoints:
         )
 
     def close(self) -> None:
+        """Waits until all that was begun is saved."""
         self._manager.close()
 
 

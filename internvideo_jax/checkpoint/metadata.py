@@ -95,5 +95,6 @@ def digest_of(arrays: Iterable[tuple[str, Any]]) -> str:
 
 
 def devices() -> dict[str, Any]:
+    """Kind and number of the devices, and of the hosts."""
     first = jax.devices()[0]
     return {"kind": first.device_kind, "count": jax.device_count(), "hosts": jax.process_count()}

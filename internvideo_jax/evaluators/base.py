@@ -30,7 +30,8 @@ from data_pipelines.stream.pipeline import ViewPass
 from internvideo_jax.inference.steps import Batch, Forward, Program, deal, fetched, tile_rows
 from internvideo_jax.parallel.mesh import BATCH_AXES
 from internvideo_jax.parallel.multihost import is_main
-from internvideo_jax.protocols import Input, Model, clip_of
+from internvideo_jax.protocols import Model, clip_of
+from internvideo_jax.tasks import Input
 from internvideo_jax.types import Params
 
 ANIMATED = " animated"  # ends the name of an animation

@@ -20,7 +20,7 @@ from internvideo_jax.evaluators.per_video import Scored
 from internvideo_jax.evaluators.published import protocols
 from internvideo_jax.inference.steps import Forward
 from internvideo_jax.inference.vectors import gather
-from internvideo_jax.protocols import Input, Result
+from internvideo_jax.tasks import Input, Result
 from internvideo_jax.telemetry.pictures import confusion_picture
 
 CONFUSION = "Videos of each class (rows) by the class they are taken for (columns)."

@@ -12,7 +12,8 @@ from data_pipelines.config import ViewConfig
 from data_pipelines.limits import limited
 from internvideo_jax.evaluators.base import EvalContext, check_finite, describe_data
 from internvideo_jax.ops.probe_heads import HeadSpec, read
-from internvideo_jax.protocols import Input, clip_of
+from internvideo_jax.protocols import clip_of
+from internvideo_jax.tasks import Input
 
 MEAN = HeadSpec("linear")  # reads the mean over all tokens
 

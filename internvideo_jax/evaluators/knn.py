@@ -9,7 +9,7 @@ import numpy as np
 from data_pipelines.limits import limited
 from internvideo_jax.evaluators.base import EvalContext
 from internvideo_jax.evaluators.features import MEAN, FeatureTask, extract
-from internvideo_jax.protocols import Result
+from internvideo_jax.tasks import Result
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,7 @@ from internvideo_jax.evaluators.video_text import (
     embed_videos,
     some,
 )
-from internvideo_jax.protocols import Input, Result
+from internvideo_jax.tasks import Input, Result
 
 COLUMNS, CLASSES = "columns", "classes"
 TIES = ("share", "first")

@@ -12,7 +12,8 @@ import numpy as np
 from internvideo_jax.evaluators import metrics
 from internvideo_jax.evaluators.base import EvalContext, describe_data
 from internvideo_jax.evaluators.classification import Accuracy
-from internvideo_jax.protocols import Heads, Input, Model, Result
+from internvideo_jax.protocols import Heads, Model
+from internvideo_jax.tasks import Input, Result
 from internvideo_jax.telemetry.pictures import grid_picture
 from internvideo_jax.types import Params
 

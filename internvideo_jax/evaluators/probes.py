@@ -25,7 +25,7 @@ from internvideo_jax.ops.losses import smooth_labels, soft_cross_entropy
 from internvideo_jax.ops.probe_heads import HeadSpec, apply_head, init_head
 from internvideo_jax.optim.factory import make_optimizer
 from internvideo_jax.optim.schedules import cosine
-from internvideo_jax.protocols import Result
+from internvideo_jax.tasks import Result
 from internvideo_jax.types import (
     HeadGrid,
     Tree,

@@ -18,7 +18,8 @@ from internvideo_jax.ops import masking
 from internvideo_jax.ops.pixels import patchify, to_unit, unpatchify
 from internvideo_jax.ops.reconstruction import pixel_loss, restore_pixels
 from internvideo_jax.ops.tokens import scatter, take
-from internvideo_jax.protocols import Input, Result, clip_of
+from internvideo_jax.protocols import clip_of
+from internvideo_jax.tasks import Input, Result
 from internvideo_jax.telemetry.pictures import side_by_side, strip
 from internvideo_jax.types import Params
 

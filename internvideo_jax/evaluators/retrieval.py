@@ -21,7 +21,7 @@ from internvideo_jax.evaluators.video_text import (
     logit_scale,
 )
 from internvideo_jax.parallel.multihost import is_main
-from internvideo_jax.protocols import Result
+from internvideo_jax.tasks import Result
 
 CAPTIONS = ("all", "first", "paragraph")
 FOUND = 5  # videos shown per query

@@ -16,7 +16,7 @@ from internvideo_jax.evaluators.base import (
 )
 from internvideo_jax.evaluators.per_video import jsonl, sheet
 from internvideo_jax.parallel.multihost import is_main
-from internvideo_jax.protocols import Evaluator, Result
+from internvideo_jax.tasks import Evaluator, Result
 from internvideo_jax.telemetry.pictures import write_gif, write_png
 from internvideo_jax.types import (
     Params,

@@ -23,7 +23,7 @@ from internvideo_jax.evaluators.base import EvalContext, Pass, describe_data
 from internvideo_jax.inference.steps import Forward, Program
 from internvideo_jax.inference.texts import Texts, embed_unique
 from internvideo_jax.inference.vectors import gather, mean_of_views, no_direction, unit
-from internvideo_jax.protocols import Input
+from internvideo_jax.tasks import Input
 from internvideo_jax.types import Params
 
 # Texts that a device encodes at a time; fixed, so that one program does and results do not depend

@@ -15,7 +15,7 @@ from internvideo_jax.evaluators.per_video import Scored
 from internvideo_jax.evaluators.published import templates
 from internvideo_jax.evaluators.published import video_text as presets
 from internvideo_jax.evaluators.video_text import VideoTextTask, embed_videos, logit_scale
-from internvideo_jax.protocols import Input, Result
+from internvideo_jax.tasks import Input, Result
 from internvideo_jax.telemetry.pictures import confusion_picture
 
 

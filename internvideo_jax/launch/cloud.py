@@ -61,10 +61,12 @@ class CloudSlice:
 
     @property
     def generation(self) -> Generation:
+        """The generation of its chips; ValueError for an unknown name."""
         return GENERATIONS[parse_topology(self.name)[0]]
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Chips along each axis of the topology."""
         return parse_topology(self.name)[1]
 
     @property
@@ -74,6 +76,7 @@ class CloudSlice:
 
     @property
     def chips(self) -> int:
+        """Number of chips."""
         return math.prod(self.shape)
 
     @property
@@ -120,6 +123,7 @@ def _text(shape: tuple[int, ...]) -> str:
 
 
 def main() -> None:
+    """The command; its output is read by scripts."""
     parser = argparse.ArgumentParser(
         prog="python -m internvideo_jax.launch.cloud",
         description="Facts of a TPU slice in Google Cloud, as NAME=value lines.",

@@ -206,6 +206,7 @@ USAGE = (
 
 
 def main() -> None:
+    """Prints the command of a worker, which scripts run."""
     # argparse drops a `--` among the arguments of another program, so they are split off first.
     own, dashes, arguments = _split(sys.argv[1:])
     options: dict[str, Any] = {"restarts": 0, "python": "python"}

@@ -49,10 +49,12 @@ DEVICE_FLAG = "--xla_force_host_platform_device_count"
 
 
 def say(text: str) -> None:
+    """Tells the person who waits, on the standard error."""
     print(f"launch: {text}", file=sys.stderr, flush=True)
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The arguments of `ivj launch`."""
     parser = argparse.ArgumentParser(
         "ivj launch",
         description=__doc__,
@@ -289,6 +291,7 @@ def launch(options: argparse.Namespace) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """The command `ivj launch`; returns the exit code."""
     try:
         return launch(parse(sys.argv[1:] if arguments is None else arguments))
     except (OSError, RuntimeError) as error:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from internvideo_jax.layers.attention import head_width
 from internvideo_jax.layers.block import layer_norm
 from internvideo_jax.layers.init import Init
 
@@ -38,8 +39,7 @@ class AttentionPool(nnx.Module):
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        if width % heads:
-            raise ValueError(f"width {width} is not divisible by {heads} heads of the pool")
+        head_width(width, heads, " of the pool")
         self.heads = heads
         self.dtype = dtype
         self.norm_q = layer_norm(width, dtype=dtype, rngs=rngs, eps=NORM_EPS)

@@ -9,30 +9,44 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from internvideo_jax.layers.attention import Attention, CrossAttention, rms_norm
-from internvideo_jax.layers.drop_path import drop_path
+from internvideo_jax.layers.attention import (
+    Attention,
+    AttentionConfig,
+    CrossAttention,
+    CrossAttentionConfig,
+    rms_norm,
+)
+from internvideo_jax.layers.drop_path import drop_path, head_dropout
 from internvideo_jax.layers.init import Init
-from internvideo_jax.layers.mlp import MLP
+from internvideo_jax.layers.mlp import MLP, MLPConfig
 from internvideo_jax.ops.attention import Cache
 
 NORM_EPS = 1e-6  # every norm of the VideoMAE family; CLIP has 1e-5
 
 # Path pattern -> mesh axes, for the parameters of stacked blocks (first axis: layers). Heads and
 # hidden units go over `tensor`, the other matmul dimension over `fsdp`.
-_QKV_BIAS = (r"blocks/attn/qkv/([qv]_)?bias", (..., "tensor"))
+_QKV_BIAS = (r"blocks/attn/qkv/([qkv]_)?bias", (..., "tensor"))
+_MLP_BIAS = (r"blocks/mlp/fc1/bias", (None, "tensor"))
 BLOCK_SHARDING = (
     (r"blocks/attn/qkv/kernel", (None, None, "fsdp", "tensor")),
     _QKV_BIAS,
     (r"blocks/attn/proj/kernel", (None, "tensor", "fsdp")),
     (r"blocks/mlp/fc1/kernel", (None, "fsdp", "tensor")),
-    (r"blocks/mlp/fc1/bias", (None, "tensor")),
+    _MLP_BIAS,
     (r"blocks/mlp/fc2/kernel", (None, "tensor", "fsdp")),
 )
-CROSS_SHARDING = (
+_GROUPED_SHARDING = (
+    (r"blocks/attn/qkv/q_kernel", (None, "fsdp", "tensor")),
+    (r"blocks/attn/qkv/kv_kernel", (None, None, "fsdp", "tensor")),
+)
+_GATE = (r"blocks/mlp/gate/kernel", (None, "fsdp", "tensor"))
+_CROSS_SHARDING = (
     (r"blocks/cross/[qkv]/kernel", (None, "fsdp", "tensor")),
-    (r"blocks/cross/[qkv]/bias", (None, "tensor")),
     (r"blocks/cross/proj/kernel", (None, "tensor", "fsdp")),
 )
+_CROSS_BIAS = (r"blocks/cross/[qkv]/bias", (None, "tensor"))
+DROPOUT = 8  # dropout of branch i folds 8 + i into the keys of a layer, drop path i
+NORMS = ("layer", "rms")
 ORDERS = ("pre", "post")
 
 
@@ -44,43 +58,63 @@ def layer_norm(
 
 
 @dataclasses.dataclass(frozen=True)
-class BlockConfig:
-    """One transformer block; every field but `attention` is part of a model's identity."""
+class NormConfig:
+    """The norms of a block: their kind, and where they stand."""
 
-    width: int
-    heads: int
-    hidden: int  # units of the MLP
-    qkv_bias: bool = True
-    layer_scale: float = 0.0  # initial value of LayerScale; 0 = no LayerScale
-    cosine: bool = False
-    key_bias: bool = False  # the key has a bias like query and value
-    activation: str = "gelu"  # gelu (exact) | gelu_tanh | quick_gelu
-    norm_eps: float = NORM_EPS
-    causal: bool = False  # a token attends to itself and those before it
-    norm: str = "layer"  # layer | rms
-    qk_norm: bool = False  # RMSNorm of queries and keys over all heads together
-    literal: bool = False  # heads attend to each other instead of tokens, see layers/attention.py
-    attention: str = "auto"  # form of the computation, see ops/attention.py
-    order: str = "pre"  # norm before each part | post: after its sum with the input, as in BERT
-    context: int = 0  # width of a context that cross-attention reads between the two; 0: none
+    kind: str = "layer"  # layer | rms
+    order: str = "pre"  # before each part | post: after its sum with the input, as in BERT
+    eps: float = NORM_EPS
 
     def __post_init__(self) -> None:
+        if self.kind not in NORMS:
+            raise ValueError(f"unknown norm {self.kind!r}; known: {', '.join(NORMS)}")
         if self.order not in ORDERS:
             raise ValueError(f"unknown order of norms {self.order!r}; known: {', '.join(ORDERS)}")
 
-    def make_norm(self, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.LayerNorm | nnx.RMSNorm:
-        """A norm of the block; ValueError for a kind that does not exist."""
-        if self.norm == "layer":
-            return layer_norm(self.width, dtype=dtype, rngs=rngs, eps=self.norm_eps)
-        if self.norm == "rms":
-            return rms_norm(self.width, dtype=dtype, rngs=rngs, eps=self.norm_eps)
-        raise ValueError(f"unknown norm {self.norm!r}; known: layer, rms")
+    def make(self, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.LayerNorm | nnx.RMSNorm:
+        """One of them."""
+        norm = layer_norm if self.kind == "layer" else rms_norm
+        return norm(width, dtype=dtype, rngs=rngs, eps=self.eps)
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockConfig:
+    """One transformer block, put together from its parts.
+
+    A layer of BERT with fused tokens of an encoder, in InternVideo2's stage 2, has `key_bias`,
+    `cross`, and norms of the order `post`; one of a language model as Mistral or InternLM `causal`
+    attention with `kv_heads` and `rotary` positions, a gated MLP, RMS norms and no bias.
+    """
+
+    width: int
+    attention: AttentionConfig
+    mlp: MLPConfig
+    cross: CrossAttentionConfig | None = None  # between the two, over a context
+    norm: NormConfig = NormConfig()
+    # Initial LayerScale of attention and MLP; 0 = none.
+    layer_scale: float = 0.0
+    dropout: float = 0.0  # of the values that each part adds, as in BERT
+
+    @property
+    def draws(self) -> bool:
+        """Whether there is dropout in it."""
+        parts = (self, self.attention, self.cross)
+        return any(part is not None and part.dropout > 0 for part in parts)
 
 
 def block_sharding(config: BlockConfig) -> tuple[tuple[str, tuple[Any, ...]], ...]:
-    """Those of BLOCK_SHARDING that the parameters of such blocks have."""
-    rules = tuple(rule for rule in BLOCK_SHARDING if config.qkv_bias or rule is not _QKV_BIAS)
-    return (*rules, *CROSS_SHARDING) if config.context else rules
+    """The rules for the parameters of such blocks; BLOCK_SHARDING are those of most."""
+    attention = config.attention
+    rules = [rule for rule in BLOCK_SHARDING if attention.qkv_bias or rule is not _QKV_BIAS]
+    if attention.key_heads != attention.heads:
+        rules = [*_GROUPED_SHARDING, *rules[1:]]
+    if not config.mlp.bias:
+        rules.remove(_MLP_BIAS)
+    if config.mlp.gated:
+        rules.append(_GATE)
+    if config.cross is not None:
+        rules += [*_CROSS_SHARDING, *([_CROSS_BIAS] if config.cross.bias else [])]
+    return tuple(rules)
 
 
 class Beside(NamedTuple):
@@ -103,50 +137,17 @@ class Block(nnx.Module):
     """
 
     def __init__(self, config: BlockConfig, *, init: Init, dtype: jnp.dtype, rngs: nnx.Rngs):
-        width = config.width
-        self.order = config.order
-        self.norm1 = config.make_norm(dtype=dtype, rngs=rngs)
-        self.attn = Attention(
-            width,
-            config.heads,
-            qkv_bias=config.qkv_bias,
-            key_bias=config.key_bias,
-            cosine=config.cosine,
-            causal=config.causal,
-            qk_norm=config.qk_norm,
-            literal=config.literal,
-            form=config.attention,
-            init=init,
-            dtype=dtype,
-            rngs=rngs,
-        )
-        crossed = config.context > 0
-        self.norm_cross = config.make_norm(dtype=dtype, rngs=rngs) if crossed else None
-        self.cross = (
-            CrossAttention(
-                width,
-                config.heads,
-                config.context,
-                form=config.attention,
-                init=init,
-                dtype=dtype,
-                rngs=rngs,
-            )
-            if crossed
-            else None
-        )
-        self.norm2 = config.make_norm(dtype=dtype, rngs=rngs)
-        self.mlp = MLP(
-            width,
-            config.hidden,
-            activation=config.activation,
-            init=init,
-            dtype=dtype,
-            rngs=rngs,
-        )
-        scaled = config.layer_scale > 0
-        self.gamma1 = nnx.Param(jnp.full((width,), config.layer_scale)) if scaled else None
-        self.gamma2 = nnx.Param(jnp.full((width,), config.layer_scale)) if scaled else None
+        width, cross, scale = config.width, config.cross, config.layer_scale
+        options: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
+        self.order, self.dropout, self.draws = config.norm.order, config.dropout, config.draws
+        self.norm1 = config.norm.make(width, **options)
+        self.attn = Attention(width, config.attention, init=init, **options)
+        self.norm_cross = config.norm.make(width, **options) if cross else None
+        self.cross = CrossAttention(width, cross, init=init, **options) if cross else None
+        self.norm2 = config.norm.make(width, **options)
+        self.mlp = MLP(width, config.mlp, init=init, **options)
+        self.gamma1 = nnx.Param(jnp.full((width,), scale)) if scale > 0 else None
+        self.gamma2 = nnx.Param(jnp.full((width,), scale)) if scale > 0 else None
 
     def __call__(
         self,
@@ -165,7 +166,7 @@ class Block(nnx.Module):
         """
 
         def attend(y: jax.Array) -> jax.Array:
-            return self.attn(y, mask=beside.mask, bias=beside.bias)
+            return self.attn(y, mask=beside.mask, bias=beside.bias, keys=keys)
 
         x = self._part(x, self.norm1, attend, self.gamma1, keys, rate, 0)
         return self._rest(x, keys, rate, beside)
@@ -189,7 +190,7 @@ class Block(nnx.Module):
                 raise ValueError("the block has cross-attention and was given no context")
 
             def read(y: jax.Array) -> jax.Array:
-                return cross(y, context, beside.context_mask)
+                return cross(y, context, beside.context_mask, keys)
 
             x = self._part(x, self.norm_cross, read, None, keys, rate, 2)
         return self._part(x, self.norm2, self.mlp, self.gamma2, keys, rate, 1)
@@ -207,4 +208,7 @@ class Block(nnx.Module):
     def _branch(self, y, gamma, keys, rate, which):
         if gamma is not None:  # in float32: gamma may be 1e-5, and learns from there
             y = (y.astype(jnp.float32) * gamma[...]).astype(y.dtype)
-        return y if keys is None else drop_path(y, keys, rate, which)
+        if keys is None:
+            return y
+        y = head_dropout(y, keys, self.dropout, DROPOUT + which)
+        return drop_path(y, keys, rate, which)

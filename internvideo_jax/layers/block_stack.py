@@ -87,7 +87,7 @@ def run_stack(
     Args:
       blocks: from `stacked_blocks`.
       x: (B, N, D).
-      keys: (B,) keys, one per example, for drop path; None in evaluation.
+      keys: (B,) keys, one per example, for drop path and dropout; None in evaluation.
       drop_path: rate of the last layer; layer i of L has the share i / (L - 1).
       remat: name in REMAT_POLICIES.
       scan: False unrolls the loop over the same parameters (other compile time, same result).
@@ -97,7 +97,7 @@ def run_stack(
     Returns:
       (B, N, D) after the last layer, and (len(intermediate_layers), B, N, D) or None without any.
     """
-    keys = keys if drop_path > 0 else None
+    keys = keys if drop_path > 0 or blocks.draws else None
     shared = () if beside is None else (beside,)
     x, intermediates, _ = run_layers(
         blocks,

@@ -13,8 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from internvideo_jax.layers.block import BlockConfig, layer_norm
+from internvideo_jax.layers.attention import AttentionConfig
+from internvideo_jax.layers.block import BlockConfig, NormConfig, layer_norm
 from internvideo_jax.layers.init import torch_uniform
+from internvideo_jax.layers.mlp import MLPConfig
+from internvideo_jax.layers.tower import TowerConfig
 
 NORM_EPS = 1e-5  # of all its layer norms
 
@@ -38,24 +41,14 @@ IMAGE_FORMS = {
 
 
 def clip_block(
-    width: int,
-    heads: int,
-    hidden: int,
-    *,
-    causal: bool = False,
-    attention: str = "auto",
-    form: ImageForm = CLIP,
+    tower: TowerConfig, attention: str = "auto", *, causal: bool = False, form: ImageForm = CLIP
 ) -> BlockConfig:
-    """A block with a bias on the key, and activation and epsilon of the form."""
+    """A block of a tower with a bias on the key, and activation and epsilon of the form."""
     return BlockConfig(
-        width,
-        heads,
-        hidden,
-        key_bias=True,
-        activation=form.activation,
-        norm_eps=form.norm_eps,
-        causal=causal,
-        attention=attention,
+        tower.width,
+        AttentionConfig(tower.heads, key_bias=True, causal=causal, form=attention),
+        MLPConfig(tower.hidden, form.activation),
+        norm=NormConfig(eps=form.norm_eps),
     )
 
 

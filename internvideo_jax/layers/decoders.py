@@ -8,7 +8,6 @@ from flax import nnx
 
 from internvideo_jax.layers.attention import unit
 from internvideo_jax.layers.block import layer_norm
-from internvideo_jax.layers.block_stack import stacked
 from internvideo_jax.layers.init import Init
 from internvideo_jax.ops.activations import gelu
 
@@ -54,25 +53,6 @@ class FeatureDecoder(nnx.Module):
         elif self.fc1 is not None and self.fc2 is not None:
             x = self.fc2(gelu(self.fc1(x)))
         return unit(self.norm(x))
-
-
-def stacked_decoders(
-    count: int,
-    width: int,
-    out: int,
-    *,
-    kind: str = "linear",
-    eps: float,
-    init: Init,
-    dtype: jnp.dtype,
-    rngs: nnx.Rngs,
-) -> FeatureDecoder:
-    """`count` decoders as one module whose parameters have a leading axis."""
-
-    def build(rngs: nnx.Rngs) -> FeatureDecoder:
-        return FeatureDecoder(width, out, kind=kind, eps=eps, init=init, dtype=dtype, rngs=rngs)
-
-    return stacked(build, count, rngs)
 
 
 def decode(decoders: FeatureDecoder, x: jax.Array) -> jax.Array:

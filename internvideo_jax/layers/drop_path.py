@@ -7,11 +7,7 @@ import jax.numpy as jnp
 
 
 def drop_path(
-    y: jax.Array,
-    keys: jax.Array,
-    rate: jax.Array | float,
-    which: int,
-    shape: tuple[int, ...] = (),
+    y: jax.Array, keys: jax.Array, rate: jax.Array | float, which: int, shape: tuple[int, ...] = ()
 ) -> jax.Array:
     """Drops a residual branch per example and rescales the rest by 1 / (1 - rate).
 

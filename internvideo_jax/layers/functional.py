@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from internvideo_jax.protocols import ModelConfig
+from internvideo_jax.protocols import ModelConfig, classes_of
 from internvideo_jax.types import Params
 
 
@@ -47,3 +47,34 @@ class FunctionalModel:
     def apply(self, params: Params, *args: Any, method: str = "__call__", **kwargs: Any) -> Any:
         """Calls a method of the network with these parameters; pure, safe under jit and grad."""
         return getattr(nnx.merge(self._graph, params), method)(*args, **kwargs)
+
+
+def check_classes(classes: int) -> None:
+    """ValueError where it is not known yet how many classes a classifier has."""
+    if classes < 1:
+        raise ValueError("config.model.classes is 0 and no dataset told how many there are")
+
+
+def classifier(config: ModelConfig, build: Callable[[nnx.Rngs], nnx.Module]) -> FunctionalModel:
+    """The network of a classifier; ValueError as `check_classes`."""
+    check_classes(classes_of(config).classes)
+    return FunctionalModel(config, build)
+
+
+class WithStatistics(nnx.Module):
+    """A classifier that may have running statistics: its training gives new ones."""
+
+    def __call__(self, video: jax.Array, keys: jax.Array | None = None) -> jax.Array:
+        """Logits (B, classes) float32.
+
+        Args:
+          video: (B, T, H, W, 3) uint8, or float in 0..1.
+          keys: (B,) keys in training: drop path, dropout, batch statistics; None in evaluation.
+        """
+        return self.train(video, keys)[0]
+
+    def train(
+        self, video: jax.Array, keys: jax.Array | None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Logits, and new values of the running statistics by parameter path."""
+        raise NotImplementedError

@@ -47,6 +47,15 @@ class Init:
             kernel_init=lambda key, shape, _=None: self.linear(key, *shape),
         )
 
+    def head(self, fan_in: int, classes: int, scale: float, *, rngs: nnx.Rngs) -> nnx.Linear:
+        """A linear layer in float32 whose weights start `scale` times as large."""
+        return nnx.Linear(
+            fan_in,
+            classes,
+            rngs=rngs,
+            kernel_init=lambda key, shape, _=None: scale * self.linear(key, *shape),
+        )
+
 
 def torch_layer(fan_in: int, fan_out: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Linear:
     """A linear layer with the start of `torch_uniform`, weights and bias."""

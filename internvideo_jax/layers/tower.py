@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import jax
 import numpy as np
 
 from data_pipelines.limits import limited
-from internvideo_jax.layers.block_stack import check_remat
+from internvideo_jax.layers.block import BLOCK_SHARDING, Block
+from internvideo_jax.layers.block_stack import check_remat, run_stack
 from internvideo_jax.ops.attention import check_form
-from internvideo_jax.ops.pixels import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    normalize,
-    patchify,
-    token_grid,
-)
+from internvideo_jax.ops.pixels import IMAGENET_MEAN, IMAGENET_STD, normalize, patchify, token_grid
 from internvideo_jax.ops.tokens import take
-from internvideo_jax.protocols import ClipInput, Inputs, Traits
+from internvideo_jax.protocols import ClipInput, Inputs, ShardingRules, Traits
 from internvideo_jax.registry import suggest
 
 Size = TypeVar("Size")
@@ -151,6 +146,11 @@ class VideoTowerConfig:
         return Traits(stacks={"encoder": self.encoder}, remat=self.remat)
 
     @property
+    def sharding_rules(self) -> ShardingRules:
+        """Which axes of its parameters are split over which axes of the mesh."""
+        return BLOCK_SHARDING
+
+    @property
     def token_pixels(self) -> int:
         """Values of one tubelet: frames * rows * columns * colours."""
         return self.tubelet * self.patch**2 * 3
@@ -159,9 +159,33 @@ class VideoTowerConfig:
         """Of the patch embedding of so many tokens."""
         return 2.0 * tokens * self.token_pixels * self.encoder.width
 
+    def shrunk(self, frames: int, **changes: Any) -> Self:
+        """With two thin layers, at most so many frames and four patches each, and changes."""
+        small: dict[str, Any] = {"encoder": SMALLEST, "dtype": "float32", **changes}
+        frames, resolution = min(self.frames, frames), 2 * self.patch
+        return dataclasses.replace(self, frames=frames, resolution=resolution, **small)
+
     def stack_options(self) -> dict[str, Any]:
         """How `run_stack` goes through the blocks."""
         return {"remat": self.remat, "scan": self.scan}
+
+    def run(
+        self,
+        blocks: Block,
+        x: jax.Array,
+        keys: jax.Array | None = None,
+        drop_path: float = 0.0,
+        intermediate_layers: Sequence[int] = (),
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """`run_stack` as the config says."""
+        return run_stack(
+            blocks,
+            x,
+            keys=keys,
+            drop_path=drop_path,
+            intermediate_layers=intermediate_layers,
+            **self.stack_options(),
+        )
 
     def pixels(
         self, video: jax.Array, visible: jax.Array | None = None, *, image: bool = False

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 
 from data_pipelines.limits import limited
 from internvideo_jax.config import component
-from internvideo_jax.objectives.base import Frozen, Objective
 from internvideo_jax.ops import masking
 from internvideo_jax.ops.alignment import DISTANCES, alignment_loss
 from internvideo_jax.protocols import Model, ModelConfig, Student, clip_of
+from internvideo_jax.tasks import Frozen, Objective
 from internvideo_jax.types import Batch, Mean, Params
 
 MASKS = ("attention", "random", "tube")

@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from data_pipelines.limits import limited
-from internvideo_jax.objectives.base import Objective
 from internvideo_jax.ops import erasing, masking
 from internvideo_jax.ops.losses import smooth_labels, soft_cross_entropy
 from internvideo_jax.ops.mixup import mix_batch, mix_targets
 from internvideo_jax.ops.pixels import to_unit
 from internvideo_jax.protocols import Model, ModelConfig, classes_of, clip_of
+from internvideo_jax.tasks import Objective
 from internvideo_jax.types import Batch, Loss, Mean, Params
 
 ERASING = 0x45  # folded into the keys of random erasing

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from data_pipelines.limits import limited
-from internvideo_jax.objectives.base import Objective
 from internvideo_jax.ops import contrastive, masking
 from internvideo_jax.parallel.mesh import BATCH_AXES
 from internvideo_jax.protocols import Model, ModelConfig, clip_of
+from internvideo_jax.tasks import Objective
 from internvideo_jax.types import Batch, Mean, Params
 
 SCALES = ("true", "reference")

@@ -7,10 +7,10 @@ import math
 
 import jax
 
-from internvideo_jax.objectives.base import Objective
 from internvideo_jax.ops import masking
 from internvideo_jax.ops.reconstruction import pixel_loss
 from internvideo_jax.protocols import Model, ModelConfig, clip_of
+from internvideo_jax.tasks import Objective
 from internvideo_jax.types import Batch, Loss, Params
 
 

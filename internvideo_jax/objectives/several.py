@@ -10,8 +10,8 @@ from typing import Any
 import jax
 
 from internvideo_jax.config import component
-from internvideo_jax.objectives.base import Frozen, Objective
 from internvideo_jax.protocols import Model, ModelConfig
+from internvideo_jax.tasks import Frozen, Objective
 from internvideo_jax.types import Batch, Found, Loss, Mean, Params, Term
 
 
@@ -30,6 +30,7 @@ class Several(Objective):
     weights: Mapping[str, float] = dataclasses.field(default_factory=dict)  # by label; 1 if absent
 
     def check(self, config: ModelConfig) -> None:
+        """ValueError for no objectives, a wrong weight, or settings that one of them refuses."""
         if not self.of:
             raise ValueError("config.objective.of is empty; expected an objective for each label")
         for label, weight in self.weights.items():
@@ -53,14 +54,17 @@ class Several(Objective):
 
     @property
     def across(self) -> bool:
+        """Whether one of them is."""
         return any(each.across for each in self.of.values())
 
     @property
     def reads(self) -> tuple[str, ...]:
+        """What any of them reads."""
         return tuple(dict.fromkeys(kind for each in self.of.values() for kind in each.reads))
 
     @property
     def pairs(self) -> bool:
+        """Whether one of them mixes pairs."""
         return any(each.pairs for each in self.of.values())
 
     @property
@@ -76,6 +80,7 @@ class Several(Objective):
     def loss(
         self, model: Model, params: Params, batch: Batch, key: jax.Array, step: jax.Array
     ) -> Loss:
+        """The terms of all, by label and name, weighted."""
         return self._sum(
             {label: each.loss(model, params, batch, key, step) for label, each in self.of.items()}
         )
@@ -83,6 +88,7 @@ class Several(Objective):
     def embed(
         self, model: Model, params: Params, batch: Batch, key: jax.Array, step: jax.Array
     ) -> dict[str, Any]:
+        """By label, of those that compare across the batch."""
         return {
             label: each.embed(model, params, batch, key, step)
             for label, each in self.of.items()
@@ -90,6 +96,7 @@ class Several(Objective):
         }
 
     def compare(self, params: Params, embeddings: Mapping[str, Any], batch: Batch) -> Loss:
+        """The terms of those that compare across the batch."""
         return self._sum(
             {
                 label: self.of[label].compare(params, rows, batch)
@@ -98,6 +105,7 @@ class Several(Objective):
         )
 
     def project(self, params: Params) -> Params:
+        """The parameters in the bounds of all."""
         for each in self.of.values():
             params = each.project(params)
         return params
@@ -111,6 +119,7 @@ class Several(Objective):
         }
 
     def targets(self, frozen: Frozen, batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
+        """The targets of all, each from the networks below its label."""
         found: dict[str, jax.Array] = {}
         for label, each in self.of.items():
             prefix = f"of.{label}."
@@ -124,6 +133,7 @@ class Several(Objective):
         return found
 
     def cached_shapes(self, config: ModelConfig) -> dict[str, tuple[tuple[int, ...], Any]]:
+        """Those of all."""
         return {
             name: shape
             for each in self.of.values()
@@ -136,6 +146,7 @@ class Several(Objective):
         return next((each for each in found if len(each) > 1), super().target_settings())
 
     def smallest(self, model: ModelConfig) -> tuple[Several, ModelConfig]:
+        """All in small, one after the other on the same model."""
         small = {}
         for label, each in self.of.items():
             small[label], model = each.smallest(model)

@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 
 from data_pipelines.commands.outputs import check_folder
 from data_pipelines.records import manifest
+from data_pipelines.records.companion import CompanionWriter
 from data_pipelines.records.dataset import Dataset, open_dataset
 from data_pipelines.records.storage import write_atomic
 from data_pipelines.stream.identity import differences
@@ -76,12 +77,7 @@ def command(
       fill: settings as they are with what the config knows.
     """
     flags.adopt_module_key_flags(cli)
-    checkpoint = flags.DEFINE_string(
-        "checkpoint",
-        None,
-        "Run directory, one of its steps, or a .safetensors / .pth file. A run knows its config; a "
-        "file needs --config.",
-    )
+    checkpoint = flags.DEFINE_string(*cli.CHECKPOINT)
     out, part, parts = define_out(what)
     wanted = flags.DEFINE_string(
         "split",
@@ -152,16 +148,12 @@ def define_options(options: type, helps: Mapping[str, str]) -> dict[str, Any]:
 
 
 def check_part(part: int, parts: int) -> None:
+    """ValueError for a part that is none of `parts`."""
     if not 0 <= part < parts:
         raise ValueError(f"--part={part}: expected 0 to {parts - 1}")
 
 
-def check_same(
-    path: Path,
-    provenance: dict[str, Any],
-    settings: str,
-    *others: str,
-) -> None:
+def check_same(path: Path, provenance: dict[str, Any], settings: str, *others: str) -> None:
     """Writes what decides the output, or compares it with what made the one that is there.
 
     Args:
@@ -210,6 +202,44 @@ def mine(missing: Sequence[int], part: int, parts: int, videos: Mapping[int, int
             said = now
 
 
+def counts(writer: CompanionWriter, dataset: Dataset) -> dict[int, int]:
+    """How many records each shard has."""
+    shards = range(len(dataset.manifest.split(dataset.split).shards))
+    return {number: len(writer.records(number)) for number in shards}
+
+
+def write_shards(
+    writer: CompanionWriter,
+    records: Mapping[int, int],
+    rows: Callable[[range], Iterator[dict[str, np.ndarray]]],
+    part: int,
+    parts: int,
+) -> int:
+    """Writes the missing shards of this process and returns how many those are.
+
+    Args:
+      records: `counts`.
+      rows: the arrays of each of these records.
+    """
+    written = 0
+    for number in mine(writer.missing(), part, parts, records):
+        with writer.shard(number) as shard:
+            for arrays in rows(writer.records(number)):
+                shard.append(arrays)
+        written += 1
+    return written
+
+
+def finish(writer: CompanionWriter, out: Path) -> None:
+    """Writes the manifest where no shard is missing any more, and says so."""
+    left = writer.missing()
+    if left:
+        say(f"{len(left)} shards are left to other processes")
+        return
+    writer.finish()
+    say(f"complete: {out}")
+
+
 def first_not_finite(rows: np.ndarray) -> int:
     """The first row of (R, ...) with a value that is NaN or infinite; -1 if there is none."""
     bad = np.flatnonzero(~np.isfinite(rows).reshape(len(rows), -1).all(axis=1))
@@ -225,4 +255,5 @@ def not_finite(address: str, what: str) -> ValueError:
 
 
 def say(text: str) -> None:
+    """A line of the command, at once."""
     print(text, flush=True)

@@ -191,12 +191,7 @@ def _times(record: schema.Record | None, frames: np.ndarray) -> np.ndarray:
 
 
 def extract(
-    extractor: Extractor,
-    out: Path,
-    provenance: dict[str, Any],
-    *,
-    part: int = 0,
-    parts: int = 1,
+    extractor: Extractor, out: Path, provenance: dict[str, Any], *, part: int = 0, parts: int = 1
 ) -> int:
     """Writes the missing shards of this process, and the manifest once all are there.
 
@@ -211,25 +206,20 @@ def extract(
     dataset = extractor.dataset
     writer = CompanionWriter(out, NAME, dataset.manifest, dataset.split)
     by_shard.check_same(out / f"{NAME}-{dataset.split}.json", provenance, "windows")
-    shards = range(len(dataset.manifest.split(dataset.split).shards))
-    videos = {number: len(writer.records(number)) for number in shards}
-    windows = written = 0
-    for number in by_shard.mine(writer.missing(), part, parts, videos):
-        with writer.shard(number) as shard:
-            for arrays in extractor.shard(writer.records(number)):
-                shard.append(arrays)
-                windows += len(arrays["features"])
-        written += 1
+    windows = 0
+
+    def rows(records: range) -> Iterator[dict[str, np.ndarray]]:
+        nonlocal windows
+        for arrays in extractor.shard(records):
+            windows += len(arrays["features"])
+            yield arrays
+
+    written = by_shard.write_shards(writer, by_shard.counts(writer, dataset), rows, part, parts)
     if written:
         say(f"{windows} windows in {written} shards")
     if extractor.skipped:
         say(f"warning: {extractor.skipped} records cannot be read and have no windows")
-    left = writer.missing()
-    if left:
-        say(f"{len(left)} shards are left to other processes")
-    else:
-        writer.finish()
-        say(f"complete: {out}")
+    by_shard.finish(writer, out)
     return written
 
 
@@ -244,6 +234,7 @@ HELP = {
 
 
 def start(job: ShardJob) -> None:
+    """Does the work of the command."""
     extractor = Extractor(job.model, job.params, job.mesh, job.dataset, job.options, job.threads)
     extract(extractor, job.out, job.provenance, part=job.part, parts=job.parts)
 

@@ -33,7 +33,7 @@ from internvideo_jax.evaluators.per_video import TOP, best, jsonl, sheet
 from internvideo_jax.evaluators.published.templates import TEMPLATES
 from internvideo_jax.offline.by_shard import say
 from internvideo_jax.parallel.compile_cache import use_compile_cache
-from internvideo_jax.protocols import Input
+from internvideo_jax.tasks import Input
 
 SUFFIXES = (".json", ".jsonl", ".csv")
 SHOWN = 20  # videos, and damaged ones, that are printed
@@ -230,12 +230,7 @@ def predict(
 def main() -> None:
     """The command `ivj predict`."""
     flags.adopt_module_key_flags(cli)
-    checkpoint = flags.DEFINE_string(
-        "checkpoint",
-        None,
-        "Run directory, one of its steps, or a .safetensors / .pth file. A run knows its config; a "
-        "file needs --config.",
-    )
+    checkpoint = flags.DEFINE_string(*cli.CHECKPOINT)
     outs = flags.DEFINE_list("out", [], "Files to write, with commas: .json, .jsonl, .csv.")
     labels = flags.DEFINE_string(
         "labels",

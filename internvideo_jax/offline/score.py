@@ -175,12 +175,7 @@ class Scorer:
         clip, options = self._clip_input, self.options
         try:
             (wanted,) = sampling.view_frames(
-                options.sampling,
-                record.timestamps_us,
-                record.fps,
-                clip.frames,
-                options.stride,
-                1,
+                options.sampling, record.timestamps_us, record.fps, clip.frames, options.stride, 1
             )
             frames = self.dataset.frames(number, record, wanted)
         except UnreadableRecordError:
@@ -306,6 +301,7 @@ def fill(options: Scoring, config: TrainConfig) -> Scoring:
 
 
 def start(job: ShardJob) -> None:
+    """Does the work of the command."""
     scorer = Scorer(job.model, job.params, job.mesh, job.dataset, job.options, job.threads)
     score(scorer, job.out, job.provenance, part=job.part, parts=job.parts)
 

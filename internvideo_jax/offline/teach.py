@@ -206,28 +206,16 @@ def teach(
         "teachers",
         "data_fingerprint",
     )
-    shards = range(len(dataset.manifest.split(dataset.split).shards))
-    records = {number: len(writer.records(number)) for number in shards}
-    missing = writer.missing()
-    mine = sum(records[number] for number in missing if number % parts == part)
+    records = by_shard.counts(writer, dataset)
+    mine = sum(records[number] for number in writer.missing() if number % parts == part)
     say(_sizes(teacher, len(dataset), mine, shutil.disk_usage(out).free))
-    written = 0
-    for number in by_shard.mine(missing, part, parts, records):
-        with writer.shard(number) as shard:
-            for arrays in teacher.shard(writer.records(number)):
-                shard.append(arrays)
-        written += 1
+    written = by_shard.write_shards(writer, records, teacher.shard, part, parts)
     if teacher.skipped:
         say(
             f"warning: {teacher.skipped} records cannot be read and have no targets; train with "
             "--config.data.reader.on_corrupt=substitute, which leaves them out"
         )
-    left = writer.missing()
-    if left:
-        say(f"{len(left)} shards are left to other processes")
-    else:
-        writer.finish()
-        say(f"complete: {out}")
+    by_shard.finish(writer, out)
     return written
 
 

@@ -6,6 +6,7 @@ layer, and it would compute the exponential twice.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -34,9 +35,9 @@ def _gelu_tanh(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return x * below, below + 0.5 * x * (1.0 - jnp.square(bent)) * inner
 
 
-def _quick_gelu(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    below = jax.nn.sigmoid(1.702 * x)
-    return x * below, below * (1.0 + 1.702 * x * (1.0 - below))
+def _swish(factor: float, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    below = jax.nn.sigmoid(factor * x)
+    return x * below, below * (1.0 + factor * x * (1.0 - below))
 
 
 def _keeping_slope(both: Callable[[jax.Array], tuple[jax.Array, jax.Array]]) -> Activation:
@@ -59,4 +60,5 @@ def _keeping_slope(both: Callable[[jax.Array], tuple[jax.Array, jax.Array]]) -> 
 
 gelu = _keeping_slope(_gelu)  # exact: x times the normal distribution function
 gelu_tanh = _keeping_slope(_gelu_tanh)  # the usual approximation, 5e-4 off at most
-quick_gelu = _keeping_slope(_quick_gelu)  # CLIP's: x * sigmoid(1.702 x)
+quick_gelu = _keeping_slope(functools.partial(_swish, 1.702))  # CLIP's: x * sigmoid(1.702 x)
+silu = _keeping_slope(functools.partial(_swish, 1.0))  # x * sigmoid(x)

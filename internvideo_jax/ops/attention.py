@@ -19,7 +19,7 @@ import contextvars
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple, overload
+from typing import NamedTuple, TypedDict, Unpack, overload
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +42,7 @@ ABILITIES = {
     "masked": ("a padding mask", ("xla", "blocked")),
     "biased": ("an additive bias", ("xla",)),
     "cached": ("cached keys", ("xla",)),
+    "dropped": ("dropout of its weights", ("xla",)),
 }
 
 
@@ -61,10 +62,13 @@ class Site:
     masked: bool = False  # some keys are padding
     biased: bool = False
     cached: bool = False  # keys of earlier calls come first
+    dropped: bool = False  # some weights are dropped
 
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
+    """The form that computes a site, and why that one."""
+
     form: str
     why: str
 
@@ -152,6 +156,7 @@ REFUSES = {"flash": flash_refuses, "blocked": blocked_refuses, "cudnn": cudnn_re
 
 
 def describe(site: Site) -> str:
+    """A site in words."""
     tokens = f"{site.queries} tokens" if site.queries == site.keys else ""
     tokens = tokens or f"{site.queries} queries on {site.keys} tokens"
     needs = "".join(f", {need}" for need in ABILITIES if vars(site)[need])
@@ -193,6 +198,7 @@ class Cache(NamedTuple):
 
     @classmethod
     def empty(cls, batch: int, most: int, heads: int, channels: int, dtype: DTypeLike) -> Cache:
+        """Room for `most` tokens, of which there are none."""
         zeros = jnp.zeros((batch, most, heads, channels), dtype)
         return cls(zeros, zeros, jnp.zeros((), jnp.int32))
 
@@ -206,37 +212,42 @@ class Cache(NamedTuple):
         )
 
 
+Opt = jax.Array | None
+
+
+class Dropped(NamedTuple):
+    """Dropout of the weights of attention, drawn per example."""
+
+    keys: jax.Array  # (B,)
+    rate: float
+
+
+class How(TypedDict, total=False):
+    """Settings of `attend`, which says what they are."""
+
+    dropped: Dropped | None
+
+    scale: float | None
+    causal: bool
+    form: str
+    batch_axes: Sequence[str]
+    head_axes: Sequence[str]
+
+
 @overload
 def attend(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    mask: jax.Array | None = None,
-    bias: jax.Array | None = None,
-    cache: None = None,
-    *,
-    scale: float | None = None,
-    causal: bool = False,
-    form: str = "auto",
-    batch_axes: Sequence[str] = (),
-    head_axes: Sequence[str] = (),
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: Opt = ..., bias: Opt = ..., **how: Unpack[How]
 ) -> jax.Array: ...
-
-
 @overload
 def attend(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
-    mask: jax.Array | None = None,
-    bias: jax.Array | None = None,
+    mask: Opt = ...,
+    bias: Opt = ...,
     *,
     cache: Cache,
-    scale: float | None = None,
-    causal: bool = False,
-    form: str = "auto",
-    batch_axes: Sequence[str] = (),
-    head_axes: Sequence[str] = (),
+    **how: Unpack[How],
 ) -> tuple[jax.Array, Cache]: ...
 
 
@@ -248,6 +259,7 @@ def attend(
     bias: jax.Array | None = None,
     cache: Cache | None = None,
     *,
+    dropped: Dropped | None = None,
     scale: float | None = None,
     causal: bool = False,
     form: str = "auto",
@@ -260,13 +272,14 @@ def attend(
 
     Args:
       q: (B, N, K, C) queries.
-      k: (B, S, K, C) keys.
-      v: (B, S, K, C) values.
+      k: (B, S, K, C) keys; of fewer heads, where each is for equally many of the queries'.
+      v: (B, S, K, C) values, of as many heads as the keys.
       mask: (B, S) bool, False for keys that are padding (with a cache (B, M), of its places). A
         query that sees no key gets zeros.
       bias: added to the logits, of a shape that spreads to (B, K, N, S) (with a cache M for S);
         -inf hides a key from a query.
       cache: keys and values of the tokens before; those of `k` and `v` are appended.
+      dropped: which weights are dropped, after the softmax; None: none.
       scale: factor on the logits, default C ** -0.5.
       causal: query i sees keys 0 to i, for N = S; with a cache those before too.
       form: one of FORMS.
@@ -290,6 +303,8 @@ def attend(
         seen = _seen(cache, q.shape[1], causal)
         cache = cache.append(k, v)
         k, v = cache.k, cache.v
+    if k.shape[2] != q.shape[2]:
+        k, v = (jnp.repeat(part, q.shape[2] // k.shape[2], axis=2) for part in (k, v))
     if mask is not None and mask.shape != k.shape[:2]:
         raise ValueError(f"the mask is {mask.shape}, expected one value per key: {k.shape[:2]}")
     factor = q.shape[-1] ** -0.5 if scale is None else scale
@@ -300,13 +315,16 @@ def attend(
         "masked": mask is not None,
         "biased": bias is not None,
         "cached": cache is not None,
+        "dropped": dropped is not None,
     }
     made = _choice(q, k, mesh, axes, form, needs)
     if made == "xla":
         if mask is not None:
             seen = mask[:, None, None] if seen is None else seen & mask[:, None, None]
         here = causal and cache is None
-        out = xla_attention(q, k, v, scale=factor, causal=here, seen=seen, bias=bias)
+        out = xla_attention(
+            q, k, v, scale=factor, causal=here, seen=seen, bias=bias, dropped=dropped
+        )
         return out if cache is None else (out, cache)
     if made == "cudnn":
         out = jax.nn.dot_product_attention(q, k, v, scale=factor, implementation="cudnn")
@@ -388,6 +406,7 @@ def xla_attention(
     causal: bool = False,
     seen: jax.Array | None = None,
     bias: jax.Array | None = None,
+    dropped: Dropped | None = None,
 ) -> jax.Array:
     """The form for XLA; shapes as in `attend`, `seen` bool that spreads to (B, K, N, S).
 
@@ -411,6 +430,9 @@ def xla_attention(
     total = jnp.einsum("bkns->bnk", weights)
     if seen is not None or bias is not None:
         total = jnp.where(total > 0, total, 1.0)
+    if dropped is not None:
+        drawn = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - dropped.rate, weights.shape[1:]))
+        weights = jnp.where(drawn(dropped.keys), weights / (1 - dropped.rate), 0.0)
     summed = jnp.einsum(
         "bkns,bskc->bnkc", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
     )

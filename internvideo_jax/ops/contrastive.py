@@ -25,10 +25,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from internvideo_jax.ops.attention import free_axes
-from internvideo_jax.types import (
-    Mean,
-    Tree,
-)
+from internvideo_jax.types import Mean, Tree
 
 KINDS = ("softmax", "sigmoid")
 FORMS = ("global", "ring")

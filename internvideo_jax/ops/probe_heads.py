@@ -57,10 +57,7 @@ class HeadSpec:
 
 
 def read(
-    spec: HeadSpec,
-    tokens: jax.Array,
-    grid: tuple[int, int, int],
-    pooled: jax.Array | None = None,
+    spec: HeadSpec, tokens: jax.Array, grid: tuple[int, int, int], pooled: jax.Array | None = None
 ) -> jax.Array:
     """What a head is given of a clip.
 

@@ -15,6 +15,8 @@ from internvideo_jax.types import (
 
 
 class BertAdamState(NamedTuple):
+    """Running means of the gradient and of its square; there is no count of steps."""
+
     mean: Params
     square: Params
 

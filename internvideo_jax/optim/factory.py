@@ -45,6 +45,7 @@ class Optimizer:
     held: Params | None = None  # 0 for layers of config.freeze_layers, else 1; None without any
 
     def init(self, params: Params) -> Any:
+        """The state before the first step."""
         return self.transform.init(params)
 
     def stop_frozen(self, params: Params) -> Params:

@@ -73,6 +73,7 @@ def prove(nonce: str, *facts: object) -> str:
 
 
 def is_proof(text: str, nonce: str, *facts: object) -> bool:
+    """Whether `text` proves the same secret and facts, compared in constant time."""
     # Not every text of JSON can be encoded.
     return text.isascii() and hmac.compare_digest(text, prove(nonce, *facts))
 
@@ -119,6 +120,7 @@ class Line:
         return [message for message in messages if message is not None]
 
     def close(self) -> None:
+        """Ends the connection; no error where it has ended."""
         with contextlib.suppress(OSError):
             self.connection.close()
 
@@ -299,6 +301,7 @@ def _reach(
 
 
 def coordinator_port(coordinator: str) -> str:
+    """The port of an address."""
     # Hosts may know process 0 by other names; its port they must agree on.
     return coordinator.rpartition(":")[2]
 

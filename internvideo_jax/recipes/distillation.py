@@ -6,11 +6,22 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from data_pipelines.config import ClipConfig, ViewConfig
-from internvideo_jax.config import TrainConfig
+from data_pipelines.config import ClipConfig, DataConfig, ViewConfig
+from internvideo_jax.config import CheckpointConfig, LogConfig, OptimConfig, TrainConfig
+from internvideo_jax.objectives.alignment import Alignment
 from internvideo_jax.protocols import ModelConfig, clip_of
+from internvideo_jax.recipes.clips import clip_for
+from internvideo_jax.recipes.feature_evals import on_features
 from internvideo_jax.recipes.smoke import sized
 
+# Options that all of them have, and their defaults.
+OPTIONS: dict[str, bool | str] = {
+    "targets": "step",
+    "monitor": False,
+    "probes": False,
+    "smoke": False,
+    "small": False,
+}
 FOLDER = "features"  # of cached targets, in the folder of the dataset
 TARGETS = ("step", "cached")  # where targets come from
 
@@ -42,8 +53,56 @@ def student_clip(model: ModelConfig) -> ClipConfig:
 
 def student_views(model: ModelConfig, batch: int) -> ViewConfig:
     """The clips of evaluators: the student's own frames, one of each part of the video."""
-    takes = clip_of(model)
-    clip = ClipConfig(
-        frames=takes.frames, stride=1, resolution=takes.resolution, sampling="stepped"
+    return ViewConfig(clip=clip_for(model), batch=batch)
+
+
+def released_run(
+    model: ModelConfig,
+    objective: Alignment,
+    options: Mapping[str, Any],
+    *,
+    optim: OptimConfig,
+    batch: int,
+    epochs: int,
+) -> TrainConfig:
+    """A student as the released scripts train it, on `batch` clips a step."""
+    return TrainConfig(
+        model=model,
+        objective=objective,
+        data=DataConfig(
+            global_batch=batch, clip=student_clip(model), crop="multiscale", flip="auto"
+        ),
+        optim=optim,
+        checkpoint=CheckpointConfig(every=1000),
+        log=LogConfig(every=50),
+        evals=on_features(options, student_views(model, batch=64), every=5000),
+        epochs=epochs,
     )
-    return ViewConfig(clip=clip, batch=batch)
+
+
+def tiny_run(
+    model: ModelConfig,
+    objective: Alignment,
+    options: Mapping[str, Any],
+    *,
+    optim: OptimConfig,
+    clip: ClipConfig | None = None,
+    seen: ClipConfig | None = None,
+    steps: int = 2000,
+) -> TrainConfig:
+    """A small student, minutes on two CPU cores.
+
+    Args:
+      clip: of training, by default `student_clip`.
+      seen: of evaluators, by default that of `student_views`.
+    """
+    return TrainConfig(
+        model=model,
+        objective=objective,
+        data=DataConfig(global_batch=32, clip=clip or student_clip(model), crop="multiscale"),
+        optim=optim,
+        checkpoint=CheckpointConfig(every=200),
+        log=LogConfig(every=50),
+        evals=on_features(options, ViewConfig(clip=seen or clip_for(model), batch=32), every=500),
+        steps=steps,
+    )

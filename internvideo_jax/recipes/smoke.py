@@ -16,7 +16,7 @@ from typing import Any
 
 from data_pipelines.config import ClipConfig, ImageConfig
 from internvideo_jax.config import CheckpointConfig, LogConfig, TrainConfig
-from internvideo_jax.protocols import Evaluator
+from internvideo_jax.tasks import Evaluator
 
 CLIPS = 4  # per step and repeat
 

@@ -22,6 +22,7 @@ from internvideo_jax.run import small
 from internvideo_jax.run.parameters import Parametrisation, parametrisation
 from internvideo_jax.run.state import FrozenPlan, StatePlan, plan_frozen, plan_state
 from internvideo_jax.run.target_cache import check_targets
+from internvideo_jax.tasks import Objective
 from internvideo_jax.telemetry.overview import frozen_table, memory_estimate, parameter_table
 
 
@@ -34,7 +35,7 @@ class Run:
     mesh: Mesh
     model: Model
     parametrisation: Parametrisation
-    objective: Any
+    objective: Objective
     optimizer: Optimizer
     plan: StatePlan
     records: int

@@ -21,6 +21,7 @@ from internvideo_jax.parallel.microbatch import (
 from internvideo_jax.protocols import Model
 from internvideo_jax.run.build import Run
 from internvideo_jax.run.state import new_state
+from internvideo_jax.tasks import Objective
 from internvideo_jax.types import (
     Batch,
     Params,
@@ -113,7 +114,7 @@ def _differentiate(
     def whole(params: Params) -> Params:
         return run.parametrisation.whole(run.optimizer.stop_frozen(params), state.frozen)
 
-    def loss_fn(objective: Any, params: Params, part: Batch) -> Any:
+    def loss_fn(objective: Objective, params: Params, part: Batch) -> Any:
         params = whole(params)
         if networks:
             made = jax.lax.stop_gradient(run.objective.targets(networks, part, key))

@@ -170,6 +170,7 @@ COMMANDS = ("search", "serve")
 
 
 def main() -> None:
+    """The command `ivj search`."""
     flags.adopt_module_key_flags(cli)
     checkpoint = flags.DEFINE_string(
         "checkpoint", None, "Run directory, one of its steps, or a weight file (with --config)."

@@ -33,6 +33,7 @@ class CachedFile:
 
 
 def default_folder() -> Path:
+    """Where embeddings are kept, in the user's cache directory."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "internvideo_jax" / "search"
 
@@ -82,6 +83,7 @@ class EmbeddingCache:
         return self.folder / key[:2] / f"{key}.npz"
 
     def get(self, content: str) -> CachedFile | None:
+        """What was put for this content; None for nothing, or for a damaged file."""
         path = self.path(content)
         if path is None or not path.exists():
             return None
@@ -92,6 +94,7 @@ class EmbeddingCache:
             return None
 
     def put(self, content: str, entry: CachedFile) -> None:
+        """Keeps an entry for the next start; nothing without a folder."""
         path = self.path(content)
         if path is None:
             return

@@ -73,6 +73,7 @@ class BoundedServer(ThreadingHTTPServer):
         super().__init__(address, handler)
 
     def process_request(self, request: socket.socket, client_address: tuple[str, int]) -> None:
+        """Answers in a thread, or says at once that all are busy."""
         if not self._take_slot():
             with contextlib.suppress(OSError):
                 request.settimeout(PATIENCE)
@@ -88,6 +89,7 @@ class BoundedServer(ThreadingHTTPServer):
     def process_request_thread(
         self, request: socket.socket, client_address: tuple[str, int]
     ) -> None:
+        """Answers, and makes room for another."""
         try:
             super().process_request_thread(request, client_address)
         finally:
@@ -105,10 +107,12 @@ class BoundedServer(ThreadingHTTPServer):
         return self._slots.acquire(timeout=PATIENCE)
 
     def enter(self, reading: _Reading) -> None:
+        """A connection begins to read."""
         with self._lock:
             self.reading.add(reading)
 
     def leave(self, reading: _Reading) -> None:
+        """A connection reads no more."""
         with self._lock:
             self.reading.discard(reading)
 
@@ -120,6 +124,7 @@ class BoundedHandler(BaseHTTPRequestHandler):
     timeout = TIMEOUT
 
     def setup(self) -> None:
+        """Reads through a guard of its time."""
         super().setup()
         self.unread = False
         self._reading = _Reading(self.connection)
@@ -127,10 +132,12 @@ class BoundedHandler(BaseHTTPRequestHandler):
         self.server.enter(self._reading)
 
     def handle_one_request(self) -> None:
+        """One request, whose time begins now."""
         self._reading.begin()
         super().handle_one_request()
 
     def finish(self) -> None:
+        """Ends so that an answer to unread content still arrives."""
         try:
             with contextlib.suppress(OSError):
                 self.wfile.flush()

@@ -23,6 +23,7 @@ class Unsatisfiable(ValueError):
 
 
 def media_type(path: str) -> str:
+    """The type that a browser plays a file as."""
     return TYPES.get(Path(path).suffix.lower(), "application/octet-stream")
 
 

@@ -104,6 +104,7 @@ class SearchServer(BoundedServer):
 
     @property
     def url(self) -> str:
+        """Its address in a browser."""
         host, port = self.server_address[:2]
         name = f"[{host!s}]" if ":" in str(host) else str(host)
         return f"http://{name}:{port}/"
@@ -121,6 +122,7 @@ class SearchServer(BoundedServer):
             raise KeyboardInterrupt
 
     def server_bind(self) -> None:
+        """Takes the port."""
         # HTTPServer's own asks the name service for the host's name, which can take seconds.
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]

@@ -49,6 +49,7 @@ def top(labels: Sequence[str], row: np.ndarray, count: int) -> list[tuple[str, f
 
 
 def span(start: float, end: float) -> str:
+    """Start and end in seconds as text."""
     return f"{clock(start)}-{clock(end)}"
 
 

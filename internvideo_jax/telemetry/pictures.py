@@ -39,6 +39,7 @@ def side_by_side(clips: Sequence[np.ndarray], *, gap: int = 2, scale: int = 1) -
 
 
 def write_png(path: Path, picture: np.ndarray) -> None:
+    """Writes a picture (H, W, 3) uint8, and its folder if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(picture).save(path)
 

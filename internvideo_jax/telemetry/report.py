@@ -138,6 +138,7 @@ def _compare(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """The command `ivj report`."""
     parser = argparse.ArgumentParser(
         prog="ivj report",
         description="Write one HTML page about one or several training runs.",

@@ -59,6 +59,7 @@ class MetricWriter:
                 self._board.add_scalar(key, float(value), step)
 
     def close(self) -> None:
+        """Closes all files."""
         for file in self._files.values():
             file.close()
         if self._board is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 
@@ -126,6 +126,18 @@ class Kind:
     starts: Mapping[str, Callable[[Tensors, Tensors], Tensors]] = dataclasses.field(
         default_factory=dict
     )
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        title: str,
+        names: Mapping[str, Names],
+        sizes: Mapping[str, Facts],
+        **more: Any,
+    ) -> Self:
+        """The kind `name`, of whose names and sizes a family has a table."""
+        return cls(name=name, title=title, names=names[name], sizes=sizes, **more)
 
     def config_of(self, entry: Entry) -> Any:
         """The config of a published model, as its recipe has it but for drop path and the like."""
@@ -302,6 +314,11 @@ def named(
 def agree(one: Facts, other: Facts) -> bool:
     """Whether the facts that both have are the same."""
     return all(other[name] == value for name, value in one.items() if name in other)
+
+
+def image_facts(encoder: Tower, resolution: int, patch: int) -> Facts:
+    """Facts of an image transformer with a class token, of so many pixels."""
+    return {**tower_facts(encoder), "patch": patch, "positions": 1 + (resolution // patch) ** 2}
 
 
 def tower_facts(tower: Tower) -> Facts:

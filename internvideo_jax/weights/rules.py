@@ -92,6 +92,17 @@ class Rule:
         return "{i}" in self.torch
 
 
+def linear(torch: str, path: str, layout: Layout = LINEAR) -> tuple[Rule, Rule]:
+    """Kernel and bias of a layer called `torch` in a file."""
+    kernel = Rule(f"{torch}.weight", f"{path}/kernel", layout)
+    return kernel, Rule(f"{torch}.bias", f"{path}/bias")
+
+
+def norm(torch: str, path: str) -> tuple[Rule, Rule]:
+    """Scale and bias of a norm called `torch` in a file."""
+    return Rule(f"{torch}.weight", f"{path}/scale"), Rule(f"{torch}.bias", f"{path}/bias")
+
+
 @functools.cache
 def _pattern(torch: str) -> re.Pattern[str]:
     """Of the torch names of a rule; a group for the layer number."""

@@ -16,10 +16,10 @@ from data_pipelines.config import ClipConfig, DataConfig
 from internvideo_jax.config import MeshConfig, OptimConfig, TrainConfig
 from internvideo_jax.families.videomae.model import VideoMAEClassifierConfig
 from internvideo_jax.layers.tower import TowerConfig
-from internvideo_jax.objectives.base import Objective
 from internvideo_jax.ops.losses import soft_cross_entropy
 from internvideo_jax.run.build import Run, build
 from internvideo_jax.run.step import init_state, make_train_step
+from internvideo_jax.tasks import Objective
 from internvideo_jax.types import Batch, Loss, Mean, Params, Term
 
 ROWS, CLASSES, STEPS = 32, 5, 3

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from data_pipelines.config import ViewConfig
 from internvideo_jax.evaluators.base import EvalContext, describe_data
-from internvideo_jax.protocols import Input, Result
+from internvideo_jax.tasks import Input, Result
 
 
 @dataclasses.dataclass(frozen=True)

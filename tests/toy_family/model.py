@@ -9,10 +9,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from internvideo_jax.layers.attention import AttentionConfig
 from internvideo_jax.layers.block import BLOCK_SHARDING, BlockConfig, layer_norm
 from internvideo_jax.layers.block_stack import run_stack, stacked_blocks
 from internvideo_jax.layers.functional import FunctionalModel
 from internvideo_jax.layers.init import Init
+from internvideo_jax.layers.mlp import MLPConfig
 from internvideo_jax.layers.tower import TowerConfig, tower
 from internvideo_jax.protocols import Inputs, ShardingRules, TextInput, Traits
 
@@ -65,7 +67,10 @@ class Encoder(nnx.Module):
         dtype, width = jnp.dtype(config.dtype), config.encoder.width
         self.token_embed = nnx.Param(jax.random.normal(rngs.params(), (config.vocab, width)))
         self.pos_embed = nnx.Param(jnp.zeros((config.context, width)))
-        block = BlockConfig(width, config.encoder.heads, config.encoder.hidden, key_bias=True)
+        tower = config.encoder
+        block = BlockConfig(
+            width, AttentionConfig(tower.heads, key_bias=True), MLPConfig(tower.hidden)
+        )
         self.blocks = stacked_blocks(
             block, config.encoder.depth, init=Init("xavier"), dtype=dtype, rngs=rngs
         )

@@ -7,9 +7,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from internvideo_jax.objectives.base import Objective
 from internvideo_jax.ops import masking
 from internvideo_jax.protocols import Model, ModelConfig
+from internvideo_jax.tasks import Objective
 from internvideo_jax.types import Batch, Loss, Mean, Params
 
 

@@ -38,13 +38,16 @@ class Audio(Part):
     window: str = "random"
 
     def spec(self) -> Spec:
+        """See the class."""
         samples = length(self.seconds)
         return {"audio": ((samples,), np.dtype(np.int16)), "audio_valid": ((), np.dtype(np.int32))}
 
     def identity(self) -> Mapping[str, Any]:
+        """Samples and window."""
         return {"audio": {"samples": length(self.seconds), "window": self.window}}
 
     def fill(self, reading: Reading, out: Rows) -> None:
+        """See `Part.fill`."""
         audio = reading.dataset.audio(reading.index, reading.record)
         if audio is None:
             out["audio"][:], out["audio_valid"][:] = 0, 0

@@ -41,6 +41,7 @@ class Boxes(Part):
     name: str = "boxes"
 
     def spec(self) -> Spec:
+        """See the class."""
         return {
             "boxes": ((self.most, 4), np.dtype(np.float32)),
             "boxes_time": ((self.most,), np.dtype(np.float32)),
@@ -50,9 +51,11 @@ class Boxes(Part):
         }
 
     def identity(self) -> Mapping[str, Any]:
+        """How many."""
         return {"most": self.most, "labels": self.labels}
 
     def check(self, config: DataConfig) -> None:
+        """ValueError beside augmentation that moves pixels and not boxes."""
         if config.augment.rand_augment:
             raise ValueError(
                 f"the part {self.name} in config.data.parts with "
@@ -61,6 +64,7 @@ class Boxes(Part):
             )
 
     def fill(self, reading: Reading, out: Rows) -> None:
+        """See `Part.fill`."""
         found, where = reading.record.boxes, reading.address
         part = f"of the part {self.name} in config.data.parts"
         valid = padded(len(found), self.most, "boxes", where, f"`most` {part}")

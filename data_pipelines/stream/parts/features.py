@@ -79,12 +79,15 @@ class Features(Part):
         return cls(companion, shapes, identity_of(companion), fixed_views)
 
     def spec(self) -> Spec:
+        """See the class."""
         return {f"{PREFIX}{name}": shape for name, shape in self.shapes.items()}
 
     def identity(self) -> Mapping[str, Any]:
+        """The companion that they come from."""
         return {"features": dict(self.source)}
 
     def fill(self, reading: Reading, out: Rows) -> None:
+        """See `Part.fill`."""
         for name, array in self.read(reading.index, reading.address, reading.view).items():
             out[f"{PREFIX}{name}"][:] = array
 
@@ -133,9 +136,11 @@ class Cached(Part):
     fixed_views: int = 0
 
     def spec(self) -> Spec:
+        """None yet: what a set has is known when it is opened."""
         return {}
 
     def open(self, dataset: Dataset) -> Features:
+        """The features of a set."""
         return Features.of(self.place, dataset, self.reader, fixed_views=self.fixed_views)
 
 

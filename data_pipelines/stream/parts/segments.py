@@ -25,6 +25,7 @@ class Segments(Part):
     name: str = "segments"
 
     def spec(self) -> Spec:
+        """See the class."""
         return {
             "segments": ((self.most, 2), np.dtype(np.float32)),
             "segments_label": ((self.most,), np.dtype(np.int32)),
@@ -32,9 +33,11 @@ class Segments(Part):
         }
 
     def identity(self) -> Mapping[str, Any]:
+        """How many."""
         return {"most": self.most}
 
     def fill(self, reading: Reading, out: Rows) -> None:
+        """See `Part.fill`."""
         found = reading.record.segments
         setting = f"`most` of the part {self.name} in config.data.parts"
         out["segments_valid"][:] = padded(

@@ -45,6 +45,7 @@ class Sequences(Part):
     name: str = "sequences"
 
     def spec(self) -> Spec:
+        """See the class."""
         name = f"{PREFIX}{self.array}"
         return {
             name: ((self.length, self.width), np.dtype(self.dtype)),
@@ -53,6 +54,7 @@ class Sequences(Part):
         }
 
     def check(self, config: DataConfig) -> None:
+        """ValueError for no directory, or a type that is no float."""
         try:
             kind = np.dtype(self.dtype).kind
         except TypeError:
@@ -68,6 +70,7 @@ class Sequences(Part):
             )
 
     def open(self, dataset: Dataset) -> Part:
+        """The sequences of a set."""
         place = directory_of(self.directory, dataset)
         check_crc = dataset.source.check_crc
         found = open_companion(place, dataset.manifest, dataset.split, check_crc=check_crc)

@@ -37,18 +37,22 @@ class Text(Part):
     prompt: str = ""
 
     def spec(self) -> Spec:
+        """See the class."""
         has_text = ((), np.dtype(np.bool_))
         if self.ids:
             return {"text": ((self.length,), np.dtype(np.int32)), "has_text": has_text}
         return {"caption": ((), np.dtype(np.str_)), "has_text": has_text}
 
     def identity(self) -> Mapping[str, Any]:
+        """Which caption is taken, and the tokenizer."""
         return {"text": {"choice": self.choice, "tokenizer": name_of(self.tokenize)}}
 
     def rows(self, count: int) -> Batch:
+        """Captions, which become ids when all are there."""
         return {"caption": np.empty(count, np.object_)}
 
     def fill(self, reading: Reading, out: Rows) -> None:
+        """See `Part.fill`."""
         # Sets that others wrote hold captions that say nothing; there is no text in them.
         captions = [caption for caption in reading.record.captions if caption.strip()]
         for row in range(len(out["caption"])):
@@ -60,6 +64,7 @@ class Text(Part):
             out["caption"][row] = self.prompt + captions[chosen] if captions else ""
 
     def finish(self, arrays: Batch) -> Batch:
+        """All captions as ids in one go, or as they are."""
         texts = list(arrays["caption"])
         has_text = np.array([bool(text) for text in texts])
         if self.tokenize is None:

@@ -35,6 +35,7 @@ class Turns(Part):
     name: str = "turns"
 
     def spec(self) -> Spec:
+        """See the class."""
         return {
             "turns": ((self.most, self.length), np.dtype(np.int32)),
             "turns_role": ((self.most,), np.dtype(np.int32)),
@@ -42,10 +43,12 @@ class Turns(Part):
         }
 
     def check(self, config: DataConfig) -> None:
+        """ValueError without a tokenizer."""
         if not self.tokenizer:
             raise ValueError(f"the part {self.name} in config.data.parts has no tokenizer")
 
     def open(self, dataset: Dataset) -> Part:
+        """The turns with their tokenizer."""
         return _Opened(self, text.make_tokenizer(self.tokenizer, self.length))
 
 

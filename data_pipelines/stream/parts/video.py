@@ -31,15 +31,18 @@ class Video(Part):
     transform: TrainTransform | None = None
 
     def spec(self) -> Spec:
+        """See the class."""
         return spec_of(self.clip)
 
     def fill(self, reading: Reading, out: Rows) -> None:
+        """See `Part.fill`."""
         frames, transform = reading.images(), given(self.transform)
         # Crops are written straight into their rows: the pixels are never copied.
         for row, pixels in enumerate(out["video"]):
             transform(frames, given(reading.generator(row)), out=pixels)
 
     def identity(self) -> Mapping[str, Any]:
+        """What is done to the pixels."""
         transform = given(self.transform)
         identity: dict[str, Any] = {"crop": transform.crop, "flip": transform.flip}
         if transform.config != AugmentConfig():  # what is off is not mentioned
@@ -54,8 +57,10 @@ class Views(Part):
     config: ViewConfig
 
     def spec(self) -> Spec:
+        """See the class."""
         return spec_of(self.config.clip)
 
     def fill(self, reading: Reading, out: Rows) -> None:
+        """See `Part.fill`."""
         frames = reading.images()
         multiview.cut(self.config, given(reading.frames), frames, out["video"])

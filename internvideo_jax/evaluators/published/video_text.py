@@ -13,8 +13,9 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from data_pipelines.config import ClipConfig, ViewConfig
-from internvideo_jax.protocols import Evaluator, ModelConfig, clip_of
+from internvideo_jax.protocols import ModelConfig, clip_of
 from internvideo_jax.registry import suggest
+from internvideo_jax.tasks import Evaluator
 
 VICLIP = "InternVid (Wang et al. 2023), released evaluation of ViCLIP"
 INTERNVIDEO1 = "InternVideo (Wang et al. 2022), released retrieval scripts, ViT-L/14"
@@ -145,16 +146,19 @@ RETRIEVAL: dict[str, RetrievalPreset] = {
 }
 
 
-def _kinetics(classes: int, **reported: str) -> ZeroShotPreset:
-    rows = {
-        "clip_l": "CLIP L/14 (CLIP400M)",
-        "b_flt": "ViCLIP-B/16 on 10M-FLT",
-        "l_webvid": "ViCLIP-L/14 on WebVid-10M",
-        "l_div": "ViCLIP-L/14 on 10M-DIV",
-        "l_flt": "ViCLIP-L/14 on 10M-FLT",
-        "l_200m": "ViCLIP-L/14 on 200M",
-    }
-    named = {f"{rows[key]}, top-1 / AVG": value for key, value in reported.items()}
+_VICLIP_ROWS = (
+    "CLIP L/14 (CLIP400M)",
+    "ViCLIP-B/16 on 10M-FLT",
+    "ViCLIP-L/14 on WebVid-10M",
+    "ViCLIP-L/14 on 10M-DIV",
+    "ViCLIP-L/14 on 10M-FLT",
+    "ViCLIP-L/14 on 200M",
+)
+
+
+def _kinetics(classes: int, reported: str) -> ZeroShotPreset:
+    rows = zip(_VICLIP_ROWS, reported.split(", "), strict=True)
+    named = {f"{row}, top-1 / AVG": value for row, value in rows}
     return ZeroShotPreset(VICLIP, f"validation videos of Kinetics-{classes}", named)
 
 
@@ -169,30 +173,15 @@ def _internvideo2_clip(split: str, reported: str) -> ZeroShotPreset:
 ZERO_SHOT: dict[str, ZeroShotPreset] = {
     "viclip/k400": _kinetics(
         400,
-        clip_l="58.42 / 70.14",
-        b_flt="58.52 / 71.11",
-        l_webvid="59.88 / 71.03",
-        l_div="63.00 / 74.15",
-        l_flt="64.80 / 75.70",
-        l_200m="59.80 / 71.09",
+        "58.42 / 70.14, 58.52 / 71.11, 59.88 / 71.03, 63.00 / 74.15, 64.80 / 75.70, 59.80 / 71.09",
     ),
     "viclip/k600": _kinetics(
         600,
-        clip_l="55.11 / 67.16",
-        b_flt="55.37 / 68.27",
-        l_webvid="58.66 / 69.84",
-        l_div="60.68 / 72.07",
-        l_flt="62.20 / 73.53",
-        l_200m="57.80 / 69.34",
+        "55.11 / 67.16, 55.37 / 68.27, 58.66 / 69.84, 60.68 / 72.07, 62.20 / 73.53, 57.80 / 69.34",
     ),
     "viclip/k700": _kinetics(
         700,
-        clip_l="46.12 / 58.38",
-        b_flt="47.09 / 59.98",
-        l_webvid="50.23 / 61.86",
-        l_div="52.50 / 64.59",
-        l_flt="54.30 / 66.38",
-        l_200m="49.30 / 61.25",
+        "46.12 / 58.38, 47.09 / 59.98, 50.23 / 61.86, 52.50 / 64.59, 54.30 / 66.38, 49.30 / 61.25",
     ),
     "internvideo1/k400": ZeroShotPreset(
         INTERNVIDEO1_ZERO_SHOT,

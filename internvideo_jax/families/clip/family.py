@@ -8,16 +8,12 @@ from internvideo_jax.families.clip import weights
 from internvideo_jax.families.clip.zoo import CLIP
 from internvideo_jax.families.viclip.model import SIZES
 from internvideo_jax.weights.entry import Entry
-from internvideo_jax.weights.family import Facts, Family, Kind, named, tower_facts
+from internvideo_jax.weights.family import Facts, Family, Kind, image_facts, named
 
 NAMES = named(weights.RULES, weights.IGNORED, weights.OPTIONAL)
+STARTS = "initial weights for ViCLIP and UniFormerV2"
 SHAPES: dict[str, Facts] = {  # of its image transformers
-    name: {
-        **tower_facts(size.encoder),
-        "patch": size.patch,
-        "positions": 1 + (size.resolution // size.patch) ** 2,
-    }
-    for name, size in SIZES.items()
+    name: image_facts(size.encoder, size.resolution, size.patch) for name, size in SIZES.items()
 }
 
 
@@ -30,18 +26,8 @@ class _CLIP(Kind):
 FAMILY = Family(
     title="CLIP",
     kinds=(
-        _CLIP(
-            name="clip",
-            title="CLIP, image and text; initial weights for ViCLIP and UniFormerV2",
-            names=NAMES["clip"],
-            sizes=SHAPES,
-        ),
-        _CLIP(
-            name="clip_visual",
-            title="image half of CLIP; initial weights for ViCLIP and UniFormerV2",
-            names=NAMES["clip_visual"],
-            sizes=SHAPES,
-        ),
+        _CLIP.of("clip", f"CLIP, image and text; {STARTS}", NAMES, SHAPES),
+        _CLIP.of("clip_visual", f"image half of CLIP; {STARTS}", NAMES, SHAPES),
         Kind(name="clip_frames", names=NAMES["clip_frames"]),
     ),
     geometry=weights.geometry,

@@ -57,15 +57,8 @@ class _Config(VideoTransformerConfig):
 
     def smallest(self) -> Self:
         """The same kind of teacher with two thin layers and four tokens a frame."""
-        return dataclasses.replace(
-            self,
-            encoder=SMALLEST,
-            embedding=32,
-            layers=last(SMALLEST.depth, len(self.layers)),
-            frames=min(self.frames, 4),  # as the students that it teaches
-            resolution=2 * self.patch,
-            dtype="float32",
-        )
+        layers = last(SMALLEST.depth, len(self.layers))
+        return self.shrunk(4, layers=layers, embedding=32)  # frames as the students that it teaches
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from internvideo_jax.weights.rules import LINEAR, QKV, SAME, Layout, Rule
+from internvideo_jax.weights.rules import QKV, SAME, Layout, Rule, linear, norm
 
 
 def _frames_to_torch(x: np.ndarray, shape: Mapping[str, int]) -> np.ndarray:
@@ -39,18 +39,13 @@ QKV_BIAS = Layout(lambda x: x.reshape(3, -1), lambda x, _: x.reshape(-1), (-1,))
 def attention_rules(t: str, p: str) -> list[Rule]:
     """Norms, attention and MLP of a block."""
     return [
-        Rule(t + "ln_1.weight", p + "norm1/scale"),
-        Rule(t + "ln_1.bias", p + "norm1/bias"),
-        Rule(t + "ln_2.weight", p + "norm2/scale"),
-        Rule(t + "ln_2.bias", p + "norm2/bias"),
+        *norm(t + "ln_1", p + "norm1"),
+        *norm(t + "ln_2", p + "norm2"),
         Rule(t + "attn.in_proj_weight", p + "attn/qkv/kernel", QKV),
         Rule(t + "attn.in_proj_bias", p + "attn/qkv/bias", QKV_BIAS),
-        Rule(t + "attn.out_proj.weight", p + "attn/proj/kernel", LINEAR),
-        Rule(t + "attn.out_proj.bias", p + "attn/proj/bias"),
-        Rule(t + "mlp.c_fc.weight", p + "mlp/fc1/kernel", LINEAR),
-        Rule(t + "mlp.c_fc.bias", p + "mlp/fc1/bias"),
-        Rule(t + "mlp.c_proj.weight", p + "mlp/fc2/kernel", LINEAR),
-        Rule(t + "mlp.c_proj.bias", p + "mlp/fc2/bias"),
+        *linear(t + "attn.out_proj", p + "attn/proj"),
+        *linear(t + "mlp.c_fc", p + "mlp/fc1"),
+        *linear(t + "mlp.c_proj", p + "mlp/fc2"),
     ]
 
 
@@ -60,8 +55,7 @@ def image_rules(prefix: str, layout: Layout) -> list[Rule]:
         Rule(prefix + "conv1.weight", "encoder/patch_embed/kernel", layout),
         Rule(prefix + "class_embedding", "encoder/cls_token"),
         Rule(prefix + "positional_embedding", "encoder/pos_embed/table"),
-        Rule(prefix + "ln_pre.weight", "encoder/norm_pre/scale"),
-        Rule(prefix + "ln_pre.bias", "encoder/norm_pre/bias"),
+        *norm(prefix + "ln_pre", "encoder/norm_pre"),
         *attention_rules(prefix + "transformer.resblocks.{i}.", "encoder/blocks/"),
     ]
 
@@ -69,8 +63,7 @@ def image_rules(prefix: str, layout: Layout) -> list[Rule]:
 def image_head_rules(prefix: str) -> list[Rule]:
     """What follows: the norm, and the projection, which torch keeps as (in, out) here."""
     return [
-        Rule(prefix + "ln_post.weight", "encoder/norm_post/scale"),
-        Rule(prefix + "ln_post.bias", "encoder/norm_post/bias"),
+        *norm(prefix + "ln_post", "encoder/norm_post"),
         Rule(prefix + "proj", "encoder/proj/kernel", SAME),
     ]
 
@@ -81,8 +74,7 @@ def text_rules(prefix: str) -> list[Rule]:
         Rule(prefix + "token_embedding.weight", "text/token_embed"),
         Rule(prefix + "positional_embedding", "text/pos_embed/table"),
         *attention_rules(prefix + "transformer.resblocks.{i}.", "text/blocks/"),
-        Rule(prefix + "ln_final.weight", "text/norm/scale"),
-        Rule(prefix + "ln_final.bias", "text/norm/bias"),
+        *norm(prefix + "ln_final", "text/norm"),
         Rule(prefix + "text_projection", "text/proj/kernel", SAME),
     ]
 

@@ -19,9 +19,9 @@ from internvideo_jax.families.internvideo2.model import EncoderConfig, InternVid
 from internvideo_jax.layers.batch_norm import BatchNorm
 from internvideo_jax.layers.block import layer_norm
 from internvideo_jax.layers.drop_path import head_dropout
-from internvideo_jax.layers.functional import FunctionalModel
+from internvideo_jax.layers.functional import FunctionalModel, WithStatistics, classifier
 from internvideo_jax.layers.init import Init
-from internvideo_jax.layers.mlp import MLP
+from internvideo_jax.layers.mlp import MLP, MLPConfig
 from internvideo_jax.ops.activations import gelu
 from internvideo_jax.protocols import Classes, Traits
 from internvideo_jax.registry import suggest
@@ -72,9 +72,7 @@ class InternVideo2ClassifierConfig(EncoderConfig):
 
     def model(self) -> FunctionalModel:
         """The network; ValueError where `classes` is not known yet."""
-        if self.classes < 1:
-            raise ValueError("config.model.classes is 0 and no dataset told how many there are")
-        return FunctionalModel(self, lambda rngs: InternVideo2Classifier(self, rngs=rngs))
+        return classifier(self, lambda rngs: InternVideo2Classifier(self, rngs=rngs))
 
     @property
     def running_statistics(self) -> bool:
@@ -113,7 +111,7 @@ class ExtraMLP(MLP):
     """y + MLP(LN(y)); at the start it changes nothing."""
 
     def __init__(self, width: int, *, init: Init, rngs: nnx.Rngs):
-        super().__init__(width, EXTRA_RATIO * width, init=init, dtype=FLOAT32, rngs=rngs)
+        super().__init__(width, MLPConfig(EXTRA_RATIO * width), init=init, dtype=FLOAT32, rngs=rngs)
         self.norm = layer_norm(width, dtype=FLOAT32, rngs=rngs, eps=NORM_EPS)
         self.fc2.kernel[...] = jnp.zeros_like(self.fc2.kernel[...])
 
@@ -132,7 +130,7 @@ def merge_norm(config: InternVideo2ClassifierConfig, rngs: nnx.Rngs) -> nnx.Laye
     return BatchNorm(width, dtype=FLOAT32, eps=eps, affine=not plain)
 
 
-class InternVideo2Classifier(InternVideo2):
+class InternVideo2Classifier(WithStatistics, InternVideo2):
     """Encoder, attention pooling, what the probes add, linear head.
 
     All after the pooling works in float32: it costs nothing and logits feed the loss. The exact
@@ -140,7 +138,7 @@ class InternVideo2Classifier(InternVideo2):
     """
 
     def __init__(self, config: InternVideo2ClassifierConfig, *, rngs: nnx.Rngs):
-        super().__init__(config, rngs=rngs)
+        InternVideo2.__init__(self, config, rngs=rngs)
         self.config = config
         init = Init("normal")
         self.fc_norm = layer_norm(config.embedding, dtype=FLOAT32, rngs=rngs, eps=NORM_EPS)
@@ -153,21 +151,7 @@ class InternVideo2Classifier(InternVideo2):
             else None
         )
         self.down_norm = merge_norm(config, rngs) if config.merged_tokens else None
-        self.head = nnx.Linear(
-            config.head_width,
-            config.classes,
-            rngs=rngs,
-            kernel_init=lambda key, shape, _=None: config.head_scale * init.linear(key, *shape),
-        )
-
-    def __call__(self, video: jax.Array, keys: jax.Array | None = None) -> jax.Array:
-        """Logits (B, classes) float32.
-
-        Args:
-          video: (B, T, H, W, 3) uint8, or float in 0..1.
-          keys: (B,) keys in training: drop path, dropout, batch statistics; None in evaluation.
-        """
-        return self.train(video, keys)[0]
+        self.head = init.head(config.head_width, config.classes, config.head_scale, rngs=rngs)
 
     def train(
         self, video: jax.Array, keys: jax.Array | None

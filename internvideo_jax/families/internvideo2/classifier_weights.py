@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from internvideo_jax.weights.rules import LINEAR, Rule
+from internvideo_jax.weights.rules import Rule, linear, norm
 
 HEAD = (
-    Rule("fc_norm.weight", "fc_norm/scale"),
-    Rule("fc_norm.bias", "fc_norm/bias"),
-    Rule("head.weight", "head/kernel", LINEAR),
-    Rule("head.bias", "head/bias"),
-    Rule("extra_mlp.0.weight", "extra_mlp/norm/scale"),
-    Rule("extra_mlp.0.bias", "extra_mlp/norm/bias"),
-    Rule("extra_mlp.1.fc1.weight", "extra_mlp/fc1/kernel", LINEAR),
-    Rule("extra_mlp.1.fc1.bias", "extra_mlp/fc1/bias"),
-    Rule("extra_mlp.1.fc2.weight", "extra_mlp/fc2/kernel", LINEAR),
-    Rule("extra_mlp.1.fc2.bias", "extra_mlp/fc2/bias"),
-    Rule("down.0.weight", "down/kernel", LINEAR),
-    Rule("down.0.bias", "down/bias"),
-    Rule("down_norm.weight", "down_norm/scale"),
-    Rule("down_norm.bias", "down_norm/bias"),
+    *norm("fc_norm", "fc_norm"),
+    *linear("head", "head"),
+    *norm("extra_mlp.0", "extra_mlp/norm"),
+    *linear("extra_mlp.1.fc1", "extra_mlp/fc1"),
+    *linear("extra_mlp.1.fc2", "extra_mlp/fc2"),
+    *linear("down.0", "down"),
+    *norm("down_norm", "down_norm"),
     Rule("down_norm.running_mean", "down_norm/mean"),
     Rule("down_norm.running_var", "down_norm/var"),
     Rule("down_norm.num_batches_tracked", "down_norm/count"),

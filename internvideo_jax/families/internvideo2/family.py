@@ -105,27 +105,19 @@ _KEPT = ("encoder/pos_embed/temporal",)
 FAMILY = Family(
     title="InternVideo2",
     kinds=(
-        _InternVideo2(
-            name=BACKBONE,
-            title="InternVideo2, video encoder and attention pool",
-            names=NAMES[BACKBONE],
-            sizes=SHAPES,
-            kept=_KEPT,
+        _InternVideo2.of(
+            BACKBONE, "InternVideo2, video encoder and attention pool", NAMES, SHAPES, kept=_KEPT
         ),
-        _InternVideo2(
-            name=STUDENT,
-            title="InternVideo2, student of stage 1 or of a distillation",
-            names=NAMES[STUDENT],
-            sizes=SHAPES,
+        _InternVideo2.of(
+            STUDENT,
+            "InternVideo2, student of stage 1 or of a distillation",
+            NAMES,
+            SHAPES,
             kept=_KEPT,
             remark="a classifier takes encoder and pool; decoders and their tables stay behind",
         ),
-        _Classifier(
-            name=CLASSIFIER,
-            title="InternVideo2, fine-tuned or probed (classifier)",
-            names=NAMES[CLASSIFIER],
-            sizes=SHAPES,
-            kept=_KEPT,
+        _Classifier.of(
+            CLASSIFIER, "InternVideo2, fine-tuned or probed (classifier)", NAMES, SHAPES, kept=_KEPT
         ),
         Kind(
             name=internvl.KIND,

@@ -17,9 +17,4 @@ IGNORED = {
     }
 }
 # The pool belongs to the tower: a teacher without it would have neither attention nor embedding.
-OPTIONAL = {
-    KIND: (
-        r"encoder/blocks/attn/qkv/bias",
-        r"encoder/pos_embed/(spatial|temporal|cls)",
-    )
-}
+OPTIONAL = {KIND: (r"encoder/blocks/attn/qkv/bias", r"encoder/pos_embed/(spatial|temporal|cls)")}

@@ -17,12 +17,14 @@ import numpy as np
 from flax import nnx
 
 from data_pipelines.limits import limited
+from internvideo_jax.layers.attention import AttentionConfig
 from internvideo_jax.layers.attention_pool import POOL_SHARDING, AttentionPool, pool_flops
-from internvideo_jax.layers.block import BlockConfig, block_sharding
-from internvideo_jax.layers.block_stack import run_stack, stacked_blocks
+from internvideo_jax.layers.block import BlockConfig, NormConfig, block_sharding
+from internvideo_jax.layers.block_stack import stacked_blocks
 from internvideo_jax.layers.clip import inflate
 from internvideo_jax.layers.functional import FunctionalModel
 from internvideo_jax.layers.init import Init, torch_layer
+from internvideo_jax.layers.mlp import MLPConfig
 from internvideo_jax.layers.pos_embed import Grid, start_table
 from internvideo_jax.layers.tower import SMALLEST, VideoTowerConfig, preset_size, tower
 from internvideo_jax.ops.position_tables import FORMS, adapt_tables
@@ -88,15 +90,8 @@ class EncoderConfig(VideoTowerConfig):
 
     def smallest(self) -> Self:
         """The same kind of model with two thin layers, four tokens a frame, few frames."""
-        return dataclasses.replace(
-            self,
-            encoder=SMALLEST,
-            embedding=SMALLEST.width,
-            pool_heads=SMALLEST.heads,
-            frames=min(self.frames, 4 * self.tubelet),
-            resolution=2 * self.patch,
-            dtype="float32",
-        )
+        pool = {"embedding": SMALLEST.width, "pool_heads": SMALLEST.heads}
+        return self.shrunk(4 * self.tubelet, **pool)
 
     def model(self) -> FunctionalModel:
         """The encoder with its attention pool."""
@@ -122,15 +117,16 @@ class EncoderConfig(VideoTowerConfig):
         tower = self.encoder
         return BlockConfig(
             tower.width,
-            tower.heads,
-            tower.hidden,
-            qkv_bias=self.qkv_bias,
-            key_bias=True,
+            AttentionConfig(
+                tower.heads,
+                qkv_bias=self.qkv_bias,
+                key_bias=True,
+                qk_norm=self.qk_norm,
+                form=self.attention,
+            ),
+            MLPConfig(tower.hidden, self.activation),
+            norm=NormConfig("rms"),
             layer_scale=self.layer_scale,
-            activation=self.activation,
-            norm="rms",
-            qk_norm=self.qk_norm,
-            attention=self.attention,
         )
 
     def encoder_flops(self, visible: int | None = None) -> float:
@@ -271,14 +267,8 @@ class InternVideo2Encoder(nnx.Module):
           ValueError: a clip of other frames or pixels.
         """
         config = self.config
-        return run_stack(
-            self.blocks,
-            self.embed(video, visible),
-            keys=keys,
-            drop_path=config.drop_path,
-            intermediate_layers=intermediate_layers,
-            **config.stack_options(),
-        )
+        x = self.embed(video, visible)
+        return config.run(self.blocks, x, keys, config.drop_path, intermediate_layers)
 
 
 def attention_pool(config: EncoderConfig, *, rngs: nnx.Rngs) -> AttentionPool:

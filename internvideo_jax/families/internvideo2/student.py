@@ -22,13 +22,13 @@ from internvideo_jax.families.internvideo2.model import (
     Positions,
     attention_pool,
 )
+from internvideo_jax.layers.block_stack import stacked
 from internvideo_jax.layers.decoders import (
     DECODER_SHARDING,
     KINDS,
     FeatureDecoder,
     decode,
     decoder_flops,
-    stacked_decoders,
 )
 from internvideo_jax.layers.functional import FunctionalModel
 from internvideo_jax.layers.init import Init
@@ -148,11 +148,14 @@ class InternVideo2Student(nnx.Module):
             "eps": DECODER_EPS,
             "init": Init("normal"),
             "dtype": jnp.dtype(config.dtype),
-            "rngs": rngs,
         }
 
         def decoders(layers: Sequence[int], out: int, kind: str) -> FeatureDecoder:
-            return stacked_decoders(len(layers), width, out, kind=kind, **options)
+            return stacked(
+                lambda rngs: FeatureDecoder(width, out, kind=kind, **options, rngs=rngs),
+                len(layers),
+                rngs,
+            )
 
         kind = config.clip_decoder
         self.encoder = InternVideo2Encoder(config, rngs=rngs)
@@ -160,7 +163,7 @@ class InternVideo2Student(nnx.Module):
         self.clip_pos_embed = Positions(table, grid, width) if clip else None
         self.clip_decoder = decoders(config.clip_layers, config.clip_width, kind) if clip else None
         self.final_decoder = (
-            FeatureDecoder(config.embedding, config.final_width, kind=kind, **options)
+            FeatureDecoder(config.embedding, config.final_width, kind=kind, **options, rngs=rngs)
             if config.final_width
             else None
         )

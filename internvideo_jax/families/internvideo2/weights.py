@@ -12,7 +12,18 @@ import numpy as np
 
 from internvideo_jax.families.clip.weights import QKV_BIAS
 from internvideo_jax.families.internvideo2 import classifier_weights as internvideo2_classifier
-from internvideo_jax.weights.rules import LINEAR, QKV, SAME, TABLE, TOKEN, TUBELET, Layout, Rule
+from internvideo_jax.weights.rules import (
+    LINEAR,
+    QKV,
+    SAME,
+    TABLE,
+    TOKEN,
+    TUBELET,
+    Layout,
+    Rule,
+    linear,
+    norm,
+)
 
 STAGE_2 = "vision_encoder."
 # A key of every encoder, and what it is kept under in files made for fine-tuning, beside a head.
@@ -45,12 +56,9 @@ def block_rules(torch: str, path: str = "encoder/blocks/") -> list[Rule]:
         Rule(t + "attn.qkv.bias", path + "attn/qkv/bias", QKV_BIAS),
         Rule(t + "attn.q_norm.weight", path + "attn/q_norm/scale"),
         Rule(t + "attn.k_norm.weight", path + "attn/k_norm/scale"),
-        Rule(t + "attn.proj.weight", path + "attn/proj/kernel", LINEAR),
-        Rule(t + "attn.proj.bias", path + "attn/proj/bias"),
-        Rule(t + "mlp.fc1.weight", path + "mlp/fc1/kernel", LINEAR),
-        Rule(t + "mlp.fc1.bias", path + "mlp/fc1/bias"),
-        Rule(t + "mlp.fc2.weight", path + "mlp/fc2/kernel", LINEAR),
-        Rule(t + "mlp.fc2.bias", path + "mlp/fc2/bias"),
+        *linear(t + "attn.proj", path + "attn/proj"),
+        *linear(t + "mlp.fc1", path + "mlp/fc1"),
+        *linear(t + "mlp.fc2", path + "mlp/fc2"),
         *scales,
     ]
 
@@ -58,8 +66,7 @@ def block_rules(torch: str, path: str = "encoder/blocks/") -> list[Rule]:
 def encoder_rules(torch: str = "", patch: Layout = TUBELET) -> list[Rule]:
     """Patch embedding, class token, positions and blocks; `patch` is the layout of the kernel."""
     return [
-        Rule(torch + "patch_embed.proj.weight", "encoder/patch_embed/kernel", patch),
-        Rule(torch + "patch_embed.proj.bias", "encoder/patch_embed/bias"),
+        *linear(torch + "patch_embed.proj", "encoder/patch_embed", patch),
         Rule(torch + "cls_token", "encoder/cls_token", TOKEN),
         *position_rules(torch + "pos_embed", "encoder/pos_embed"),
         *block_rules(torch),
@@ -72,16 +79,11 @@ def pool_rules(torch: str = "") -> list[Rule]:
     rules = []
     for part in "qkv":
         rules += [
-            Rule(f"{t}norm1_{part}.weight", f"pool/norm_{part}/scale"),
-            Rule(f"{t}norm1_{part}.bias", f"pool/norm_{part}/bias"),
+            *norm(f"{t}norm1_{part}", f"pool/norm_{part}"),
             Rule(f"{t}cross_attn.{part}.weight", f"pool/{part}/kernel", LINEAR),
             Rule(f"{t}cross_attn.{part}_bias", f"pool/{part}/bias"),
         ]
-    return [
-        *rules,
-        Rule(t + "cross_attn.proj.weight", "pool/proj/kernel", LINEAR),
-        Rule(t + "cross_attn.proj.bias", "pool/proj/bias"),
-    ]
+    return [*rules, *linear(t + "cross_attn.proj", "pool/proj")]
 
 
 def decoder_rules(torch: str, path: str) -> list[Rule]:
@@ -94,8 +96,7 @@ def decoder_rules(torch: str, path: str) -> list[Rule]:
             for theirs, ours in names.items()
             for leaf, name, layout in parts
         ),
-        Rule(torch + "norm.weight", path + "norm/scale"),
-        Rule(torch + "norm.bias", path + "norm/bias"),
+        *norm(torch + "norm", path + "norm"),
     ]
 
 
@@ -141,11 +142,7 @@ _BACKBONE = (
     r"encoder/pos_embed/.*",
     r"pool/.*",
 )
-_DECODER = (
-    r"{}_decoder/head/.*",
-    r"{}_decoder/fc[12]/.*",
-    r"{}_decoder/norm/.*",
-)
+_DECODER = (r"{}_decoder/head/.*", r"{}_decoder/fc[12]/.*", r"{}_decoder/norm/.*")
 OPTIONAL = {
     BACKBONE: _BACKBONE,
     STUDENT: (

@@ -18,6 +18,7 @@ import numpy as np
 
 from data_pipelines.limits import limited
 from internvideo_jax.config import component
+from internvideo_jax.layers.functional import check_classes
 from internvideo_jax.ops.probe_heads import (
     HeadSpec,
     apply_head,
@@ -133,34 +134,9 @@ class ProbeConfig:
         return self._clip.resolution
 
     @property
-    def patch(self) -> int:
-        """Edge of a patch, pixels."""
-        return self._clip.patch
-
-    @property
-    def tubelet(self) -> int:
-        """Frames of a token."""
-        return self._clip.tubelet
-
-    @property
     def grid(self) -> Grid:
         """Tokens of a clip: time, height, width."""
         return self._clip.grid
-
-    @property
-    def tokens(self) -> int:
-        """That the heads read of a clip."""
-        return self._features.tokens
-
-    @property
-    def pixel_mean(self) -> Sequence[float]:
-        """Of the channels, pixels in 0..1."""
-        return self._clip.pixel_mean
-
-    @property
-    def pixel_std(self) -> Sequence[float]:
-        """Of the channels, pixels in 0..1."""
-        return self._clip.pixel_std
 
     @property
     def running_statistics(self) -> bool:
@@ -184,8 +160,7 @@ class ProbeConfig:
 
     def model(self) -> ProbeModel:
         """The network; ValueError where `classes` is not known yet."""
-        if self.classes < 1:
-            raise ValueError("config.model.classes is 0 and no dataset told how many there are")
+        check_classes(self.classes)
         return ProbeModel(self)
 
     def backbone_flops(self) -> float:
@@ -197,7 +172,7 @@ class ProbeConfig:
         width = self._features.width
         if self.head == "concat":
             width *= 1 + (self.grid[0] if self.per_frame else 1)
-        return len(self.pairs) * head_flops(self.spec, width, self.tokens, self.classes)
+        return len(self.pairs) * head_flops(self.spec, width, self._features.tokens, self.classes)
 
     def forward_flops(self) -> float:
         """Of one clip, backbone and all heads."""

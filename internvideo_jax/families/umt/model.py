@@ -17,12 +17,8 @@ from flax import nnx
 
 from data_pipelines.limits import limited
 from internvideo_jax.families.videomae.model import SIZES, VideoConfig, VideoMAEEncoder
-from internvideo_jax.layers.decoders import (
-    DECODER_SHARDING,
-    decode,
-    decoder_flops,
-    stacked_decoders,
-)
+from internvideo_jax.layers.block_stack import stacked
+from internvideo_jax.layers.decoders import DECODER_SHARDING, FeatureDecoder, decode, decoder_flops
 from internvideo_jax.layers.functional import FunctionalModel
 from internvideo_jax.layers.init import Init
 from internvideo_jax.layers.pos_embed import fixed_table
@@ -119,14 +115,13 @@ class UMTStudent(nnx.Module):
         self.config = config
         init = Init("xavier")
         self.encoder = VideoMAEEncoder(config, norm=True, init=init, rngs=rngs)
-        self.clip_decoder = stacked_decoders(
+        width, dtype = config.encoder.width, jnp.dtype(config.dtype)
+        self.clip_decoder = stacked(
+            lambda rngs: FeatureDecoder(
+                width, config.clip_width, eps=DECODER_EPS, init=init, dtype=dtype, rngs=rngs
+            ),
             len(config.clip_layers),
-            config.encoder.width,
-            config.clip_width,
-            eps=DECODER_EPS,
-            init=init,
-            dtype=jnp.dtype(config.dtype),
-            rngs=rngs,
+            rngs,
         )
 
     def __call__(

@@ -20,10 +20,7 @@ def test_of(data: str, clips: int) -> Mapping[str, Any]:
     """The zoo's test of a row, and what makes the recipe's of it."""
     protocol = SOMETHING if data.startswith("SSv") else KINETICS
     change = f"--config.evals.test.views.clips={protocol.clips}"
-    return {
-        "protocol": protocol,
-        "settings": (change,) if clips != protocol.clips else (),
-    }
+    return {"protocol": protocol, "settings": (change,) if clips != protocol.clips else ()}
 
 
 def _classifier(file: str, data: str, top1: str, note: str = "") -> Entry:
@@ -31,11 +28,8 @@ def _classifier(file: str, data: str, top1: str, note: str = "") -> Entry:
     letter = file[0]
     frames, pixels = (int(part.lstrip("fres")) for part in file.rsplit("_", 2)[1:])
     recipe = f"{letter}_{SETS[data]}" + "_16f" * (frames == 16) + "_384" * (pixels == 384)
-    return Entry(
-        name=f"umt/{file}",
-        file=f"{file}.pth",
-        url=f"{FILES}/{file}.pth",
-        licence=LICENCE,
+    return _entry(
+        file,
         kind="videomae_classifier",
         size={"b": "base", "l": "large"}[letter],
         data=data,
@@ -50,13 +44,15 @@ def _classifier(file: str, data: str, top1: str, note: str = "") -> Entry:
     )
 
 
+def _entry(file: str, **fields: Any) -> Entry:
+    url = f"{FILES}/{file}.pth"
+    return Entry(name=f"umt/{file}", file=f"{file}.pth", url=url, licence=LICENCE, **fields)
+
+
 def _student(size: str, clip_width: int) -> Entry:
     letter = size[0]
-    return Entry(
-        name=f"umt/{letter}16_ptk710_f8_res224",
-        file=f"{letter}16_ptk710_f8_res224.pth",
-        url=f"{FILES}/{letter}16_ptk710_f8_res224.pth",
-        licence=LICENCE,
+    return _entry(
+        f"{letter}16_ptk710_f8_res224",
         kind="umt_student",
         size=size,
         data="K710",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -11,15 +11,11 @@ from flax import nnx
 
 from internvideo_jax.layers.attention import Attention
 from internvideo_jax.layers.batch_norm import BatchNorm
-from internvideo_jax.layers.block import Block, layer_norm
-from internvideo_jax.layers.clip import NORM_EPS
+from internvideo_jax.layers.block import Block, BlockConfig
 from internvideo_jax.layers.depthwise_conv import DepthwiseConv
 from internvideo_jax.layers.drop_path import drop_path
 from internvideo_jax.layers.init import Init, torch_uniform
 from internvideo_jax.layers.mlp import MLP
-
-if TYPE_CHECKING:
-    from internvideo_jax.families.uniformerv2.model import UniFormerV2Config
 
 
 class LocalMHRA(nnx.Module):
@@ -28,8 +24,7 @@ class LocalMHRA(nnx.Module):
     Starts as zero, so that a model begins as the image transformer that it was made from.
     """
 
-    def __init__(self, config: UniFormerV2Config, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        width, inner = config.encoder.width, config.local_width
+    def __init__(self, width: int, inner: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.norm = BatchNorm(width, dtype=dtype)
         self.reduce = nnx.Linear(
             width,
@@ -57,12 +52,21 @@ class LocalUniBlock(Block):
     the whole batch, here every clip draws. Local MHRA is dropped whole.
     """
 
-    def __init__(self, config: UniFormerV2Config, *, init: Init, dtype: jnp.dtype, rngs: nnx.Rngs):
-        super().__init__(config.block(), init=init, dtype=dtype, rngs=rngs)
-        self.dropping = config.drop_path > 0
-        count = config.local_blocks
-        self.local1 = LocalMHRA(config, dtype=dtype, rngs=rngs) if count > 0 else None
-        self.local2 = LocalMHRA(config, dtype=dtype, rngs=rngs) if count > 1 else None
+    def __init__(
+        self,
+        config: BlockConfig,
+        local: Sequence[int],
+        *,
+        dropping: bool,
+        init: Init,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        """`local` are the inner widths of its local MHRA, none to two; `dropping` drops paths."""
+        super().__init__(config, init=init, dtype=dtype, rngs=rngs)
+        self.dropping = dropping
+        layers = [LocalMHRA(config.width, inner, dtype=dtype, rngs=rngs) for inner in local]
+        self.local1, self.local2 = (*layers, None, None)[:2]
 
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, x: jax.Array, keys: jax.Array | None = None, rate: jax.Array | float = 0.0
@@ -110,32 +114,26 @@ class GlobalUniBlock(nnx.Module):
     Attention and MLP start as zero: a fresh block hands the query on.
     """
 
-    def __init__(self, config: UniFormerV2Config, *, init: Init, dtype: jnp.dtype, rngs: nnx.Rngs):
-        width = config.encoder.width
-        self.dropping = config.global_drop_path > 0
-        self.mlp_dropout = config.mlp_dropout
-        self.grid = config.grid
-        self.dpe = DepthwiseConv(width, (3, 3, 3), dtype=dtype, rngs=rngs)
-        self.norm1 = layer_norm(width, dtype=dtype, rngs=rngs, eps=NORM_EPS)
-        self.norm_context = layer_norm(width, dtype=dtype, rngs=rngs, eps=NORM_EPS)
-        self.attn = Attention(
-            width,
-            config.encoder.heads,
-            key_bias=True,
-            form=config.attention,
-            init=init,
-            dtype=dtype,
-            rngs=rngs,
-        )
-        self.norm2 = layer_norm(width, dtype=dtype, rngs=rngs, eps=NORM_EPS)
-        self.mlp = MLP(
-            width,
-            config.global_hidden,
-            activation="quick_gelu",
-            init=init,
-            dtype=dtype,
-            rngs=rngs,
-        )
+    def __init__(
+        self,
+        config: BlockConfig,
+        grid: tuple[int, int, int],
+        *,
+        dropping: bool,
+        mlp_dropout: float,
+        init: Init,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        """`grid` of the patches; `dropping` drops paths, `mlp_dropout` hidden units."""
+        width, options = config.width, cast(dict[str, Any], {"dtype": dtype, "rngs": rngs})
+        self.dropping, self.mlp_dropout, self.grid = dropping, mlp_dropout, grid
+        self.dpe = DepthwiseConv(width, (3, 3, 3), **options)
+        self.norm1 = config.norm.make(width, **options)
+        self.norm_context = config.norm.make(width, **options)
+        self.attn = Attention(width, config.attention, init=init, **options)
+        self.norm2 = config.norm.make(width, **options)
+        self.mlp = MLP(width, config.mlp, init=init, **options)
         for last in (self.attn.proj, self.mlp.fc2):
             last.kernel[...] = jnp.zeros_like(last.kernel[...])
 

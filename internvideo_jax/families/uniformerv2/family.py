@@ -11,8 +11,12 @@ from internvideo_jax.families.uniformerv2.model import SIZES, UniFormerV2Config
 from internvideo_jax.families.uniformerv2.zoo import UNIFORMERV2
 from internvideo_jax.registry import resolve
 from internvideo_jax.weights.entry import Entry
-from internvideo_jax.weights.family import NO_HEAD, Facts, Family, Kind, named, tower_facts
+from internvideo_jax.weights.family import NO_HEAD, Facts, Family, Kind, image_facts, named
 
+NAMES = named(weights.RULES, weights.IGNORED, weights.OPTIONAL)
+SHAPES = {
+    name: image_facts(size.encoder, size.resolution, size.patch) for name, size in SIZES.items()
+}
 STARTS_FROM = ("clip", "clip_visual")
 
 
@@ -63,21 +67,7 @@ def recipe(facts: Facts, size: str) -> str:
 
 FAMILY = Family(
     title="UniFormerV2",
-    kinds=(
-        _UniFormerV2(
-            name="uniformerv2",
-            title="UniFormerV2, fine-tuned (classifier)",
-            names=named(weights.RULES, weights.IGNORED, weights.OPTIONAL)["uniformerv2"],
-            sizes={
-                name: {
-                    **tower_facts(size.encoder),
-                    "patch": size.patch,
-                    "positions": 1 + (size.resolution // size.patch) ** 2,
-                }
-                for name, size in SIZES.items()
-            },
-        ),
-    ),
+    kinds=(_UniFormerV2.of("uniformerv2", "UniFormerV2, fine-tuned (classifier)", NAMES, SHAPES),),
     geometry=weights.geometry,
     sources={"uniformerv2": UNIFORMERV2},
     recipe=recipe,

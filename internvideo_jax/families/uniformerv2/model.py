@@ -20,14 +20,13 @@ from jax.typing import DTypeLike
 
 from data_pipelines.limits import limited
 from internvideo_jax.families.uniformerv2.blocks import GlobalUniBlock, LocalUniBlock
-from internvideo_jax.layers.block import BLOCK_SHARDING, BlockConfig, layer_norm
+from internvideo_jax.layers.block import BlockConfig, layer_norm
 from internvideo_jax.layers.block_stack import run_layers, stacked
 from internvideo_jax.layers.clip import IMAGE_FORMS, NORM_EPS, ImageTokens, clip_block, inflate
 from internvideo_jax.layers.drop_path import head_dropout
-from internvideo_jax.layers.functional import FunctionalModel
+from internvideo_jax.layers.functional import FunctionalModel, WithStatistics, classifier
 from internvideo_jax.layers.init import Init, torch_uniform
 from internvideo_jax.layers.tower import (
-    SMALLEST,
     TowerConfig,
     VideoTowerConfig,
     check_layers,
@@ -36,7 +35,7 @@ from internvideo_jax.layers.tower import (
 )
 from internvideo_jax.ops.pixels import normalize, patchify
 from internvideo_jax.parallel.mesh import constrain
-from internvideo_jax.protocols import Adaptation, Classes, ShardingRules, TokenFeatures, Traits
+from internvideo_jax.protocols import Adaptation, Classes, TokenFeatures, Traits
 from internvideo_jax.registry import suggest
 from internvideo_jax.types import flatten_paths
 
@@ -130,20 +129,11 @@ class UniFormerV2Config(VideoTowerConfig):
 
     def smallest(self) -> Self:
         """The same kind of model with two thin layers, four tokens a frame and few frames."""
-        return dataclasses.replace(
-            self,
-            encoder=SMALLEST,
-            frames=min(self.frames, 8),
-            resolution=2 * self.patch,
-            global_layers=(0, 1),
-            dtype="float32",
-        )
+        return self.shrunk(8, global_layers=(0, 1))
 
     def model(self) -> FunctionalModel:
         """The network; ValueError where `classes` is not known yet."""
-        if self.classes < 1:
-            raise ValueError("config.model.classes is 0 and no dataset told how many there are")
-        return FunctionalModel(self, lambda rngs: UniFormerV2(self, rngs=rngs))
+        return classifier(self, lambda rngs: UniFormerV2(self, rngs=rngs))
 
     @property
     def tubelet(self) -> int:
@@ -186,21 +176,14 @@ class UniFormerV2Config(VideoTowerConfig):
             features=TokenFeatures(self.tokens, self.encoder.width, self.forward_flops()),
         )
 
-    @property
-    def sharding_rules(self) -> ShardingRules:
-        """Which axes of its parameters are split over which axes of the mesh."""
-        return BLOCK_SHARDING
-
     def block(self) -> BlockConfig:
         """Of the image transformer."""
-        tower = self.encoder
-        return clip_block(
-            tower.width,
-            tower.heads,
-            tower.hidden,
-            attention=self.attention,
-            form=IMAGE_FORMS[self.backbone],
-        )
+        return clip_block(self.encoder, self.attention, form=IMAGE_FORMS[self.backbone])
+
+    def global_block(self) -> BlockConfig:
+        """Of the query's blocks: of CLIP's form whatever the image transformer has."""
+        tower = dataclasses.replace(self.encoder, hidden=self.global_hidden)
+        return clip_block(tower, self.attention)
 
     def forward_flops(self) -> float:
         """Of one clip."""
@@ -250,7 +233,14 @@ class UniFormerV2Encoder(ImageTokens):
         super().__init__(values, rows, config.encoder.width, form=form, dtype=dtype, rngs=rngs)
         self.config = config
         self.blocks = stacked(
-            lambda rngs: LocalUniBlock(config, init=init, dtype=dtype, rngs=rngs),
+            lambda rngs: LocalUniBlock(
+                config.block(),
+                [config.local_width] * config.local_blocks,
+                dropping=config.drop_path > 0,
+                init=init,
+                dtype=dtype,
+                rngs=rngs,
+            ),
             config.encoder.depth,
             rngs,
         )
@@ -294,7 +284,7 @@ class UniFormerV2Encoder(ImageTokens):
         )
 
 
-class UniFormerV2(nnx.Module):
+class UniFormerV2(WithStatistics):
     """Image transformer, global blocks, and a head on the query and the frames' class tokens.
 
     Without CLIP weights linear layers start Xavier-uniform with zero bias; nobody has trained this
@@ -307,7 +297,15 @@ class UniFormerV2(nnx.Module):
         self.encoder = UniFormerV2Encoder(config, init=init, rngs=rngs)
         self.temporal_cls_token = nnx.Param(jnp.zeros(width))
         self.global_blocks = stacked(
-            lambda rngs: GlobalUniBlock(config, init=init, dtype=dtype, rngs=rngs),
+            lambda rngs: GlobalUniBlock(
+                config.global_block(),
+                config.grid,
+                dropping=config.global_drop_path > 0,
+                mlp_dropout=config.mlp_dropout,
+                init=init,
+                dtype=dtype,
+                rngs=rngs,
+            ),
             len(config.global_layers),
             rngs,
         )
@@ -321,15 +319,6 @@ class UniFormerV2(nnx.Module):
         self.head = nnx.Linear(
             width, config.classes, rngs=rngs, kernel_init=uniform, bias_init=uniform
         )
-
-    def __call__(self, video: jax.Array, keys: jax.Array | None = None) -> jax.Array:
-        """Logits (B, classes) float32.
-
-        Args:
-          video: (B, T, H, W, 3) uint8, or float in 0..1.
-          keys: (B,) keys in training: drop path, dropout, batch statistics; None in evaluation.
-        """
-        return self.train(video, keys)[0]
 
     def train(
         self, video: jax.Array, keys: jax.Array | None
@@ -362,8 +351,7 @@ class UniFormerV2(nnx.Module):
             keys=keys,
             drop_path=config.global_drop_path,
             intermediate_layers=intermediate_layers,
-            remat=config.remat,
-            scan=config.scan,
+            **config.stack_options(),
         )
         return q, outputs
 

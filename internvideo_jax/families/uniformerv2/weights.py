@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from internvideo_jax.families.clip import weights as clip
-from internvideo_jax.weights.rules import LINEAR, TOKEN, Layout, Rule
+from internvideo_jax.weights.rules import TOKEN, Layout, Rule, linear, norm
 
 # Convolution over single places: (out, in, 1, 1, 1) -> (in, out).
 POINTWISE = Layout(
@@ -21,17 +21,13 @@ def _local_rules(number: int) -> list[Rule]:
     t = f"transformer.resblocks.{{i}}.lmhra{number}.pos_embed."
     p = f"encoder/blocks/local{number}/"
     return [
-        Rule(t + "0.weight", p + "norm/scale"),
-        Rule(t + "0.bias", p + "norm/bias"),
+        *norm(t + "0", p + "norm"),
         Rule(t + "0.running_mean", p + "norm/mean"),
         Rule(t + "0.running_var", p + "norm/var"),
         Rule(t + "0.num_batches_tracked", p + "norm/count"),
-        Rule(t + "1.weight", p + "reduce/kernel", POINTWISE),
-        Rule(t + "1.bias", p + "reduce/bias"),
-        Rule(t + "2.weight", p + "temporal/kernel", DEPTHWISE),
-        Rule(t + "2.bias", p + "temporal/bias"),
-        Rule(t + "3.weight", p + "expand/kernel", POINTWISE),
-        Rule(t + "3.bias", p + "expand/bias"),
+        *linear(t + "1", p + "reduce", POINTWISE),
+        *linear(t + "2", p + "temporal", DEPTHWISE),
+        *linear(t + "3", p + "expand", POINTWISE),
     ]
 
 
@@ -41,15 +37,11 @@ UNIFORMERV2 = (
     *_local_rules(2),
     Rule("transformer.temporal_cls_token", "temporal_cls_token", TOKEN),
     Rule("transformer.balance", "balance"),
-    Rule("transformer.dpe.{i}.weight", "global_blocks/dpe/kernel", DEPTHWISE),
-    Rule("transformer.dpe.{i}.bias", "global_blocks/dpe/bias"),
+    *linear("transformer.dpe.{i}", "global_blocks/dpe", DEPTHWISE),
     *clip.attention_rules("transformer.dec.{i}.", "global_blocks/"),
-    Rule("transformer.dec.{i}.ln_3.weight", "global_blocks/norm_context/scale"),
-    Rule("transformer.dec.{i}.ln_3.bias", "global_blocks/norm_context/bias"),
-    Rule("transformer.proj.0.weight", "norm/scale"),
-    Rule("transformer.proj.0.bias", "norm/bias"),
-    Rule("transformer.proj.2.weight", "head/kernel", LINEAR),
-    Rule("transformer.proj.2.bias", "head/bias"),
+    *norm("transformer.dec.{i}.ln_3", "global_blocks/norm_context"),
+    *norm("transformer.proj.0", "norm"),
+    *linear("transformer.proj.2", "head"),
 )
 
 RULES = {"uniformerv2": UNIFORMERV2}

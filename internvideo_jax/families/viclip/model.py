@@ -18,8 +18,8 @@ from flax import nnx
 
 from data_pipelines.limits import limited
 from internvideo_jax.families.clip.text import TextTransformer
-from internvideo_jax.layers.block import BLOCK_SHARDING, BlockConfig, layer_norm
-from internvideo_jax.layers.block_stack import run_stack, stacked_blocks
+from internvideo_jax.layers.block import BlockConfig, layer_norm
+from internvideo_jax.layers.block_stack import stacked_blocks
 from internvideo_jax.layers.clip import NORM_EPS, ImageTokens, clip_block, projection
 from internvideo_jax.layers.functional import FunctionalModel
 from internvideo_jax.layers.init import Init
@@ -89,15 +89,9 @@ class VideoTransformerConfig(VideoTowerConfig):
             features=TokenFeatures(self.tokens, self.encoder.width, self.video_flops()),
         )
 
-    @property
-    def sharding_rules(self) -> ShardingRules:
-        """Which axes of its parameters are split over which axes of the mesh."""
-        return BLOCK_SHARDING
-
     def block(self) -> BlockConfig:
         """Of the video encoder."""
-        tower = self.encoder
-        return clip_block(tower.width, tower.heads, tower.hidden, attention=self.attention)
+        return clip_block(self.encoder, self.attention)
 
     def video_flops(self, visible: int | None = None) -> float:
         """Of one clip, when `visible` patch tokens are left (default: all)."""
@@ -153,15 +147,7 @@ class ViCLIPConfig(VideoTransformerConfig):
 
     def smallest(self) -> Self:
         """The same kind of model with two thin layers a side, four tokens a frame, few frames."""
-        return dataclasses.replace(
-            self,
-            encoder=SMALLEST,
-            text=SMALLEST,
-            embedding=32,
-            frames=min(self.frames, 8),
-            resolution=2 * self.patch,
-            dtype="float32",
-        )
+        return self.shrunk(8, text=SMALLEST, embedding=32)
 
     def model(self) -> FunctionalModel:
         """Both encoders and the temperature."""
@@ -182,11 +168,11 @@ class ViCLIPConfig(VideoTransformerConfig):
     @property
     def sharding_rules(self) -> ShardingRules:
         """Which axes of its parameters are split over which axes of the mesh."""
-        return (*BLOCK_SHARDING, (r"text/token_embed$", ("tensor", "fsdp")))
+        return (*super().sharding_rules, (r"text/token_embed$", ("tensor", "fsdp")))
 
     def text_block(self) -> BlockConfig:
         """Of the text encoder: causal."""
-        return clip_block(self.text.width, self.text.heads, self.text.hidden, causal=True)
+        return clip_block(self.text, causal=True)
 
     def forward_flops(self, visible: int | None = None) -> float:
         """Of one clip with its caption, when `visible` patch tokens are left (default: all)."""
@@ -217,12 +203,7 @@ class VideoTransformer(ImageTokens):
     """
 
     def __init__(
-        self,
-        config: VideoTransformerConfig,
-        *,
-        temporal: bool = True,
-        init: Init,
-        rngs: nnx.Rngs,
+        self, config: VideoTransformerConfig, *, temporal: bool = True, init: Init, rngs: nnx.Rngs
     ):
         dtype, width = jnp.dtype(config.dtype), config.encoder.width
         super().__init__(
@@ -280,14 +261,8 @@ class VideoTransformer(ImageTokens):
     ) -> tuple[jax.Array, jax.Array | None]:
         """Tokens after the last block (B, 1 + N or V, D), and after `intermediate_layers`."""
         config = self.config
-        return run_stack(
-            self.blocks,
-            self.first(video, visible),
-            keys=keys,
-            drop_path=config.drop_path,
-            intermediate_layers=intermediate_layers,
-            **config.stack_options(),
-        )
+        x = self.first(video, visible)
+        return config.run(self.blocks, x, keys, config.drop_path, intermediate_layers)
 
     def embed_token(self, x: jax.Array) -> jax.Array:
         """(B, 1 + N or V, D) after the last block -> (B, E) float32: the class token projected."""
@@ -335,10 +310,7 @@ class ViCLIP(nnx.Module):
         )
 
     def encode_video(
-        self,
-        video: jax.Array,
-        keys: jax.Array | None = None,
-        visible: jax.Array | None = None,
+        self, video: jax.Array, keys: jax.Array | None = None, visible: jax.Array | None = None
     ) -> jax.Array:
         """(B, E) float32, not normalised.
 

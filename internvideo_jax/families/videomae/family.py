@@ -15,11 +15,7 @@ from internvideo_jax.weights.family import NO_HEAD, Facts, Family, Kind, named, 
 DEFAULT_SIZES = ("small", "base", "large", "huge", "giant")  # of the fine-tuning recipes
 NAMES = named(weights.RULES, weights.IGNORED, weights.OPTIONAL)
 SHAPES: dict[str, Facts] = {
-    name: {
-        **tower_facts(size.encoder),
-        "patch": size.patch,
-        "decoder_width": size.decoder_width,
-    }
+    name: {**tower_facts(size.encoder), "patch": size.patch, "decoder_width": size.decoder_width}
     for name, size in SIZES.items()
 }
 
@@ -67,18 +63,10 @@ def recipe(facts: Facts, size: str) -> str:
 FAMILY = Family(
     title="VideoMAE",
     kinds=(
-        _Pretrain(
-            name="videomae_pretrain",
-            title="VideoMAE, pre-training (encoder and decoder)",
-            names=NAMES["videomae_pretrain"],
-            sizes=SHAPES,
+        _Pretrain.of(
+            "videomae_pretrain", "VideoMAE, pre-training (encoder and decoder)", NAMES, SHAPES
         ),
-        _Classifier(
-            name="videomae_classifier",
-            title="VideoMAE, fine-tuned (classifier)",
-            names=NAMES["videomae_classifier"],
-            sizes=SHAPES,
-        ),
+        _Classifier.of("videomae_classifier", "VideoMAE, fine-tuned (classifier)", NAMES, SHAPES),
     ),
     geometry=weights.geometry,
     sources={"videomae": VIDEOMAE, "v2": V2, "internvideo1": INTERNVIDEO1},

@@ -24,30 +24,25 @@ from internvideo_jax.families.videomae.model import SIZES, PretrainConfig, Video
 from internvideo_jax.layers.tower import TowerConfig
 from internvideo_jax.registry import resolve
 from internvideo_jax.weights.family import Kind, named
-from internvideo_jax.weights.rules import LINEAR, TOKEN, TUBELET, Rule, Tensors
+from internvideo_jax.weights.rules import LINEAR, TOKEN, TUBELET, Rule, Tensors, linear, norm
 
 
 def _block_rules(torch: str, path: str) -> list[Rule]:
     t, p = f"{torch}.{{i}}.", f"{path}blocks/"
-    attention, linear = t + "attention.attention.", p + "attn/qkv/"
+    attention, qkv = t + "attention.attention.", p + "attn/qkv/"
     return [
-        Rule(t + "layernorm_before.weight", p + "norm1/scale"),
-        Rule(t + "layernorm_before.bias", p + "norm1/bias"),
-        Rule(t + "layernorm_after.weight", p + "norm2/scale"),
-        Rule(t + "layernorm_after.bias", p + "norm2/bias"),
-        Rule(attention + "q_bias", linear + "q_bias"),
-        Rule(attention + "v_bias", linear + "v_bias"),
-        Rule(attention + "query.bias", linear + "q_bias"),
-        Rule(attention + "value.bias", linear + "v_bias"),
-        Rule(attention + "query.weight", linear + "kernel", LINEAR, part=0),
-        Rule(attention + "key.weight", linear + "kernel", LINEAR, part=1),
-        Rule(attention + "value.weight", linear + "kernel", LINEAR, part=2),
-        Rule(t + "attention.output.dense.weight", p + "attn/proj/kernel", LINEAR),
-        Rule(t + "attention.output.dense.bias", p + "attn/proj/bias"),
-        Rule(t + "intermediate.dense.weight", p + "mlp/fc1/kernel", LINEAR),
-        Rule(t + "intermediate.dense.bias", p + "mlp/fc1/bias"),
-        Rule(t + "output.dense.weight", p + "mlp/fc2/kernel", LINEAR),
-        Rule(t + "output.dense.bias", p + "mlp/fc2/bias"),
+        *norm(t + "layernorm_before", p + "norm1"),
+        *norm(t + "layernorm_after", p + "norm2"),
+        Rule(attention + "q_bias", qkv + "q_bias"),
+        Rule(attention + "v_bias", qkv + "v_bias"),
+        Rule(attention + "query.bias", qkv + "q_bias"),
+        Rule(attention + "value.bias", qkv + "v_bias"),
+        Rule(attention + "query.weight", qkv + "kernel", LINEAR, part=0),
+        Rule(attention + "key.weight", qkv + "kernel", LINEAR, part=1),
+        Rule(attention + "value.weight", qkv + "kernel", LINEAR, part=2),
+        *linear(t + "attention.output.dense", p + "attn/proj"),
+        *linear(t + "intermediate.dense", p + "mlp/fc1"),
+        *linear(t + "output.dense", p + "mlp/fc2"),
     ]
 
 
@@ -56,8 +51,7 @@ _ENCODER = (
     Rule(_PATCHES + "weight", "encoder/patch_embed/kernel", TUBELET),
     Rule(_PATCHES + "bias", "encoder/patch_embed/bias"),
     *_block_rules("videomae.encoder.layer", "encoder/"),
-    Rule("videomae.layernorm.weight", "encoder/norm/scale"),
-    Rule("videomae.layernorm.bias", "encoder/norm/bias"),
+    *norm("videomae.layernorm", "encoder/norm"),
 )
 
 # The same parameters as of `weights.RULES`, under their names of transformers.
@@ -67,18 +61,10 @@ RULES = {
         Rule("encoder_to_decoder.weight", "encoder_to_decoder/kernel", LINEAR),
         Rule("mask_token", "mask_token", TOKEN),
         *_block_rules("decoder.decoder_layers", "decoder/"),
-        Rule("decoder.norm.weight", "decoder/norm/scale"),
-        Rule("decoder.norm.bias", "decoder/norm/bias"),
-        Rule("decoder.head.weight", "decoder/head/kernel", LINEAR),
-        Rule("decoder.head.bias", "decoder/head/bias"),
+        *norm("decoder.norm", "decoder/norm"),
+        *linear("decoder.head", "decoder/head"),
     ),
-    "videomae_classifier": (
-        *_ENCODER,
-        Rule("fc_norm.weight", "fc_norm/scale"),
-        Rule("fc_norm.bias", "fc_norm/bias"),
-        Rule("classifier.weight", "head/kernel", LINEAR),
-        Rule("classifier.bias", "head/bias"),
-    ),
+    "videomae_classifier": (*_ENCODER, *norm("fc_norm", "fc_norm"), *linear("classifier", "head")),
 }
 IGNORED = {
     "videomae_pretrain": {
@@ -163,11 +149,7 @@ class VideoMAEOfTransformers:
         }
 
     def guess_config(
-        self,
-        kind: Kind,
-        params: Tensors,
-        geometry: Mapping[str, int],
-        given: Mapping[str, int],
+        self, kind: Kind, params: Tensors, geometry: Mapping[str, int], given: Mapping[str, int]
     ) -> Any:
         """The config of a model from its parameters, as far as they tell.
 

@@ -17,16 +17,18 @@ import numpy as np
 from flax import nnx
 
 from data_pipelines.limits import limited
-from internvideo_jax.layers.block import BLOCK_SHARDING, BlockConfig, layer_norm
-from internvideo_jax.layers.block_stack import run_stack, stacked_blocks
+from internvideo_jax.layers.attention import AttentionConfig
+from internvideo_jax.layers.block import BlockConfig, layer_norm
+from internvideo_jax.layers.block_stack import stacked_blocks
 from internvideo_jax.layers.drop_path import head_dropout
-from internvideo_jax.layers.functional import FunctionalModel
+from internvideo_jax.layers.functional import FunctionalModel, classifier
 from internvideo_jax.layers.init import Init, torch_layer, torch_uniform
+from internvideo_jax.layers.mlp import MLPConfig
 from internvideo_jax.layers.pos_embed import Grid, fixed_table
 from internvideo_jax.layers.tower import SMALLEST, TowerConfig, VideoTowerConfig, preset_size, tower
 from internvideo_jax.ops.pixels import token_grid
 from internvideo_jax.parallel.mesh import constrain
-from internvideo_jax.protocols import Classes, ShardingRules, TokenFeatures, Traits
+from internvideo_jax.protocols import Classes, TokenFeatures, Traits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,32 +78,20 @@ class VideoConfig(VideoTowerConfig):
 
     def smallest(self) -> Self:
         """The same kind of model with two thin layers and four tokens a frame pair."""
-        thin = dict.fromkeys(self.traits.stacks, SMALLEST)
-        frames = min(self.frames, 4 * self.tubelet)
-        return dataclasses.replace(
-            self, **thin, frames=frames, resolution=2 * self.patch, dtype="float32"
-        )
+        return self.shrunk(4 * self.tubelet, **dict.fromkeys(self.traits.stacks, SMALLEST))
 
     @property
     def traits(self) -> Traits:
         """Position tables are of whole clips, fixed or learned."""
         return dataclasses.replace(super().traits, clip_tables=True)
 
-    @property
-    def sharding_rules(self) -> ShardingRules:
-        """Which axes of its parameters are split over which axes of the mesh."""
-        return BLOCK_SHARDING
-
     def block(self, tower: TowerConfig) -> BlockConfig:
         """Of the encoder or the decoder."""
+        attention = AttentionConfig(
+            tower.heads, qkv_bias=self.qkv_bias, cosine=self.cosine, form=self.attention
+        )
         return BlockConfig(
-            tower.width,
-            tower.heads,
-            tower.hidden,
-            self.qkv_bias,
-            self.layer_scale,
-            self.cosine,
-            attention=self.attention,
+            tower.width, attention, MLPConfig(tower.hidden), layer_scale=self.layer_scale
         )
 
     def fixed_positions(self) -> np.ndarray:
@@ -166,14 +156,8 @@ class VideoMAEEncoder(nnx.Module):
         intermediate_layers: Sequence[int] = (),
     ) -> tuple[jax.Array, jax.Array | None]:
         """Encoded tokens (B, V or N, D) and intermediates (K, B, V or N, D)."""
-        x, intermediates = run_stack(
-            self.blocks,
-            self.embed(video, visible),
-            keys=keys,
-            drop_path=drop_path,
-            intermediate_layers=intermediate_layers,
-            **self.config.stack_options(),
-        )
+        x = self.embed(video, visible)
+        x, intermediates = self.config.run(self.blocks, x, keys, drop_path, intermediate_layers)
         return (x if self.norm is None else self.norm(x)), intermediates
 
 
@@ -260,7 +244,7 @@ class PretrainModel(nnx.Module):
         """
         x, _ = self.encoder(video, visible)
         x = self.decoder_input(x, visible, decoded)
-        x, _ = run_stack(self.decoder.blocks, x, **self.config.stack_options())
+        x, _ = self.config.run(self.decoder.blocks, x)
         x = self.decoder.norm(x[:, visible.shape[1] :])
         return self.decoder.head(x).astype(jnp.float32)
 
@@ -317,9 +301,7 @@ class VideoMAEClassifierConfig(VideoConfig):
 
     def model(self) -> FunctionalModel:
         """The network; ValueError where `classes` is not known yet."""
-        if self.classes < 1:
-            raise ValueError("config.model.classes is 0 and no dataset told how many there are")
-        return FunctionalModel(self, lambda rngs: VideoMAEClassifier(self, rngs=rngs))
+        return classifier(self, lambda rngs: VideoMAEClassifier(self, rngs=rngs))
 
     def forward_flops(self) -> float:
         """Of one clip, encoder and head."""
@@ -344,12 +326,7 @@ class VideoMAEClassifier(nnx.Module):
         self.encoder = VideoMAEEncoder(config, norm=not mean, init=init, rngs=rngs)
         self.fc_norm = layer_norm(width, dtype=dtype, rngs=rngs) if mean else None
         # The head works in float32: it costs nothing and logits feed the loss.
-        self.head = nnx.Linear(
-            width,
-            config.classes,
-            rngs=rngs,
-            kernel_init=lambda key, shape, _=None: config.head_scale * init.linear(key, *shape),
-        )
+        self.head = init.head(width, config.classes, config.head_scale, rngs=rngs)
 
     def __call__(self, video: jax.Array, keys: jax.Array | None = None) -> jax.Array:
         """Logits (B, classes) float32.

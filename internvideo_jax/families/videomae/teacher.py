@@ -106,7 +106,9 @@ class VideoMAETeacherConfig(VideoConfig):
 
     def block(self, tower: TowerConfig) -> BlockConfig:
         """Of the encoder, in the arithmetic of the reference where `literal`."""
-        return dataclasses.replace(super().block(tower), literal=self.literal)
+        block = super().block(tower)
+        attention = dataclasses.replace(block.attention, literal=self.literal)
+        return dataclasses.replace(block, attention=attention)
 
     def model(self) -> FunctionalModel:
         """The encoder without a decoder."""

@@ -6,26 +6,31 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from internvideo_jax.weights.rules import LINEAR, PER_HEAD, QKV, TABLE, TOKEN, TUBELET, Rule
+from internvideo_jax.weights.rules import (
+    LINEAR,
+    PER_HEAD,
+    QKV,
+    TABLE,
+    TOKEN,
+    TUBELET,
+    Rule,
+    linear,
+    norm,
+)
 
 
 def _block_rules(torch: str, path: str) -> list[Rule]:
     t, p = f"{torch}blocks.{{i}}.", f"{path}blocks/"
     return [
-        Rule(t + "norm1.weight", p + "norm1/scale"),
-        Rule(t + "norm1.bias", p + "norm1/bias"),
-        Rule(t + "norm2.weight", p + "norm2/scale"),
-        Rule(t + "norm2.bias", p + "norm2/bias"),
+        *norm(t + "norm1", p + "norm1"),
+        *norm(t + "norm2", p + "norm2"),
         Rule(t + "attn.q_bias", p + "attn/qkv/q_bias"),
         Rule(t + "attn.v_bias", p + "attn/qkv/v_bias"),
         Rule(t + "attn.qkv.weight", p + "attn/qkv/kernel", QKV),
         Rule(t + "attn.scale", p + "attn/scale", PER_HEAD),
-        Rule(t + "attn.proj.weight", p + "attn/proj/kernel", LINEAR),
-        Rule(t + "attn.proj.bias", p + "attn/proj/bias"),
-        Rule(t + "mlp.fc1.weight", p + "mlp/fc1/kernel", LINEAR),
-        Rule(t + "mlp.fc1.bias", p + "mlp/fc1/bias"),
-        Rule(t + "mlp.fc2.weight", p + "mlp/fc2/kernel", LINEAR),
-        Rule(t + "mlp.fc2.bias", p + "mlp/fc2/bias"),
+        *linear(t + "attn.proj", p + "attn/proj"),
+        *linear(t + "mlp.fc1", p + "mlp/fc1"),
+        *linear(t + "mlp.fc2", p + "mlp/fc2"),
         Rule(t + "gamma_1", p + "gamma1"),
         Rule(t + "gamma_2", p + "gamma2"),
     ]
@@ -34,11 +39,9 @@ def _block_rules(torch: str, path: str) -> list[Rule]:
 def encoder_rules(torch: str) -> list[Rule]:
     """Of the encoder, whose torch names begin with `torch`."""
     return [
-        Rule(torch + "patch_embed.proj.weight", "encoder/patch_embed/kernel", TUBELET),
-        Rule(torch + "patch_embed.proj.bias", "encoder/patch_embed/bias"),
+        *linear(torch + "patch_embed.proj", "encoder/patch_embed", TUBELET),
         *_block_rules(torch, "encoder/"),
-        Rule(torch + "norm.weight", "encoder/norm/scale"),
-        Rule(torch + "norm.bias", "encoder/norm/bias"),
+        *norm(torch + "norm", "encoder/norm"),
     ]
 
 
@@ -47,19 +50,15 @@ PRETRAIN = (
     Rule("encoder_to_decoder.weight", "encoder_to_decoder/kernel", LINEAR),
     Rule("mask_token", "mask_token", TOKEN),
     *_block_rules("decoder.", "decoder/"),
-    Rule("decoder.norm.weight", "decoder/norm/scale"),
-    Rule("decoder.norm.bias", "decoder/norm/bias"),
-    Rule("decoder.head.weight", "decoder/head/kernel", LINEAR),
-    Rule("decoder.head.bias", "decoder/head/bias"),
+    *norm("decoder.norm", "decoder/norm"),
+    *linear("decoder.head", "decoder/head"),
 )
 
 FINETUNE = (
     *encoder_rules(""),
     Rule("pos_embed", "encoder/pos_embed", TABLE),
-    Rule("fc_norm.weight", "fc_norm/scale"),
-    Rule("fc_norm.bias", "fc_norm/bias"),
-    Rule("head.weight", "head/kernel", LINEAR),
-    Rule("head.bias", "head/bias"),
+    *norm("fc_norm", "fc_norm"),
+    *linear("head", "head"),
 )
 
 RULES = {"videomae_pretrain": PRETRAIN, "videomae_classifier": FINETUNE}

@@ -337,10 +337,7 @@ VIDEOMAE = (
                 4,
                 "SSv2",
                 "size=small,recipe=videomae",
-                {
-                    "finetune": "videomae/s_ssv2",
-                    "settings": (_STRIDE, "--config.epochs=2400"),
-                },
+                {"finetune": "videomae/s_ssv2", "settings": (_STRIDE, "--config.epochs=2400")},
             ),
             (
                 "b_ssv2_800e",
@@ -348,10 +345,7 @@ VIDEOMAE = (
                 4,
                 "SSv2",
                 "size=base,recipe=videomae",
-                {
-                    "finetune": "videomae/b_ssv2_800e",
-                    "settings": (_STRIDE, "--config.epochs=800"),
-                },
+                {"finetune": "videomae/b_ssv2_800e", "settings": (_STRIDE, "--config.epochs=800")},
             ),
             (
                 "b_ssv2_2400e",

@@ -7,26 +7,20 @@ from collections.abc import Mapping
 import numpy as np
 
 from internvideo_jax.families.clip.weights import IMAGE, QKV_BIAS
-from internvideo_jax.weights.rules import LINEAR, QKV, TABLE, TOKEN, Rule
+from internvideo_jax.weights.rules import QKV, TABLE, TOKEN, Rule, linear, norm
 
 RULES = {
     "vit": (
-        Rule("patch_embed.proj.weight", "encoder/patch_embed/kernel", IMAGE),
-        Rule("patch_embed.proj.bias", "encoder/patch_embed/bias"),
+        *linear("patch_embed.proj", "encoder/patch_embed", IMAGE),
         Rule("cls_token", "encoder/cls_token", TOKEN),
         Rule("pos_embed", "encoder/pos_embed/table", TABLE),
-        Rule("blocks.{i}.norm1.weight", "encoder/blocks/norm1/scale"),
-        Rule("blocks.{i}.norm1.bias", "encoder/blocks/norm1/bias"),
-        Rule("blocks.{i}.norm2.weight", "encoder/blocks/norm2/scale"),
-        Rule("blocks.{i}.norm2.bias", "encoder/blocks/norm2/bias"),
+        *norm("blocks.{i}.norm1", "encoder/blocks/norm1"),
+        *norm("blocks.{i}.norm2", "encoder/blocks/norm2"),
         Rule("blocks.{i}.attn.qkv.weight", "encoder/blocks/attn/qkv/kernel", QKV),
         Rule("blocks.{i}.attn.qkv.bias", "encoder/blocks/attn/qkv/bias", QKV_BIAS),
-        Rule("blocks.{i}.attn.proj.weight", "encoder/blocks/attn/proj/kernel", LINEAR),
-        Rule("blocks.{i}.attn.proj.bias", "encoder/blocks/attn/proj/bias"),
-        Rule("blocks.{i}.mlp.fc1.weight", "encoder/blocks/mlp/fc1/kernel", LINEAR),
-        Rule("blocks.{i}.mlp.fc1.bias", "encoder/blocks/mlp/fc1/bias"),
-        Rule("blocks.{i}.mlp.fc2.weight", "encoder/blocks/mlp/fc2/kernel", LINEAR),
-        Rule("blocks.{i}.mlp.fc2.bias", "encoder/blocks/mlp/fc2/bias"),
+        *linear("blocks.{i}.attn.proj", "encoder/blocks/attn/proj"),
+        *linear("blocks.{i}.mlp.fc1", "encoder/blocks/mlp/fc1"),
+        *linear("blocks.{i}.mlp.fc2", "encoder/blocks/mlp/fc2"),
     )
 }
 IGNORED = {

@@ -10,7 +10,7 @@ from data_pipelines.config import ClipConfig, DataConfig, ViewConfig
 from data_pipelines.records import split_names
 from internvideo_jax.evaluators import base
 from internvideo_jax.evaluators.run import check_evaluators, headline
-from internvideo_jax.protocols import Input, Result
+from internvideo_jax.tasks import Input, Result
 from tests.data_pipelines.sets import write_set
 
 

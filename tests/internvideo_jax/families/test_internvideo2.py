@@ -13,11 +13,12 @@ from jax.sharding import AbstractMesh
 
 from internvideo_jax.families.internvideo2.model import EncoderConfig
 from internvideo_jax.families.internvideo2.student import StudentConfig
-from internvideo_jax.layers.attention import Attention
+from internvideo_jax.layers.attention import Attention, AttentionConfig
 from internvideo_jax.layers.attention_pool import AttentionPool
-from internvideo_jax.layers.block import BlockConfig
+from internvideo_jax.layers.block import BlockConfig, NormConfig
 from internvideo_jax.layers.block_stack import run_stack, stacked_blocks
 from internvideo_jax.layers.init import Init
+from internvideo_jax.layers.mlp import MLPConfig
 from internvideo_jax.layers.pos_embed import halves_sincos
 from internvideo_jax.layers.tower import last_layers, tower
 from internvideo_jax.ops.activations import gelu_tanh
@@ -195,8 +196,7 @@ def test_pool_is_attention_of_the_mean_token():
 def test_literal_attention_mixes_heads_and_not_tokens():
     layer = Attention(
         8,
-        2,
-        literal=True,
+        AttentionConfig(2, literal=True),
         init=Init("xavier"),
         dtype=jnp.dtype("float32"),
         rngs=nnx.Rngs(params=0),
@@ -223,7 +223,8 @@ def test_tanh_gelu_and_its_slope():
 
 @pytest.mark.slow
 def test_intermediates_cost_memory_once_and_not_per_layer():
-    config = BlockConfig(32, 2, 64, norm="rms", qk_norm=True)
+    attention, norm = AttentionConfig(2, qk_norm=True), NormConfig("rms")
+    config = BlockConfig(32, attention, MLPConfig(64), norm=norm)
     blocks = stacked_blocks(
         config, 8, init=Init("normal"), dtype=jnp.dtype("float32"), rngs=nnx.Rngs(params=0)
     )

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from internvideo_jax.layers.attention import AttentionConfig
 from internvideo_jax.layers.block import BlockConfig
 from internvideo_jax.layers.block_stack import run_stack, stacked_blocks
 from internvideo_jax.layers.drop_path import drop_path, dropout
 from internvideo_jax.layers.init import Init
+from internvideo_jax.layers.mlp import MLPConfig
 from internvideo_jax.layers.pos_embed import fixed_table, separable_sincos, sincos
 from internvideo_jax.types import flatten_paths
 
@@ -23,7 +25,7 @@ KEY = jax.random.key(0)
 
 def stack(layer_scale: float = 0.1):
     return stacked_blocks(
-        BlockConfig(width=16, heads=2, hidden=24, layer_scale=layer_scale),
+        BlockConfig(16, AttentionConfig(2), MLPConfig(24), layer_scale=layer_scale),
         DEPTH,
         init=Init("normal"),
         dtype=jnp.float32,

@@ -12,13 +12,13 @@ import pytest
 
 from internvideo_jax.config import TrainConfig, as_plain, to_typed
 from internvideo_jax.families.videomae.model import VideoMAEClassifierConfig
-from internvideo_jax.objectives.base import Objective
 from internvideo_jax.objectives.classification import Classification
 from internvideo_jax.objectives.contrastive import Contrastive
 from internvideo_jax.objectives.masked_pixels import MaskedPixels
 from internvideo_jax.objectives.several import Several
 from internvideo_jax.parallel.microbatch import value_and_gradient
 from internvideo_jax.run.step import make_train_step, state_from
+from internvideo_jax.tasks import Objective
 from internvideo_jax.types import Loss, Mean, Running, Term
 from tests.internvideo_jax.objectives.test_contrastive import batch_of, run_of
 

@@ -1,16 +1,27 @@
-"""What a run asks of its objective, and what an objective says that has no answer of its own."""
+"""What a run asks of its tasks: of the objective that it minimises, and of its evaluators.
+
+An ability that only some objectives have says that it is not there, in the base class; nothing is
+probed by name.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-import jax
+import numpy as np
 
+from data_pipelines.config import ViewConfig
 from internvideo_jax.protocols import Model, ModelConfig
-from internvideo_jax.types import Batch, Found, Params, Tree
 
-Frozen = Mapping[str, tuple[Any, Params]]  # by name as in `networks`: the network and its weights
+if TYPE_CHECKING:  # the schema of a config is read without jax
+    import jax
+
+    from internvideo_jax.types import Batch, Found, Params, Tree
+
+# By name as in `networks`: the network and its weights.
+Frozen = Mapping[str, "tuple[Model, Params]"]
 
 
 class Objective:
@@ -20,6 +31,7 @@ class Objective:
     pure, and what they draw derives from the key of the run and the positions in the batch.
     """
 
+    __dataclass_fields__: ClassVar[dict[str, Any]]
     name: str
 
     @property
@@ -106,3 +118,79 @@ class Objective:
     def smallest(self, model: ModelConfig) -> tuple[Objective, ModelConfig]:
         """For a rehearsal: the objective and config.model in small, as they fit each other."""
         return self, model
+
+
+@dataclasses.dataclass(frozen=True)
+class Input:
+    """One split that an evaluator reads."""
+
+    data: str  # directory; empty: the run's
+    split: str  # empty: that of `default_split`
+    views: ViewConfig
+    labelled: bool  # whether it needs labels
+    _: dataclasses.KW_ONLY
+    head: bool = False  # whether its classes must be those of the model's head
+    seconds: float = 0.0  # only so much from the beginning of every clip; 0 = all
+    # Parts of the batch: video, audio, text, features with the settings of config.data, or names of
+    # config.data.parts.
+    parts: tuple[str, ...] = ("video",)
+
+
+class Scores(Protocol):
+    """Scores of the videos of a split."""
+
+    def rows(self, *, every: bool = ...) -> Iterator[dict[str, Any]]:
+        """A row per video; with `every` it has the scores of all classes."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """Numbers, and everything needed to say what they mean."""
+
+    metrics: Mapping[str, float]
+    protocol: Mapping[str, Any]  # views, merge rule, data fingerprint ...
+    tables: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # JSON values
+    pictures: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)  # (H, W, 3)
+    animations: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)  # (T, H, W, 3)
+    captions: Mapping[str, str] = dataclasses.field(default_factory=dict)  # of pictures, by name
+    sheets: Mapping[str, str] = dataclasses.field(default_factory=dict)  # CSV, for people
+    scored: Scores | None = None  # of every video, for those who ask
+
+
+class Evaluator(Protocol):
+    """A frozen dataclass with the settings of one task, config.evals.LABEL.
+
+    Attributes:
+      compares_texts: whether it compares videos with texts.
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+    compares_texts: ClassVar[bool]
+
+    @property
+    def name(self) -> str:
+        """In the registry."""
+        ...
+
+    @property
+    def every(self) -> int:
+        """Steps between runs during training; 0 = only at the end, -1 = never."""
+        ...
+
+    @property
+    def views(self) -> ViewConfig:
+        """Which clips of a video it looks at."""
+        ...
+
+    def inputs(self) -> Sequence[Input]:
+        """The splits that it will read, so that a run can check them before the first step."""
+        ...
+
+    # The context is an EvalContext of evaluators/base.py, which knows more than this floor.
+    def check(self, context: Any) -> None:
+        """ValueError, OSError or ImportError for what a run would stumble over beside `inputs`."""
+
+    def run(self, context: Any) -> Result:
+        """Evaluates the model of the context."""
+        ...
