@@ -103,10 +103,10 @@ def test_no_single_frame_reveals_the_action_but_the_clip_does():
     cut = 600
     moving = features(video)
     assert probe(moving[:cut], label[:cut], moving[cut:], label[cut:]) > 0.4
-    # The same probe on one frame shown eight times, and on its pixels: chance is 0.1 and the
-    # standard error of 300 test clips 0.017.
+    # The same probe on one frame shown twice (more often, all neighbours are this pair again), and
+    # on its pixels: chance is 0.1 and the standard error of 300 test clips 0.017.
     for t in (0, 3, 7):
-        still = features(np.repeat(video[:, t : t + 1], 8, axis=1))
+        still = features(np.repeat(video[:, t : t + 1], 2, axis=1))
         assert probe(still[:cut], label[:cut], still[cut:], label[cut:]) < 0.16
         pixels = video[:, t, ::4, ::4].reshape(len(video), -1).astype(float)
         assert probe(pixels[:cut], label[:cut], pixels[cut:], label[cut:]) < 0.16

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import importlib.util
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -19,17 +16,11 @@ from internvideo_jax.config import (
     warmup_steps,
 )
 from internvideo_jax.recipes.options import config_dict, parse_arg
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.recipes import shipped
 
 
 def recipe(name: str, arg: str = "") -> dict:
-    spec = importlib.util.spec_from_file_location(name, ROOT / f"configs/videomae/{name}.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look themselves up there
-    spec.loader.exec_module(module)
-    return module.get_config(arg).to_dict()
+    return shipped.module(f"videomae/{name}.py").get_config(arg).to_dict()
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -31,18 +32,17 @@ SETTINGS = (
 )
 
 
+def words(shards: Path, workdir: Path) -> tuple[str, ...]:
+    data = f"--config.data.train={shards}"
+    return ("internvideo_jax.train", *SETTINGS, f"--workdir={workdir}", data)
+
+
 def start(shards: Path, workdir: Path, devices: int) -> subprocess.Popen:
-    """Its output goes to a file: a full pipe would stop it."""
+    """A process of its own, which can be killed. Its output goes to a file: a full pipe would stop
+    it."""
     with open(workdir.with_suffix(".log"), "ab") as log:
         return subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "internvideo_jax.train",
-                *SETTINGS,
-                f"--workdir={workdir}",
-                f"--config.data.train={shards}",
-            ],
+            [sys.executable, "-m", *words(shards, workdir)],
             cwd=ROOT,
             env=environment(devices),
             stdout=log,
@@ -56,22 +56,34 @@ def last_step(workdir: Path) -> int:
     return json.loads(lines[-1])["step"] if lines else 0
 
 
-def finish(process: subprocess.Popen, workdir: Path) -> None:
-    code = process.wait(timeout=300)
-    assert code == 0, workdir.with_suffix(".log").read_text()[-3000:]
+@pytest.fixture(scope="session")
+def finish(command, shards) -> Callable[..., str]:
+    """Runs the training in a folder to its end, without interruption; what it says."""
+
+    def run(workdir: Path, devices: int = 1) -> str:
+        done = command(*words(shards, workdir), devices=devices)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    return run
 
 
-def uninterrupted(factory: pytest.TempPathFactory, shards: Path, devices: int) -> Path:
-    def make(folder: Path) -> None:
-        finish(start(shards, folder / "run", devices), folder / "run")
+@pytest.fixture(scope="session")
+def uninterrupted(finish, tmp_path_factory) -> Callable[[int], Path]:
+    def run(devices: int) -> Path:
+        made = once(
+            tmp_path_factory, f"whole-{devices}", lambda folder: finish(folder / "run", devices)
+        )
+        return made / "run"
 
-    return once(factory, f"whole-{devices}", make) / "run"
+    return run
 
 
 @pytest.mark.parametrize("devices", [1, pytest.param(8, marks=pytest.mark.slow)])
-def test_killed_runs_end_like_an_uninterrupted_one(shards, tmp_path, tmp_path_factory, devices):
-    whole, killed = uninterrupted(tmp_path_factory, shards, devices), tmp_path / "killed"
-
+def test_killed_runs_end_like_an_uninterrupted_one(
+    shards, uninterrupted, finish, tmp_path, devices
+):
+    whole, killed = uninterrupted(devices), tmp_path / "killed"
     rng = random.Random(devices)
     kills = 0
     for low, high in ((1, 14), (20, 40), (45, 65)):  # once before the first checkpoint
@@ -85,20 +97,20 @@ def test_killed_runs_end_like_an_uninterrupted_one(shards, tmp_path, tmp_path_fa
             kills += 1
         process.wait()
     assert kills == 3, "the runs ended before they could be killed; make STEPS larger"
-    finish(start(shards, killed, devices), killed)
+    said = finish(killed, devices)
 
     assert (killed / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
     digests = [
         json.loads((run / "run.json").read_text())["params_digest"] for run in (whole, killed)
     ]
     assert digests[0] == digests[1]
-    assert "continuing at step" in killed.with_suffix(".log").read_text()
+    assert "continuing at step" in said
 
 
 @pytest.mark.parametrize(
     "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
 )
-def test_a_polite_signal_saves_the_step_it_is_at(shards, tmp_path, number):
+def test_a_polite_signal_saves_the_step_it_is_at(shards, finish, tmp_path, number):
     workdir = tmp_path / "run"
     process = start(shards, workdir, 1)
     while process.poll() is None and last_step(workdir) < 20:
@@ -109,18 +121,15 @@ def test_a_polite_signal_saves_the_step_it_is_at(shards, tmp_path, number):
     assert saved >= 20
     log = workdir.with_suffix(".log").read_text()
     assert f"{signal.Signals(number).name}: saved step {saved}" in log
-    finish(start(shards, workdir, 1), workdir)
-    assert f"continuing at step {saved}" in workdir.with_suffix(".log").read_text()
+    assert f"continuing at step {saved}" in finish(workdir)
 
 
-def test_a_save_that_was_cut_short_is_ignored(shards, tmp_path, tmp_path_factory):
+def test_a_save_that_was_cut_short_is_ignored(uninterrupted, finish, tmp_path):
     """What a kill during a save leaves: a directory under the name of an unfinished step."""
     workdir = tmp_path / "run"
-    shutil.copytree(uninterrupted(tmp_path_factory, shards, 1), workdir)
+    shutil.copytree(uninterrupted(1), workdir)
     steps = workdir / "checkpoints"
     torn = steps / f"{STEPS + 15}.orbax-checkpoint-tmp"
     os.rename(steps / str(STEPS), torn)
-    log = workdir.with_suffix(".log")
-    finish(start(shards, workdir, 1), workdir)
-    assert "continuing at step 60" in log.read_text()
+    assert "continuing at step 60" in finish(workdir)
     assert not torn.exists()

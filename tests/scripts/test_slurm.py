@@ -39,6 +39,17 @@ def after(code: str = "100", name: str = "mae") -> list[str]:
     ]
 
 
+def started(job: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """The job file as the scheduler starts it, in its own folder."""
+    return subprocess.run(
+        ["/bin/bash", str(job)],
+        cwd=job.parent,
+        env={**script_environment(job.parent), "SLURM_JOB_ID": "7", **variables},
+        capture_output=True,
+        text=True,
+    )
+
+
 def test_a_process_per_gpu(script: Script):
     done = script(
         "slurm.sh",
@@ -170,14 +181,7 @@ def test_only_a_job_that_met_its_limit_is_queued_again(
     job.write_text(dry.stdout)
     program(tmp_path, "srun", srun)
     program(tmp_path, "scontrol", 'echo "scontrol $*"')
-    slurm = {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": str(count)}
-    done = subprocess.run(
-        ["/bin/bash", str(job)],
-        cwd=tmp_path,
-        env={**script_environment(tmp_path), **slurm},
-        capture_output=True,
-        text=True,
-    )
+    done = started(job, SLURM_RESTART_COUNT=str(count))
     assert done.returncode == int(srun.split()[-1])
     assert (done.stdout == "scontrol requeue 7\n") is requeued
 
@@ -191,16 +195,9 @@ def test_faults_in_a_row_are_counted_until_a_save(script: Script, tmp_path: Path
     )
     program(tmp_path, "scontrol", 'echo "scontrol $*"')
 
-    def requeued(code: int, **options) -> bool:
+    def requeued(code: int) -> bool:
         codes.write_text(f"{code}\n")
-        done = subprocess.run(
-            ["/bin/bash", str(job)],
-            cwd=tmp_path,
-            env={**script_environment(tmp_path), "SLURM_JOB_ID": "7"},
-            capture_output=True,
-            text=True,
-            **options,
-        )
+        done = started(job)
         assert done.returncode == code
         return bool(done.stdout)
 
@@ -250,13 +247,7 @@ def test_words_of_the_training_stay_words(script: Script, tmp_path: Path):
     job = tmp_path / "job"
     job.write_text(dry.stdout)
     program(tmp_path, "srun", 'shift 2; printf "%s\\0" "$@"')
-    done = subprocess.run(
-        ["/bin/bash", str(job)],
-        cwd=tmp_path,
-        env={**script_environment(tmp_path), "SLURM_JOB_ID": "7"},
-        capture_output=True,
-        text=True,
-    )
+    done = started(job)
     assert done.stdout.split("\0")[3:-1] == words
     assert not (tmp_path / "PWNED").exists()
 
@@ -268,11 +259,5 @@ def test_a_folder_with_spaces_and_quotes(script: Script, tmp_path: Path):
     job = tmp_path / "job"
     job.write_text(script("slurm.sh", "--dry-run", f"--venv={venv}", "--", *TRAIN).stdout)
     program(tmp_path, "srun", "exit 0")
-    done = subprocess.run(
-        ["/bin/bash", str(job)],
-        cwd=tmp_path,
-        env={**script_environment(tmp_path), "SLURM_JOB_ID": "7"},
-        capture_output=True,
-        text=True,
-    )
+    done = started(job)
     assert done.stdout == "activated\n" and done.returncode == 0

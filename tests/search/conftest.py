@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.search.colours import paint
+from internvideo_jax.search.answers import Answers
+from tests.search.colours import colour_encoder, index_of, paint
 
 
 @pytest.fixture(scope="session")
@@ -19,3 +20,9 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "damaged.mp4").write_bytes(b"no video at all")
     (folder / "notes.txt").write_text("not a video")
     return folder
+
+
+@pytest.fixture(scope="module")
+def answers(videos: Path) -> Answers:
+    encoder = colour_encoder()
+    return Answers(index_of(videos, encoder)[0], encoder)

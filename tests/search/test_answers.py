@@ -15,12 +15,6 @@ from internvideo_jax.search.index import VideoIndex
 from tests.search.colours import ColourModel, colour_encoder, index_of
 
 
-@pytest.fixture(scope="module")
-def answers(videos) -> Answers:
-    encoder = colour_encoder()
-    return Answers(index_of(videos, encoder)[0], encoder)
-
-
 def names(answers: Answers, found) -> list[str]:
     index = answers.index
     return [index.videos[index.clips[hit.clip].video].name for hit in found.hits]

@@ -18,9 +18,7 @@ from typing import Any
 
 import pytest
 
-from internvideo_jax.search.answers import Answers
 from internvideo_jax.search.server import Desk
-from tests.search.colours import colour_encoder, index_of
 from tests.search.test_server import started
 
 webdriver: Any = pytest.importorskip(
@@ -59,12 +57,6 @@ def browser() -> Iterator[Any]:
     driver.set_window_size(1100, 900)
     yield driver
     driver.quit()
-
-
-@pytest.fixture(scope="module")
-def answers(videos) -> Answers:
-    encoder = colour_encoder()
-    return Answers(index_of(videos, encoder)[0], encoder)
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from internvideo_jax.search.clips import Sampling, list_videos
 from internvideo_jax.search.index import VideoIndex, build_index, identity_of
 from internvideo_jax.search.media import Unsatisfiable, byte_range
 from internvideo_jax.search.server import LARGEST_REQUEST, Desk, SearchServer
-from tests.search.colours import colour_encoder, index_of, paint
+from tests.search.colours import index_of, paint
 
 
 class Client:
@@ -61,12 +61,6 @@ def started(desk: Desk) -> Iterator[Client]:
         server.shutdown()
         server.server_close()
         thread.join()
-
-
-@pytest.fixture(scope="module")
-def answers(videos) -> Answers:
-    encoder = colour_encoder()
-    return Answers(index_of(videos, encoder)[0], encoder)
 
 
 @pytest.fixture(scope="module")

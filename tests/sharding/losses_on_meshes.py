@@ -14,6 +14,7 @@ from internvideo_jax.objectives.classification import Classification
 from internvideo_jax.objectives.masked_pixels import MaskedPixels
 from internvideo_jax.run.build import build
 from internvideo_jax.run.step import init_state, make_train_step
+from tests.internvideo_jax import small
 
 MESHES = {  # (data, fsdp, tensor), microbatches
     "data": ((8, 1, 1), 1),
@@ -81,10 +82,7 @@ def videomae() -> None:
     model = PretrainConfig(
         encoder=tower(32, 2, 4),
         decoder=tower(32, 1, 2),
-        frames=4,
-        resolution=16,
-        patch=4,
-        dtype="float32",
+        **small.clip(patch=4),
     )
     meshes = {name: mesh for name, mesh in MESHES.items() if name != "fsdp tensor"}
     compare(model, MaskedPixels(mask_ratio=0.75), meshes=meshes)
@@ -95,17 +93,14 @@ def uniformerv2() -> None:
     # meshes: its step takes three times as long to compile.
     model = UniFormerV2Config(
         encoder=TowerConfig(32, 2, 4, 64),
-        frames=4,
-        resolution=16,
-        patch=8,
         classes=3,
         local_blocks=1,
         temporal_downsample=True,
         global_layers=(0, 1),
         local_reduction=2.0,
-        dtype="float32",
         mlp_dropout=0.0,
         head_dropout=0.0,
+        **small.clip(),
     )
     objective = Classification(smoothing=0.0, mixup=0.0, cutmix=0.0)
     meshes = {name: MESHES[name] for name in ("data", "fsdp tensor", "all, microbatches")}

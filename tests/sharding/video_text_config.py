@@ -11,6 +11,7 @@ from internvideo_jax.families.viclip.model import ViCLIPConfig
 from internvideo_jax.layers.tower import tower
 from internvideo_jax.objectives.contrastive import Contrastive
 from internvideo_jax.recipes.options import config_dict
+from tests.internvideo_jax import small
 
 READER = ReaderConfig(threads=2)
 
@@ -21,12 +22,9 @@ def typed() -> TrainConfig:
         encoder=tower(16, 1, 2),
         text=tower(16, 1, 2),
         embedding=8,
-        frames=4,
-        resolution=32,
-        patch=16,
         context=16,
-        dtype="float32",
         temperature=0.07,
+        **small.clip(resolution=32, patch=16),
     )
     clip = ClipConfig(frames=4, resolution=32, sampling="uniform")
     views = ViewConfig(clip=clip, crop_rule="squash", batch=8, reader=READER)

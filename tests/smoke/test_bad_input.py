@@ -9,13 +9,20 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from data_pipelines.ingest.__main__ import main as ingest
-from tests.conftest import ROOT, TINY, TINY_PRETRAIN, environment
-from tests.smoke.conftest import FINETUNE, PRETRAIN, SHORT
+from tests.conftest import ROOT, TINY, environment
+from tests.smoke.conftest import EMA, FINETUNE, PRETRAIN, evaluation, training
 
+ONLY_TRAINING = (
+    "--config.checkpoint.every=4",
+    "--config.log.report=False",
+    "--config.evals.knn.every=-1",
+    "--config.evals.reconstruction.every=-1",
+)
 ERRORS = {
     "unknown field": (
         ["--config.optim.lrr=1"],
@@ -52,15 +59,7 @@ ERRORS = {
 @pytest.mark.parametrize("case", ERRORS)
 def test_bad_input_is_one_clear_message(command, shards, tmp_path, case):
     overrides, message = ERRORS[case]
-    done = command(
-        "internvideo_jax.train",
-        PRETRAIN,
-        *TINY_PRETRAIN,
-        *SHORT,
-        f"--workdir={tmp_path}/run",
-        f"--config.data.train={shards}",
-        *overrides,
-    )
+    done = command(*training(PRETRAIN, shards, tmp_path / "run", *overrides))
     assert done.returncode == 2, done.stderr[-2000:]
     assert message in done.stderr
     assert "Traceback" not in done.stderr
@@ -68,16 +67,8 @@ def test_bad_input_is_one_clear_message(command, shards, tmp_path, case):
 
 
 def test_a_batch_that_devices_cannot_share(command, shards, tmp_path):
-    done = command(
-        "internvideo_jax.train",
-        PRETRAIN,
-        *TINY_PRETRAIN,
-        *SHORT,
-        f"--workdir={tmp_path}/run",
-        f"--config.data.train={shards}",
-        "--config.data.global_batch=12",
-        devices=8,
-    )
+    words = training(PRETRAIN, shards, tmp_path / "run", "--config.data.global_batch=12")
+    done = command(*words, devices=8)
     assert done.returncode == 2
     assert "global_batch = 12 cannot be split evenly over 8 devices" in done.stderr
     assert "8 and 16" in done.stderr
@@ -96,15 +87,8 @@ def test_unknown_recipe_and_option(command, shards, tmp_path):
 
 def test_a_checkpoint_of_another_model(command, runs, tmp_path):
     shutil.copytree(runs.folder / "pretrain", tmp_path / "run")
-    other = [f for f in TINY_PRETRAIN if "decoder.depth" not in f]
-    done = command(
-        "internvideo_jax.train",
-        PRETRAIN,
-        *other,
-        *SHORT,
-        f"--workdir={tmp_path}/run",
-        f"--config.data.train={runs.shards}",
-    )
+    words = training(PRETRAIN, runs.shards, tmp_path / "run")
+    done = command(*[word for word in words if "decoder.depth" not in word])
     assert done.returncode == 2
     assert "does not fit this config" in done.stderr
     assert "decoder/blocks/attn/proj/bias: found float32(1, 32), expected float32(2, 32)" in (
@@ -115,16 +99,8 @@ def test_a_checkpoint_of_another_model(command, runs, tmp_path):
 
 def test_a_checkpoint_with_another_data_stream(command, runs, tmp_path):
     shutil.copytree(runs.folder / "pretrain", tmp_path / "run")
-    arguments = (
-        "internvideo_jax.train",
-        PRETRAIN,
-        *TINY_PRETRAIN,
-        *SHORT,
-        f"--workdir={tmp_path}/run",
-        f"--config.data.train={runs.shards}",
-        "--config.data.seed=5",
-        "--config.steps=8",
-    )
+    other = ("--config.data.seed=5", "--config.steps=8")
+    arguments = training(PRETRAIN, runs.shards, tmp_path / "run", *other)
     done = command(*arguments)
     assert done.returncode == 2
     assert "the data stream is not the one of" in done.stderr
@@ -134,29 +110,16 @@ def test_a_checkpoint_with_another_data_stream(command, runs, tmp_path):
 
 
 def test_weights_of_another_size(command, runs, tmp_path):
-    done = command(
-        "internvideo_jax.train",
-        FINETUNE,
-        *SHORT,
-        f"--workdir={tmp_path}/run",
-        f"--config.data.train={runs.shards}",
-        f"--config.init_from={runs.folder}/pretrain",
-    )
+    start = f"--config.init_from={runs.folder}/pretrain"
+    words = training(FINETUNE, runs.shards, tmp_path / "run", start)
+    done = command(*[word for word in words if word not in TINY])
     assert done.returncode == 2
     assert "does not fit this model" in done.stderr
     assert "encoder/blocks/attn/proj/bias: found (2, 32), expected (4, 96)" in done.stderr
 
 
 def test_classes_unlike_those_of_the_data(command, runs, tmp_path):
-    done = command(
-        "internvideo_jax.train",
-        FINETUNE,
-        *TINY,
-        *SHORT,
-        f"--workdir={tmp_path}/run",
-        f"--config.data.train={runs.shards}",
-        "--config.model.classes=7",
-    )
+    done = command(*training(FINETUNE, runs.shards, tmp_path / "run", "--config.model.classes=7"))
     assert done.returncode == 2
     assert "config.model.classes = 7, the dataset has 10 classes" in done.stderr
 
@@ -177,17 +140,8 @@ def renamed(shards, tmp_path_factory):
 def test_going_on_with_classes_in_another_order(command, runs, renamed, tmp_path):
     """Refused even where other data are accepted: the labels would mean other rows."""
     shutil.copytree(runs.folder / "finetune", tmp_path / "run")
-    done = command(
-        "internvideo_jax.train",
-        FINETUNE,
-        *TINY,
-        *SHORT,
-        f"--workdir={tmp_path}/run",
-        f"--config.data.train={renamed}",
-        "--config.optim.ema_decay=0.99",
-        "--config.steps=8",
-        "--config.checkpoint.accept_new_data",
-    )
+    others = (EMA, "--config.steps=8", "--config.checkpoint.accept_new_data")
+    done = command(*training(FINETUNE, renamed, tmp_path / "run", *others))
     names = json.loads((renamed / "classes.json").read_text())
     assert done.returncode == 2, done.stderr[-2000:]
     assert f"class 0 is {names[0]!r} in the data, {names[1]!r} in the checkpoint" in done.stderr
@@ -196,15 +150,8 @@ def test_going_on_with_classes_in_another_order(command, runs, renamed, tmp_path
 
 
 def test_evaluation_data_with_classes_in_another_order(command, runs, renamed, tmp_path):
-    done = command(
-        "internvideo_jax.train",
-        FINETUNE,
-        *TINY,
-        *SHORT,
-        f"--workdir={tmp_path}/run",
-        f"--config.data.train={runs.shards}",
-        f"--config.data.eval={renamed}",
-    )
+    other = f"--config.data.eval={renamed}"
+    done = command(*training(FINETUNE, runs.shards, tmp_path / "run", other))
     assert done.returncode == 2, done.stderr[-2000:]
     assert f"config.evals.test: the classes of {renamed} are not those of the model" in done.stderr
     assert not (tmp_path / "run/checkpoints").exists()
@@ -212,12 +159,11 @@ def test_evaluation_data_with_classes_in_another_order(command, runs, renamed, t
 
 @pytest.mark.slow
 def test_starting_and_evaluating_with_classes_in_another_order(command, runs, renamed, tmp_path):
-    arguments = (FINETUNE, *TINY, f"--config.data.train={renamed}")
     start = f"--config.init_from={runs.folder}/finetune"
-    done = command("internvideo_jax.train", *arguments, *SHORT, start, f"--workdir={tmp_path}/run")
+    done = command(*training(FINETUNE, renamed, tmp_path / "run", start))
     assert done.returncode == 2 and "not those of the checkpoint's head: class 0" in done.stderr
-    checkpoint, out = f"--checkpoint={runs.folder}/finetune", tmp_path / "results.json"
-    evaluate = ("internvideo_jax.evaluate", *arguments, checkpoint, f"--out={out}")
+    out = tmp_path / "results.json"
+    evaluate = evaluation(runs.folder / "finetune", renamed, out)
     done = command(*evaluate)
     assert done.returncode == 2 and "not those of the checkpoint's head: class 0" in done.stderr
     done = command(*evaluate, "--config.head_rows=names")
@@ -232,32 +178,20 @@ def test_starting_and_evaluating_with_classes_in_another_order(command, runs, re
 
 
 def test_evaluating_a_checkpoint_without_a_head(command, runs, tmp_path):
-    done = command(
-        "internvideo_jax.evaluate",
-        FINETUNE,
-        *TINY,
-        f"--checkpoint={runs.folder}/pretrain",
-        f"--config.data.train={runs.shards}",
-        f"--out={tmp_path}/results.json",
-    )
+    done = command(*evaluation(runs.folder / "pretrain", runs.shards, tmp_path / "results.json"))
     assert done.returncode == 2
     assert "lacks 4 parameters of the model, first fc_norm/bias" in done.stderr
 
 
 def test_losses_that_are_not_finite_are_skipped_counted_and_end_the_run(command, shards, tmp_path):
-    done = command(
-        "internvideo_jax.train",
-        PRETRAIN,
-        *TINY_PRETRAIN,
-        f"--workdir={tmp_path}/run",
-        f"--config.data.train={shards}",
+    diverging = (
         "--config.steps=40",
-        "--config.optim.warmup_steps=2",
         "--config.optim.lr=1e30",
         "--config.log.every=4",
         "--config.max_nonfinite=5",
         "--config.checkpoint.every=1000",
     )
+    done = command(*training(PRETRAIN, shards, tmp_path / "run", *diverging))
     assert done.returncode == 3
     assert "warning: " in done.stderr and "changed nothing" in done.stderr
     assert "config.max_nonfinite allows 5; the last ones lie in steps" in done.stderr
@@ -266,19 +200,7 @@ def test_losses_that_are_not_finite_are_skipped_counted_and_end_the_run(command,
 def test_a_full_disk_loses_no_checkpoint(command, program, shards, tmp_path):
     """A limit on the file size stands in for the full disk: writes fail half-way."""
     workdir = tmp_path / "run"
-    arguments = [
-        "internvideo_jax.train",
-        PRETRAIN,
-        *TINY_PRETRAIN,
-        f"--workdir={workdir}",
-        f"--config.data.train={shards}",
-        "--config.optim.warmup_steps=2",
-        "--config.log.every=2",
-        "--config.checkpoint.every=4",
-        "--config.log.report=False",
-        "--config.evals.knn.every=-1",
-        "--config.evals.reconstruction.every=-1",
-    ]
+    arguments = training(PRETRAIN, shards, workdir, *ONLY_TRAINING)
     done = command(*arguments, "--config.steps=4")
     assert done.returncode == 0, done.stderr[-2000:]
     code = (
@@ -303,23 +225,15 @@ def test_reading_a_damaged_record_in_training(command, shards, tmp_path):
     data = bytearray(shard.read_bytes())
     data[int(read_index(str(shard)).entries[3]["offset"]) + 100] ^= 1
     shard.write_bytes(data)
-    arguments = (
-        "internvideo_jax.train",
-        PRETRAIN,
-        *TINY_PRETRAIN,
-        *SHORT,
-        f"--config.data.train={copy}",
-        "--config.steps=16",
-    )
-    done = command(*arguments, f"--workdir={tmp_path}/a")
+    done = command(*training(PRETRAIN, copy, tmp_path / "a", "--config.steps=16"))
     assert done.returncode == 2
     assert "record 3 " in done.stderr and "checksum" in done.stderr
-    done = command(
-        *arguments,
-        f"--workdir={tmp_path}/b",
+    substitute = (
+        "--config.steps=16",
         "--config.data.reader.on_corrupt=substitute",
         "--config.evals.knn.views.reader.on_corrupt=substitute",
     )
+    done = command(*training(PRETRAIN, copy, tmp_path / "b", *substitute))
     assert done.returncode == 0, done.stderr[-2000:]
     rows = [json.loads(row) for row in (tmp_path / "b/perf.jsonl").read_text().splitlines()]
     assert rows[-1]["perf/substituted"] == 2
@@ -327,22 +241,15 @@ def test_reading_a_damaged_record_in_training(command, shards, tmp_path):
     assert result["protocol"]["train_clips"] == 59
 
 
+def complete(run: Path) -> list[int]:
+    """The steps that a run has saved; one that is being saved has another name."""
+    return [int(step.name) for step in run.glob("checkpoints/*") if step.name.isdigit()]
+
+
 @pytest.mark.slow
 def test_a_reading_process_that_is_killed(command, shards, tmp_path):
     """The run ends with the cause instead of waiting for ever, and goes on when started again."""
-    arguments = (
-        "internvideo_jax.train",
-        PRETRAIN,
-        *TINY_PRETRAIN,
-        f"--workdir={tmp_path}/run",
-        f"--config.data.train={shards}",
-        "--config.optim.warmup_steps=2",
-        "--config.log.every=2",
-        "--config.log.report=False",
-        "--config.checkpoint.every=4",
-        "--config.evals.knn.every=-1",
-        "--config.evals.reconstruction.every=-1",
-    )
+    arguments = training(PRETRAIN, shards, tmp_path / "run", *ONLY_TRAINING)
     process = subprocess.Popen(
         [sys.executable, "-m", *arguments, "--config.steps=9999", "--config.data.reader.workers=1"],
         cwd=ROOT,
@@ -351,7 +258,7 @@ def test_a_reading_process_that_is_killed(command, shards, tmp_path):
         stderr=subprocess.PIPE,
         text=True,
     )
-    while process.poll() is None and not list(tmp_path.glob("run/checkpoints/[0-9]*")):
+    while process.poll() is None and not complete(tmp_path / "run"):
         time.sleep(0.05)
     children = subprocess.run(
         ["pgrep", "-P", str(process.pid), "-f", "spawn_main"], capture_output=True, text=True
@@ -361,7 +268,7 @@ def test_a_reading_process_that_is_killed(command, shards, tmp_path):
     _, err = process.communicate(timeout=120)
     assert process.returncode == 75, err[-3000:]
     assert "worker process that reads data was ended by SIGKILL" in err and "Traceback" not in err
-    saved = max(int(step.name) for step in (tmp_path / "run/checkpoints").iterdir())
+    saved = max(complete(tmp_path / "run"))
     done = command(*arguments, f"--config.steps={saved + 2}")
     assert done.returncode == 0, done.stderr[-2000:]
     assert f"continuing at step {saved}" in done.stdout

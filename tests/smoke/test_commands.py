@@ -9,8 +9,8 @@ import shutil
 import pytest
 from safetensors.numpy import load_file
 
-from tests.conftest import TINY, TINY_PRETRAIN
-from tests.smoke.conftest import FINETUNE, SHORT
+from tests.conftest import TINY_PRETRAIN
+from tests.smoke.conftest import EMA, FINETUNE, SHORT, evaluation, training
 
 
 def test_a_run_tells_what_it_does(runs):
@@ -59,30 +59,15 @@ def test_metrics_are_rows_of_the_documented_steps(runs):
 def test_starting_a_finished_run_again_changes_nothing(command, runs, tmp_path):
     workdir = shutil.copytree(runs.folder / "finetune", tmp_path / "finetune")
     before = (workdir / "metrics.jsonl").read_bytes()
-    again = command(
-        "internvideo_jax.train",
-        FINETUNE,
-        *TINY,
-        *SHORT,
-        f"--workdir={workdir}",
-        f"--config.data.train={runs.shards}",
-        f"--config.init_from={runs.folder}/pretrain",
-        "--config.optim.ema_decay=0.99",
-    )
+    start = f"--config.init_from={runs.folder}/pretrain"
+    again = command(*training(FINETUNE, runs.shards, workdir, start, EMA))
     assert again.returncode == 0, again.stderr[-2000:]
     assert "continuing at step 6" in again.stdout
     assert (workdir / "metrics.jsonl").read_bytes() == before
 
 
 def test_evaluation_from_a_run_equals_the_one_in_training(command, runs, tmp_path):
-    done = command(
-        "internvideo_jax.evaluate",
-        FINETUNE,
-        *TINY,
-        f"--checkpoint={runs.folder}/finetune",
-        f"--config.data.train={runs.shards}",
-        f"--out={tmp_path}/results.json",
-    )
+    done = command(*evaluation(runs.folder / "finetune", runs.shards, tmp_path / "results.json"))
     assert done.returncode == 0, done.stderr[-3000:]
     content = json.loads((tmp_path / "results.json").read_text())
     inside = json.loads((runs.folder / "finetune/results/test.json").read_text())
@@ -98,24 +83,16 @@ def test_exported_weights_evaluate_the_same(command, runs, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "blocks.0.attn.qkv.weight" in load_file(torch_file)
-    for views in ((1, 1), (2, 3)):
+    for views in ({"clips": 1, "crops": 1}, {"clips": 2, "crops": 3}):
         outs = []
         for i, checkpoint in enumerate((runs.folder / "finetune", torch_file)):
-            out = tmp_path / f"{views[0]}-{i}.json"
-            done = command(
-                "internvideo_jax.evaluate",
-                FINETUNE,
-                *TINY,
-                f"--checkpoint={checkpoint}",
-                f"--config.data.train={runs.shards}",
-                f"--out={out}",
-                f"--config.evals.test.views.clips={views[0]}",
-                f"--config.evals.test.views.crops={views[1]}",
-            )
+            out = tmp_path / f"{views['clips']}-{i}.json"
+            flags = [f"--config.evals.test.views.{name}={count}" for name, count in views.items()]
+            done = command(*evaluation(checkpoint, runs.shards, out, *flags))
             assert done.returncode == 0, done.stderr[-3000:]
             outs.append(json.loads(out.read_text())["results"]["test"])
         assert outs[0]["metrics"] == outs[1]["metrics"]
-        assert outs[0]["protocol"]["clips"] == views[0]
+        assert outs[0]["protocol"]["clips"] == views["clips"]
 
 
 def test_probes_run_offline(command, runs, tmp_path):

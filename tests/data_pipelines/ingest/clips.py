@@ -1,7 +1,7 @@
 """Small video files made on the spot, healthy and damaged."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -70,6 +70,23 @@ def make_video(
             file.mux(stream.encode(frame))
         file.mux(stream.encode())
     return Path(path)
+
+
+def make_folder(folder: Path, frames: Sequence[int], name: str = "{}.mp4") -> Path:
+    """A new folder with one video of each length, named by its place in the row."""
+    folder.mkdir(parents=True)
+    for i, count in enumerate(frames):
+        make_video(folder / name.format(i), count)
+    return folder
+
+
+def make_splits(root: Path, counts: Mapping[str, int], labels: Sequence[str]) -> None:
+    """SPLIT/LABEL/file, with a video cut short and a page among those of train/run."""
+    for split, count in counts.items():
+        for label in labels:
+            make_folder(root / split / label, range(6, 6 + count), "clip {}.mp4")
+    truncate(make_video(root / "train" / "run" / "half.mkv", 40), 0.6)
+    (root / "train" / "run" / "page.mp4").write_text("<html>")
 
 
 def rewrite(

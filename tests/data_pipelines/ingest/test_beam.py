@@ -10,7 +10,7 @@ import pytest
 from data_pipelines.ingest import beam, work
 from data_pipelines.ingest.options import IngestOptions
 from data_pipelines.ingest.run import IngestError, ingest
-from tests.data_pipelines.ingest.clips import make_video, truncate
+from tests.data_pipelines.ingest.clips import make_splits
 
 HAS_BEAM = importlib.util.find_spec("apache_beam") is not None
 
@@ -23,13 +23,7 @@ def needs_beam(test):
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory):
     root = tmp_path_factory.mktemp("videos")
-    for split, count in (("train", 5), ("test", 2)):
-        for label in ("run", "sit ü"):
-            (root / split / label).mkdir(parents=True)
-            for i in range(count):
-                make_video(root / split / label / f"clip {i}.mp4", 6 + i)
-    truncate(make_video(root / "train" / "run" / "half.mkv", 40), 0.6)
-    (root / "train" / "run" / "page.mp4").write_text("<html>")
+    make_splits(root, {"train": 5, "test": 2}, ("run", "sit ü"))
     return root
 
 

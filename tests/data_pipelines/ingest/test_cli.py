@@ -11,7 +11,7 @@ import pytest
 from data_pipelines.ingest import __main__ as cli
 from data_pipelines.ingest.options import IngestOptions
 from data_pipelines.tools.verify import verify
-from tests.data_pipelines.ingest.clips import make_video
+from tests.data_pipelines.ingest.clips import make_folder
 
 ROOT = Path(__file__).parents[3]
 
@@ -20,9 +20,7 @@ ROOT = Path(__file__).parents[3]
 def videos(tmp_path):
     root = tmp_path / "videos"
     for label in ("run", "sit"):
-        (root / label).mkdir(parents=True)
-        for i in range(2):
-            make_video(root / label / f"{i}.mp4", 6)
+        make_folder(root / label, (6, 6))
     return root
 
 

@@ -92,18 +92,24 @@ def rgb_of(y: int, u: int, v: int, kr: float, kb: float, full: bool) -> np.ndarr
 BT601, BT709, BT2020 = (0.299, 0.114), (0.2126, 0.0722), (0.2627, 0.0593)
 
 
+COLOURS = ("pix_fmt", "color_range", "colorspace", "matrix", "full")
+COMMON = (
+    ("yuv420p", 0, 2, BT601, False),  # untagged: as players treat it
+    ("yuv420p", 1, 1, BT709, False),
+    ("yuv420p", 2, 1, BT709, True),
+    ("yuv420p", 1, 9, BT2020, False),
+    ("yuvj420p", 2, 2, BT601, True),
+    ("yuv444p", 1, 1, BT709, False),
+    ("yuv422p", 0, 2, BT601, False),
+    ("yuv420p10le", 1, 2, BT601, False),
+)
+
+
 @pytest.mark.parametrize(
-    ("pix_fmt", "color_range", "colorspace", "matrix", "full"),
+    COLOURS,
     [
-        ("yuv420p", 0, 2, BT601, False),  # untagged: as players treat it
-        ("yuv420p", 1, 1, BT709, False),
-        ("yuv420p", 2, 1, BT709, True),
-        ("yuv420p", 1, 9, BT2020, False),
+        *COMMON,
         ("yuv420p", 2, 5, BT601, True),
-        ("yuvj420p", 2, 2, BT601, True),
-        ("yuv444p", 1, 1, BT709, False),
-        ("yuv422p", 0, 2, BT601, False),
-        ("yuv420p10le", 1, 2, BT601, False),
         ("yuv420p", 1, 3, BT601, False),  # reserved matrix number
         ("yuv420p", 1, 14, BT601, False),  # ICtCp, which swscale does not know
     ],
@@ -152,20 +158,7 @@ def test_every_level_of_limited_range_is_rounded_to_the_nearest():
 
 
 @pytest.mark.parametrize("size", [0, 40], ids=["same size", "shrunk"])
-@pytest.mark.parametrize(
-    ("pix_fmt", "color_range", "colorspace", "matrix", "full"),
-    [
-        ("yuv420p", 0, 2, BT601, False),
-        ("yuv420p", 1, 1, BT709, False),
-        ("yuv420p", 2, 1, BT709, True),
-        ("yuv420p", 1, 9, BT2020, False),
-        ("yuvj420p", 2, 2, BT601, True),
-        ("yuv444p", 2, 5, BT601, True),
-        ("yuv444p", 1, 1, BT709, False),
-        ("yuv422p", 0, 2, BT601, False),
-        ("yuv420p10le", 1, 2, BT601, False),
-    ],
-)
+@pytest.mark.parametrize(COLOURS, [*COMMON, ("yuv444p", 2, 5, BT601, True)])
 def test_no_colour_is_brighter_or_darker_on_the_whole(
     pix_fmt, color_range, colorspace, matrix, full, size
 ):

@@ -12,7 +12,7 @@ from data_pipelines.ingest.pool import Outcome, run_tasks
 from data_pipelines.ingest.run import IngestError, ingest, summary
 from data_pipelines.records import manifest, schema
 from data_pipelines.records.reader import build_index, write_index
-from tests.data_pipelines.ingest.clips import make_audio, make_video, truncate
+from tests.data_pipelines.ingest.clips import make_audio, make_splits, make_video
 
 
 def run(source, out, **changes):
@@ -39,13 +39,7 @@ def contents(out: Path) -> dict[str, bytes]:
 def videos(tmp_path_factory):
     """SPLIT/CLASS/file, with some bad ones."""
     root = tmp_path_factory.mktemp("videos")
-    for split, count in (("train", 4), ("test", 2)):
-        for label in ("run", "sit, ü"):
-            (root / split / label).mkdir(parents=True)
-            for i in range(count):
-                make_video(root / split / label / f"clip {i}.mp4", 6 + i)
-    truncate(make_video(root / "train" / "run" / "half.mkv", 40), 0.6)
-    (root / "train" / "run" / "page.mp4").write_text("<html>")
+    make_splits(root, {"train": 4, "test": 2}, ("run", "sit, ü"))
     make_audio(root / "test" / "run" / "audio.mp4")
     make_video(root / "test" / "run" / "one.mp4", 1)
     (root / "notes.txt").touch()

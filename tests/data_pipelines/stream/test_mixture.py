@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from fractions import Fraction
 
 import numpy as np
@@ -16,6 +15,7 @@ from data_pipelines.stream import mixture
 from data_pipelines.stream.mixture import Component, Interleave, parse
 from data_pipelines.stream.pipeline import TrainStream
 from tests.data_pipelines.sets import write_set
+from tests.data_pipelines.stream.batches import take
 
 CLIP = ClipConfig(frames=2, stride=2, resolution=24)
 
@@ -36,12 +36,6 @@ def config(sets_text: str, **changes) -> DataConfig:
     return dataclasses.replace(
         DataConfig(mixture=sets_text, global_batch=8, clip=CLIP, reader=reader), **changes
     )
-
-
-def take(stream: TrainStream, steps: int) -> list[dict[str, np.ndarray]]:
-    batches = list(itertools.islice(stream, steps))
-    stream.close()
-    return batches
 
 
 def column(batches: list[dict[str, np.ndarray]], name: str) -> np.ndarray:

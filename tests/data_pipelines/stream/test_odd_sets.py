@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from data_pipelines.stream import identity
 from data_pipelines.stream.pipeline import TrainStream, ViewPass
 from data_pipelines.text.clip import ClipTokenizer
 from tests.data_pipelines.sets import write_set
+from tests.data_pipelines.stream.batches import take
 
 CLIP = ClipConfig(frames=4, stride=2, resolution=24)
 # Scripts, right to left, joined and combining signs, beyond the basic plane, control signs.
@@ -35,12 +35,6 @@ def config(directory: Path, **changes) -> DataConfig:
     reader = ReaderConfig(threads=2, buffer=2)
     base = DataConfig(train=str(directory), global_batch=4, clip=CLIP, reader=reader)
     return dataclasses.replace(base, **changes)
-
-
-def take(stream, steps: int) -> list[dict[str, np.ndarray]]:
-    batches = list(itertools.islice(stream, steps))
-    stream.close()
-    return batches
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from data_pipelines.config import AugmentConfig, ClipConfig, DataConfig, ReaderC
 from data_pipelines.records.dataset import UnreadableRecordError
 from data_pipelines.records.reader import read_index
 from data_pipelines.stream.pipeline import TrainStream, ViewPass
+from tests.data_pipelines.stream.batches import take
 
 CLIP = ClipConfig(frames=4, stride=2, resolution=32)
 
@@ -22,12 +22,6 @@ def config(shards: Path, **changes) -> DataConfig:
     return dataclasses.replace(
         DataConfig(train=str(shards), global_batch=8, clip=CLIP, reader=reader), **changes
     )
-
-
-def take(stream, steps: int) -> list[dict[str, np.ndarray]]:
-    batches = list(itertools.islice(stream, steps))
-    stream.close()
-    return batches
 
 
 def same(a: list[dict[str, np.ndarray]], b: list[dict[str, np.ndarray]]) -> bool:

@@ -21,6 +21,7 @@ from data_pipelines.records.schema import Waveform
 from data_pipelines.stream.pipeline import TrainStream
 from tests.data_pipelines.records.flaky import flaky, upload
 from tests.data_pipelines.sets import write_set
+from tests.data_pipelines.stream.batches import first_batches
 
 CLIP = ClipConfig(frames=2, stride=2, resolution=24)
 RAMP = np.arange(1, 4001, dtype="<i2")  # a quarter of a second, its values say where it was cut
@@ -88,17 +89,10 @@ def everything(sets, **changes) -> DataConfig:
     )
 
 
-def take(settings: DataConfig, steps: int, **where) -> list[dict[str, np.ndarray]]:
-    stream = TrainStream(settings, **where)
-    try:
-        return [next(stream) for _ in range(steps)]
-    finally:
-        stream.close()
-
-
 def joined(settings: DataConfig, hosts: int, steps: int, start: int = 0):
     parts = [
-        take(settings, steps, process=i, processes=hosts, start_step=start) for i in range(hosts)
+        first_batches(settings, steps, process=i, processes=hosts, start_step=start)
+        for i in range(hosts)
     ]
     return [
         {name: np.concatenate([part[name] for part in step]) for name in step[0]}
@@ -141,13 +135,13 @@ def test_hosts_threads_and_restarts_do_not_show(sets):
 def test_workers_do_not_show(sets):
     settings = everything(sets)
     workers = dataclasses.replace(settings, reader=ReaderConfig(threads=1, workers=2))
-    assert same(take(workers, 5), take(settings, 5))
+    assert same(first_batches(workers, 5), first_batches(settings, 5))
 
 
 def test_what_is_added_changes_nothing_else(sets):
     plain, full = (
-        take(config(sets), 4),
-        take(
+        first_batches(config(sets), 4),
+        first_batches(
             config(
                 sets,
                 text="random",
@@ -200,7 +194,7 @@ def test_only_what_is_asked_for_is_read(sets, monkeypatch, changes, lists):
     monkeypatch.setattr(
         "data_pipelines.stream.parts.features.open_companion", lambda *a, **k: opened.append(a)
     )
-    take(config(sets, **changes), 4)
+    first_batches(config(sets, **changes), 4)
     assert set(read) == lists and not opened
 
 
@@ -209,7 +203,10 @@ def test_only_what_is_asked_for_is_read(sets, monkeypatch, changes, lists):
 
 def test_captions_become_ids_in_the_order_of_the_words(sets):
     settings = config(sets, text="random", tokenizer=f"bert:{sets}/vocab.txt", text_length=4)
-    strings, ids = take(dataclasses.replace(settings, tokenizer=""), 6), take(settings, 6)
+    strings, ids = (
+        first_batches(dataclasses.replace(settings, tokenizer=""), 6),
+        first_batches(settings, 6),
+    )
     for named, numbered in zip(strings, ids, strict=True):
         assert numbered["text"].dtype == np.int32 and numbered["text"].shape == (8, 4)
         assert (numbered["has_text"] == named["has_text"]).all() and "caption" not in numbered
@@ -224,9 +221,9 @@ def test_captions_can_be_cleaned_first(sets):
     )
     write_set(sets / "c", 3, captions=[("Four!",)])
     settings = dataclasses.replace(settings, train=f"{sets}/c", global_batch=2)
-    assert take(settings, 1)[0]["text"].tolist() == [[2, 8, 10, 3, 0]] * 2
+    assert first_batches(settings, 1)[0]["text"].tolist() == [[2, 8, 10, 3, 0]] * 2
     cleaned = dataclasses.replace(settings, text_clean=True)
-    assert take(cleaned, 1)[0]["text"].tolist() == [[2, 8, 3, 0, 0]] * 2
+    assert first_batches(cleaned, 1)[0]["text"].tolist() == [[2, 8, 3, 0, 0]] * 2
 
 
 def test_a_tokenizer_must_fit_the_settings(sets):
@@ -248,7 +245,7 @@ def test_a_tokenizer_must_fit_the_settings(sets):
 
 
 def test_a_random_window_of_long_audio_and_all_of_short_audio(sets):
-    batches = take(config(sets, audio_seconds=SECONDS), 13)
+    batches = first_batches(config(sets, audio_seconds=SECONDS), 13)
     starts = []
     for batch in batches:
         assert batch["audio"].dtype == np.int16 and batch["audio"].shape == (8, 2000)
@@ -277,7 +274,7 @@ def test_the_window_can_begin_with_the_frames(tmp_path):
     )  # fmt: skip
     opened = dataset.open_dataset(settings.train, "train")
     seen = set()
-    for batch in take(settings, 6):
+    for batch in first_batches(settings, 6):
         for i, index in enumerate(batch["index"]):
             record = opened.load(int(index))
             images = opened.frames(int(index), record, np.arange(8))
@@ -292,7 +289,7 @@ def test_the_window_can_begin_with_the_frames(tmp_path):
 
 
 def test_every_repeat_hears_a_window_of_its_own(sets):
-    batch = take(config(sets, audio_seconds=SECONDS, repeats=8, global_batch=104), 1)[0]
+    batch = first_batches(config(sets, audio_seconds=SECONDS, repeats=8, global_batch=104), 1)[0]
     rows = batch["audio"][batch["index"] == 4]
     assert len(rows) == 8 and len({int(row[0]) for row in rows}) > 4
 
@@ -303,7 +300,7 @@ def test_audio_of_another_rate_is_refused(tmp_path):
     reader = ReaderConfig(threads=1, on_corrupt="substitute")
     for how in (settings, dataclasses.replace(settings, reader=reader)):
         with pytest.raises(ValueError, match=r"\(s-\d\): its audio has 48000 .* 16000 only"):
-            take(how, 1)
+            first_batches(how, 1)
 
 
 def test_settings_of_audio(sets):
@@ -329,12 +326,12 @@ def test_damaged_audio_is_an_unreadable_record(tmp_path):
     (shard,) = (tmp_path / "s").glob("*.tfrecord")
     flip_byte(shard, RAMP[1000:1100].tobytes())  # of record 1
     whole = config(tmp_path, train=f"{tmp_path}/s", global_batch=6)
-    assert sorted(take(whole, 1)[0]["index"]) == list(range(6))  # its frames are whole
+    assert sorted(first_batches(whole, 1)[0]["index"]) == list(range(6))  # its frames are whole
     heard = dataclasses.replace(whole, audio_seconds=SECONDS)
     with pytest.raises(UnreadableRecordError, match="record 1 at byte"):
-        take(heard, 1)
+        first_batches(heard, 1)
     reader = ReaderConfig(threads=1, on_corrupt="substitute")
-    batch = take(dataclasses.replace(heard, reader=reader), 1)[0]
+    batch = first_batches(dataclasses.replace(heard, reader=reader), 1)[0]
     assert sorted(batch["index"]) == [0, 2, 2, 3, 4, 5]
 
 
@@ -342,7 +339,7 @@ def test_damaged_audio_is_an_unreadable_record(tmp_path):
 
 
 def test_every_record_comes_with_its_own_arrays(sets):
-    for batch in take(everything(sets), 9):
+    for batch in first_batches(everything(sets), 9):
         scales = np.array([1, 100, 1])[batch["dataset"]]
         for i, (index, scale) in enumerate(zip(batch["index"], scales, strict=True)):
             for name, array in features_of(int(index), int(scale)).items():
@@ -353,13 +350,13 @@ def test_every_record_comes_with_its_own_arrays(sets):
 
 def test_a_remote_set_has_its_arrays_beside_it(sets, tmp_path):
     shutil.copytree(sets / "a", tmp_path / "a", ignore=shutil.ignore_patterns("teacher"))
-    local = take(config(sets, features="teacher"), 3)
+    local = first_batches(config(sets, features="teacher"), 3)
     with flaky():
         upload(tmp_path / "a", "flaky://bucket/a")
         upload(sets / "a" / "teacher", "flaky://bucket/a/teacher")
         for path in ("teacher", f"{sets}/a/teacher", "flaky://bucket/a/teacher"):
             remote = config(sets, train="flaky://bucket/a", features=path)
-            assert same(take(remote, 3), local)
+            assert same(first_batches(remote, 3), local)
         with pytest.raises(FileNotFoundError, match="flaky://bucket/a/none: has no companion.json"):
             TrainStream(config(sets, train="flaky://bucket/a", features="none"))
 
@@ -391,7 +388,7 @@ def test_arrays_must_be_alike(sets, tmp_path):
     with pytest.raises(
         ValueError, match=r"\(a-5\) are pooled float64 \(4,\), those of the first record .* \(3,\)"
     ):
-        take(config(sets, features=f"{tmp_path}/ragged"), 3)
+        first_batches(config(sets, features=f"{tmp_path}/ragged"), 3)
 
 
 def test_damaged_arrays_are_an_unreadable_record(sets, tmp_path):
@@ -403,7 +400,7 @@ def test_damaged_arrays_are_an_unreadable_record(sets, tmp_path):
     with pytest.raises(CorruptRecordError, match="record 0 at byte"):
         TrainStream(settings)
     reader = ReaderConfig(threads=1, on_corrupt="substitute")
-    batch = take(dataclasses.replace(settings, reader=reader), 1)[0]
+    batch = first_batches(dataclasses.replace(settings, reader=reader), 1)[0]
     assert sorted(batch["index"]) == [1, 1, *range(2, 13)]
     assert (batch["features/number"] == batch["index"]).all()
 
@@ -413,17 +410,17 @@ def test_damaged_arrays_are_an_unreadable_record(sets, tmp_path):
 
 def test_images_and_videos_do_not_pass_for_each_other(sets):
     with pytest.raises(ValueError, match=r"\(p-\d\): is an image in a set of media=vi"):
-        take(config(sets, train=f"{sets}/p"), 1)
+        first_batches(config(sets, train=f"{sets}/p"), 1)
     reader = ReaderConfig(threads=1, on_corrupt="substitute")
     mixed = config(sets, mixture=f"a={sets}/a; media=image", reader=reader)
     with pytest.raises(
         ValueError, match=r'\(a-\d+\): is a video in a set of media=image; .*="a=.*; media=video"'
     ):
-        take(mixed, 1)
+        first_batches(mixed, 1)
 
 
 def test_one_frame_of_an_unmarked_record_is_an_image(tmp_path):
     """DMVR's records do not say what they are."""
     write_set(tmp_path / "s", 5, frames=1)
-    batch = take(config(tmp_path, mixture=f"s={tmp_path}/s; media=image"), 1)[0]
+    batch = first_batches(config(tmp_path, mixture=f"s={tmp_path}/s; media=image"), 1)[0]
     assert batch["video"].shape == (8, 1, 24, 24, 3)

@@ -19,6 +19,7 @@ from data_pipelines.stream.parts import features
 from data_pipelines.stream.pipeline import TrainStream
 from data_pipelines.stream.views import FixedViews
 from tests.data_pipelines.sets import write_set
+from tests.data_pipelines.stream.batches import first_batches
 
 CLIP = ClipConfig(frames=2, stride=2, resolution=24)
 READER = ReaderConfig(threads=2, buffer=2)
@@ -72,16 +73,8 @@ def mixed(sets, **changes) -> DataConfig:
     return config(sets, mixture=text, image=image, features="rows3", **changes)
 
 
-def take(settings: DataConfig, steps: int, **where) -> list[dict[str, np.ndarray]]:
-    stream = TrainStream(settings, **where)
-    try:
-        return [next(stream) for _ in range(steps)]
-    finally:
-        stream.close()
-
-
 def joined(settings: DataConfig, steps: int) -> dict[str, np.ndarray]:
-    batches = take(settings, steps)
+    batches = first_batches(settings, steps)
     return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
 
@@ -128,7 +121,7 @@ def test_views_by_record_are_those_of_the_stream(sets, name):
     views = FixedViews(settings, name)
     number = "abp".index(name or "a")
     seen = set()
-    for batch in take(settings, 40):
+    for batch in first_batches(settings, 40):
         chosen = batch["dataset"] == number if name else np.ones(len(batch["index"]), bool)
         for row in np.flatnonzero(chosen):
             record, position = int(batch["index"][row]), int(batch["position"][row])
@@ -145,8 +138,8 @@ def test_views_by_record_are_those_of_the_stream(sets, name):
 
 def test_hosts_and_restarts_do_not_show(sets):
     settings = mixed(sets, text="random")
-    expected = take(settings, 9)
-    halves = [take(settings, 4, start_step=5, process=i, processes=2) for i in range(2)]
+    expected = first_batches(settings, 9)
+    halves = [first_batches(settings, 4, start_step=5, process=i, processes=2) for i in range(2)]
     for step, parts in enumerate(zip(*halves, strict=True), 5):
         for name, array in expected[step].items():
             assert np.array_equal(np.concatenate([part[name] for part in parts]), array), name
@@ -191,7 +184,7 @@ def test_a_record_without_features_is_unreadable(sets):
     """Its neighbour stands in with its own view and arrays, or the run stops."""
     settings = config(sets, features="left")
     with pytest.raises(UnreadableRecordError, match="could not be read when they were made"):
-        take(settings, 4)
+        first_batches(settings, 4)
     reader = dataclasses.replace(READER, on_corrupt="substitute")
     rows = joined(dataclasses.replace(settings, reader=reader), A)
     assert not {0, 5} & set(rows["index"].tolist())

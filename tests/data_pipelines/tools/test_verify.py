@@ -16,7 +16,7 @@ from data_pipelines.records.localisation import Box, Segment
 from data_pipelines.records.reader import ShardWriter, build_index, read_index, write_index
 from data_pipelines.records.reindex import reindex
 from data_pipelines.tools.verify import verify
-from tests.data_pipelines.ingest.clips import make_video, picture
+from tests.data_pipelines.ingest.clips import make_folder, picture
 from tests.data_pipelines.records.flaky import flaky, upload
 
 
@@ -24,9 +24,7 @@ from tests.data_pipelines.records.flaky import flaky, upload
 def dataset(tmp_path):
     source = tmp_path / "videos"
     for label in ("run", "sit"):
-        (source / label).mkdir(parents=True)
-        for i in range(3):
-            make_video(source / label / f"{i}.mp4", 5)
+        make_folder(source / label, (5, 5, 5))
     out = tmp_path / "out"
     ingest(
         IngestOptions(source=str(source), out=str(out), workers=0, shards=2, name="toy"), quiet=True

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +26,9 @@ from internvideo_jax.run.step import init_state
 from internvideo_jax.types import flatten_paths
 from internvideo_jax.weights import files
 from tests.conftest import ROOT
+from tests.internvideo_jax import small
 
-SMALL = {"frames": 4, "resolution": 16, "patch": 8, "dtype": "float32"}
+SMALL = small.clip()
 GOLDEN = ROOT / "tests/golden/videomae"
 
 
@@ -157,6 +161,12 @@ def test_a_classifier_takes_the_encoder_of_a_pretrained_torch_file():
     assert len(report.loaded) == 15 and not report.resized
 
 
+def stored(params: Mapping[str, Any], path: Path) -> None:
+    """A weight file of a VideoMAE classifier."""
+    arrays = {name: np.asarray(value) for name, value in params.items()}
+    files.save_ours(path, files.Weights("videomae_classifier", arrays, {"tubelet": 2, "patch": 8}))
+
+
 def table_config(frames: int, size: int, **changes) -> VideoMAEClassifierConfig:
     return VideoMAEClassifierConfig.of_size(
         "tiny",
@@ -174,12 +184,7 @@ def test_position_tables_are_resized_with_the_kernels_of_the_reference(tmp_path)
     params = flatten_paths(small.model().init(jax.random.key(0)))
     table = sincos(small.tokens, 96)
     params["encoder/pos_embed"] = table
-    weights = files.Weights(
-        "videomae_classifier",
-        {k: np.asarray(v) for k, v in params.items()},
-        {"tubelet": 2, "patch": 8},
-    )
-    files.save_ours(tmp_path / "small.safetensors", weights)
+    stored(params, tmp_path / "small.safetensors")
     fresh = large.model().init(jax.random.key(1))
     loaded, report = initial.initialise(str(tmp_path / "small.safetensors"), fresh, large)
     assert report.resized == ("encoder/pos_embed",)
@@ -193,14 +198,7 @@ def test_a_head_for_other_classes_stays_fresh(tmp_path):
     three = VideoMAEClassifierConfig.of_size("tiny", classes=3, **SMALL)
     five = dataclasses.replace(three, classes=5)
     params = flatten_paths(three.model().init(jax.random.key(0)))
-    files.save_ours(
-        tmp_path / "w.safetensors",
-        files.Weights(
-            "videomae_classifier",
-            {k: np.asarray(v) for k, v in params.items()},
-            {"tubelet": 2, "patch": 8},
-        ),
-    )
+    stored(params, tmp_path / "w.safetensors")
     fresh = five.model().init(jax.random.key(1))
     _, report = initial.initialise(str(tmp_path / "w.safetensors"), fresh, five)
     assert report.fresh == ("head/bias", "head/kernel")
@@ -216,14 +214,7 @@ def test_a_head_for_other_classes_stays_fresh(tmp_path):
 def test_weights_that_cannot_fit(tmp_path, changes, message):
     config = VideoMAEClassifierConfig.of_size("tiny", classes=3, **SMALL)
     params = flatten_paths(config.model().init(jax.random.key(0)))
-    files.save_ours(
-        tmp_path / "w.safetensors",
-        files.Weights(
-            "videomae_classifier",
-            {k: np.asarray(v) for k, v in params.items()},
-            {"tubelet": 2, "patch": 8},
-        ),
-    )
+    stored(params, tmp_path / "w.safetensors")
     other = dataclasses.replace(config, **changes)
     with pytest.raises(ValueError, match=message):
         initial.initialise(

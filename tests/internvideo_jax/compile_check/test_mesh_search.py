@@ -27,15 +27,13 @@ from internvideo_jax.config import TrainConfig
 from internvideo_jax.families.videomae.model import PretrainConfig
 from internvideo_jax.layers.tower import tower
 from internvideo_jax.objectives.masked_pixels import MaskedPixels
+from tests.internvideo_jax import small
 
 CONFIG = TrainConfig(
     model=PretrainConfig(
         encoder=tower(256, 4, 4),
         decoder=tower(128, 1, 4),
-        frames=4,
-        resolution=32,
-        patch=8,
-        dtype="float32",
+        **small.clip(resolution=32),
     ),
     objective=MaskedPixels(mask_ratio=0.5),
     data=DataConfig(global_batch=64, clip=ClipConfig(frames=4, stride=1, resolution=32)),

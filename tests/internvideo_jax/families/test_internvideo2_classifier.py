@@ -14,17 +14,15 @@ from internvideo_jax.families.internvideo2.classifier import ExtraMLP, InternVid
 from internvideo_jax.layers.init import Init
 from internvideo_jax.layers.tower import SMALLEST
 from internvideo_jax.types import flatten_paths, unflatten_paths
+from tests.internvideo_jax import small
 from tests.internvideo_jax.checkpoint.test_classes import random_params
 
 CONFIG = InternVideo2ClassifierConfig(
     encoder=SMALLEST,
     embedding=16,
     pool_heads=2,
-    patch=8,
-    resolution=16,
-    frames=2,
     classes=5,
-    dtype="float32",
+    **small.clip(frames=2),
 )
 # Tokens after the last block: class token, then two frames of four patches.
 TOKENS = np.random.default_rng(3).normal(size=(3, 9, 32)).astype(np.float32)

@@ -28,21 +28,11 @@ from internvideo_jax.run.build import build
 from internvideo_jax.run.step import init_state, make_train_step
 from internvideo_jax.types import flatten_paths, unflatten_paths
 from internvideo_jax.weights.files import Weights, save_ours
+from tests.internvideo_jax import small
 
 TOWER = TowerConfig(width=16, depth=1, heads=2, hidden=32)
-MAE = PretrainConfig(
-    encoder=TOWER, decoder=TOWER, frames=4, resolution=16, patch=8, dtype="float32"
-)
-CLIP = ViCLIPConfig(
-    encoder=TOWER,
-    text=TOWER,
-    embedding=8,
-    frames=2,
-    resolution=16,
-    patch=8,
-    vocab=20,
-    dtype="float32",
-)
+MAE = PretrainConfig(encoder=TOWER, decoder=TOWER, **small.clip())
+CLIP = ViCLIPConfig(encoder=TOWER, text=TOWER, embedding=8, vocab=20, **small.clip(frames=2))
 RATES, DECAYS = (1e-2, 3e-3), (0.0, 0.3)
 CLASSES, ROWS = 3, 8
 

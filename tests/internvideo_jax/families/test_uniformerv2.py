@@ -16,20 +16,18 @@ from internvideo_jax.layers.batch_norm import BatchNorm
 from internvideo_jax.layers.depthwise_conv import DepthwiseConv, grouped_convolution
 from internvideo_jax.layers.tower import tower
 from internvideo_jax.types import flatten_paths, unflatten_paths
+from tests.internvideo_jax import small
 
 KEY = jax.random.key(0)
 SMALL = UniFormerV2Config(
     encoder=tower(24, 3, 2),
-    frames=4,
-    resolution=16,
-    patch=8,
     classes=5,
     temporal_downsample=True,
     local_blocks=2,
     global_layers=(1, 2),
     mlp_dropout=0.0,
     head_dropout=0.0,
-    dtype="float32",
+    **small.clip(),
 )
 VIDEO = jax.random.uniform(KEY, (3, 4, 16, 16, 3))
 KEYS = jax.random.split(KEY, 3)

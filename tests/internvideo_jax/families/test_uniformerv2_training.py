@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib.util
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -20,17 +17,12 @@ from internvideo_jax.objectives.classification import Classification
 from internvideo_jax.run.build import build
 from internvideo_jax.run.step import init_state, make_train_step
 from internvideo_jax.types import flatten_paths
-
-FILE = Path(__file__).resolve().parents[3] / "configs/uniformerv2/finetune.py"
+from tests.internvideo_jax import small
+from tests.recipes import shipped
 
 
 def recipe(arg: str):
-    spec = importlib.util.spec_from_file_location("uniformerv2_finetune", FILE)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look themselves up there
-    spec.loader.exec_module(module)
-    return module.get_config(arg).to_dict()
+    return shipped.module("uniformerv2/finetune.py").get_config(arg).to_dict()
 
 
 @pytest.mark.parametrize(
@@ -74,14 +66,11 @@ def run_of(accumulate: int = 1, freeze: tuple[str, ...] = (), **changes):
     settings = {"local_blocks": 2, "temporal_downsample": True, "frozen": bool(freeze), **changes}
     model = UniFormerV2Config(
         encoder=tower(16, 2, 2),
-        frames=4,
-        resolution=16,
-        patch=8,
         classes=3,
         global_layers=(0, 1),
-        dtype="float32",
         mlp_dropout=0.0,
         head_dropout=0.0,
+        **small.clip(),
         **settings,
     )
     config = TrainConfig(

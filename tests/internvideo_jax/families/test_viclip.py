@@ -17,6 +17,7 @@ from internvideo_jax.objectives.contrastive import Contrastive
 from internvideo_jax.ops.position_tables import resize_image, resize_length
 from internvideo_jax.run.build import check_clip, check_reads, check_vocabulary
 from internvideo_jax.types import flatten_paths, unflatten_paths
+from tests.internvideo_jax import small
 from tests.recipes import shipped
 
 KEY = jax.random.key(0)
@@ -24,12 +25,9 @@ SMALL = ViCLIPConfig(
     encoder=tower(24, 2, 2),
     text=tower(16, 2, 2),
     embedding=12,
-    frames=4,
-    resolution=16,
-    patch=8,
     context=8,
     vocab=30,
-    dtype="float32",
+    **small.clip(),
 )
 VIDEO = jax.random.uniform(KEY, (2, 4, 16, 16, 3))
 IDS = jnp.array([[28, 3, 4, 29, 0, 0, 0, 0], [28, 7, 29, 0, 0, 0, 0, 0]], jnp.int32)

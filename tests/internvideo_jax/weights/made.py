@@ -1,15 +1,17 @@
-"""Small weight files of every form, to be damaged."""
+"""Small weight files of every form, to be damaged, and the way there and back."""
 
 from __future__ import annotations
 
 import io
 import tempfile
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from safetensors.numpy import load_file
 
-from internvideo_jax.weights import torch_files
+from internvideo_jax.weights import files, torch_files
 
 
 def small_weights() -> dict[str, np.ndarray]:
@@ -50,3 +52,14 @@ def torch_file() -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         torch_files.write(Path(folder, "x.pth"), small_weights())
         return Path(folder, "x.pth").read_bytes()
+
+
+def comes_back(weights: files.Weights, original: Mapping[str, np.ndarray], folder: Path) -> None:
+    """Our file of the weights exports to the tensors of the original, bit for bit."""
+    files.save_ours(folder / "ours.safetensors", weights)
+    files.save_torch(folder / "back.safetensors", files.load(folder / "ours.safetensors"))
+    back = load_file(folder / "back.safetensors")
+    assert original.keys() == back.keys()
+    for name, value in original.items():
+        assert (value.dtype, value.shape) == (back[name].dtype, back[name].shape), name
+        assert value.tobytes() == back[name].tobytes(), name

@@ -83,6 +83,13 @@ def test_a_safetensors_file_cut_anywhere_is_cut_off(ours, tmp_path):
         assert "the file is cut off: download it again" in message, end
 
 
+def flipped(data: bytes, at: int, rng: random.Random) -> bytes:
+    """The data with one bit of the byte `at` turned."""
+    changed = bytearray(data)
+    changed[at] ^= 1 << rng.randrange(8)
+    return bytes(changed)
+
+
 def test_a_flipped_bit_anywhere_in_our_own_file_is_refused_or_changes_nothing(tmp_path):
     path, rng = tmp_path / "x.safetensors", random.Random(0)
     path.write_bytes(save(small_weights()))
@@ -93,9 +100,7 @@ def test_a_flipped_bit_anywhere_in_our_own_file_is_refused_or_changes_nothing(tm
     places = [*rng.sample(range(8 + length), 150), *rng.sample(range(8 + length, len(data)), 150)]
     refused = 0
     for at in places:
-        changed = bytearray(data)
-        changed[at] ^= 1 << rng.randrange(8)
-        path.write_bytes(changed)
+        path.write_bytes(flipped(data, at, rng))
         try:
             found = files.load(path)
         except ValueError as error:
@@ -294,9 +299,7 @@ def test_flipped_bits_of_a_torch_file_are_refused_or_change_nothing(torch, tmp_p
         places = [*range(index, len(data), 2), *rng.sample(range(index), 200)]
         refused = 0
         for at in places:
-            changed = bytearray(data)
-            changed[at] ^= 1 << rng.randrange(8)
-            path.write_bytes(changed)
+            path.write_bytes(flipped(data, at, rng))
             try:
                 found, _, _ = torch_files.read(path, "")
             except ValueError as error:

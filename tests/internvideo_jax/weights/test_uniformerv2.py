@@ -16,6 +16,7 @@ from internvideo_jax.layers.tower import tower
 from internvideo_jax.types import flatten_paths
 from internvideo_jax.weights import files
 from tests.conftest import ROOT
+from tests.internvideo_jax.weights.made import comes_back
 
 GOLDEN = ROOT / "tests/golden/videomae"
 FULL = GOLDEN / "uniformerv2_full/weights.safetensors"
@@ -57,13 +58,7 @@ def test_import_export_returns_the_file(path, prefix, tmp_path):
     )
     weights = files.load(tmp_path / "in.safetensors")
     assert weights.kind == "uniformerv2" and weights.geometry == {"patch": 6}
-    files.save_ours(tmp_path / "ours.safetensors", weights)
-    files.save_torch(tmp_path / "back.safetensors", files.load(tmp_path / "ours.safetensors"))
-    back = load_file(tmp_path / "back.safetensors")
-    assert original.keys() == back.keys()
-    for name, value in original.items():
-        assert (value.dtype, value.shape) == (back[name].dtype, back[name].shape), name
-        assert value.tobytes() == back[name].tobytes(), name
+    comes_back(weights, original, tmp_path)
 
 
 def test_a_model_takes_its_own_file_except_a_head_for_other_classes():

@@ -18,6 +18,7 @@ from internvideo_jax.weights import files
 from internvideo_jax.weights.__main__ import main
 from internvideo_jax.weights.average import average
 from tests.conftest import ROOT
+from tests.internvideo_jax.weights.made import comes_back
 
 FULL = ROOT / "tests/golden/video_language/viclip_full/weights.safetensors"
 MODEL = ViCLIPConfig(
@@ -71,13 +72,7 @@ def test_import_export_returns_the_file(half, dtype, tmp_path):
     weights = files.load(tmp_path / "in.safetensors")
     assert weights.kind == "viclip"
     assert dict(weights.geometry) == ({} if half == "text_encoder." else {"patch": 8})
-    files.save_ours(tmp_path / "ours.safetensors", weights)
-    files.save_torch(tmp_path / "back.safetensors", files.load(tmp_path / "ours.safetensors"))
-    back = load_file(tmp_path / "back.safetensors")
-    assert original.keys() == back.keys()
-    for name, value in original.items():
-        assert (value.dtype, value.shape) == (back[name].dtype, back[name].shape), name
-        assert value.tobytes() == back[name].tobytes(), name
+    comes_back(weights, original, tmp_path)
 
 
 @pytest.mark.parametrize("wrapper", ["model", "module"])
