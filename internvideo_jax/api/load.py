@@ -35,7 +35,8 @@ def load(
 
     Args:
       source: a run or one of its checkpoints; a weight file; a folder of Hugging Face, whose
-        config.json says which model it is; the name of a published checkpoint, hf://OWNER/REPOSITORY/FILE or https://... (docs/weights.md).
+        config.json says which model it is; the name of a published checkpoint,
+        hf://OWNER/REPOSITORY/FILE or https://... (docs/weights.md).
       recipe: as --config takes it, such as "videomae/finetune:size=base"; empty: what a run says
         of itself, or the recipe of the published checkpoint that a file is.
       settings: fields of the config to change, such as {"model.frames": 8}.

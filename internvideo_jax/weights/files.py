@@ -84,7 +84,7 @@ def load(path: str | Path, key: str = "") -> Weights:
         check_complete(params, names.rules, names.optional)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    hub_config.check_shapes(stated.settings, params, str(path.parent / hub_config.CONFIG))
+    hub_config.check_shapes(stated, params, str(path.parent / hub_config.CONFIG))
     geometry = found.geometry()
     kind = found.kind.name
     return Weights(kind, params, geometry, coverage, found.layout, place, tuple(elsewhere), stated)
@@ -137,9 +137,13 @@ def _stated_of(path: Path, metadata: Mapping[str, str]) -> Stated:
         return Stated()
     try:
         content = json.loads(metadata[STATED])
-        settings, classes = dict(content["settings"]), tuple(content["classes"])
+        settings = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in content["settings"].items()
+        }
+        classes = tuple(content["classes"])
         return Stated(settings, classes, stride=int(content["stride"]))
-    except (ValueError, TypeError, LookupError, RecursionError) as error:
+    except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
         raise ValueError(f"{path}: damaged header, {STATED} cannot be read ({error})") from error
 
 

@@ -21,6 +21,7 @@ PROCESSORS = ("video_preprocessor_config.json", "preprocessor_config.json")
 SAMPLING_RATE = "frame_sampling_rate"  # stored frames between two frames of a clip; ours alone
 LARGEST = 1 << 24  # bytes of such a file: names of a hundred thousand classes
 TOWERS = ("encoder", "decoder", "text")
+HEADS = ("head/bias", "image_head/bias")  # whose length is the number of classes
 _NAMELESS = re.compile(r"LABEL_\d+")  # what transformers calls classes that nobody has named
 
 
@@ -160,10 +161,16 @@ def pixels(folder: Path) -> tuple[dict[str, Any], int]:
     return {}, 0
 
 
-def check_shapes(stated: Mapping[str, Any], params: Mapping[str, np.ndarray], place: str) -> None:
-    """ValueError where the settings of a `config.json` are not those of the weights beside it."""
+def check_shapes(stated: Stated, params: Mapping[str, np.ndarray], place: str) -> None:
+    """ValueError where a `config.json` does not fit the weights beside it."""
+    head = next((params[path] for path in HEADS if path in params), None)
+    if stated.classes and head is not None and len(stated.classes) != len(head):
+        raise ValueError(
+            f"{place}: names {len(stated.classes)} classes of id2label, the head has {len(head)}; "
+            "take both from one model"
+        )
     for name in TOWERS:
-        scale, fields = params.get(f"{name}/blocks/norm1/scale"), stated.get(name)
+        scale, fields = params.get(f"{name}/blocks/norm1/scale"), stated.settings.get(name)
         if scale is None or fields is None:
             continue
         for field, found in zip(("depth", "width"), scale.shape, strict=True):
