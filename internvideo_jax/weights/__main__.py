@@ -57,6 +57,8 @@ def run(options: argparse.Namespace) -> int:
         print(listing(options.words))
         return 0
     to_folder = options.command == "export" and options.layout == "huggingface"
+    if options.command == "export":
+        export.check_layout(options)
     if to_folder:
         huggingface.check_out(options.out)
     elif "out" in options:

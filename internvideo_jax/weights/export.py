@@ -61,6 +61,14 @@ def add_options(one: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def check_layout(options: argparse.Namespace) -> None:
+    """ValueError for an option that only --layout=huggingface reads."""
+    names = (*FROM_FILE, SCALE, "labels", "licence", "results")
+    given = [name for name in names if vars(options)[name] not in (0, None, "", [])]
+    if given and options.layout != "huggingface":
+        raise ValueError(f"--{given[0]} is for --layout=huggingface")
+
+
 def to_folder(
     options: argparse.Namespace,
     weights: files.Weights,
@@ -85,7 +93,10 @@ def to_folder(
         raise ValueError(f"--{asked[0]} is for files; a run knows its own")
     model = _of_file(options, weights) if run is None else run()
     params = dict(weights.params)
-    if weights.kind == "clip" and SCALE not in params:
+    lacks_scale = weights.kind == "clip" and SCALE not in params
+    if options.logit_scale is not None and not lacks_scale:
+        raise ValueError("--logit_scale is for a CLIP whose weights have none")
+    if lacks_scale:
         if options.logit_scale is None:
             raise ValueError(
                 "these weights have no logit_scale, which CLIPModel needs: a CLIP read under its "
@@ -99,6 +110,8 @@ def to_folder(
     classes = labels or model.classes
     origin = model_card.Origin(digest, options.licence, model.provenance, tested)
     content = huggingface.config_json(model.config, classes)
+    if labels and "id2label" not in content:
+        raise ValueError(f"--labels: {content['architectures'][0]} has no classes to name")
     card = model_card.card(content, origin, options.out.resolve().name)
     if model.note:
         print(model.note)

@@ -124,7 +124,8 @@ def labels(count: int, names: Sequence[str]) -> dict[str, Any]:
     if len(numbers) < count:
         twice = next(name for number, name in enumerate(named) if numbers[name] != number)
         raise ValueError(
-            f"two classes are called {twice!r}, which label2id of a config.json cannot say"
+            f"two classes are called {twice!r}, which label2id of a config.json cannot say; give "
+            "other names with --labels"
         )
     return {
         "id2label": {str(number): name for number, name in enumerate(named)},

@@ -151,7 +151,9 @@ def _trained(provenance: Mapping[str, Any]) -> str:
         "version": provenance.get("versions", {}).get("internvideo_jax", ""),
         "revision": provenance.get("git", ""),
     }
-    lines = [f"| {name} | {value} |" for name, value in rows.items() if value not in ("", None)]
+    lines = [
+        f"| {name} | {_cell(value)} |" for name, value in rows.items() if value not in ("", None)
+    ]
     return "\n".join(["## Training", "", "| | |", "|---|---|", *lines])
 
 
@@ -160,6 +162,11 @@ def _name(value: Any) -> Any:
     if isinstance(value, str) and "://" not in value:
         return PurePath(value).name
     return value
+
+
+def _cell(value: Any) -> str:
+    """As the text of a cell of a table."""
+    return " ".join(str(value).split()).replace("|", "\\|")
 
 
 def _tested(tested: Sequence[Tested]) -> str:
@@ -173,7 +180,7 @@ def _tested(tested: Sequence[Tested]) -> str:
             if isinstance(value, str | int | float) and not isinstance(value, bool)
         )
         lines += [
-            f"| {each.label} | {name} | {value:.4g} | {protocol} |"
+            f"| {_cell(each.label)} | {_cell(name)} | {value:.4g} | {_cell(protocol)} |"
             for name, value in each.metrics.items()
         ]
     return "\n".join(lines)

@@ -230,6 +230,21 @@ def test_names_for_another_number_of_classes_are_refused(folder, tmp_path, capsy
     assert files.load(tmp_path / "hf").stated.classes == tuple("abcde")
 
 
+def test_options_that_nothing_would_read_are_refused(folder, tmp_path, capsys):
+    huggingface.save(tmp_path / "pretrain", weights(pretrain()), pretrain())
+    hub, torch = (str(tmp_path / name) for name in ("hf", "x.safetensors"))
+    for arguments, message in (
+        ([str(folder), "--out", torch, "--licence=mit"], "--licence is for --layout=huggingface"),
+        ([str(folder), "--out", torch, "--heads=4"], "--heads is for --layout=huggingface"),
+        ([str(tmp_path / "pretrain"), "--out", hub, "--labels=a"], "has no classes to name"),
+        ([str(folder), "--out", hub, "--logit_scale=1"], "whose weights have none"),
+    ):
+        layout = ["--layout=huggingface"] if hub in arguments else []
+        assert main(["export", *arguments, *layout]) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "hf").exists()
+
+
 def test_pretraining_says_its_decoder(tmp_path):
     huggingface.save(tmp_path, weights(pretrain()), pretrain())
     model = stored_config(str(tmp_path))["model"]
