@@ -32,7 +32,7 @@ PIXELS = "pixels"  # in loader_kwargs of the metadata: task -> digest of what th
 COLUMNS = ("video", "text")
 
 
-class Decoder(Protocol):
+class OpenedVideo(Protocol):
     """What mteb gives for a video: `torchcodec.decoders.VideoDecoder`."""
 
     @property
@@ -48,7 +48,7 @@ class Decoder(Protocol):
 class DecoderViews(ItemViews):
     """Views of videos that mteb opened; only the frames that are looked at are decoded."""
 
-    def __init__(self, videos: Sequence[Decoder], config: ViewConfig):
+    def __init__(self, videos: Sequence[OpenedVideo], config: ViewConfig):
         self.videos = videos
         # Decoders are not safe in several threads.
         super().__init__(

@@ -223,7 +223,7 @@ def listing(words: Sequence[str]) -> str:
     return "\n".join([*lines, "", "* made otherwise; docs/models.md says how"])
 
 
-def exported_run(run: Path) -> export.Model:
+def exported_run(run: Path) -> export.Exported:
     """What an export says of a run or checkpoint beside its weights."""
     step = step_of(run)
     model = model_of(step)
@@ -232,7 +232,7 @@ def exported_run(run: Path) -> export.Model:
     folder, number = step.path.parent, step.path.name
     tested = model_card.of_step(folder.parent, int(number)) if folder.name == FOLDER else []
     classes = tuple(step.meta.get("classes") or ())
-    return export.Model(config, classes, int(clip.get("stride", 0)), step.meta, tuple(tested))
+    return export.Exported(config, classes, int(clip.get("stride", 0)), step.meta, tuple(tested))
 
 
 def params_digest(params: Mapping[str, np.ndarray]) -> str:

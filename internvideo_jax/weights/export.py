@@ -19,7 +19,7 @@ SCALE = "logit_scale"
 
 
 @dataclasses.dataclass(frozen=True)
-class Model:
+class Exported:
     """What is exported, beside its weights.
 
     Attributes:
@@ -73,7 +73,7 @@ def to_folder(
     options: argparse.Namespace,
     weights: files.Weights,
     labels: tuple[str, ...],
-    run: Callable[[], Model] | None,
+    run: Callable[[], Exported] | None,
     digest_of: Callable[[Tensors], str],
 ) -> None:
     """Writes weights in the layout of transformers, as `options` ask.
@@ -118,7 +118,7 @@ def to_folder(
     huggingface.save(options.out, params, model.config, classes, stride=model.stride, card=card)
 
 
-def _of_file(options: argparse.Namespace, weights: files.Weights) -> Model:
+def _of_file(options: argparse.Namespace, weights: files.Weights) -> Exported:
     given = {name: vars(options)[name] for name in FROM_FILE}
     config, known = huggingface.config_of(weights, given)
     note = ""
@@ -130,4 +130,4 @@ def _of_file(options: argparse.Namespace, weights: files.Weights) -> Model:
             + (video if frames else f"{config.resolution} pixels")
             + "; a run knows, export from there where you have it"
         )
-    return Model(config, weights.stated.classes, weights.stated.stride, note=note)
+    return Exported(config, weights.stated.classes, weights.stated.stride, note=note)

@@ -9,8 +9,11 @@ import pytest
 from safetensors.numpy import load_file
 
 import internvideo_jax as ivj
+from internvideo_jax.checkpoint.initial import initialise
 from internvideo_jax.checkpoint.metadata import digest_of
 from internvideo_jax.families.clip.huggingface import ImageModel
+from internvideo_jax.families.internvideo2.model import EncoderConfig
+from internvideo_jax.families.uniformerv2.model import UniFormerV2Config
 from internvideo_jax.layers.tower import TowerConfig
 from internvideo_jax.recipes.loading import stored_config
 from internvideo_jax.weights import files, huggingface
@@ -155,6 +158,25 @@ def test_an_attention_pool_is_refused_by_name(tmp_path):
         huggingface.config_of(ours, {"heads": 4})
 
 
+def test_video_models_start_from_image_models(tmp_path):
+    """InternVideo2 from InternVL's tower, UniFormerV2 from an image transformer."""
+    tower, without = IMAGES["InternVLVisionModel"]
+    image, _ = IMAGES["ViTForImageClassification"]
+    for config, params in ((tower, image_weights(tower, *without)), (image, image_weights(image))):
+        huggingface.save(tmp_path / config.name, params, config)
+    sizes = {"encoder": TOWER, "resolution": 16, "patch": 8, "frames": 2, "dtype": "float32"}
+    settings = {"qk_norm": False, "pos_frames": 1, "pool_heads": 4}
+    config = EncoderConfig(**sizes, **settings)
+    _, report = initialise(str(tmp_path / "internvl"), config.model().shapes(), config)
+    assert {path.partition("/")[0] for path in report.fresh} == {"pool"}
+    assert report.resized == ("encoder/pos_embed/table",) and not report.skipped
+    config = UniFormerV2Config(**sizes, backbone="vit", global_layers=(1,), classes=5)
+    _, report = initialise(str(tmp_path / "vit"), config.model().shapes(), config)
+    assert {path.split("/")[0] for path in report.skipped} == {"encoder", "image_head", "pooler"}
+    assert not [path for path in report.fresh if path.startswith("encoder/blocks/attn")]
+    assert "head/kernel" in report.fresh  # the image model's head is of other classes
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A classifier with names, as an export leaves it."""
@@ -178,7 +200,7 @@ def test_a_folder_says_its_model_its_pixels_and_its_classes(folder):
     plain = stored_config(str(folder))
     assert plain["model"]["name"] == "videomae_classifier" and plain["model"]["classes"] == 5
     assert plain["model"]["encoder"] == {"width": 32, "depth": 2, "heads": 4, "hidden": 128}
-    assert plain["model"]["pixel_mean"] == [0.5, 0.5, 0.5]
+    assert tuple(plain["model"]["pixel_mean"]) == (0.5, 0.5, 0.5)
     clip = plain["evals"]["test"]["views"]["clip"]
     assert (clip["frames"], clip["resolution"], clip["stride"]) == (4, 24, 3)
     model = ivj.load(folder, settings={"model.dtype": "float32"})
