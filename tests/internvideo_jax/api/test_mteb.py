@@ -69,7 +69,7 @@ def clips(tmp_path_factory) -> dict[str, list[str]]:
             noise = rng.integers(-20, 20, (12, 48, 64, 3))
             frames = np.clip(noise + np.array(colour), 0, 255).astype(np.uint8)
             path = folder / f"{name}{number}.mp4"
-            path.write_bytes(encode_mp4(frames, 10))
+            encode_mp4(path, frames, 10)
             found.setdefault(name, []).append(str(path))
     return found
 
