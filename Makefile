@@ -12,7 +12,7 @@ AOT_READY := $(AOT)/ready
 # What drives a browser is not needed for anything else.
 BROWSER := $(VENV)-browser
 BROWSER_READY := $(BROWSER)/ready
-# torch and transformers, which nothing else needs. 2.13 is the newest that was tried; of its wheels
+# torch, transformers and mteb, which nothing else needs. 2.13 is the newest that was tried; of its wheels
 # those without CUDA are smaller: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
 TORCH_VENV := $(VENV)-torch
 TORCH_READY := $(TORCH_VENV)/ready
@@ -57,12 +57,12 @@ test-beam: $(BEAM_READY)  ## Run the tests of the ingest on Apache Beam.
 
 $(TORCH_READY): pyproject.toml
 	$(PYTHON) -m venv $(TORCH_VENV)
-	$(TORCH_VENV)/bin/python -m pip install --quiet --editable '.[torch]' '$(TORCH)' 'transformers>=5,<6' pytest
+	$(TORCH_VENV)/bin/python -m pip install --quiet --editable '.[torch,mteb]' '$(TORCH)' 'transformers>=5,<6' pytest
 	touch $(TORCH_READY)
 
-test-torch: $(TORCH_READY)  ## Run the tests that read what torch writes or compare with transformers.
+test-torch: $(TORCH_READY)  ## Run the tests that read what torch writes, compare with transformers or run mteb.
 	$(TORCH_VENV)/bin/python -c 'import torch, transformers'
-	$(TORCH_VENV)/bin/python -m pytest -m torch tests/internvideo_jax/weights tests/fuzz
+	$(TORCH_VENV)/bin/python -m pytest -m torch tests/internvideo_jax/weights tests/internvideo_jax/api tests/fuzz
 
 $(AOT_READY): pyproject.toml
 	$(PYTHON) -m venv $(AOT)

@@ -30,6 +30,7 @@ COMMANDS = {
     "train": Command("internvideo_jax.train", "pre-train, fine-tune or probe"),
     "evaluate": Command("internvideo_jax.evaluate", "published tests of a run or a weight file"),
     "predict": Command("internvideo_jax.offline.predict", "the likeliest classes of video files"),
+    "compare": Command("internvideo_jax.offline.compare", "where two results differ, and why"),
     "extract": Command("internvideo_jax.offline.extract", "features of sliding windows"),
     "score": Command("internvideo_jax.offline.score", "similarity of clips and their captions"),
     "teach": Command("internvideo_jax.offline.teach", "targets of frozen teachers, kept as shards"),

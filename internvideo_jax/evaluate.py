@@ -51,7 +51,7 @@ def evaluate(
     `per_video` (evaluators/run.py) puts a row for every video there.
 
     Returns:
-      What was written: {"results": {label: {metrics, protocol, tables}}, ...}.
+      What was written: {"results": {label: {metrics, protocol, pixels, tables}}, ...}.
 
     Raises:
       ValueError: no evaluator, a checkpoint that does not fill the model, data that do not fit,
@@ -95,6 +95,7 @@ def evaluate(
             label: {
                 "metrics": dict(result.metrics),
                 "protocol": dict(result.protocol),
+                "pixels": dict(result.pixels),
                 "tables": dict(result.tables),
             }
             for label, result in results.items()

@@ -156,6 +156,7 @@ class Result:
     captions: Mapping[str, str] = dataclasses.field(default_factory=dict)  # of pictures, by name
     sheets: Mapping[str, str] = dataclasses.field(default_factory=dict)  # CSV, for people
     scored: Scores | None = None  # of every video, for those who ask
+    pixels: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # inference/pixels.py
 
 
 class Evaluator(Protocol):

@@ -131,6 +131,7 @@ OWNERS = {
     "grain": {"stream", "ingest"},
     "matplotlib": {"telemetry"},
     "jinja2": {"telemetry", "search"},
+    "mteb": {"api"},
 }
 NEVER = {"tensorflow", "tensorflow_datasets"}
 # torch: only where .pth files are read, and as a peer of benchmarks; only when asked for.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from data_pipelines import recipe_files
 from internvideo_jax.config import TrainConfig, to_typed
 from internvideo_jax.protocols import Device
-from internvideo_jax.recipes.loading import check_fields, stored_config
+from internvideo_jax.recipes.loading import check_fields, folder_config, stored_config
 from internvideo_jax.weights import files
 from internvideo_jax.weights.entry import Entry
 from internvideo_jax.weights.folders import is_weights
@@ -34,8 +34,9 @@ def load(
     """A model with its weights.
 
     Args:
-      source: a run or one of its checkpoints; a weight file or a folder of Hugging Face; the name
-        of a published checkpoint, hf://OWNER/REPOSITORY/FILE or https://... (docs/weights.md).
+      source: a run or one of its checkpoints; a weight file; a folder of Hugging Face, whose
+        config.json says which model it is; the name of a published checkpoint,
+        hf://OWNER/REPOSITORY/FILE or https://... (docs/weights.md).
       recipe: as --config takes it, such as "videomae/finetune:size=base"; empty: what a run says
         of itself, or the recipe of the published checkpoint that a file is.
       settings: fields of the config to change, such as {"model.frames": 8}.
@@ -70,6 +71,8 @@ def _config(place: str, recipe: str) -> tuple[dict[str, object], dict[str, objec
     if not is_weights(path):
         return stored_config(place), {}
     weights = files.load(path)
+    if found := folder_config(weights):
+        return found, {}
     known = identify(weights.kind, weights.params, weights.geometry, str(path))
     entry = _one(place, known)
     chosen = entry.config or entry.finetune

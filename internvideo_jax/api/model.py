@@ -29,6 +29,8 @@ from internvideo_jax.evaluators.video_text import (
     logit_scale,
 )
 from internvideo_jax.inference.features import pooled
+from internvideo_jax.inference.pixels import PixelDigest
+from internvideo_jax.inference.steps import Forward
 from internvideo_jax.inference.vectors import Rows, gather, mean_of_views, no_direction, unit
 from internvideo_jax.inference.weights import load as load_weights
 from internvideo_jax.parallel.mesh import make_mesh
@@ -140,6 +142,12 @@ class VideoModel:
         return params_digest(self.params)
 
     @property
+    def seen(self) -> PixelDigest:
+        """The pixels that the last call showed the model: `seen.hex`, `seen.clips`; two calls with
+        equal digests saw the same."""
+        return self.context.seen
+
+    @property
     def reads_text(self) -> bool:
         """Whether it compares videos with texts."""
         return self.config.model.inputs.text is not None
@@ -157,21 +165,36 @@ class VideoModel:
         Raises:
           ValueError: nothing to embed, a file that is no video, a pool that the model lacks.
         """
-        if self.reads_text and not pool:
-            stream = self._open(videos, self.views(text=True)[0], unreadable)
+        self._pooling(pool)  # what the model lacks shows before a file is opened
+        return self.embed_views(self._open(videos, self.embed_config(pool), unreadable), pool)
+
+    def embed_config(self, pool: str = "") -> ViewConfig:
+        """Which views of a video `embed` looks at."""
+        views = self.views(text=self.reads_text)[0]
+        return views if self.reads_text and not pool else once(views)
+
+    def embed_views(self, stream: ItemViews, pool: str = "") -> np.ndarray:
+        """As `embed`, of videos that are opened, in the views of `embed_config`."""
+        self.context.look_anew()
+        function = self._pooling(pool)
+        if function is None:
             rows = gather(embeddings(self.context, stream, "embed")).sorted()
             return self._by_video(stream, *self._common(rows)[::2])
+        key = "pooled", pool or "mean"
+        outputs = self.context.outputs(stream, key, lambda: function, "embed")
+        rows = gather(outputs)
+        self._check_finite(rows.values, "embed")
+        return self._by_video(stream, rows.record, rows.values)
+
+    def _pooling(self, pool: str) -> Forward | None:
+        """What gives a vector of tokens; None: the vector in the space of videos and texts."""
+        if self.reads_text and not pool:
+            return None
         if self.config.model.traits.features is None:
             raise ValueError(
                 f"{self.config.model.name} gives no features, only what it is made for"
             )
-        pool = pool or "mean"
-        function = pooled(self.context.model, pool)
-        stream = self._open(videos, once(self.views(text=self.reads_text)[0]), unreadable)
-        outputs = self.context.outputs(stream, ("pooled", pool), lambda: function, "embed")
-        rows = gather(outputs)
-        self._check_finite(rows.values, "embed")
-        return self._by_video(stream, rows.record, rows.values)
+        return pooled(self.context.model, pool or "mean")
 
     def text(self, texts: str | Sequence[str]) -> np.ndarray:
         """Vectors (N, D) float32 of length 1, in one space with those of `embed`.
@@ -216,6 +239,7 @@ class VideoModel:
             raise ValueError(f"{len(names)} labels for the {len(self.labels)} classes of the head")
         views = self.views(text=self.reads_text)[0]
         stream = self._open(videos, views, unreadable)
+        self.context.look_anew()
         record, scores = self.scores(stream, names, template)
         return Classified(names, self._by_video(stream, record, scores))
 
@@ -241,6 +265,7 @@ class VideoModel:
             task = dataclasses.replace(task, mask_ratio=mask_ratio)
         task.check(self.context)
         stream = self._open(videos, once(self._fitted(task.views)), "raise")
+        self.context.look_anew()
         key, build = ("reconstruct", task.mask, task.mask_ratio), lambda: task.forward(self.context)
         parts: dict[str, list[np.ndarray]] = {}
         for batch, made in self.context.outputs(stream, key, build, "reconstruct"):

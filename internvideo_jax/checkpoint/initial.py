@@ -128,7 +128,9 @@ def load_source(path: str) -> InitialWeights:
     place = resolve(path)
     if folders.is_weights(place):
         weights = files.load(place)
-        return InitialWeights(dict(weights.params), weights.geometry)
+        said = weights.stated
+        stated = {**said.settings, **weights.geometry}
+        return InitialWeights(dict(weights.params), stated, said.classes)
     step = step_of(place)
     return InitialWeights(
         step.parameters(),

@@ -27,6 +27,7 @@ from data_pipelines.records.dataset import Dataset, open_dataset
 from data_pipelines.stream.identity import class_difference
 from data_pipelines.stream.parts.made import of_pass
 from data_pipelines.stream.pipeline import ViewPass
+from internvideo_jax.inference.pixels import PixelDigest
 from internvideo_jax.inference.steps import Batch, Forward, Program, deal, fetched, tile_rows
 from internvideo_jax.parallel.mesh import BATCH_AXES
 from internvideo_jax.parallel.multihost import is_main
@@ -62,8 +63,14 @@ class EvalContext:
     classes: Sequence[str] = ()  # names of the classes of the model's head; empty: not known
     # Of sets that were looked at before, by directory.
     manifests: Mapping[str, manifest.Manifest] = dataclasses.field(default_factory=dict)
+    # What the passes since the last `look_anew` showed the model.
+    seen: PixelDigest = dataclasses.field(default_factory=PixelDigest)
     _compiled: dict[Hashable, Any] = dataclasses.field(default_factory=dict)
     _datasets: dict[tuple[str, str, bool], Dataset] = dataclasses.field(default_factory=dict)
+
+    def look_anew(self) -> None:
+        """Forgets which pixels were seen."""
+        self.seen = PixelDigest()
 
     def compiled(self, key: Hashable, build: Callable[[], Forward]) -> Forward:
         """`jax.jit` of what `build` returns, made once per key."""
@@ -148,9 +155,18 @@ class EvalContext:
             disable=None if self.progress and is_main() else True,
             mininterval=1.0,
         )
+        seen = PixelDigest()
+
+        def start(batch: Batch) -> Any:
+            running = program(self.params, batch)
+            seen.add(batch)  # while the device computes
+            return running
+
         try:
-            started = ((None, program(self.params, batch)) for batch in deal(steps, rows))
+            started = ((None, start(batch)) for batch in deal(steps, rows))
             yield from (step for _, step in fetched(started))
+            seen.join()
+            self.seen.merge(seen)
         finally:
             views.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Mapping
@@ -84,7 +85,9 @@ def run_evaluators(
     context.params = params
     results = {}
     for label, evaluator in evaluators.items():
-        results[label] = evaluator.run(context)
+        context.look_anew()
+        found = evaluator.run(context)
+        results[label] = dataclasses.replace(found, pixels=context.seen.content())
         if is_main():
             write_result(folder, label, evaluator, results[label], provenance)
             if per_video != PER_VIDEO[0]:
@@ -117,6 +120,7 @@ def write_result(
             "evaluator": evaluator.name,
             "metrics": dict(result.metrics),
             "protocol": dict(result.protocol),
+            "pixels": dict(result.pixels),
             "tables": dict(result.tables),
             "pictures": drawings,
             "captions": dict(result.captions),

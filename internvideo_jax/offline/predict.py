@@ -50,6 +50,8 @@ class Prediction:
       skipped: (name, reason) of the videos that could not be used.
       notes: what is odd about each that was used, V; mostly empty.
       protocol: how they were looked at.
+      pixels: digest of what the model was shown (inference/pixels.py).
+      seen: the same of each video that was used, V.
     """
 
     names: tuple[str, ...]
@@ -58,13 +60,17 @@ class Prediction:
     skipped: tuple[tuple[str, str], ...]
     notes: tuple[str, ...]
     protocol: dict[str, Any]
+    pixels: dict[str, Any]
+    seen: tuple[str, ...]
 
     def rows(self, count: int) -> list[dict[str, Any]]:
         """A row per video with its `count` best labels, then one for each that was skipped."""
         rows: list[dict[str, Any]] = []
-        for name, scores, note in zip(self.names, self.scores, self.notes, strict=True):
+        each = zip(self.names, self.scores, self.notes, self.seen, strict=True)
+        for name, scores, note, seen in each:
             odd = {"note": note} if note else {}
-            rows.append({"video": name, "top": best(scores, self.labels, count), **odd})
+            found = best(scores, self.labels, count)
+            rows.append({"video": name, "top": found, "pixels": seen, **odd})
         return rows + [{"video": name, "skipped": why} for name, why in self.skipped]
 
 
@@ -133,6 +139,7 @@ class Predictor:
         return self._prediction(names, record, scores, lost, {})
 
     def _scores(self, stream: Pass) -> tuple[np.ndarray, np.ndarray]:
+        self.model.context.look_anew()
         return self.model.scores(stream, self.model.labels, self.template)
 
     def _prediction(
@@ -147,6 +154,7 @@ class Predictor:
         if self.model.reads_text:
             how = {"template": self.template, "tokenizer": self.model.tokenizer_identity}
         used: list[int] = record.tolist()
+        seen = self.model.context.seen
         return Prediction(
             tuple(names[number] for number in used),
             scores,
@@ -154,6 +162,8 @@ class Predictor:
             tuple((names[number], problems[number]) for number in sorted(problems)),
             tuple(notes.get(number, "") for number in used),
             {**describe_views(self.views), **how},
+            seen.content(),
+            tuple(seen.of_record(number) for number in used),
         )
 
 
@@ -164,6 +174,7 @@ def write(prediction: Prediction, out: Path, count: int, provenance: dict[str, A
         content = {
             **provenance,
             "protocol": prediction.protocol,
+            "pixels": prediction.pixels,
             "labels": list(prediction.labels),
             "videos": [row for row in rows if "top" in row],
             "skipped": [row for row in rows if "top" not in row],

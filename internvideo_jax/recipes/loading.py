@@ -9,7 +9,7 @@ import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
@@ -17,6 +17,11 @@ from data_pipelines import recipe_files
 from internvideo_jax.config import FORMER, TrainConfig, as_plain, current, to_typed, unknown
 from internvideo_jax.protocols import clip_of
 from internvideo_jax.registry import EVALUATORS, resolve
+
+if TYPE_CHECKING:  # weight tools are imported when a file is read
+    from internvideo_jax.weights.files import Weights
+
+PRECISION = ("dtype", "attention", "remat", "scan")  # how a model computes, not what
 
 
 def get_config(request: str) -> ConfigDict:
@@ -47,6 +52,10 @@ def stored_config(checkpoint: str) -> dict[str, Any]:
 
     place = place_of(checkpoint)
     if is_weights(place):
+        from internvideo_jax.weights import files
+
+        if found := folder_config(files.load(place)):
+            return found
         raise ValueError(
             f"{checkpoint} is a weight file, which does not say what model it is for; give the "
             f"--config it was trained with{_recipes_for(place)}"
@@ -65,6 +74,32 @@ def stored_config(checkpoint: str) -> dict[str, Any]:
             f"the config that {step.path / META} has from the run cannot be used: {found}; give "
             "the recipe as --config, with the options that the run had"
         ) from error
+
+
+def folder_config(weights: Weights) -> dict[str, Any]:
+    """The values of a config for weights whose `config.json` says their model; {} for others.
+
+    Test and evaluators are those of the family's recipe, on clips as the model takes them.
+    """
+    from internvideo_jax.weights.family import family_of
+
+    family, said = family_of(weights.kind), weights.stated
+    layout = family.huggingface if family is not None else None
+    recipe = layout.recipes.get(weights.kind, "") if layout is not None else ""
+    if not said.settings or layout is None or not recipe:
+        return {}
+    plain = recipe_files.load(recipe)
+    made = as_plain(layout.made(weights.kind, said.settings, dict(weights.params)))
+    kept = {name: plain["model"][name] for name in PRECISION if name in plain["model"]}
+    clip = {"frames": made["frames"], "resolution": made["resolution"]}
+    if said.stride:
+        clip["stride"] = said.stride
+    tests = {
+        label: {**each, "views": {**each["views"], "clip": {**each["views"]["clip"], **clip}}}
+        for label, each in plain["evals"].items()
+    }
+    data = {**plain["data"], "clip": {**plain["data"]["clip"], **clip}}
+    return {**plain, "model": {**made, **kept}, "data": data, "evals": tests}
 
 
 def _recipes_for(file: Path) -> str:

@@ -17,24 +17,27 @@ weights that are NaN or infinite ends with 1, and so does `prove` unless they ar
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+
+import numpy as np
 
 from data_pipelines.commands.exit_codes import ExitCode, exit_code_of, message_of
 from internvideo_jax.checkpoint.initial import checkpoint_weights, model_of
+from internvideo_jax.checkpoint.metadata import digest_of
 from internvideo_jax.checkpoint.reading import step_of
-from internvideo_jax.cli import quiet_libraries
+from internvideo_jax.checkpoint.steps import FOLDER
+from internvideo_jax.cli import quiet_libraries, read_labels
 from internvideo_jax.config import to_typed
 from internvideo_jax.registry import resolve as registered
-from internvideo_jax.weights import average, files, huggingface, wrappers, zoo
+from internvideo_jax.weights import average, export, files, huggingface, model_card, wrappers, zoo
 from internvideo_jax.weights.folders import is_weights
 from internvideo_jax.weights.identify import identify
 from internvideo_jax.weights.named import resolve
 
 SOURCE = "file, folder, NAME of `list`, hf://OWNER/REPOSITORY/FILE or https://..."
-FROM_FILE = ("frames", "resolution", "heads", "decoder_heads")  # what a file does not tell
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,6 +57,8 @@ def run(options: argparse.Namespace) -> int:
         print(listing(options.words))
         return 0
     to_folder = options.command == "export" and options.layout == "huggingface"
+    if options.command == "export":
+        export.check_layout(options)
     if to_folder:
         huggingface.check_out(options.out)
     elif "out" in options:
@@ -80,7 +85,9 @@ def run(options: argparse.Namespace) -> int:
     if options.command == "import":
         files.save_ours(options.out, weights)
     elif to_folder:
-        export_huggingface(options, weights)
+        is_run = options.source.is_dir() and not is_weights(options.source)
+        of_run = functools.partial(exported_run, options.source) if is_run else None
+        export.to_folder(options, weights, read_labels(options.labels), of_run, params_digest)
     else:
         files.save_torch(options.out, weights)
     print(f"written to {options.out}")
@@ -118,13 +125,7 @@ def parser() -> argparse.ArgumentParser:
         "--out", type=Path, required=True, help=".safetensors or .pth file; huggingface: folder"
     )
     one.add_argument("--layout", choices=("torch", "huggingface"), default="torch")
-    for name in FROM_FILE:
-        one.add_argument(
-            f"--{name}",
-            type=int,
-            default=0,
-            help="huggingface from a file, which does not tell: default that of the published size",
-        )
+    export.add_options(one)
     average.add_command(commands)
     return parser
 
@@ -190,6 +191,10 @@ def describe(source: Path, weights: files.Weights) -> str:
         lines.append(f"other weights in the file, for --key: {', '.join(weights.elsewhere)}")
     if weights.coverage is not None:
         lines.append(weights.coverage.text())
+    lines += [f"note: {remark}" for remark in weights.stated.remarks]
+    if names := weights.stated.classes:
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        lines.append(f"classes: {', '.join(names[:3])}{more}")
     lines.append(identify(weights.kind, weights.params, weights.geometry, str(source)).text())
     return "\n".join(lines)
 
@@ -218,29 +223,21 @@ def listing(words: Sequence[str]) -> str:
     return "\n".join([*lines, "", "* made otherwise; docs/models.md says how"])
 
 
-def export_huggingface(options: argparse.Namespace, weights: files.Weights) -> None:
-    """Writes weights in the layout of transformers, as `options` ask."""
-    is_run = options.source.is_dir() and not is_weights(options.source)
-    if is_run:
-        asked = [name for name in FROM_FILE if vars(options)[name]]
-        if asked:
-            raise ValueError(f"--{asked[0]} is for files; a run knows its own")
-        config = run_config(options.source)
-    else:
-        given = {name: vars(options)[name] for name in FROM_FILE}
-        config = huggingface.guess_config(weights.kind, weights.params, weights.geometry, given)
-        print(
-            f"taken for granted, since a file does not tell: {config.frames} frames, "
-            f"{config.resolution} pixels, flat sine positions; a run knows, export "
-            "from there where you have it"
-        )
-    huggingface.save(options.out, weights.params, config)
+def exported_run(run: Path) -> export.Exported:
+    """What an export says of a run or checkpoint beside its weights."""
+    step = step_of(run)
+    model = model_of(step)
+    config = to_typed(registered("model", model["name"]), model, "config.model")
+    clip = step.meta.get("config", {}).get("data", {}).get("clip", {})
+    folder, number = step.path.parent, step.path.name
+    tested = model_card.of_step(folder.parent, int(number)) if folder.name == FOLDER else []
+    classes = tuple(step.meta.get("classes") or ())
+    return export.Exported(config, classes, int(clip.get("stride", 0)), step.meta, tuple(tested))
 
 
-def run_config(run: Path) -> Any:
-    """The model config that a run or checkpoint was made with."""
-    model = model_of(step_of(run))
-    return to_typed(registered("model", model["name"]), model, "config.model")
+def params_digest(params: Mapping[str, np.ndarray]) -> str:
+    """Of parameters by path, as results show it."""
+    return digest_of(sorted(params.items()))
 
 
 if __name__ == "__main__":

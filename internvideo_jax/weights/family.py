@@ -15,6 +15,7 @@ import numpy as np
 
 from internvideo_jax.registry import FAMILIES, resolve
 from internvideo_jax.weights.entry import Entry
+from internvideo_jax.weights.hub_config import HubConfig, Stated
 from internvideo_jax.weights.rules import Rule, Tensors
 
 
@@ -198,18 +199,39 @@ class HuggingFace(Protocol):
         """By kind."""
         ...
 
+    @property
+    def recipes(self) -> Mapping[str, str]:
+        """Kind -> a recipe that loads a model of it, whatever its size; kinds that are models."""
+        ...
+
+    def full_names(self, names: Iterable[str]) -> dict[str, str]:
+        """Names of a file -> as the rules have them: a bare model has no prefix."""
+        ...
+
     def geometry(self, tensors: Mapping[str, np.ndarray]) -> dict[str, int]:
         """Patch size, and tubelet where there is one."""
+        ...
+
+    def stated(self, kind: str, config: HubConfig) -> Stated:
+        """What a `config.json` says; ValueError for what our model does not have."""
+        ...
+
+    def made(self, kind: str, settings: Mapping[str, Any], params: Tensors) -> Any:
+        """The config of a model of these settings, as `config_json` takes it."""
+        ...
+
+    def guess(
+        self, kind: Kind, params: Tensors, geometry: Mapping[str, int], given: Mapping[str, int]
+    ) -> dict[str, Any]:
+        """Settings from the parameters, as far as they tell; `given` is the rest."""
         ...
 
     def config_json(self, config: Any, classes: Sequence[str] = ()) -> dict[str, Any]:
         """The content of `config.json`; ValueError where the layout cannot express the model."""
         ...
 
-    def guess_config(
-        self, kind: Kind, params: Tensors, geometry: Mapping[str, int], given: Mapping[str, int]
-    ) -> Any:
-        """The config of a model from its parameters, as far as they tell; `given` is the rest."""
+    def processors(self, config: Any) -> dict[str, dict[str, Any]]:
+        """File name -> content, of what prepares pixels; empty where that is not known."""
         ...
 
 
@@ -240,10 +262,15 @@ class Family:
 
     def recognise(self, tensors: Mapping[str, np.ndarray]) -> Recognised | None:
         """The kind that covers the file best, None where none covers enough of it."""
-        renamed = self.short_names(tensors)
-        tensors = {short: tensors[name] for name, short in renamed.items()}
+        short = {"": self.short_names(tensors)}
+        if self.huggingface is not None:
+            short["huggingface"] = self.huggingface.full_names(tensors)
+        renamed = {
+            layout: {known: tensors[name] for name, known in names.items()}
+            for layout, names in short.items()
+        }
         found = [
-            Recognised(names.cover(tensors), self, kind, layout, names, tensors)
+            Recognised(names.cover(renamed[layout]), self, kind, layout, names, renamed[layout])
             for layout, kind, names in self.layouts()
         ]
         enough = [

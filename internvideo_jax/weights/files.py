@@ -14,14 +14,17 @@ from internvideo_jax.weights import (
     finite,
     folders,
     formats,
+    hub_config,
     safetensors_files,
     torch_files,
     wrappers,
 )
 from internvideo_jax.weights.family import Names, Recognised, families, kinds, recognise
+from internvideo_jax.weights.hub_config import Stated
 from internvideo_jax.weights.rules import Coverage, Tensors, check_complete, to_ours, to_torch
 
 FORMAT = "internvideo_jax"
+STATED = "stated"  # in the header of our own files: JSON, what a folder of Hugging Face said
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Weights:
     layout: str = ""  # `huggingface`; empty: the original names, or ours
     place: str = wrappers.TOP  # where in the file they lay
     elsewhere: tuple[str, ...] = ()  # other weights in the file
+    stated: Stated = Stated()  # what the folder of Hugging Face says beside them
 
 
 def load(path: str | Path, key: str = "") -> Weights:
@@ -73,15 +77,31 @@ def load(path: str | Path, key: str = "") -> Weights:
             f"Known: {known}"
         )
     names = found.names
+    stated = _stated(path.parent, found)
     try:
         _refuse_mixture(found)
         params, coverage = to_ours(found.tensors, names.rules, names.ignored)
         check_complete(params, names.rules, names.optional)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    hub_config.check_shapes(stated, params, str(path.parent / hub_config.CONFIG))
     geometry = found.geometry()
     kind = found.kind.name
-    return Weights(kind, params, geometry, coverage, found.layout, place, tuple(elsewhere))
+    return Weights(kind, params, geometry, coverage, found.layout, place, tuple(elsewhere), stated)
+
+
+def _stated(folder: Path, found: Recognised) -> Stated:
+    """What lies beside weights with the names of transformers; ValueError where it asks for more.
+
+    Of weights with other names it is of no concern.
+    """
+    layout = found.family.huggingface if found.layout else None
+    config = hub_config.read(folder) if layout is not None else None
+    if layout is None or config is None:
+        return Stated()
+    said = layout.stated(found.kind.name, config)
+    seen, stride = hub_config.pixels(folder)
+    return dataclasses.replace(said, settings={**said.settings, **seen}, stride=stride)
 
 
 def _read_part(path: Path) -> Tensors:
@@ -108,7 +128,23 @@ def _ours(path: Path, tensors: Tensors, metadata: Mapping[str, str]) -> Weights:
             f"{path}: its header has the geometry {metadata.get('geometry', '')[:60]!r}; expected "
             'JSON such as {"tubelet": 2, "patch": 16}'
         )
-    return Weights(kind, tensors, geometry)
+    return Weights(kind, tensors, geometry, stated=_stated_of(path, metadata))
+
+
+def _stated_of(path: Path, metadata: Mapping[str, str]) -> Stated:
+    """What `save_ours` wrote of the model beside its weights."""
+    if STATED not in metadata:
+        return Stated()
+    try:
+        content = json.loads(metadata[STATED])
+        settings = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in content["settings"].items()
+        }
+        classes = tuple(content["classes"])
+        return Stated(settings, classes, stride=int(content["stride"]))
+    except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
+        raise ValueError(f"{path}: damaged header, {STATED} cannot be read ({error})") from error
 
 
 def _is_setting(name: str, value: object) -> bool:
@@ -178,6 +214,9 @@ def save_ours(path: str | Path, weights: Weights) -> None:
         "kind": weights.kind,
         "geometry": json.dumps(dict(weights.geometry)),
     }
+    if (said := weights.stated).settings:
+        content = {"settings": said.settings, "classes": said.classes, "stride": said.stride}
+        metadata[STATED] = json.dumps(content)
     checksums = json.dumps(safetensors_files.checksums(contiguous, metadata))
     known = {safetensors_files.CHECKSUMS: checksums}
     safetensors_files.write(path, contiguous, metadata | known)

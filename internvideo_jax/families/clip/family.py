@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from internvideo_jax.families.clip import weights
+from internvideo_jax.families.clip.huggingface import CLIPOfTransformers
 from internvideo_jax.families.clip.zoo import CLIP
 from internvideo_jax.families.viclip.model import SIZES
 from internvideo_jax.weights.entry import Entry
@@ -31,5 +32,6 @@ FAMILY = Family(
         Kind(name="clip_frames", names=NAMES["clip_frames"]),
     ),
     geometry=weights.geometry,
+    huggingface=CLIPOfTransformers(),
     sources={"clip": CLIP},
 )

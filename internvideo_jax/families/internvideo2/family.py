@@ -9,6 +9,7 @@ from typing import Any
 from internvideo_jax.families.internvideo2 import internvl_weights as internvl
 from internvideo_jax.families.internvideo2 import weights
 from internvideo_jax.families.internvideo2.classifier import InternVideo2ClassifierConfig
+from internvideo_jax.families.internvideo2.huggingface import InternVLOfTransformers
 from internvideo_jax.families.internvideo2.model import SIZES, EncoderConfig
 from internvideo_jax.families.internvideo2.weights import BACKBONE, CLASSIFIER, STUDENT
 from internvideo_jax.families.internvideo2.zoo import FINETUNE, INTERNVIDEO2
@@ -125,6 +126,7 @@ FAMILY = Family(
         ),
     ),
     geometry=weights.geometry,
+    huggingface=InternVLOfTransformers(),
     sources={"internvideo2": INTERNVIDEO2},
     short_names=weights.short_names,
     recipe=recipe,

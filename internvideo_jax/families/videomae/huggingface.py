@@ -15,15 +15,18 @@ sqrt((v + 1e-6) / (v + 1e-5)).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from internvideo_jax.families.clip.huggingface import tower_of, towers
 from internvideo_jax.families.videomae.model import SIZES, PretrainConfig, VideoMAEClassifierConfig
 from internvideo_jax.layers.tower import TowerConfig
 from internvideo_jax.registry import resolve
 from internvideo_jax.weights.family import Kind, named
+from internvideo_jax.weights.hub_config import HubConfig, Stated, labels
+from internvideo_jax.weights.hub_processor import processor
 from internvideo_jax.weights.rules import LINEAR, TOKEN, TUBELET, Rule, Tensors, linear, norm
 
 
@@ -46,7 +49,9 @@ def _block_rules(torch: str, path: str) -> list[Rule]:
     ]
 
 
-_PATCHES = "videomae.embeddings.patch_embeddings.projection."
+BARE = "videomae."
+EPS = 1e-6  # of all layer norms here
+_PATCHES = BARE + "embeddings.patch_embeddings.projection."
 _ENCODER = (
     Rule(_PATCHES + "weight", "encoder/patch_embed/kernel", TUBELET),
     Rule(_PATCHES + "bias", "encoder/patch_embed/bias"),
@@ -89,6 +94,74 @@ class VideoMAEOfTransformers:
     """See `internvideo_jax.weights.family.HuggingFace`."""
 
     names = named(RULES, IGNORED, OPTIONAL)
+    recipes: Mapping[str, str] = {
+        "videomae_pretrain": "videomae/pretrain:size=base",
+        "videomae_classifier": "videomae/finetune:size=base",
+    }
+
+    def full_names(self, names: Iterable[str]) -> dict[str, str]:
+        """`VideoMAEModel` alone has no `videomae.` in front."""
+        names = list(names)
+        bare = _PATCHES.removeprefix(BARE) + "weight" in names
+        return {name: BARE + name if bare else name for name in names}
+
+    def stated(self, kind: str, config: HubConfig) -> Stated:
+        """See the protocol."""
+        config.only("model_type", "", "videomae")
+        config.only("hidden_act", "gelu", "gelu")
+        config.only("num_channels", 3, 3)
+        bias = "qv_bias" if "qv_bias" in config.content else "qkv_bias"  # newer and older versions
+        settings: dict[str, Any] = {
+            "encoder": tower_of(config, 768, 12, 12, 3072),
+            "frames": config.size("num_frames", 16),
+            "resolution": config.size("image_size", 224),
+            "tubelet": config.size("tubelet_size", 2),
+            "patch": config.size("patch_size", 16),
+            "qkv_bias": config.flag(bias, True),
+        }
+        remarks = config.near("layer_norm_eps", 1e-12, EPS)
+        if kind == "videomae_classifier":
+            pooling = "mean" if config.flag("use_mean_pooling", True) else "first_token"
+            return Stated(settings | {"pooling": pooling}, config.classes(), remarks)
+        config.only("use_mean_pooling", True, False)  # else the encoder has no last norm
+        decoder = {
+            name.removeprefix("decoder_"): value
+            for name, value in config.content.items()
+            if name.startswith("decoder_")
+        }
+        inner = HubConfig(decoder, f"{config.place}, decoder")
+        return Stated(settings | {"decoder": tower_of(inner, 384, 4, 6, 1536)}, (), remarks)
+
+    def made(self, kind: str, settings: Mapping[str, Any], params: Tensors) -> Any:
+        """See the protocol."""
+        more: dict[str, Any] = {
+            name: TowerConfig(**settings[name])
+            for name in ("encoder", "decoder")
+            if isinstance(settings.get(name), Mapping)
+        }
+        if kind == "videomae_classifier":
+            if "head/bias" not in params:
+                raise ValueError("the file has no head: not a whole classifier")
+            more["classes"] = len(params["head/bias"])
+        elif "decoder/norm/scale" not in params:
+            raise ValueError("the file has no decoder: not a whole pre-training model")
+        return resolve("model", kind)(**{**settings, **more})
+
+    def processors(
+        self, config: PretrainConfig | VideoMAEClassifierConfig
+    ) -> dict[str, dict[str, Any]]:
+        """See the protocol: of lists of pictures, and of videos."""
+        seen = config.resolution, config.pixel_mean, config.pixel_std
+        kinds = {
+            "preprocessor_config.json": ("image_processor_type", "VideoMAEImageProcessor"),
+            "video_preprocessor_config.json": ("video_processor_type", "VideoMAEVideoProcessor"),
+        }
+        found = {file: processor(kind, *seen) for file, kind in kinds.items()}
+        found["video_preprocessor_config.json"] |= {
+            "num_frames": config.frames,
+            "do_sample_frames": False,  # frames are the caller's to choose
+        }
+        return found
 
     def geometry(self, tensors: Mapping[str, np.ndarray]) -> dict[str, int]:
         """Tubelet and patch size of a file in this layout."""
@@ -115,15 +188,12 @@ class VideoMAEOfTransformers:
             "num_channels": 3,
             "num_frames": config.frames,
             "tubelet_size": config.tubelet,
-            "hidden_size": encoder.width,
-            "num_hidden_layers": encoder.depth,
-            "num_attention_heads": encoder.heads,
-            "intermediate_size": encoder.hidden,
+            **towers(encoder),
             "hidden_act": "gelu",
             "hidden_dropout_prob": 0.0,
             "attention_probs_dropout_prob": 0.0,
             "initializer_range": 0.02,
-            "layer_norm_eps": 1e-6,  # its default is 1e-12
+            "layer_norm_eps": EPS,  # its default is 1e-12
             "qkv_bias": config.qkv_bias,
             "dtype": "float32",
         }
@@ -132,28 +202,21 @@ class VideoMAEOfTransformers:
             return content | {
                 "architectures": ["VideoMAEForPreTraining"],
                 "use_mean_pooling": False,  # gives the encoder its last norm
-                "decoder_hidden_size": decoder.width,
-                "decoder_num_hidden_layers": decoder.depth,
-                "decoder_num_attention_heads": decoder.heads,
-                "decoder_intermediate_size": decoder.hidden,
+                **{f"decoder_{name}": size for name, size in towers(decoder).items()},
                 "norm_pix_loss": True,
             }
-        if classes and len(classes) != config.classes:
-            raise ValueError(f"{len(classes)} class names for a head of {config.classes} classes")
-        names = list(classes) or [f"LABEL_{number}" for number in range(config.classes)]
         return content | {
             "architectures": ["VideoMAEForVideoClassification"],
             "use_mean_pooling": config.pooling == "mean",
-            "id2label": {str(number): name for number, name in enumerate(names)},
-            "label2id": {name: number for number, name in enumerate(names)},
+            **labels(config.classes, classes),
         }
 
-    def guess_config(
+    def guess(
         self, kind: Kind, params: Tensors, geometry: Mapping[str, int], given: Mapping[str, int]
-    ) -> Any:
-        """The config of a model from its parameters, as far as they tell.
+    ) -> dict[str, Any]:
+        """See the protocol.
 
-        Number of heads, frames and pixels are not in them: heads are those of the published model
+        Number of heads, frames and pixels are not in a file: heads are those of the published model
         of the same shapes, the rest is 16 frames of 224 pixels, with the flat sine table.
 
         Args:
@@ -163,8 +226,7 @@ class VideoMAEOfTransformers:
           ValueError: no published model has these shapes and no heads are given.
         """
         facts = kind.facts_of_params(params, geometry)
-        size = kind.size_of(facts)
-        preset = SIZES.get(size)
+        preset = SIZES.get(kind.size_of(facts))
 
         def heads(flag: str, known: int) -> int:
             found = given.get(flag, known)
@@ -191,20 +253,17 @@ class VideoMAEOfTransformers:
             "pos_table": "learnable" if "encoder/pos_embed" in params else "sincos",
         }
         if kind.name == "videomae_classifier":
-            for fact, meaning in (("classes", "head"), ("pooling", "norm before the head")):
-                if fact not in facts:
-                    raise ValueError(f"the file has no {meaning}: not a whole classifier")
-                settings[fact] = facts[fact]
-        elif "decoder_width" not in facts:
-            raise ValueError("the file has no decoder: not a whole pre-training model")
-        else:
+            if "pooling" not in facts:
+                raise ValueError("the file has no norm before the head: not a whole classifier")
+            settings["pooling"] = facts["pooling"]
+        elif "decoder_width" in facts:
             settings["decoder"] = TowerConfig(
                 facts["decoder_width"],
                 facts["decoder_depth"],
                 heads("decoder_heads", preset.decoder_heads if preset else 0),
                 params["decoder/blocks/mlp/fc1/kernel"].shape[2],
             )
-        return resolve("model", kind.name)(**settings)
+        return settings
 
 
 def refuse_unsayable(config: PretrainConfig | VideoMAEClassifierConfig) -> None:

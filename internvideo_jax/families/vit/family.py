@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from internvideo_jax.families.clip.family import SHAPES
 from internvideo_jax.families.vit import weights
+from internvideo_jax.families.vit.huggingface import ViTOfTransformers
 from internvideo_jax.weights.family import Family, Kind, named
 
 FAMILY = Family(
@@ -18,4 +19,5 @@ FAMILY = Family(
         ),
     ),
     geometry=weights.geometry,
+    huggingface=ViTOfTransformers(),
 )

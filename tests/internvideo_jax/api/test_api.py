@@ -137,6 +137,19 @@ def test_scores_of_files_are_those_of_an_evaluation_of_their_shards(classifier, 
     assert best == (f"class {found.scores[0].argmax()}", found.scores[0].max())
 
 
+def test_the_same_pixels_have_one_digest_whatever_showed_them(classifier, shards, videos):
+    test = classifier.config.evals["test"]
+    task = Accuracy(data=str(shards), split="test", views=test.views, merge=test.merge)
+    classifier.context.look_anew()
+    task.run(classifier.context)
+    records = classifier.seen.content()
+    assert records["clips"] == len(videos) * test.views.clips * test.views.crops
+    classifier.classify(videos[::-1])
+    assert classifier.seen.content() == records
+    classifier.classify(videos[1:])
+    assert classifier.seen.hex != records["digest"] and classifier.seen.clips < records["clips"]
+
+
 def test_vectors_are_those_of_evaluation_and_search(viclip, shards, videos):
     (source,) = (each for each in viclip.config.evals.values() if isinstance(each, VideoTextTask))
     (read,) = VideoTextTask(data=str(shards), split="test", views=source.views).inputs()

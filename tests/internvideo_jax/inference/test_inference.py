@@ -20,6 +20,7 @@ from internvideo_jax.evaluators.knn import NearestNeighbours
 from internvideo_jax.evaluators.run import check_evaluators
 from internvideo_jax.families.videomae.model import VideoMAEClassifierConfig
 from internvideo_jax.inference.clips import clip_batches
+from internvideo_jax.inference.pixels import PixelDigest
 from internvideo_jax.inference.steps import Program, fetched
 from internvideo_jax.inference.texts import Texts, embed_rows, embed_unique, fitting_tokenizer
 from internvideo_jax.inference.vectors import gather
@@ -136,3 +137,33 @@ def test_a_split_is_opened_once_for_all_evaluators(shards, monkeypatch):
     for _ in range(2):
         check_evaluators(tasks, context)
     assert sorted(split for _, split in opened) == ["test", "train"]
+
+
+def test_the_digest_of_pixels_is_of_the_clips_alone():
+    rng = np.random.default_rng(0)
+    video = rng.integers(0, 255, (6, 2, 4, 4, 3), dtype=np.uint8)
+    index = np.array([0, 0, 1, 1, 2, 2])
+
+    def seen(*parts, valid=None):
+        found = PixelDigest()
+        for part in parts:
+            rows = np.ones(len(part), bool) if valid is None else valid[part]
+            found.add({"video": video[part], "index": index[part], "valid": rows})
+        return found
+
+    whole, order = seen(np.arange(6)), np.array([4, 1, 5, 0, 3, 2])
+    assert len(whole.hex) == 32 and whole.clips == 6
+    assert seen(order[:1], order[1:]).content() == whole.content()
+    valid = np.array([True, True, True, True, True, False])
+    less = seen(np.arange(6), valid=valid)
+    assert (less.clips, less.hex) == (5, seen(np.arange(5)).hex)
+    assert less.hex != whole.hex and less.of_record(1) == whole.of_record(1) != ""
+    assert less.of_record(2) != whole.of_record(2) and less.of_record(3) == ""
+    both = seen(np.arange(4))
+    both.merge(seen(np.arange(4, 6)))
+    assert both.content() == whole.content() and both.of_record(2) == whole.of_record(2)
+    video[5, 1, 3, 3, 2] ^= 1
+    assert seen(np.arange(6)).hex != whole.hex
+    texts = PixelDigest()
+    texts.add({"text_ids": np.zeros((2, 4)), "valid": np.ones(2, bool)})
+    assert texts.content() == {} and texts.hex == ""
