@@ -70,6 +70,12 @@ def typed_config() -> TrainConfig:
     return to_typed(TrainConfig, plain)
 
 
+def recipe() -> str:
+    """--config as it was typed; empty where the config is that of a checkpoint."""
+    request = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[2]
+    return json.loads(request)["recipe"] if request else ""
+
+
 def overridden() -> set[str]:
     """Fields of the config that this command line sets, such as `optim.lr`."""
     return set(config_flags.get_override_values(flags.FLAGS["config"]))

@@ -48,7 +48,7 @@ MAY_IMPORT = {
         "parallel": {"config", "types"},
         "ops": {"registry", "types"},
         "optim": {"config", "ops", "types"},
-        "telemetry": {"parallel", "protocols", "types"},
+        "telemetry": {"parallel", "protocols", "registry", "types"},
         "objectives": {"config", "ops", "parallel", "protocols", "tasks", "types"},
         "layers": {"ops", "parallel", "protocols", "registry", "types"},
         "weights": {"registry"},
