@@ -105,10 +105,14 @@ class Trackers:
         deadline = time.monotonic() + seconds
         try:
             for courier in self._couriers:
-                courier.join(max(0.0, min(1.0, deadline - time.monotonic())))
+                courier.join(max(0.0, min(3.0, deadline - time.monotonic())))
                 if courier.is_alive() and deadline > time.monotonic():
                     left = deadline - time.monotonic()
-                    warn(f"waiting for {courier.name}, at most {left:.0f} s (ctrl-c: not at all)")
+                    print(
+                        f"waiting for {courier.name}, at most {left:.0f} s (ctrl-c: not at all)",
+                        file=sys.stderr,
+                        flush=True,
+                    )
                     courier.join(max(0.0, deadline - time.monotonic()))
         except KeyboardInterrupt:
             warn("not waiting for the trackers any longer")
