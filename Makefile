@@ -29,11 +29,15 @@ NEWEST_TESTS := $(addprefix tests/data_pipelines/,ingest records stream text) \
 # The merges of CLIP's vocabulary, for Pythons without a wheel of instant-clip-tokenizer and to compare
 # with it. The package's own code is not used; it would need torch.
 CLIP := clip-anytorch>=2.6,<3
+# Servers on this machine, and libraries of services: of object stores, of trackers, of clouds.
+SERVICES_VENV := $(VENV)-services
+SERVICES_READY := $(SERVICES_VENV)/ready
+SERVICES := tests/internvideo_jax/telemetry/test_tracker_services.py tests/scripts/test_end_to_end.py
 DEMO_DIR ?= demo_out
 # What needs an environment of its own has a target of its own.
-HERE := not aot and not beam and not browser and not torch
+HERE := not aot and not beam and not browser and not services and not torch
 
-.PHONY: help test test-slow test-beam test-torch test-aot test-browser test-newest test-newest-found demo lint format clean
+.PHONY: help test test-slow test-beam test-torch test-aot test-browser test-services test-newest test-newest-found demo lint format clean
 
 help:  ## Show the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -80,6 +84,14 @@ $(BROWSER_READY): pyproject.toml
 test-browser: $(BROWSER_READY)  ## Run the tests of the search page in Chromium.
 	$(BROWSER)/bin/python -m pytest tests/search/test_browser.py
 
+$(SERVICES_READY): pyproject.toml
+	$(PYTHON) -m venv $(SERVICES_VENV)
+	$(SERVICES_VENV)/bin/python -m pip install --quiet --editable '.[dev,remote,wandb,mlflow]' 'moto[server]>=5,<6' xmanager
+	touch $(SERVICES_READY)
+
+test-services: $(SERVICES_READY)  ## Run the tests that need servers: trackers, launchers with data in a bucket.
+	$(SERVICES_VENV)/bin/python -m pytest -m services $(SERVICES)
+
 $(NEWEST_READY): pyproject.toml
 	$(NEWEST_PYTHON) -m venv $(NEWEST)
 	$(NEWEST)/bin/python -m pip install --quiet --upgrade --editable '.[text,parquet]' pytest pytest-xdist hypothesis
@@ -110,4 +122,4 @@ format: $(READY)  ## Format the code.
 	$(BIN)/ruff check --fix .
 
 clean:  ## Remove the environment and the demo.
-	rm -rf $(VENV) $(BEAM) $(TORCH_VENV) $(AOT) $(BROWSER) $(NEWEST) $(DEMO_DIR)
+	rm -rf $(VENV) $(BEAM) $(TORCH_VENV) $(AOT) $(BROWSER) $(SERVICES_VENV) $(NEWEST) $(DEMO_DIR)

@@ -55,7 +55,7 @@ fail() {
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 PYTHON=${PYTHON:-python3}
-COMMANDS="launch check create copy install run status logs stop collect delete"
+COMMANDS="launch create copy install run status logs stop collect delete check"
 MOUNT=/mnt/shared
 # On a worker: is its training alive?
 ALIVE="test -e train.pid && kill -0 \"\$(cat train.pid)\" 2>/dev/null"

@@ -1,4 +1,4 @@
-"""What a tracker is: five methods, of which its own class needs only those that it has a use for.
+"""What a tracker is: a few methods, of which a class needs only those that it has a use for.
 
     class Printed(Tracker):
         def log(self, step, values):
@@ -69,3 +69,6 @@ class Tracker:
 
         A killed process comes to no end; the next start says `begin` again.
         """
+
+    def abandon(self) -> None:
+        """From another thread, where it does not end in time: nothing may keep the process."""

@@ -117,7 +117,7 @@ class Trackers:
         except KeyboardInterrupt:
             warn("not waiting for the trackers any longer")
         for courier in self._couriers:
-            courier.account()
+            courier.leave()
         self._couriers = []
 
     def _put(self, method: str, *arguments: Any) -> None:
@@ -165,8 +165,11 @@ class _Courier(threading.Thread):
                 self._warn(text.splitlines()[0])
                 self._off = method == "begin" or failed >= IN_A_ROW
 
-    def account(self) -> None:
-        """Says at the end what did not arrive."""
+    def leave(self) -> None:
+        """Waits no longer, and says what did not arrive."""
+        if self.is_alive():
+            self._off = self._warned = True  # what it says from now on is of no use
+            self._tracker.abandon()
         if lost := self._asked - self._done:
             warn(f"{self.name} did not get {lost} of {self._asked} rows and files")
 

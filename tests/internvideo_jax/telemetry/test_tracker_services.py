@@ -156,7 +156,7 @@ def silent():
 def test_wandb_without_a_key_is_kept_offline(tmp_path):
     nowhere = str(tmp_path / "none")
     away = {"WANDB_API_KEY": "", "WANDB_MODE": "online", "NETRC": nowhere}
-    process = start("wandb", tmp_path, 3, **away, WANDB_CONFIG_DIR=nowhere)
+    process = start("wandb", tmp_path, 3, 60, **away, WANDB_CONFIG_DIR=nowhere)
     _, said = process.communicate(timeout=120)
     (line,) = [line for line in said.splitlines() if line.startswith("warning")]
     assert "API key" in line and "`wandb sync` sends it" in line
@@ -204,7 +204,7 @@ def test_a_silent_wandb_server_keeps_no_process(tmp_path, silent):
     """The whole end of a process is bounded, with what the library does when it exits."""
     server = {"WANDB_BASE_URL": f"http://127.0.0.1:{silent}", "WANDB_MODE": "online"}
     began = time.monotonic()
-    process = start("wandb", tmp_path, 60, **server, WANDB_API_KEY="a" * 40)
+    process = start("wandb", tmp_path, 60, 5, **server, WANDB_API_KEY="a" * 40)
     _, said = process.communicate(timeout=200)
     assert process.returncode == 0, said
-    assert "did not get" in said and time.monotonic() - began < 100, said
+    assert "did not get" in said and time.monotonic() - began < 60, said

@@ -1,4 +1,4 @@
-"""Tracks rows until it is killed, or so many: python -m ... TRACKER FOLDER [ROWS]."""
+"""Tracks rows until it is killed, or so many: python -m ... TRACKER FOLDER [ROWS SECONDS]."""
 
 from __future__ import annotations
 
@@ -17,4 +17,4 @@ for step in range(1, int(rows[0]) + 1 if rows else 10**6):
     time.sleep(0.02)
     if step == 50:
         print("there", flush=True)
-trackers.end("finished", 5.0)
+trackers.end("finished", float(rows[1]))
