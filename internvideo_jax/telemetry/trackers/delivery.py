@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import importlib.util
 import json
+import os
 import queue
 import secrets
 import sys
@@ -40,13 +41,17 @@ def tracker_class(name: str) -> type[Tracker]:
     if ":" not in name:
         return registry.resolve("tracker", name)
     module, _, attribute = name.partition(":")
+    here = os.getcwd()
     try:
+        sys.path.insert(0, here)  # as for a script there; `ivj` has it not
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(
             f"config.log.trackers: {name!r} cannot be imported ({error}); expected MODULE:CLASS on "
-            "Python's path"
+            "Python's path or in this folder"
         ) from error
+    finally:
+        sys.path.remove(here)
     if not (isinstance(found, type) and issubclass(found, Tracker)):
         raise ValueError(
             f"config.log.trackers: {name!r} is no subclass of {Tracker.__module__}.Tracker"
