@@ -150,7 +150,7 @@ def test_a_tpu_vm_trains_from_a_bucket(place, trained, script):
     assert about["params_digest"] and about["config"]["data"]["train"] == f"s3://{BUCKET}/shards"
     head = ["git", "-C", str(place / "checkout"), "rev-parse", "HEAD"]
     commit = subprocess.run(head, capture_output=True, text=True, check=True).stdout.strip()
-    assert commit in json.dumps(about["git"])
+    assert commit.startswith(about["git"])
     (installed,) = [words for words in calls(place, "uv") if words[:2] == ["pip", "install"]]
     assert installed[-1] == ".[tpu,remote]"
     assert script("tpu_vm.sh", "delete", "small", "--zone=z", "--yes").returncode == 0

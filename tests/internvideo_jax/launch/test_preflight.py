@@ -66,7 +66,7 @@ def test_what_would_come_to_nothing_is_refused(preflight, words, message):
 def test_a_state_larger_than_the_memory_is_refused(preflight):
     done = preflight(
         "--config=configs/slices.py:preset=pretrain-giant-v5e-256", "--workdir=/mnt/shared/run",
-        GS, "--config.mesh.fsdp=1", "--config.mesh.data=-1", "--config.data.global_batch=4",
+        GS, "--config.mesh.fsdp=1", "--config.mesh.data=-1", "--config.data.global_batch=512",
         "--config.optim.accumulate=1", "--config.optim.ema_decay=0.999",
         options=("--slice=v5e:1x1", "--jax=tpu"),
     )  # fmt: skip
