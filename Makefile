@@ -33,6 +33,13 @@ CLIP := clip-anytorch>=2.6,<3
 SERVICES_VENV := $(VENV)-services
 SERVICES_READY := $(SERVICES_VENV)/ready
 SERVICES := tests/internvideo_jax/telemetry/test_tracker_services.py tests/scripts/test_end_to_end.py
+# XManager with what it imports to run jobs here, without the libraries of its clouds.
+XMANAGER := 'xmanager>=0.8.5,<0.9' attrs async_generator docker immutabledict termcolor tabulate \
+  GitPython gitdb smmap humanize python-dotenv sqlparse 'cloud-sql-python-connector<1.19' aiofiles \
+  dnspython cryptography cffi pycparser google-auth pyasn1 pyasn1-modules google-api-core grpcio \
+  google-api-python-client google-auth-httplib2 httplib2 uritemplate pyparsing proto-plus \
+  googleapis-common-protos google-cloud-storage google-cloud-core google-resumable-media \
+  kubernetes websocket-client oauthlib requests-oauthlib
 DEMO_DIR ?= demo_out
 # What needs an environment of its own has a target of its own.
 HERE := not aot and not beam and not browser and not services and not torch
@@ -86,7 +93,8 @@ test-browser: $(BROWSER_READY)  ## Run the tests of the search page in Chromium.
 
 $(SERVICES_READY): pyproject.toml
 	$(PYTHON) -m venv $(SERVICES_VENV)
-	$(SERVICES_VENV)/bin/python -m pip install --quiet --editable '.[dev,remote,wandb,mlflow]' 'moto[server]>=5,<6' xmanager
+	$(SERVICES_VENV)/bin/python -m pip install --quiet --editable '.[dev,remote,wandb,mlflow]' 'moto[server]>=5,<6'
+	$(SERVICES_VENV)/bin/python -m pip install --quiet --no-deps $(XMANAGER)
 	touch $(SERVICES_READY)
 
 test-services: $(SERVICES_READY)  ## Run the tests that need servers: trackers, launchers with data in a bucket.

@@ -7,6 +7,8 @@ v3, so slices are rented by our own (tpu_vm.sh, JobSets).
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import importlib.util
 import shlex
 import sys
@@ -42,24 +44,41 @@ def launch(
 
     if not flags.FLAGS.is_parsed():
         flags.FLAGS(sys.argv[:1])  # XManager's own, at their defaults
-    executor = xm_local.Local()
-    with xm_local.create_experiment(experiment_title=title) as experiment:
-        spec = xm.Container(image_path=image) if image else xm.Binary(path=sys.executable)
-        (executable,) = experiment.package(
-            [xm.Packageable(executable_spec=spec, executor_spec=xm_local.Local.Spec())]
-        )
-        for name, (interpreter, *words) in jobs:
-            arguments = [interpreter, *words] if image else list(words)
-            job = xm.Job(
-                executable=executable,
-                executor=executor,
-                name=name,
-                args=arguments,
-                env_vars=dict(variables or {}),
-            )
-            experiment.add(job, identity=name)
-        units = [experiment.work_units[number] for number in sorted(experiment.work_units)]
-    return int(any(not unit.get_status().is_completed for unit in units))
+    executor, ended = xm_local.Local(), []
+
+    async def run() -> None:
+        async with xm_local.create_experiment(experiment_title=title) as experiment:
+            spec = xm.Container(image_path=image) if image else xm.Binary(path=sys.executable)
+            wanted = xm.Packageable(executable_spec=spec, executor_spec=xm_local.Local.Spec())
+            try:
+                (executable,) = experiment.package([wanted])
+            except Exception as error:
+                raise ValueError(
+                    f"--image={image}: Docker does not give it to XManager ({error}); build or pull "
+                    "it here, or leave --image out to run processes"
+                ) from error
+            units = [
+                await experiment.add(
+                    xm.Job(
+                        executable=executable,
+                        executor=executor,
+                        name=name,
+                        args=list(command if image else command[1:]),
+                        env_vars=dict(variables or {}),
+                    )
+                )
+                for name, command in jobs
+            ]
+            # All of them, as leaving the experiment ends those that a failed one left alone.
+            waited = (unit.wait_until_complete() for unit in units)
+            ended.extend(await asyncio.gather(*waited, return_exceptions=True))
+
+    with contextlib.suppress(RuntimeError):  # it says again that a job failed
+        asyncio.run(run())
+    failed = [str(each) for each in ended if isinstance(each, BaseException)]
+    for text in failed:
+        print(f"error: {text}", file=sys.stderr, flush=True)
+    return int(bool(failed) or len(ended) < len(jobs))
 
 
 def shown(

@@ -197,12 +197,12 @@ def test_a_jobset_extracts(place, trained, script, bucket):
 
 def test_a_sweep_runs_another_command_and_tables_it(place, trained, script):
     words = (
-        "sweep.py", "--out=swept", "--set=evals.test.views.fixed_views=1,2", "--parallel=1",
+        "sweep.py", "--out=swept", "--set=evals.test.views.clips=1,2", "--parallel=1",
         "--sort=eval/test/top1", "--", "evaluate", f"--checkpoint={trained}", RECIPE, DATA,
     )  # fmt: skip
     done = script(*words)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "| evals.test.views.fixed_views | status | step | eval/test/top1 |" in done.stdout
+    assert "| evals.test.views.clips | status | step | eval/test/top1 |" in done.stdout
     assert done.stdout.count("| finished |") == 2
     assert "2 runs, 2 of them finished before" in script(*words).stdout
 
@@ -221,3 +221,5 @@ def test_xmanager_runs_jobs_in_an_experiment(place, script, shards):
     assert (place / "ingested").is_dir()
     failing = script(*(word for word in words if "--source" not in word), "--source=/nowhere")
     assert failing.returncode == 1
+    image = script(*words[:4], "--image=no/such/image", *words[4:])
+    assert image.returncode == 2 and "error: --image=no/such/image: Docker" in image.stderr
