@@ -52,10 +52,10 @@ def launch(
             wanted = xm.Packageable(executable_spec=spec, executor_spec=xm_local.Local.Spec())
             try:
                 (executable,) = experiment.package([wanted])
-            except Exception as error:
+            except Exception as error:  # whatever Docker and XManager raise
                 raise ValueError(
-                    f"--image={image}: Docker does not give it to XManager ({error}); build or pull "
-                    "it here, or leave --image out to run processes"
+                    f"--image={image}: Docker does not give it to XManager ({error}); build or "
+                    "pull it here, or leave --image out to run processes"
                 ) from error
             units = [
                 await experiment.add(
