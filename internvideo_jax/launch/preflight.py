@@ -111,8 +111,11 @@ def read(name: str, arguments: Sequence[str]) -> tuple[Any, str]:
     command = COMMANDS[name]
     if command.reads != "recipe":
         if command.reads:
-            parse = getattr(importlib.import_module(command.module), command.reads)
-            _quietly(lambda: parse([*command.words, *arguments]))
+            _quietly(
+                lambda: getattr(importlib.import_module(command.module), command.reads)(
+                    [*command.words, *arguments]
+                )
+            )
             return None, ""
         return None, f"the options of ivj {name} are read by the worker"
     recipe = dict(extras.flag_values(arguments)).get("--config", "")
@@ -120,8 +123,10 @@ def read(name: str, arguments: Sequence[str]) -> tuple[Any, str]:
         recipe_files.find(recipe.partition(":")[0])  # before jax is imported
     else:  # the config is that of a checkpoint, which may be where only the workers see it
         arguments = [word for word in arguments if not re.match(r"--?(no)?config\.", word)]
-    from internvideo_jax import cli
-
+    try:
+        from internvideo_jax import cli
+    except ImportError as error:
+        raise _absent(error) from error
     sys.argv[:] = [f"ivj {name}", *arguments]
     with cli.reading_only() as configs:
         _quietly(importlib.import_module(command.module).main)
@@ -136,10 +141,19 @@ def _quietly(call: Any) -> None:
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
             call()
+    except ImportError as error:
+        raise _absent(error) from error
     except SystemExit as end:
         if end.code not in (0, None):
             text = said.getvalue().strip()
             raise ValueError(text[text.rfind("error: ") :].removeprefix("error: ")) from None
+
+
+def _absent(error: ImportError) -> ValueError:
+    return ValueError(
+        f"the check needs the libraries of this package, and {sys.executable} has no {error.name}; "
+        "activate its environment, set PYTHON to its Python, or leave the check out with --no-check"
+    )
 
 
 def of_trackers(config: Any) -> dict[str, str]:

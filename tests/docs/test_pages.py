@@ -30,7 +30,6 @@ REPLACE = {
     },
     "search.md": {"SERVER": SERVER},
     "recipes.md": {"shards/ssv2": "shards"},
-    "training.md": {"my_tracker": "program"},
     "weights.md": {"$((L - n))": "1"},
 }
 

@@ -21,8 +21,8 @@ class TensorBoard(Tracker):
     def begin(self, run: TrackedRun) -> None:
         from tensorboardX import SummaryWriter  # pyright: ignore[reportMissingImports]
 
-        purge = {"purge_step": run.start + 1} if run.goes_on else {}
-        self._writer = SummaryWriter(str(run.workdir / "tensorboard"), **purge)
+        purge = run.start + 1 if run.goes_on else None
+        self._writer = SummaryWriter(str(run.workdir / "tensorboard"), purge_step=purge)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         for key, value in values.items():

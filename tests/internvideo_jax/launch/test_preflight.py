@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import shlex
+import subprocess
+import sys
 
 import pytest
 
 from internvideo_jax.launch.experiment import Experiment, command_of, worker_command
 from internvideo_jax.launch.extras import flag_values, joined, known_extras, needed, parse_extras
+from tests.conftest import ROOT
 
 BASE = ("--config=videomae/pretrain:size=base", "--workdir=/mnt/shared/run")
 GS = "--config.data.train=gs://bucket/k400"
@@ -73,6 +76,20 @@ def test_a_state_larger_than_the_memory_is_refused(preflight):
     assert done.returncode == 2, done.stderr
     assert "error: the run does not fit v5e:1x1:\n" in done.stderr
     assert "DOES NOT FIT: state and batch take" in done.stderr
+
+
+def test_a_python_without_the_libraries_is_named(tmp_path):
+    """As the system's own, which starts the scripts where no environment is active."""
+    words = ["-I", "-S", "-c", "import sys, runpy; sys.path.insert(0, sys.argv.pop(1)); "
+             "runpy.run_module('internvideo_jax.launch.preflight', run_name='__main__')"]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, *words, str(ROOT), "--dry-run", "--", *BASE, GS],
+        capture_output=True, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith("warning: the check needs the libraries of this package, and ")
+    assert "set PYTHON to its Python, or leave the check out with --no-check" in done.stderr
+    assert done.stdout.splitlines()[1] == "remote"
 
 
 def test_a_dry_run_warns_only(preflight):
