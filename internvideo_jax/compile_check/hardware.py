@@ -10,8 +10,6 @@ import math
 import os
 from typing import Any
 
-import numpy as np
-
 from internvideo_jax.registry import suggest
 
 GIB = 2**30
@@ -215,7 +213,7 @@ def open_slice(name: str, *, stand_ins: bool = False) -> Slice:
     except Exception as error:
         raise explain(name, error) from error
     devices = tuple(described.devices)
-    expected = int(np.prod(shape)) * slices * chip.cores
+    expected = math.prod(shape) * slices * chip.cores
     if len(devices) != expected:
         raise RuntimeError(
             f"--topology={name}: the compiler shows {len(devices)} devices, expected {expected}; "

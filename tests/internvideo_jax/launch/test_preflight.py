@@ -80,11 +80,10 @@ def test_a_state_larger_than_the_memory_is_refused(preflight):
 
 def test_a_python_without_the_libraries_is_named(tmp_path):
     """As the system's own, which starts the scripts where no environment is active."""
-    words = ["-I", "-S", "-c", "import sys, runpy; sys.path.insert(0, sys.argv.pop(1)); "
-             "runpy.run_module('internvideo_jax.launch.preflight', run_name='__main__')"]  # fmt: skip
+    module = "internvideo_jax.launch.preflight"
     done = subprocess.run(
-        [sys.executable, *words, str(ROOT), "--dry-run", "--", *BASE, GS],
-        capture_output=True, text=True, cwd=tmp_path,
+        [sys.executable, "-S", "-m", module, "--dry-run", "--", *BASE, GS],
+        capture_output=True, text=True, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stderr.startswith("warning: the check needs the libraries of this package, and ")
