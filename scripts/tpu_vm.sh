@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs a command on a TPU VM slice: check, rent, copy, install, run on every worker, watch, collect, delete.
+# Runs a command on a TPU VM slice: check, rent, copy, install, run on all workers, collect, delete.
 set -euo pipefail
 
 usage() {
@@ -82,18 +82,19 @@ variable() {
   else
     [[ -n ${!name+set} ]] || fail "--env=$name: it is not set here; expected --env=$name=VALUE"
     value=${!name}
-    [[ -z $value ]] || SECRETS+=("$value" "\$$name")
+    SECRETS+=("$(quoted "$name=$value")" "$name=\$$name ")
   fi
   VARIABLES=${VARIABLES:-env }$(quoted "$name=$value")
 }
 
 # Runs a command after printing it, or only prints it; what --env took from this shell is not shown.
 step() {
-  local line i
-  line=$(quoted "$@")
+  local line i shown=("$@")
   for ((i = 0; i < ${#SECRETS[@]}; i += 2)); do
-    line=${line//"${SECRETS[i]}"/"${SECRETS[i + 1]}"}
+    line=${SECRETS[i + 1]}
+    shown=("${shown[@]//"${SECRETS[i]}"/$line}")
   done
+  line=$(quoted "${shown[@]}")
   printf '%s\n' "${line% }"
   if [[ -z $DRY ]]; then
     "$@"

@@ -180,11 +180,11 @@ def test_variables_reach_the_worker_as_they_are_and_secrets_are_not_shown(
         python.parent.mkdir(parents=True)
         python.write_text('#!/bin/bash\nprintf "%s" "$WORD|$SECRET" >told\n')
         python.chmod(0o755)
-    done = script("tpu_vm.sh", "run", "a", *flags, "--", *TRAIN, SECRET="hush-hush")
+    done = script("tpu_vm.sh", "run", "a", *flags, "--", *TRAIN, SECRET="hush's $h")
     assert done.returncode == 0, done.stderr
     assert "hush" not in done.stdout and "$SECRET" in done.stdout
     wait_for(tmp_path / "vm1/internvideo/told")
-    assert (tmp_path / "vm1/internvideo/told").read_text() == "it's $HOME|hush-hush"
+    assert (tmp_path / "vm1/internvideo/told").read_text() == "it's $HOME|hush's $h"
     for wrong, message in (
         ("--env=NOT_SET", "--env=NOT_SET: it is not set here; expected --env=NOT_SET=VALUE"),
         ("--env=1=2", "--env=1=2: expected NAME or NAME=VALUE"),

@@ -38,6 +38,9 @@ def tracker_class(name: str) -> type[Tracker]:
     Raises:
       ValueError: an unknown name, or a module or class that is not there.
     """
+    if "," in name:
+        several = ",".join(f"'{one.strip()}'" for one in name.split(","))
+        raise ValueError(f"config.log.trackers = {name!r}: several are written ({several})")
     if ":" not in name:
         return registry.resolve("tracker", name)
     module, _, attribute = name.partition(":")

@@ -118,6 +118,7 @@ def test_a_tracker_that_hangs_keeps_neither_a_step_nor_the_end(tmp_path, capfd, 
     ("names", "message"),
     [
         (["wandbb"], "unknown tracker 'wandbb': did you mean 'wandb'"),
+        (["wandb,mlflow"], r"several are written \('wandb','mlflow'\)"),
         (["no_such_module:A"], "'no_such_module:A' cannot be imported .*expected MODULE:CLASS"),
         ([f"{HERE}:Nobody"], "cannot be imported"),
         (["pathlib:Path"], "is no subclass of internvideo_jax.telemetry.trackers.base.Tracker"),
