@@ -16,6 +16,7 @@ class Command(NamedTuple):
         folder: `workdir`, `out/result.json`. Empty: no one such flag.
       reads: `recipe` where it goes through `cli.run`; else the function of its module that only
         parses a list of words, if there is one.
+      joins: whether several processes that start it do one job together.
     """
 
     module: str
@@ -23,6 +24,7 @@ class Command(NamedTuple):
     words: tuple[str, ...] = ()
     writes: str = ""
     reads: str = ""
+    joins: bool = False
 
     @property
     def python(self) -> tuple[str, ...]:
@@ -37,7 +39,7 @@ COMMANDS = {
     "data": Command("data_pipelines.__main__", "inspect, verify, measure, repair, choose shards"),
     "synthetic": Command("data_pipelines.synthetic", "render the built-in world of videos"),
     "train": Command(
-        "internvideo_jax.train", "pre-train, fine-tune or probe", (), "workdir", "recipe"
+        "internvideo_jax.train", "pre-train, fine-tune or probe", (), "workdir", "recipe", True
     ),
     "evaluate": Command(
         "internvideo_jax.evaluate",
@@ -45,6 +47,7 @@ COMMANDS = {
         (),
         "out/result.json",
         "recipe",
+        True,
     ),
     "predict": Command(
         "internvideo_jax.offline.predict",

@@ -125,7 +125,7 @@ main() {
   DRY="" NAME=internvideo NODES=1 GPUS=8 PER=gpu CPUS="" TIME=24:00:00 SAVE=120 REQUEUES=100 FAULTS=3
   RESTARTS=0 VENV="" CONTAINER="" OUT="" EXTRAS="" NO_CHECK=""
   OPTIONS=() MOUNTS=()
-  local train=() found wanted=""
+  local train=() found wanted="" tasks=1
   one_line "the current directory" "$PWD"
   while [[ $# -gt 0 ]]; do
     [[ $1 == -- ]] || one_line "${1%%=*}" "${1#*=}"
@@ -188,8 +188,9 @@ main() {
     fail "sbatch is not installed; run this on a login node of the cluster, or use --dry-run"
   fi
   if [[ -z $NO_CHECK ]]; then
-    found=$(package internvideo_jax.launch.preflight --here "--extras=$EXTRAS" ${DRY:+--dry-run} \
-      -- ${train[@]+"${train[@]}"}) || exit 2
+    [[ $PER != gpu || $GPUS -eq 0 ]] || tasks=$GPUS
+    found=$(package internvideo_jax.launch.preflight --here "--hosts=$((NODES * tasks))" \
+      "--extras=$EXTRAS" ${DRY:+--dry-run} -- ${train[@]+"${train[@]}"}) || exit 2
     wanted=${found##*$'\n'}
   elif [[ -n $EXTRAS ]]; then
     wanted=$(package internvideo_jax.launch.extras "" "$EXTRAS") || exit 2

@@ -183,7 +183,8 @@ class Gke:
             check_shared(job.workdir, self.slice.nodes, self.slice.name)
         if not (dry_run or self.emit):
             present(self.submit)
-        words = [f"--slice={self.slice.name}", "--jax=tpu", *self.checks]
+        target = f"--slice={self.slice.name}", f"--hosts={self.slice.nodes}", "--jax=tpu"
+        words = [*target, *self.checks]
         warn = ["--dry-run"] if dry_run or self.emit else []
         for _, job in covering(jobs):
             code = preflight([*words, *warn], job)

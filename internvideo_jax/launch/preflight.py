@@ -37,14 +37,14 @@ class Target:
 
     Attributes:
       slice: a TPU slice, as compile_check names them; empty where it is none.
-      jax: extra for what jax computes on: tpu, cuda, or empty.
+      hosts: processes that start the command; 0: as many as the slice has TPU VMs.
       elsewhere: whether the workers have other disks than this machine.
       price: of a chip-hour, in any currency; 0: not known.
       records: clips of the training set or its name, as for `ivj check`.
     """
 
     slice: str = ""
-    jax: str = ""
+    hosts: int = 0
     elsewhere: bool = True
     price: float = 0.0
     records: str = ""
@@ -73,6 +73,7 @@ def preflight(words: Sequence[str], target: Target) -> Found:
       ValueError: what the command would refuse, a path that is none, or a slice that does not fit.
     """
     name, arguments = command_of(words)
+    check_hosts(name, target)
     lines = [] if not target.slice else [slice_line(CloudSlice(target.slice))]
     given = extras.flag_values(arguments)
     wanted = extras.needed(given)
@@ -174,6 +175,18 @@ def is_relative(path: str) -> bool:
     return bool(path) and not path.startswith("/") and "://" not in path
 
 
+def check_hosts(name: str, target: Target) -> None:
+    """ValueError for a command of one process that several would start."""
+    hosts = target.hosts or (CloudSlice(target.slice).vms if target.slice else 1)
+    if hosts > 1 and not COMMANDS[name].joins:
+        joining = " and ".join(f"ivj {each}" for each, about in COMMANDS.items() if about.joins)
+        raise ValueError(
+            f"ivj {name} works in one process, and here {hosts} would do the same work and write "
+            "to the same place; take one host (of TPUs up to v5e:2x4 or v6e:2x4, on GKE v5e:2x2), "
+            f"or start one job for each --part where it has that flag. {joining} work over hosts"
+        )
+
+
 def check_data(config: Any) -> None:
     """ValueError for a training without data."""
     from data_pipelines.stream.mixture import components_of
@@ -220,6 +233,7 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument("--slice", default="", help="as for compile_check, such as v5e:16x16")
     result.add_argument("--jax", default="", choices=["", *extras.OF_TARGET], help="its extra")
+    result.add_argument("--hosts", type=int, default=0, help="processes that start the command")
     result.add_argument("--here", action="store_true", help="the workers see this machine's disks")
     result.add_argument("--extras", default="", help="further ones, with commas")
     result.add_argument("--price", type=float, default=0.0, help="of a chip-hour, for the cost")
@@ -236,7 +250,8 @@ def main() -> int:
     """Prints the command of a worker and its extras; 2 where the job would come to nothing."""
     own, _, words = split(sys.argv[1:])
     options = parser().parse_args(own)
-    target = Target(options.slice, options.jax, not options.here, options.price, options.records)
+    elsewhere = not options.here
+    target = Target(options.slice, options.hosts, elsewhere, options.price, options.records)
     try:
         further = extras.parse_extras(options.extras)
         command = worker_command(words, restarts=options.restarts, python=options.python)

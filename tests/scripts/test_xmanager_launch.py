@@ -139,7 +139,7 @@ def test_jobset_dry_run_is_the_manifest(script: Script, tmp_path: Path):
 def test_any_command_with_variables(script: Script):
     extract = ("ivj", "extract", "--checkpoint=gs://bucket/run", "--out=gs://bucket/features")
     done = script(
-        "xmanager_launch.py", "--name=a", "--executor=gke", "--slice=v5e:2x4", "--image=i",
+        "xmanager_launch.py", "--name=a", "--executor=gke", "--slice=v5e:2x2", "--image=i",
         "--env=A=it's", "--env=HOME", "--restarts=0", "--dry-run", "--", *extract,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

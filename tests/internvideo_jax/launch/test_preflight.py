@@ -53,10 +53,13 @@ def test_a_training_on_a_slice(preflight):
         ([*BASE, "--config.data.train=gs:/bucket/x"], "expected two slashes, gs://"),
         (["--config=videomae/pretrian", "--workdir=x"], "no such file or recipe; did you mean"),
         (["ivj", "evaluate", "--checkpoint=/mnt/x", "--outt=r.json"], "flag 'outt'"),
-        (["ivj", "ingest", "--source=x"], "the following arguments are required: --out"),
         (["ivj", "extrct"], "'extrct' is no command of ivj: did you mean 'extract'?"),
         (["launch", "--", "ivj", "train"], "ivj launch is what starts the processes of a job"),
         (["ivj"], "no command after ivj"),
+        (
+            ["ivj", "extract", "--checkpoint=/a", "--out=b"],
+            "ivj extract works in one process, and here 4 would do the same work",
+        ),
     ],
 )
 def test_what_would_come_to_nothing_is_refused(preflight, words, message):
@@ -64,6 +67,12 @@ def test_what_would_come_to_nothing_is_refused(preflight, words, message):
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("error: ") and message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_options_of_an_ingest_are_read(preflight):
+    done = preflight("ivj", "ingest", "--source=x", options=("--here",))
+    assert done.returncode == 2
+    assert done.stderr == "error: the following arguments are required: --out\n"
 
 
 def test_a_state_larger_than_the_memory_is_refused(preflight):
@@ -100,8 +109,9 @@ def test_a_dry_run_warns_only(preflight):
 
 def test_a_checkpoint_that_only_the_workers_see(preflight):
     done = preflight(
-        "ivj", "extract", "--checkpoint=gs://bucket/run", "--out=/mnt/out", "--config.seed=3"
-    )
+        "ivj", "extract", "--checkpoint=gs://bucket/run", "--out=/mnt/out", "--config.seed=3",
+        options=("--slice=v5e:2x4", "--jax=tpu"),
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "check: recipe       the config is that of the checkpoint" in done.stderr
     assert done.stdout.splitlines()[1] == "tpu,remote"
