@@ -117,16 +117,14 @@ def build(folder: Path, accelerator: str) -> subprocess.CompletedProcess[str]:
     if not (folder / "bin/python").exists():
         (folder / "bin/python").symlink_to(sys.executable)
     environment = {
+        **os.environ,
         "PATH": f"{folder / 'bin'}:/usr/bin:/bin",
-        "HOME": str(folder),
         "ACCELERATOR": accelerator,
         "EXTRAS": "remote,text",
-        # The libraries are here already.
-        "PIP_NO_DEPS": "1",
-        "PIP_NO_INDEX": "1",
-        "PIP_NO_BUILD_ISOLATION": "0",  # pip reads it as the value of build isolation
+        "PIP_NO_DEPS": "1",  # the libraries are here already
         "PIP_DISABLE_PIP_VERSION_CHECK": "1",
     }
+    environment.pop("PYTHONPATH", None)
     return subprocess.run(
         ["sh", "-ec", text], cwd=folder, env=environment, capture_output=True, text=True
     )
