@@ -8,39 +8,11 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from data_pipelines.commands.ending import quietly
 from data_pipelines.commands.exit_codes import ExitCode
 from data_pipelines.limits import suggest
-
-
-class Command(NamedTuple):
-    """What a word after `ivj` starts."""
-
-    module: str  # whose `main()` reads sys.argv
-    does: str
-    words: tuple[str, ...] = ()  # that come before those of the user
-
-
-COMMANDS = {
-    "ingest": Command("data_pipelines.ingest.__main__", "videos, images, datasets -> shards"),
-    "data": Command("data_pipelines.__main__", "inspect, verify, measure, repair, choose shards"),
-    "synthetic": Command("data_pipelines.synthetic", "render the built-in world of videos"),
-    "train": Command("internvideo_jax.train", "pre-train, fine-tune or probe"),
-    "evaluate": Command("internvideo_jax.evaluate", "published tests of a run or a weight file"),
-    "predict": Command("internvideo_jax.offline.predict", "the likeliest classes of video files"),
-    "compare": Command("internvideo_jax.offline.compare", "where two results differ, and why"),
-    "extract": Command("internvideo_jax.offline.extract", "features of sliding windows"),
-    "score": Command("internvideo_jax.offline.score", "similarity of clips and their captions"),
-    "teach": Command("internvideo_jax.offline.teach", "targets of frozen teachers, kept as shards"),
-    "search": Command("internvideo_jax.search.__main__", "videos of a folder by text", ("search",)),
-    "serve": Command("internvideo_jax.search.__main__", "the same as a web page", ("serve",)),
-    "weights": Command("internvideo_jax.weights.__main__", "published files: list, import, export"),
-    "check": Command("internvideo_jax.compile_check.__main__", "what a slice needs, before a run"),
-    "launch": Command("internvideo_jax.launch.processes", "processes, started again when one dies"),
-    "report": Command("internvideo_jax.telemetry.report", "one page about one or several runs"),
-}
+from internvideo_jax.commands import COMMANDS
 
 
 def main(arguments: Sequence[str] | None = None) -> int | None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import sys
 import textwrap
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -68,6 +69,12 @@ def typed_config() -> TrainConfig:
     if len(length) == 1 and plain[next(iter(length))]:
         plain = {**plain, **{name: 0 for name in ("steps", "epochs") if name not in length}}
     return to_typed(TrainConfig, plain)
+
+
+def recipe() -> str:
+    """--config as it was typed; empty where the config is that of a checkpoint."""
+    request = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[2]
+    return json.loads(request)["recipe"] if request else ""
 
 
 def overridden() -> set[str]:
@@ -133,6 +140,11 @@ def run(
             )
         return rest
 
+    if _READ is not None:
+        parse(sys.argv)
+        _READ.append(typed_config() if recipe() else None)
+        return
+
     def guarded(rest: Sequence[str]) -> None:
         quiet_libraries(debug=DEBUG.value)
         _use_large_pages()
@@ -153,6 +165,27 @@ def run(
         sys.exit(code or ExitCode.GOOD)
 
     app.run(guarded, flags_parser=parse)
+
+
+# What `reading_only` has read; None outside of it.
+_READ: list[TrainConfig | None] | None = None
+
+
+@contextlib.contextmanager
+def reading_only() -> Iterator[list[TrainConfig | None]]:
+    """Inside, commands read and check their command line and end before their work.
+
+    For a process of its own: what the line sets stays set.
+
+    Yields:
+      a list that gets the config of each, or None where it was given no recipe.
+    """
+    global _READ
+    _READ = []
+    try:
+        yield _READ
+    finally:
+        _READ = None
 
 
 def quiet_libraries(*, debug: bool = False) -> None:

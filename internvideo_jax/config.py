@@ -125,7 +125,8 @@ class LogConfig:
     # Steps between log lines, the only points where the host waits for a value.
     every: int = limited(50, least=1)
     report: bool = True  # write report.html at the end
-    tensorboard: bool = False  # needs the `tracking` extra
+    # tensorboard, wandb, mlflow (each an extra), or module:Class of your own (docs/training.md).
+    trackers: Sequence[str] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,6 +182,7 @@ FORMER = {
     "ratio": "mask_ratio",
     "segments": "clips",
     "size": "resolution",
+    "tensorboard": "trackers",
     "views": "fixed_views",
 }
 
@@ -199,6 +201,8 @@ def current(cls: type, stored: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in stored.items():
         name = FORMER[key] if key not in fields and FORMER.get(key) in fields else key
         kind = fields[name].metadata.get("kind") if name in fields else None
+        if name == "trackers" and isinstance(value, bool):  # a switch that became a member
+            value = (key,) if value else ()
         if not isinstance(value, Mapping):
             found[name] = value
         elif kind and fields[name].metadata.get("many"):

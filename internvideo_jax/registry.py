@@ -1,4 +1,4 @@
-"""Names of families, models, objectives, teachers, evaluators, parts of a batch; where they live.
+"""Names of families, models, objectives, teachers, evaluators, parts, trackers; where they live.
 
 One line adds one. The value is `module:attribute`, imported only when asked for, so that listing
 the names costs nothing and a broken room does not break the others.
@@ -67,6 +67,13 @@ EVALUATORS = {
     "multiple_choice": "internvideo_jax.evaluators.multiple_choice:MultipleChoice",
 }
 
+# Where rows of a run are sent; one of your own needs no line here (telemetry/trackers/base.py).
+TRACKERS = {
+    "tensorboard": "internvideo_jax.telemetry.trackers.tensorboard_files:TensorBoard",
+    "wandb": "internvideo_jax.telemetry.trackers.weights_and_biases:WeightsAndBiases",
+    "mlflow": "internvideo_jax.telemetry.trackers.mlflow_store:MLflow",
+}
+
 KINDS = {
     "family": FAMILIES,
     "model": MODELS,
@@ -74,6 +81,7 @@ KINDS = {
     "evaluator": EVALUATORS,
     "teacher": TEACHERS,
     "part": PARTS,
+    "tracker": TRACKERS,
 }
 
 

@@ -35,6 +35,7 @@ from internvideo_jax.config import TrainConfig, as_plain
 from internvideo_jax.evaluators.base import EvalContext
 from internvideo_jax.evaluators.run import (
     check_evaluators,
+    drawings,
     headline,
     run_evaluators,
     write_json,
@@ -43,6 +44,7 @@ from internvideo_jax.ops import attention
 from internvideo_jax.parallel import multihost
 from internvideo_jax.parallel.compile_cache import use_compile_cache
 from internvideo_jax.parallel.mesh import batch_sharding
+from internvideo_jax.recipes.loading import leaves
 from internvideo_jax.run.build import Run, build
 from internvideo_jax.run.guard import Guard
 from internvideo_jax.run.step import init_state, make_train_step, state_from
@@ -51,7 +53,14 @@ from internvideo_jax.runtime.watchdog import Watchdog
 from internvideo_jax.telemetry.profile import Profiler
 from internvideo_jax.telemetry.progress import Progress
 from internvideo_jax.telemetry.report import write_report
-from internvideo_jax.telemetry.writer import MetricWriter
+from internvideo_jax.telemetry.trackers.base import TrackedRun
+from internvideo_jax.telemetry.trackers.delivery import (
+    Trackers,
+    check_trackers,
+    run_id,
+    tracked,
+)
+from internvideo_jax.telemetry.writer import MetricWriter, last_step
 from internvideo_jax.types import Params, TrainState
 
 # Steps that may be in flight. Without a bound the host would run ahead and pile up batches.
@@ -69,11 +78,12 @@ def say(text: str, file: TextIO | None = None) -> None:
         print(text, file=file or sys.stdout, flush=True)
 
 
-def train(config: TrainConfig, workdir: Path, given: Collection[str] = ()) -> int:
+def train(config: TrainConfig, workdir: Path, given: Collection[str] = (), recipe: str = "") -> int:
     """Runs or continues one training run; returns the exit code (0 = finished).
 
     Args:
       given: fields that the command line sets, which a small set does not change (small.py).
+      recipe: what the command line calls it, for the trackers.
 
     Raises:
       ValueError: another process trains in this workdir.
@@ -88,12 +98,13 @@ def train(config: TrainConfig, workdir: Path, given: Collection[str] = ()) -> in
                 stack.enter_context(DirectoryLock(str(workdir), LOCK, IN_USE))
             except RuntimeError as error:
                 raise ValueError(str(error)) from None
-        return train_locked(run, workdir)
+        return train_locked(run, workdir, recipe)
 
 
-def train_locked(run: Run, workdir: Path) -> int:
+def train_locked(run: Run, workdir: Path, recipe: str) -> int:
     """`train`, once nobody else writes in the workdir."""
     config = run.config
+    check_trackers(config.log.trackers)
     if config.init_whole and not config.init_from:
         raise ValueError(
             "this recipe goes on from the weights of an earlier stage: set config.init_from to its "
@@ -105,20 +116,37 @@ def train_locked(run: Run, workdir: Path) -> int:
     begun = begin(run, checkpoints)
     if multihost.is_main():
         write_json(workdir / "run.json", begun.provenance)
-    writer = MetricWriter(workdir, resume_step=begun.start, tensorboard=config.log.tensorboard)
-    watchdog = Watchdog(config.watchdog, workdir, jax.process_index())
-    asked = Interrupt(shared=multihost.takes_notices())
-    with asked as interrupt, watchdog:
-        loop = Loop(run, begun, workdir, context, checkpoints, writer, watchdog, interrupt)
-        for step in range(begun.start + 1, run.steps + 1):
-            if loop.step(step):
-                return interrupt.exit_code or 128 + signal.SIGTERM
-    checkpoints.wait()
-    params = run.parametrisation.of(loop.state)
-    finish(params, begun.provenance, writer, workdir, report=config.log.report)
+    with tracked(config.log.trackers, tracked_run(run, begun, workdir, recipe)) as trackers:
+        trackers.file(workdir / "run.json")
+        writer = MetricWriter(workdir, resume_step=begun.start, trackers=trackers)
+        watchdog = Watchdog(config.watchdog, workdir, jax.process_index())
+        asked = Interrupt(shared=multihost.takes_notices())
+        with asked as interrupt, watchdog:
+            loop = Loop(run, begun, workdir, context, checkpoints, writer, watchdog, interrupt)
+            for step in range(begun.start + 1, run.steps + 1):
+                if loop.step(step):
+                    return interrupt.exit_code or 128 + signal.SIGTERM
+        checkpoints.wait()
+        params = run.parametrisation.of(loop.state)
+        finish(params, begun.provenance, writer, workdir, trackers, report=config.log.report)
     begun.stream.close()
     checkpoints.close()
     return 0
+
+
+def tracked_run(run: Run, begun: Begun, workdir: Path, recipe: str) -> TrackedRun | None:
+    """What trackers are told of the run; None where there are none on this process."""
+    if not (run.config.log.trackers and multihost.is_main()):
+        return None
+    return TrackedRun(
+        id=run_id(workdir),
+        name=workdir.resolve().name,
+        workdir=workdir,
+        config=dict(leaves(as_plain(run.config))),
+        recipe=recipe,
+        start=begun.start,
+        seen=last_step(workdir),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -348,6 +376,9 @@ def evaluate(
             for name, value in result.metrics.items()
         },
     )
+    for label, result in results.items():
+        for name, file in drawings(label, result).items():
+            writer.picture(step, f"eval/{label}/{name}", workdir / file)
 
 
 def finish(
@@ -355,6 +386,7 @@ def finish(
     provenance: dict[str, Any],
     writer: MetricWriter,
     workdir: Path,
+    trackers: Trackers,
     *,
     report: bool,
 ) -> None:
@@ -364,8 +396,12 @@ def finish(
     writer.close()
     if multihost.is_main():
         write_json(workdir / "run.json", {**provenance, "params_digest": digest})
+        trackers.file(workdir / "run.json")
         if report:
-            say(f"report: {write_report([workdir], workdir / 'report.html')}")
+            page = write_report([workdir], workdir / "report.html")
+            say(f"report: {page}")
+            trackers.file(page)
+    trackers.end("finished")
 
 
 def main() -> None:
@@ -382,7 +418,7 @@ def main() -> None:
         folder = Path(workdir.value)
         job = cli.COORDINATOR.value, cli.PROCESSES.value, cli.PROCESS.value
         with multihost.joined(*job, safe=lambda: safe_text(folder)):
-            return train(cli.typed_config(), folder, cli.overridden())
+            return train(cli.typed_config(), folder, cli.overridden(), cli.recipe())
 
     cli.run(run)
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Writes an sbatch file for a training on a Slurm cluster and submits it.
+# Writes an sbatch file for a command on a Slurm cluster and submits it.
 set -euo pipefail
 
 usage() {
   cat <<'END'
-usage: scripts/slurm.sh [OPTIONS] -- ARGUMENTS OF internvideo_jax.train
+usage: scripts/slurm.sh [OPTIONS] -- ivj COMMAND ... | -- ARGUMENTS OF ivj train
 
   --dry-run             print the sbatch file; write and submit nothing
   --name=NAME           of the job (default internvideo)
@@ -17,10 +17,13 @@ usage: scripts/slurm.sh [OPTIONS] -- ARGUMENTS OF internvideo_jax.train
   --save-seconds=N      SIGTERM this long before the limit, so that the run saves (default 120)
   --requeues=N          how often the job is queued again in all (default 100)
   --faults=N            how often in a row it is queued again after a fault that may pass (default 3)
-  --restarts=N          how often a failed training is started again within a job (default 0)
+  --restarts=N          how often a failed command is started again within a job (default 0)
   --partition=, --account=, --qos=, --constraint=
   --sbatch=OPTION       further option of sbatch, such as --sbatch=--exclusive; may be repeated
   --venv=DIR            environment to activate
+  --extras=cuda,remote  of the package: installed into --venv from here, before the job is submitted,
+                        with those that the paths and the recipe ask for
+  --no-check            submit without looking at the recipe
   --container=IMAGE     a .sif file (Apptainer), or an image for srun --container-image (Pyxis)
   --mount=A:B           directory for the container; may be repeated. The current one always is
   --out=FILE            the sbatch file (default NAME.sbatch)
@@ -39,6 +42,20 @@ fail() {
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 PYTHON=${PYTHON:-python3}
+
+# A command of this package; the checkout need not be installed.
+package() {
+  PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}" "$PYTHON" -m "$@"
+}
+
+# Runs a command, after printing it beside the sbatch file; a dry run only prints it.
+step() {
+  printf '%q ' "$@" >&2
+  printf '\n' >&2
+  if [[ -z $DRY ]]; then
+    "$@"
+  fi
+}
 
 number() { # FLAG VALUE LEAST
   [[ $2 =~ ^(0|[1-9][0-9]{0,8})$ && $2 -ge $3 ]] || fail "$1=$2: expected a whole number of at least $3"
@@ -106,9 +123,9 @@ generate() {
 
 main() {
   DRY="" NAME=internvideo NODES=1 GPUS=8 PER=gpu CPUS="" TIME=24:00:00 SAVE=120 REQUEUES=100 FAULTS=3
-  RESTARTS=0 VENV="" CONTAINER="" OUT=""
+  RESTARTS=0 VENV="" CONTAINER="" OUT="" EXTRAS="" NO_CHECK=""
   OPTIONS=() MOUNTS=()
-  local train=()
+  local train=() found wanted="" tasks=1
   one_line "the current directory" "$PWD"
   while [[ $# -gt 0 ]]; do
     [[ $1 == -- ]] || one_line "${1%%=*}" "${1#*=}"
@@ -134,6 +151,8 @@ main() {
         OPTIONS+=("${1#*=}")
         ;;
       --venv=*) VENV=${1#*=} ;;
+      --extras=*) EXTRAS=${1#*=} ;;
+      --no-check) NO_CHECK=1 ;;
       --container=*) CONTAINER=${1#*=} ;;
       --mount=*) MOUNTS+=("${1#*=}") ;;
       --out=*) OUT=${1#*=} ;;
@@ -160,15 +179,31 @@ main() {
   if [[ ${#MOUNTS[@]} -gt 0 && -z $CONTAINER ]]; then
     fail "--mount is for --container"
   fi
-  WORKER=$(PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}" "$PYTHON" -m \
-    internvideo_jax.launch.experiment "--restarts=$RESTARTS" -- ${train[@]+"${train[@]}"}) || exit 2
+  if [[ -n $EXTRAS && -z $VENV ]]; then
+    fail "--extras=$EXTRAS is installed into --venv=DIR, which is not given; a container has its own"
+  fi
+  WORKER=$(package internvideo_jax.launch.experiment "--restarts=$RESTARTS" \
+    -- ${train[@]+"${train[@]}"}) || exit 2
+  if [[ -z $DRY ]] && ! command -v sbatch >/dev/null; then
+    fail "sbatch is not installed; run this on a login node of the cluster, or use --dry-run"
+  fi
+  if [[ -z $NO_CHECK ]]; then
+    [[ $PER != gpu || $GPUS -eq 0 ]] || tasks=$GPUS
+    found=$(package internvideo_jax.launch.preflight --here "--hosts=$((NODES * tasks))" \
+      "--extras=$EXTRAS" ${DRY:+--dry-run} -- ${train[@]+"${train[@]}"}) || exit 2
+    wanted=${found##*$'\n'}
+  elif [[ -n $EXTRAS ]]; then
+    wanted=$(package internvideo_jax.launch.extras "" "$EXTRAS") || exit 2
+  fi
+  if [[ -n $EXTRAS ]]; then
+    [[ -x $VENV/bin/python ]] || step "$PYTHON" -m venv "$VENV"
+    step "$VENV/bin/python" -m pip install --quiet --editable "${ROOT}[$wanted]"
+  fi
 
   if [[ -n $DRY ]]; then
     generate
     return
   fi
-  command -v sbatch >/dev/null ||
-    fail "sbatch is not installed; run this on a login node of the cluster, or use --dry-run"
   OUT=${OUT:-$NAME.sbatch}
   [[ $OUT != -* ]] || OUT=./$OUT
   generate >"$OUT"

@@ -4,6 +4,11 @@
         --set=optim.lr=1e-3,3e-4 --set=seed=0,1,2 --set=data.train=shards/ \\
         --parallel=2 --sort=eval/test/top1
 
+Another command than train stands behind --, with what all its runs have:
+
+    python scripts/sweep.py --out=runs/tests --set=evals.test.views.clips=1,4 -- \\
+        ivj evaluate --config=RECIPE --checkpoint=runs/x
+
 Every run has its own directory below --out. Starting the same command again goes on: finished runs
 are skipped, others continue from their newest checkpoint. It ends with a table, also in table.csv
 and table.md.
@@ -25,10 +30,11 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.commands.exit_codes import exit_code_of
-from internvideo_jax.launch.experiment import Experiment, Job, worker_command
+from internvideo_jax.launch.experiment import Experiment, Job, command_of, split, worker_command
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 ARGUMENTS, LOG, LOCK = "sweep.json", "sweep.log", "sweep.lock"
+ENDED = "sweep.ended"  # left by a command that ended well and is no training
 
 
 def finished(job: Job) -> bool:
@@ -46,6 +52,8 @@ def finished(job: Job) -> bool:
     elif (folder / "run.json").exists():
         raise ValueError(f"{folder} holds a run that no sweep started; give another directory")
     run = folder / "run.json"
+    if command_of(job.arguments)[0] != "train":
+        return (folder / ENDED).exists()
     try:
         return "params_digest" in json.loads(run.read_text())
     except (FileNotFoundError, json.JSONDecodeError):  # the latter: killed while it was written
@@ -112,6 +120,8 @@ def run_jobs(jobs: Sequence[Job], parallel: int, restarts: int) -> dict[str, str
                     continue
                 del running[name]
                 status[name] = "finished" if code == 0 else f"exit code {code}"
+                if code == 0 and command_of(job.arguments)[0] != "train":
+                    (Path(job.workdir) / ENDED).touch()
                 if code and stop:
                     status[name] = "stopped"
                 elif code:
@@ -140,9 +150,12 @@ def say(text: str) -> None:
 
 
 def last_values(workdir: Path) -> dict[str, Any]:
-    """The newest value of every metric of a run; `step` is the last one."""
+    """The newest value of every metric of a run, or of an evaluation; `step` is the last one."""
     path = workdir / "metrics.jsonl"
     values: dict[str, Any] = {}
+    if (workdir / "result.json").exists():
+        for label, result in json.loads((workdir / "result.json").read_text())["results"].items():
+            values |= {f"eval/{label}/{name}": one for name, one in result["metrics"].items()}
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
             values.update(json.loads(line))
@@ -202,13 +215,15 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]) + "\n"
 
 
-def main() -> int:
+def parsed(words: Sequence[str]) -> argparse.Namespace:
+    """The options before `--`."""
     parser = argparse.ArgumentParser(
-        description=__doc__.partition("\n\n")[0] if __doc__ else "",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="Exit code 0: all runs finished, 1: some did not, 2: a wrong command line; "
         "docs/launch.md has all.",
     )
-    parser.add_argument("--config", required=True, help="recipe, as for internvideo_jax.train")
+    parser.add_argument("--config", default="", help="recipe, as for ivj train")
     parser.add_argument("--out", required=True, help="directory of the sweep")
     parser.add_argument(
         "--set",
@@ -226,12 +241,17 @@ def main() -> int:
     parser.add_argument("--metrics", default="", help="columns of the table; default: all eval/")
     parser.add_argument("--table", action="store_true", help="only the table, of what is there")
     parser.add_argument("--dry-run", action="store_true", help="print the commands, run nothing")
-    options = parser.parse_args()
+    return parser.parse_args(words)
+
+
+def main() -> int:
+    own, _, command = split(sys.argv[1:])
+    options = parsed(own)
     try:
         if options.parallel < 1:
             raise ValueError(f"--parallel={options.parallel}: expected at least 1")
         experiment = Experiment.from_sets(
-            "sweep", options.config, options.out, options.set, options.zip
+            "sweep", options.config, options.out, options.set, options.zip, command
         )
         if not experiment.sweep:
             raise ValueError("nothing to sweep over; expected --set with several values")

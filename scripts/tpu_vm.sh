@@ -1,20 +1,21 @@
 #!/usr/bin/env bash
-# Trains on a TPU VM slice: rent, copy, install, run on every worker, watch, collect, delete.
+# Runs a command on a TPU VM slice: check, rent, copy, install, run on all workers, collect, delete.
 set -euo pipefail
 
 usage() {
   cat <<'END'
-usage: scripts/tpu_vm.sh COMMAND NAME [OPTIONS] [-- ARGUMENTS OF internvideo_jax.train]
+usage: scripts/tpu_vm.sh COMMAND NAME [OPTIONS] [-- ivj COMMAND ... | -- ARGUMENTS OF ivj train]
 
 commands, in the order of a run:
-  launch    create, copy, install and run
+  launch    check, create, copy, install and run
+  check     does the recipe resolve, fit the slice, and what does it need? rents nothing
   create    rent the slice NAME; with --queued, ask for it and wait until it is there
   copy      the commit HEAD of this checkout to all workers
   install   Python, the package with [tpu], and the shared directory, on all workers
-  run       start the training on all workers; it goes on without this terminal
-  status    state of the slice; is the training alive, its last line, for every worker
+  run       start the command on all workers; it goes on without this terminal
+  status    state of the slice; is the command alive, its last line, for every worker
   logs      the log of one worker
-  stop      ask the training to save and end
+  stop      ask the command to save and end
   collect   copy the run's directory here
   delete    give the slice back (asks first)
 
@@ -29,7 +30,15 @@ options:
   --create-flag=FLAG      further flag of gcloud for create, such as --create-flag=--internal-ips
   --nfs=HOST:/EXPORT      mounted on all workers as /mnt/shared (install, launch). A slice of several
                           hosts keeps checkpoints in a directory that all of them see
-  --restarts=N            how often a failed training is started again (run, launch; default 3)
+  --extras=remote,text    of the package, installed beside [tpu] and those that the paths and the recipe
+                          ask for (install, launch)
+  --env=NAME, --env=NAME=VALUE
+                          variable of the command on the workers, such as WANDB_API_KEY; without a
+                          value that of this shell, which is printed as the name only; may be repeated
+  --price=X               of one chip-hour, for the cost of the run (check, launch)
+  --records=N             clips of the training set, or its name, for its length (check, launch)
+  --no-check              launch without the check, for a recipe that only the workers have
+  --restarts=N            how often a failed command is started again (run, launch; default 3)
   --worker=N, --follow    logs: of which worker (default 0), and go on printing
   --workdir=DIR, --to=DIR collect: directory on the worker, and where to put it (default runs)
   --yes                   delete without asking
@@ -46,7 +55,7 @@ fail() {
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 PYTHON=${PYTHON:-python3}
-COMMANDS="launch create copy install run status logs stop collect delete"
+COMMANDS="launch create copy install run status logs stop collect delete check"
 MOUNT=/mnt/shared
 # On a worker: is its training alive?
 ALIVE="test -e train.pid && kill -0 \"\$(cat train.pid)\" 2>/dev/null"
@@ -64,10 +73,28 @@ quoted() {
   done
 }
 
-# Runs a command after printing it, or only prints it.
+# NAME=VALUE, or NAME with the value of this shell, for the command on the workers.
+variable() {
+  local name=${1%%=*} value
+  [[ $name =~ ^[A-Za-z_][A-Za-z0-9_]*$ ]] || fail "--env=$1: expected NAME or NAME=VALUE"
+  if [[ $1 == *=* ]]; then
+    value=${1#*=}
+  else
+    [[ -n ${!name+set} ]] || fail "--env=$name: it is not set here; expected --env=$name=VALUE"
+    value=${!name}
+    SECRETS+=("$(quoted "$name=$value")" "$name=\$$name ")
+  fi
+  VARIABLES=${VARIABLES:-env }$(quoted "$name=$value")
+}
+
+# Runs a command after printing it, or only prints it; what --env took from this shell is not shown.
 step() {
-  local line
-  line=$(quoted "$@")
+  local line i shown=("$@")
+  for ((i = 0; i < ${#SECRETS[@]}; i += 2)); do
+    line=${SECRETS[i + 1]}
+    shown=("${shown[@]//"${SECRETS[i]}"/$line}")
+  done
+  line=$(quoted "${shown[@]}")
   printf '%s\n' "${line% }"
   if [[ -z $DRY ]]; then
     "$@"
@@ -165,7 +192,7 @@ install() {
   # The images bring an older Python than the package needs.
   on_workers all "python3 -m pip install --user --quiet uv &&\
  .local/bin/uv venv --quiet --allow-existing --python=3.12 venv && cd internvideo &&\
- ../.local/bin/uv pip install --quiet --python=../venv/bin/python -e '.[tpu]'"
+ ../.local/bin/uv pip install --quiet --python=../venv/bin/python -e '.[$WANTED]'"
   if [[ -n $NFS ]]; then
     on_workers all "sudo apt-get install --quiet --yes nfs-common && sudo mkdir -p $MOUNT &&\
  { mountpoint -q $MOUNT || sudo mount -t nfs $(quoted "$NFS")$MOUNT; } && sudo chmod 1777 $MOUNT"
@@ -173,22 +200,29 @@ install() {
 }
 
 
-check_run() {
-  local argument workdir=""
+# Sets WORKER_COMMAND; WANTED where the recipe was looked at.
+check_run() { # check|
+  local argument workdir="" found words=("--restarts=$RESTARTS" --python=../venv/bin/python)
   for argument in ${TRAIN[@]+"${TRAIN[@]}"}; do
     [[ $argument == --workdir=* ]] && workdir=${argument#--workdir=}
   done
-  WORKER_COMMAND=$(package internvideo_jax.launch.experiment "--restarts=$RESTARTS" \
-    --python=../venv/bin/python -- ${TRAIN[@]+"${TRAIN[@]}"}) || exit 2
-  if [[ ${HOSTS:-1} -gt 1 && $workdir != /* ]]; then
+  WORKER_COMMAND=$(package internvideo_jax.launch.experiment "${words[@]}" \
+    -- ${TRAIN[@]+"${TRAIN[@]}"}) || exit 2
+  if [[ ${HOSTS:-1} -gt 1 && -n $workdir && $workdir != /* && $workdir != *://* ]]; then
     fail "--workdir=$workdir: $SLICE has $HOSTS hosts, which share a checkpoint; expected an\
  absolute directory that all of them see, such as $MOUNT/RUN with --nfs=HOST:/EXPORT"
+  fi
+  if [[ -n ${1:-} && -z $NO_CHECK ]]; then
+    found=$(package internvideo_jax.launch.preflight "${words[@]}" "--slice=$SLICE" --jax=tpu \
+      "--extras=$EXTRAS" "--price=$PRICE" "--records=$RECORDS" ${DRY:+--dry-run} \
+      -- ${TRAIN[@]+"${TRAIN[@]}"}) || exit 2
+    WANTED=${found##*$'\n'}
   fi
 }
 
 run() {
   # Only the process itself is signalled later, so it needs a session of its own, not a terminal.
-  on_workers all "$IDLE; cd internvideo && { setsid nohup $WORKER_COMMAND >>../train.log 2>&1 </dev/null &\
+  on_workers all "$IDLE; cd internvideo && { setsid nohup $VARIABLES$WORKER_COMMAND >>../train.log 2>&1 </dev/null &\
  echo \$! >../train.pid; }"
 }
 
@@ -210,7 +244,8 @@ main() {
   shift
   DRY="" SLICE="" PROJECT="" ZONE="" ACCELERATOR="" RUNTIME="" QUEUED="" NFS="" RESTARTS=3
   LOG_WORKER=0 FOLLOW="" WORKDIR="" TO=runs YES="" SLICE_TYPE="" TOPOLOGY="" HOSTS=""
-  CREATE=() TRAIN=() WHERE=() WORKER_COMMAND=""
+  CREATE=() TRAIN=() WHERE=() WORKER_COMMAND="" EXTRAS="" WANTED=tpu PRICE=0 RECORDS="" NO_CHECK=""
+  VARIABLES="" SECRETS=()
   while [[ $# -gt 0 ]]; do
     [[ $1 == -- || $1 != *[[:cntrl:]]* ]] ||
       fail "$(printf %q "$1"): expected no line breaks or control characters"
@@ -226,6 +261,11 @@ main() {
       --queued) QUEUED=1 ;;
       --create-flag=*) CREATE+=("${1#*=}") ;;
       --nfs=*) NFS=${1#*=} ;;
+      --extras=*) EXTRAS=${1#*=} ;;
+      --env=*) variable "${1#*=}" ;;
+      --price=*) PRICE=${1#*=} ;;
+      --records=*) RECORDS=${1#*=} ;;
+      --no-check) NO_CHECK=1 ;;
       --restarts=*) RESTARTS=${1#*=} ;;
       --worker=*) LOG_WORKER=${1#*=} ;;
       --follow) FOLLOW=" -f" ;;
@@ -241,7 +281,7 @@ main() {
     esac
     shift
   done
-  if [[ -z $DRY ]] && ! command -v gcloud >/dev/null; then
+  if [[ -z $DRY && $COMMAND != check ]] && ! command -v gcloud >/dev/null; then
     fail "gcloud is not installed; see https://cloud.google.com/sdk/docs/install, or use --dry-run"
   fi
   if [[ -n $NFS && $NFS != *:/* ]]; then
@@ -250,16 +290,24 @@ main() {
   if [[ -n $SLICE ]]; then
     read_slice
   fi
+  if [[ -n $EXTRAS ]]; then
+    WANTED=$(package internvideo_jax.launch.extras tpu "$EXTRAS") || exit 2
+  fi
   [[ -z $ZONE ]] || WHERE+=("--zone=$ZONE")
   [[ -z $PROJECT ]] || WHERE+=("--project=$PROJECT")
 
   case $COMMAND in
     launch)
-      check_run # before anything is rented
+      check_run check # before anything is rented
       create
       copy
       install
       run
+      ;;
+    check)
+      [[ -n $SLICE ]] || fail "check needs --slice, for example --slice=v5e:16x16"
+      check_run check
+      printf 'every worker installs [%s] and runs: %s\n' "$WANTED" "$WORKER_COMMAND"
       ;;
     run) check_run && run ;;
     status)

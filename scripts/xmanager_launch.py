@@ -4,8 +4,15 @@
         --workdir=/mnt/shared/lr --set=optim.lr=1e-3,3e-4 --set=seed=0 \\
         --executor=gke --slice=v5e:4x4 --image=IMAGE --emit=job.yaml
 
-The model is XManager's: an experiment holds jobs, an executor says where they run. The package
-xmanager is not needed; the same parts can be used from Python: Experiment, Local, TpuVm, Gke.
+or of another command, with what all its runs have behind --:
+
+    python scripts/xmanager_launch.py --name=features --executor=tpu-vm --slice=v5e:2x4 -- \\
+        ivj extract --checkpoint=gs://BUCKET/run --out=gs://BUCKET/features
+
+Before anything is rented or submitted the command line and the recipe are checked, and whether it
+fits the slice. The model is XManager's: an experiment holds jobs, an executor says where they run.
+The package itself is needed for --executor=xmanager only; the same parts can be used from Python:
+Experiment, Local, TpuVm, Gke, XManager.
 """
 
 from __future__ import annotations
@@ -13,23 +20,23 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from data_pipelines.commands.exit_codes import ExitCode, starts_again
+from internvideo_jax.launch import xmanager_jobs
 from internvideo_jax.launch.cloud import CloudSlice
-from internvideo_jax.launch.experiment import Experiment, Job, worker_command
+from internvideo_jax.launch.experiment import Experiment, Job, split, worker_command
+from internvideo_jax.launch.jobset import manifest, pod_of, yaml_text
 
 SCRIPTS = Path(__file__).resolve().parent
 MOUNT = "/mnt/shared"  # as in tpu_vm.sh
-HOPELESS = sorted(
-    int(code) for code in ExitCode if code != ExitCode.GOOD and not starts_again([code] * 2, 3)
-)
 
 
 class Executor(Protocol):
@@ -56,7 +63,7 @@ class Local:
             [
                 "python",
                 str(SCRIPTS / "sweep.py"),
-                f"--config={experiment.config}",
+                *([f"--config={experiment.config}"] if experiment.config else []),
                 f"--out={experiment.workdir}",
                 *(
                     f"--set={field}={json.dumps(list(values))}"
@@ -65,6 +72,7 @@ class Local:
                 *(["--zip"] if experiment.zipped else []),
                 f"--parallel={self.parallel}",
                 f"--restarts={self.restarts}",
+                *(["--", *experiment.command] if experiment.command else []),
             ],
             dry_run,
         )
@@ -78,11 +86,11 @@ class TpuVm:
     restarts: int = 3
     options: tuple[str, ...] = ()  # of tpu_vm.sh launch: --spot, --queued, --nfs=...
 
-    def command(self, name: str, job: Job) -> list[str]:
-        """The one command that rents a slice and starts the job on it."""
+    def command(self, name: str, job: Job, command: str = "launch") -> list[str]:
+        """The one command that rents a slice and starts the job on it, or another of the script."""
         return [
             str(SCRIPTS / "tpu_vm.sh"),
-            "launch",
+            command,
             name,
             f"--slice={self.slice.name}",
             f"--restarts={self.restarts}",
@@ -92,7 +100,13 @@ class TpuVm:
         ]
 
     def launch(self, experiment: Experiment, *, dry_run: bool) -> int:
-        for name, job in named(experiment):
+        jobs = named(experiment)
+        # The script checks the one it launches; a fault of a later one would come too late.
+        for name, job in covering(jobs) if len(jobs) > 1 and not dry_run else ():
+            code = subprocess.run(self.command(name, job, "check"), check=False).returncode
+            if code:
+                return code
+        for name, job in jobs:
             command = self.command(name, job)
             print(f"# {shlex.join(command)}", flush=True)
             # The script has a dry run of its own, which shows every step.
@@ -116,16 +130,18 @@ class Gke:
     submit: str = "kubectl"  # or xpk
     cluster: str = ""  # of xpk
     emit: str = ""  # write the manifest to this file and submit nothing
+    variables: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    checks: tuple[str, ...] = ()  # of preflight: --extras=..., --price=..., --records=...
 
     def __post_init__(self) -> None:
         if not self.image:
             raise ValueError("--executor=gke needs --image, with this package installed in it")
         if self.submit == "xpk" and not self.cluster:
             raise ValueError("--submit=xpk needs --cluster")
-        if self.submit == "xpk" and (self.nfs or self.emit or self.spot):
+        if self.submit == "xpk" and (self.nfs or self.emit or self.spot or self.variables):
             raise ValueError(
-                "--nfs, --emit and --spot are for --submit=kubectl; with xpk storage and kind of "
-                "nodes are those of its cluster"
+                "--nfs, --emit, --spot and --env are for --submit=kubectl; with xpk storage and "
+                "kind of nodes are those of its cluster"
             )
         if self.nfs and ":/" not in self.nfs:
             raise ValueError(f"--nfs={self.nfs}: expected HOST:/EXPORT")
@@ -133,79 +149,17 @@ class Gke:
             raise ValueError(f"--grace={self.grace}: expected at least 30 seconds to save in")
 
     def manifest(self, name: str, job: Job) -> dict[str, Any]:
-        """The JobSet: one pod per host, restarted together when one is lost."""
-        chips = {"google.com/tpu": self.slice.chips_per_node}
-        selector = {
-            "cloud.google.com/gke-tpu-accelerator": self.slice.generation.node_label,
-            "cloud.google.com/gke-tpu-topology": self.slice.topology,
-        }
-        tolerations = []
-        if self.spot:
-            label = "cloud.google.com/gke-spot"
-            selector[label] = "true"
-            taint = {"key": label, "operator": "Equal", "value": "true", "effect": "NoSchedule"}
-            tolerations.append(taint)
-        # Data workers hand over batches in shared memory, of which a pod has 64 MB otherwise.
-        volumes: list[dict[str, Any]] = [{"name": "shm", "emptyDir": {"medium": "Memory"}}]
-        mounts = [{"name": "shm", "mountPath": "/dev/shm"}]
-        if self.nfs:
-            server, _, path = self.nfs.partition(":")
-            volumes.append({"name": "shared", "nfs": {"server": server, "path": path}})
-            mounts.append({"name": "shared", "mountPath": MOUNT})
-        pod = {
-            "restartPolicy": "Never",
-            "terminationGracePeriodSeconds": self.grace,
-            "nodeSelector": selector,
-            "tolerations": tolerations,
-            "containers": [
-                {
-                    "name": "train",
-                    "image": self.image,
-                    "command": worker_command(job.arguments, restarts=self.restarts),
-                    "ports": [{"containerPort": 8471}, {"containerPort": 8080}],
-                    "resources": {"requests": chips, "limits": chips},
-                    "volumeMounts": mounts,
-                }
-            ],
-            "volumes": volumes,
-        }
-        # What would come again; the launcher in the pod has tried again what may be tried once.
-        hopeless = {
-            "action": "FailJob",
-            "onExitCodes": {"containerName": "train", "operator": "In", "values": HOPELESS},
-        }
-        failed = {"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
-        hosts = self.slice.nodes
-        return {
-            "apiVersion": "jobset.x-k8s.io/v1alpha2",
-            "kind": "JobSet",
-            "metadata": {
-                "name": name,
-                "annotations": {
-                    # One slice is one node pool; no other job may take nodes of it.
-                    "alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"
-                },
-            },
-            "spec": {
-                "failurePolicy": {"maxRestarts": self.restarts, "rules": [failed]},
-                "replicatedJobs": [
-                    {
-                        "name": "slice",
-                        "replicas": 1,
-                        "template": {
-                            "spec": {
-                                "completionMode": "Indexed",
-                                "completions": hosts,
-                                "parallelism": hosts,
-                                "backoffLimit": 0,
-                                "podFailurePolicy": {"rules": [hopeless]},
-                                "template": {"spec": pod},
-                            }
-                        },
-                    }
-                ],
-            },
-        }
+        """The JobSet of one job."""
+        pod = pod_of(
+            worker_command(job.arguments, restarts=self.restarts),
+            self.slice,
+            self.image,
+            grace=self.grace,
+            nfs=(self.nfs, MOUNT),
+            spot=self.spot,
+            variables=self.variables,
+        )
+        return manifest(name, pod, self.slice, self.restarts)
 
     def xpk(self, name: str, job: Job) -> list[str]:
         """The command of XPK for one job."""
@@ -225,8 +179,17 @@ class Gke:
 
     def launch(self, experiment: Experiment, *, dry_run: bool) -> int:
         jobs = named(experiment)
-        for _, job in jobs:
+        for _, job in jobs if not experiment.command else ():
             check_shared(job.workdir, self.slice.nodes, self.slice.name)
+        if not (dry_run or self.emit):
+            present(self.submit)
+        target = f"--slice={self.slice.name}", f"--hosts={self.slice.nodes}", "--jax=tpu"
+        words = [*target, *self.checks]
+        warn = ["--dry-run"] if dry_run or self.emit else []
+        for _, job in covering(jobs):
+            code = preflight([*words, *warn], job)
+            if code:
+                return code
         if self.submit == "xpk":
             codes = [run(self.xpk(name, job), dry_run) for name, job in jobs]
             return max(codes)
@@ -242,6 +205,80 @@ class Gke:
         return run(command, dry_run, text)
 
 
+@dataclasses.dataclass(frozen=True)
+class XManager:
+    """All jobs at once in one experiment of XManager's, on this machine."""
+
+    image: str = ""  # run them in containers of it
+    restarts: int = 0
+    variables: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    checks: tuple[str, ...] = ()
+
+    def launch(self, experiment: Experiment, *, dry_run: bool) -> int:
+        jobs = named(experiment)
+        for _, job in covering(jobs):
+            code = preflight(["--here", *self.checks, *(["--dry-run"] if dry_run else [])], job)
+            if code:
+                return code
+        commands = [
+            (name, worker_command(job.arguments, restarts=self.restarts)) for name, job in jobs
+        ]
+        if dry_run:
+            print(
+                xmanager_jobs.shown(
+                    experiment.name, commands, image=self.image, variables=self.variables
+                )
+            )
+            return 0
+        return xmanager_jobs.launch(
+            experiment.name, commands, image=self.image, variables=self.variables
+        )
+
+
+def covering(jobs: Sequence[tuple[str, Job]]) -> Iterator[tuple[str, Job]]:
+    """As few jobs of a sweep as have every value of every field."""
+    seen: set[str] = set()
+    for name, job in jobs:
+        words = {word for word in job.arguments if word.startswith("--config")}
+        if not seen or words - seen:
+            yield name, job
+        seen |= {*words, ""}
+
+
+def preflight(options: Sequence[str], job: Job) -> int:
+    """Checks one job; what it needs and what is wrong is on the standard error stream."""
+    module = [sys.executable, "-m", "internvideo_jax.launch.preflight"]
+    found = subprocess.run(
+        [*module, *options, "--", *job.arguments], check=False, stdout=subprocess.PIPE, text=True
+    )
+    if found.returncode == 0 and (wanted := found.stdout.splitlines()[-1]):
+        print(f"check: the workers need internvideo-jax[{wanted}]", file=sys.stderr, flush=True)
+    return found.returncode
+
+
+def present(name: str) -> None:
+    """ValueError for a program that is not on this machine."""
+    if shutil.which(name) is None:
+        raise ValueError(f"{name} is not installed; --dry-run shows what it would do")
+
+
+def variables_of(items: Sequence[str]) -> dict[str, str]:
+    """Values of --env=NAME=VALUE, or of --env=NAME the one of this shell.
+
+    Raises:
+      ValueError: no name, or one that is not set here.
+    """
+    found = {}
+    for item in items:
+        name, equals, value = item.partition("=")
+        if not re.fullmatch(r"[A-Za-z_]\w*", name):
+            raise ValueError(f"--env={item}: expected NAME or NAME=VALUE")
+        if not equals and name not in os.environ:
+            raise ValueError(f"--env={name}: it is not set here; expected --env={name}=VALUE")
+        found[name] = value if equals else os.environ[name]
+    return found
+
+
 def named(experiment: Experiment) -> list[tuple[str, Job]]:
     """(name in a cluster, job): runs of a sweep are numbered."""
     jobs = experiment.jobs()
@@ -251,7 +288,7 @@ def named(experiment: Experiment) -> list[tuple[str, Job]]:
 
 
 def check_shared(workdir: str, hosts: int, name: str) -> None:
-    if not workdir.startswith("/"):
+    if not workdir.startswith("/") and "://" not in workdir:
         raise ValueError(
             f"--workdir={workdir}: {name} has {hosts} host{'s' * (hosts > 1)} whose own disks are "
             f"lost with them; expected an absolute directory that all see, such as {MOUNT}/RUN"
@@ -264,60 +301,40 @@ def run(command: Sequence[str], dry_run: bool, stdin: str | None = None) -> int:
     if dry_run:
         return 0
     full = [sys.executable, *command[1:]] if command[0] == "python" else list(command)
-    try:
-        return subprocess.run(full, input=stdin, text=True, check=False).returncode
-    except FileNotFoundError as error:
-        raise ValueError(
-            f"{command[0]} is not installed; --dry-run shows what it would do"
-        ) from error
+    present(full[0])
+    return subprocess.run(full, input=stdin, text=True, check=False).returncode
 
 
-def yaml_text(value: Any, indent: str = "") -> str:
-    """Mappings and lists as block YAML, strings quoted as in JSON (which YAML reads).
-
-    But for characters beyond 16 bits, of which JSON makes two escapes and YAML one.
-    """
-    lines = ""
-    items = value.items() if isinstance(value, Mapping) else ((None, one) for one in value)
-    for key, item in items:
-        head = (
-            f"{indent}- " if key is None else f"{indent}{json.dumps(key) if '/' in key else key}:"
-        )
-        if not isinstance(item, Mapping | list) or not item:
-            lines += f"{head}{'' if key is None else ' '}{_quoted(item)}\n"
-        elif key is None:
-            lines += head + yaml_text(item, f"{indent}  ").removeprefix(f"{indent}  ")
-        else:
-            lines += f"{head}\n{yaml_text(item, f'{indent}  ')}"
-    return lines
-
-
-def _quoted(item: Any) -> str:
-    def one(pair: re.Match[str]) -> str:
-        character = json.loads('"' + pair[0] + '"')
-        return f"\\U{ord(character):08x}"
-
-    return re.sub(r"\\ud[89ab][0-9a-f]{2}\\ud[c-f][0-9a-f]{2}", one, json.dumps(item))
+# Flag -> the executors that it is for.
+OF = {
+    "slice": ("tpu-vm", "gke"),
+    "spot": ("tpu-vm", "gke"),
+    "nfs": ("tpu-vm", "gke"),
+    "extras": ("tpu-vm", "gke", "xmanager"),
+    "price": ("tpu-vm", "gke"),
+    "records": ("tpu-vm", "gke"),
+    "env": ("tpu-vm", "gke", "xmanager"),
+    "project": ("tpu-vm",),
+    "zone": ("tpu-vm",),
+    "queued": ("tpu-vm",),
+    "image": ("gke", "xmanager"),
+    "emit": ("gke",),
+    "cluster": ("gke",),
+}
 
 
 def executor(options: argparse.Namespace) -> Executor:
     """The executor of the flags; ValueError for flags of another one."""
     kind = options.executor
-    for flag, kinds in {
-        "slice": ("tpu-vm", "gke"),
-        "spot": ("tpu-vm", "gke"),
-        "nfs": ("tpu-vm", "gke"),
-        "project": ("tpu-vm",),
-        "zone": ("tpu-vm",),
-        "queued": ("tpu-vm",),
-        "image": ("gke",),
-        "emit": ("gke",),
-        "cluster": ("gke",),
-    }.items():
+    for flag, kinds in OF.items():
         if getattr(options, flag) and kind not in kinds:
             raise ValueError(f"--{flag} is for --executor={' or '.join(kinds)}, not {kind}")
     if kind == "local":
         return Local(options.parallel, options.restarts)
+    given = ("extras", "price", "records")
+    checks = tuple(f"--{flag}={getattr(options, flag)}" for flag in given if getattr(options, flag))
+    if kind == "xmanager":
+        return XManager(options.image, options.restarts, variables_of(options.env), checks)
     if not options.slice:
         raise ValueError(f"--executor={kind} needs --slice, for example --slice=v5e:16x16")
     target = CloudSlice(options.slice)
@@ -326,6 +343,7 @@ def executor(options: argparse.Namespace) -> Executor:
         for name in ("project", "zone", "nfs"):
             if getattr(options, name):
                 flags.append(f"--{name}={getattr(options, name)}")
+        flags += [*checks, *(f"--env={item}" for item in options.env)]
         return TpuVm(target, options.restarts, tuple(flags))
     return Gke(
         target,
@@ -337,44 +355,65 @@ def executor(options: argparse.Namespace) -> Executor:
         submit=options.submit,
         cluster=options.cluster,
         emit=options.emit,
+        variables=variables_of(options.env),
+        checks=checks,
     )
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__.partition("\n\n")[0] if __doc__ else "",
+def parser() -> argparse.ArgumentParser:
+    """The options before `--`."""
+    result = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="Exit code 2: a wrong command line; otherwise that of what was run.",
     )
-    parser.add_argument("--name", required=True, help="of the experiment, also in the cluster")
-    parser.add_argument("--config", required=True, help="recipe, as for internvideo_jax.train")
-    parser.add_argument("--workdir", required=True, help="of the run; a sweep puts runs below it")
-    parser.add_argument(
+    add = result.add_argument
+    add("--name", required=True, help="of the experiment, also in the cluster")
+    add("--config", default="", help="recipe, as for ivj train")
+    add("--workdir", default="", help="of the run (--out of others); a sweep puts runs below it")
+    add(
         "--set",
         action="append",
         default=[],
         metavar="FIELD=V1,V2",
         help="value of a config field; several values are swept over (as in sweep.py)",
     )
-    parser.add_argument("--zip", action="store_true", help="first values together, then second...")
-    parser.add_argument("--executor", choices=["local", "tpu-vm", "gke"], default="local")
-    parser.add_argument("--restarts", type=int, default=3, help="of a run that fails")
-    parser.add_argument("--dry-run", action="store_true", help="print what would run")
-    parser.add_argument("--parallel", type=int, default=1, help="local: runs at a time")
-    parser.add_argument("--slice", default="", help="tpu-vm, gke: as for compile_check")
-    parser.add_argument("--spot", action="store_true", help="tpu-vm, gke: may be taken away")
-    parser.add_argument("--nfs", default="", help=f"tpu-vm, gke: HOST:/EXPORT, seen as {MOUNT}")
-    parser.add_argument("--project", default="", help="tpu-vm")
-    parser.add_argument("--zone", default="", help="tpu-vm")
-    parser.add_argument("--queued", action="store_true", help="tpu-vm: as queued resource")
-    parser.add_argument("--image", default="", help="gke: container image with this package")
-    parser.add_argument("--grace", type=int, default=300, help="gke: seconds for saving")
-    parser.add_argument("--submit", choices=["kubectl", "xpk"], default="kubectl", help="gke")
-    parser.add_argument("--cluster", default="", help="gke with xpk")
-    parser.add_argument("--emit", default="", help="gke: write the JobSet to this file only")
-    options = parser.parse_args()
+    add("--zip", action="store_true", help="first values together, then second...")
+    add("--executor", choices=["local", "tpu-vm", "gke", "xmanager"], default="local")
+    add("--restarts", type=int, default=3, help="of a run that fails")
+    add("--dry-run", action="store_true", help="print what would run")
+    add("--parallel", type=int, default=1, help="local: runs at a time")
+    add("--slice", default="", help="tpu-vm, gke: as for compile_check")
+    add("--spot", action="store_true", help="tpu-vm, gke: may be taken away")
+    add("--nfs", default="", help=f"tpu-vm, gke: HOST:/EXPORT, seen as {MOUNT}")
+    add("--extras", default="", help="tpu-vm, gke, xmanager: further ones of the package")
+    add("--env", action="append", default=[], metavar="NAME[=VALUE]", help="variable of the jobs")
+    add("--price", type=float, default=0.0, help="tpu-vm, gke: of a chip-hour, for the cost")
+    add("--records", default="", help="tpu-vm, gke: clips of the training set, or its name")
+    add("--project", default="", help="tpu-vm")
+    add("--zone", default="", help="tpu-vm")
+    add("--queued", action="store_true", help="tpu-vm: as queued resource")
+    add("--image", default="", help="gke, xmanager: container image with this package")
+    add("--grace", type=int, default=300, help="gke: seconds for saving")
+    add("--submit", choices=["kubectl", "xpk"], default="kubectl", help="gke")
+    add("--cluster", default="", help="gke with xpk")
+    add("--emit", default="", help="gke: write the JobSet to this file only")
+    return result
+
+
+def main() -> int:
+    own, _, command = split(sys.argv[1:])
+    options = parser().parse_args(own)
     try:
+        if not command and not (options.config and options.workdir):
+            raise ValueError(
+                "expected --config and --workdir of a training, or a command behind --, such as "
+                "-- ivj evaluate --checkpoint=... --out=..."
+            )
+        if len(options.set) and not options.workdir:
+            raise ValueError("--set needs --workdir, below which every run of a sweep has a folder")
         experiment = Experiment.from_sets(
-            options.name, options.config, options.workdir, options.set, options.zip
+            options.name, options.config, options.workdir, options.set, options.zip, command
         )
         return executor(options).launch(experiment, dry_run=options.dry_run)
     except (ValueError, OSError) as error:

@@ -40,6 +40,7 @@ MAY_IMPORT = {
     },
     "internvideo_jax": {
         "types": set(),
+        "commands": set(),
         "protocols": {"types"},
         "tasks": {"protocols", "types"},
         "registry": set(),
@@ -48,7 +49,7 @@ MAY_IMPORT = {
         "parallel": {"config", "types"},
         "ops": {"registry", "types"},
         "optim": {"config", "ops", "types"},
-        "telemetry": {"parallel", "protocols", "types"},
+        "telemetry": {"parallel", "protocols", "registry", "types"},
         "objectives": {"config", "ops", "parallel", "protocols", "tasks", "types"},
         "layers": {"ops", "parallel", "protocols", "registry", "types"},
         "weights": {"registry"},
@@ -112,7 +113,16 @@ MAY_IMPORT = {
         },
         "cli": {"config", "recipes", "registry"},
         "compile_check": {"config", "ops", "parallel", "protocols", "registry", "run", "types"},
-        "launch": {"checkpoint", "compile_check", "parallel"},
+        "launch": {
+            "checkpoint",
+            "cli",
+            "commands",
+            "compile_check",
+            "config",
+            "parallel",
+            "recipes",
+            "telemetry",
+        },
     },
 }
 # Commands: what starts them may import what it needs.

@@ -6,6 +6,8 @@
 Needs neither the slice nor data. TPU slices (v4:4x4x4, v5e:16x16, v5p:4x4x4, v6e:16x16,
 tpu7x:4x4x4, two of them: v5e:16x16*2) need the TPU compiler, pip install 'internvideo-jax[tpu]';
 gpu:h100x8 gives the state's memory and the compute bound; cpu:8 is for rehearsals.
+With --quick nothing is compiled and no TPU compiler needed: what state and batch take, and the
+compute bound, in seconds.
 With --search it looks for the best mesh, remat policy and microbatches for the recipe's batch, with
 --search_batch for the clips per chip too. Exit code 0: it fits, 1: it does not, 2: an error, 3: no
 compiler can tell (GPUs).
@@ -35,6 +37,7 @@ from internvideo_jax.compile_check.mesh_search import (
     table,
     verdict,
 )
+from internvideo_jax.compile_check.quick import CLASSES, estimate, prepare
 from internvideo_jax.compile_check.report import facts_of, gathers_everything, report
 from internvideo_jax.compile_check.search_cache import (
     CompileCache,
@@ -46,9 +49,6 @@ from internvideo_jax.compile_check.search_cache import (
 from internvideo_jax.config import MeshConfig, Records, TrainConfig, total_steps
 from internvideo_jax.parallel.mesh import AXES
 from internvideo_jax.registry import suggest
-from internvideo_jax.run.build import Run, build
-
-CLASSES = 400  # of a classifier whose dataset is not here: Kinetics-400
 
 
 def parse_mesh(text: str, shard_above: int) -> MeshConfig:
@@ -94,14 +94,6 @@ def adjust(config: TrainConfig, *, mesh: str = "", batch: int = 0, remat: str = 
         model = dataclasses.replace(config.model, remat=remat)
         config = dataclasses.replace(config, model=model)
     return config
-
-
-def prepare(config: TrainConfig, target: Slice, records: Records, classes: int) -> Run:
-    """The pieces of the run on the devices of the slice.
-
-    Without `records` an epoch is one step: enough to compile, of no use for the length.
-    """
-    return build(config, records or config.data.global_batch, classes, target.devices)
 
 
 def search_best(
@@ -191,6 +183,7 @@ def main() -> None:
     price = flags.DEFINE_float("price", 0.0, "Of one chip-hour, for the cost of the run")
     fast = flags.DEFINE_bool("fast", False, "Compile with fewer optimizations: half the time")
     output = flags.DEFINE_string("json", "", "Write the facts to this file as well")
+    brief = flags.DEFINE_bool("quick", False, "Compile nothing: state, batch and compute bound")
     searching = flags.DEFINE_bool("search", False, "Look for the best mesh, remat, microbatches")
     free = flags.DEFINE_bool("search_batch", False, "Search over clips per chip as well")
     compiles = flags.DEFINE_integer("search_compiles", 8, "Most programs to compile", 1)
@@ -200,6 +193,12 @@ def main() -> None:
         if not topology.value:
             raise ValueError("no --topology given; for example --topology=v5e:16x16 or cpu:8")
         config = adjust(cli.typed_config(), mesh=mesh.value, batch=batch.value, remat=remat.value)
+        if brief.value:
+            text, fits = estimate(
+                config, topology.value, records.value, classes=classes.value, price=price.value
+            )
+            print(text, flush=True)
+            return 0 if fits else 1
         length, known_classes, source = find_records(records.value, config)
         many = classes.value or known_classes or CLASSES
         target = open_slice(topology.value)

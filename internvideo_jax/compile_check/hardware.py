@@ -10,8 +10,6 @@ import math
 import os
 from typing import Any
 
-import numpy as np
-
 from internvideo_jax.registry import suggest
 
 GIB = 2**30
@@ -52,6 +50,7 @@ GPUS = {
     "h200": Chip("H200 SXM", 989e12, 141e9, 4800e9, 450e9, 0.0, 1, 1024, platform="gpu"),
 }
 GPUS_OF_A_HOST = 8
+BOARD = 4  # TPU chips
 FLAT = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
 SMALL = ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4))  # less than a cube of 4 x 4 x 4
 
@@ -63,12 +62,16 @@ class Slice:
     name: str
     chip: Chip | None  # None: CPU devices, whose speed says nothing about a chip
     devices: tuple[Any, ...]
+    stand_ins: bool = False  # devices are those of the CPU, in the places of a TPU's
 
     @property
     def hosts(self) -> int:
         """Number of machines."""
         if self.chip is not None and self.chip.platform == "gpu":
             return math.ceil(len(self.devices) / GPUS_OF_A_HOST)
+        if self.stand_ins:
+            single, slices = split_slices(self.name)
+            return self.chips // (slices * chips_per_host(parse_topology(single)[1])) * slices
         slices = (getattr(device, "slice_index", 0) for device in self.devices)
         places = zip(slices, (device.process_index for device in self.devices), strict=True)
         return len(set(places))
@@ -80,8 +83,14 @@ class Slice:
 
     @property
     def compiles(self) -> bool:
-        """False for GPUs: no compiler for them runs without one."""
-        return self.chip is None or self.chip.platform == "tpu"
+        """False for GPUs, as no compiler for them runs without one, and for stand-ins."""
+        return self.chip is None or (self.chip.platform == "tpu" and not self.stand_ins)
+
+
+def chips_per_host(shape: tuple[int, ...]) -> int:
+    """Chips of one TPU VM of a slice: a board of four; of v5e and v6e, up to 2x4 is one VM."""
+    chips = math.prod(shape)
+    return chips if chips <= 2 * BOARD and len(shape) == 2 else BOARD
 
 
 def offered(kind: str) -> list[tuple[int, ...]]:
@@ -166,8 +175,11 @@ def split_slices(name: str) -> tuple[str, int]:
     return name, int(text)
 
 
-def open_slice(name: str) -> Slice:
+def open_slice(name: str, *, stand_ins: bool = False) -> Slice:
     """The devices of a topology. Must run before anything else asks jax for devices.
+
+    Args:
+      stand_ins: CPU devices in the places of a TPU's: no compiler is needed, and none asked.
 
     Raises:
       ValueError: a slice that does not exist.
@@ -182,6 +194,10 @@ def open_slice(name: str) -> Slice:
     if kind == "cpu" or kind in GPUS:  # CPU devices stand for the places of GPUs
         jax.config.update("jax_num_cpu_devices", shape[0])
         return Slice(name, GPUS.get(kind), tuple(jax.devices()[: shape[0]]))
+    if stand_ins:
+        count = math.prod(shape) * slices * CHIPS[kind].cores
+        jax.config.update("jax_num_cpu_devices", count)
+        return Slice(name, CHIPS[kind], tuple(jax.devices()[:count]), stand_ins=True)
     # No metadata server is asked what this machine is, and compilers may run side by side.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
@@ -197,7 +213,7 @@ def open_slice(name: str) -> Slice:
     except Exception as error:
         raise explain(name, error) from error
     devices = tuple(described.devices)
-    expected = int(np.prod(shape)) * slices * chip.cores
+    expected = math.prod(shape) * slices * chip.cores
     if len(devices) != expected:
         raise RuntimeError(
             f"--topology={name}: the compiler shows {len(devices)} devices, expected {expected}; "

@@ -108,11 +108,15 @@ def _memory(run: Run, target: Slice, check: Check) -> list[str]:
     usable = f" of {gib(chip.hbm)} usable" if chip else " (CPU: no limit known)"
     remedy = "use a smaller batch, --remat=full, or a larger fsdp axis"
     if not target.compiles and chip is not None:
-        known = f"state and batch take {gib(check.arguments)} of {gib(chip.hbm)} per GPU"
+        each = "GPU" if chip.platform == "gpu" else "device"
+        known = f"state and batch take {gib(check.arguments)} of {gib(chip.hbm)} per {each}"
         if check.unknown(target):
+            why = "XLA's compiler for GPUs does not run on a machine without one"
+            if target.stand_ins:
+                why = "no compiler was asked (`ivj check` without --quick does)"
             return [
                 f"memory       NOT KNOWN: {known}; activations and the libraries' buffers come on "
-                "top, and XLA's compiler for GPUs does not run on a machine without one"
+                f"top, and {why}"
             ]
         return [f"memory       DOES NOT FIT: {known}; {remedy}"]
     if memory is None:
@@ -291,7 +295,7 @@ def _cost(target: Slice, check: Check) -> list[str]:
         f"{gib(check.host_bytes)} of host memory; {versions()}",
         "not checked  on hardware; bounds assume peak rates and perfect overlap",
     ]
-    if target.hosts > 1 and not target.compiles:
+    if target.hosts > 1 and not target.compiles and not target.stand_ins:
         lines.append(
             f"             the network between hosts of {GPUS_OF_A_HOST} GPUs is not looked at"
         )

@@ -104,13 +104,11 @@ def write_result(
     provenance: Mapping[str, Any],
 ) -> None:
     """One JSON file per evaluator; pictures and sheets in `folder/pictures`."""
-    drawings = {}
+    files = drawings(label, result)
     for name, picture in result.pictures.items():
-        drawings[name] = f"{PICTURES}/{label}-{name}.png"
-        write_png(folder / drawings[name], picture)
+        write_png(folder / files[name], picture)
     for name, clip in result.animations.items():
-        drawings[f"{name}{ANIMATED}"] = f"{PICTURES}/{label}-{name}.gif"
-        write_gif(folder / drawings[f"{name}{ANIMATED}"], clip)
+        write_gif(folder / files[f"{name}{ANIMATED}"], clip)
     for name, table in result.sheets.items():
         (folder / PICTURES).mkdir(parents=True, exist_ok=True)
         (folder / PICTURES / f"{label}-{name}.csv").write_text(table, encoding="utf-8")
@@ -122,11 +120,18 @@ def write_result(
             "protocol": dict(result.protocol),
             "pixels": dict(result.pixels),
             "tables": dict(result.tables),
-            "pictures": drawings,
+            "pictures": files,
             "captions": dict(result.captions),
             **provenance,
         },
     )
+
+
+def drawings(label: str, result: Result) -> dict[str, str]:
+    """name -> file below the folder of an evaluator's pictures and animations."""
+    still = {name: f"{PICTURES}/{label}-{name}.png" for name in result.pictures}
+    moving = {f"{name}{ANIMATED}": f"{PICTURES}/{label}-{name}.gif" for name in result.animations}
+    return still | moving
 
 
 def write_videos(folder: Path, label: str, result: Result, *, every: bool) -> None:

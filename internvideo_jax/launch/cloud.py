@@ -14,10 +14,7 @@ import dataclasses
 import math
 import sys
 
-from internvideo_jax.compile_check.hardware import parse_topology
-
-# A board. v4 and v5p have no other hosts; of v5e and v6e, a slice of 2x4 is one VM with 8 chips.
-BOARD = 4
+from internvideo_jax.compile_check.hardware import BOARD, chips_per_host, parse_topology
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +85,7 @@ class CloudSlice:
     @property
     def chips_per_vm(self) -> int:
         """Chips of one host of a TPU VM slice."""
-        return self.chips if self.chips <= 2 * BOARD and len(self.shape) == 2 else BOARD
+        return chips_per_host(self.shape)
 
     @property
     def vms(self) -> int:

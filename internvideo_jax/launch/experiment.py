@@ -16,30 +16,34 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from data_pipelines.limits import suggest
+from internvideo_jax.commands import COMMANDS
+
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One training run."""
+    """One run of a command."""
 
     name: str  # of its directory below the experiment's, and part of names in a cluster
     workdir: str
-    arguments: tuple[str, ...]  # of internvideo_jax.train, --workdir included
+    arguments: tuple[str, ...]  # as `command_of` takes them; those of train without its name
 
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """One recipe with one or several sets of overrides.
+    """One command, mostly of a recipe, with one or several sets of overrides.
 
     Each run of a sweep has its own directory below `workdir`; without a sweep the one run has
-    `workdir` itself.
+    `workdir` itself. Where it is given, it becomes --workdir of train or --out of other commands.
     """
 
     name: str
-    config: str  # file of the recipe with its options, as for train
-    workdir: str
+    config: str  # file of the recipe with its options, as for train; empty for none
+    workdir: str  # empty where the command says where its results go
     overrides: Sequence[tuple[str, str]] = ()  # field -> text, the same in every run
     sweep: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     zipped: bool = False  # the i-th values of all fields together, instead of every combination
+    command: Sequence[str] = ()  # another command than train, with what all runs give it
     # Cluster systems take them as parts of host names.
     NAME = re.compile(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?")
 
@@ -55,20 +59,34 @@ class Experiment:
 
     @classmethod
     def from_sets(
-        cls, name: str, config: str, workdir: str, sets: Sequence[str], zipped: bool = False
+        cls,
+        name: str,
+        config: str,
+        workdir: str,
+        sets: Sequence[str],
+        zipped: bool = False,
+        command: Sequence[str] = (),
     ) -> Experiment:
         """From the texts of --set flags; a field with several values is swept over."""
         fields = parse_sweep(sets)
         fixed = [(field, values[0]) for field, values in fields.items() if len(values) == 1]
         sweep = {field: values for field, values in fields.items() if len(values) > 1}
-        return cls(name, config, workdir, fixed, sweep, zipped)
+        return cls(name, config, workdir, fixed, sweep, zipped, command)
 
     def jobs(self) -> list[Job]:
         """The runs, in the order of the sweep.
 
         Raises:
-          ValueError: lists of different lengths for a zipped sweep, or two equal runs.
+          ValueError: lists of different lengths for a zipped sweep, two equal runs, or a sweep
+            over a command that does not say where its results go.
         """
+        name, _ = command_of(self.command)
+        if self.sweep and not COMMANDS[name].writes:
+            known = [each for each, about in COMMANDS.items() if about.writes]
+            raise ValueError(
+                f"ivj {name} has no one flag for its results, so its runs would overwrite each "
+                f"other; a sweep can run {', '.join(known)}"
+            )
         if not self.sweep:
             return [self._job(self.name, self.workdir, {})]
         rows = self.combinations()
@@ -95,16 +113,17 @@ class Experiment:
         return [dict(zip(fields, values, strict=True)) for values in tuples]
 
     def _job(self, name: str, workdir: str, row: Mapping[str, str]) -> Job:
-        fields = [*self.overrides, *row.items()]
-        return Job(
-            name,
-            workdir,
-            (
-                f"--config={self.config}",
-                f"--workdir={workdir}",
-                *(f"--config.{field}={value}" for field, value in fields),
-            ),
-        )
+        command, given = command_of(self.command)
+        flag, _, file = COMMANDS[command].writes.partition("/")
+        out = f"{workdir}/{file}" if file else workdir
+        words = [
+            *([] if command == "train" else [command]),
+            *given,
+            *([f"--config={self.config}"] if self.config else []),
+            *([f"--{flag}={out}"] if flag and workdir else []),
+            *(f"--config.{field}={value}" for field, value in [*self.overrides, *row.items()]),
+        ]
+        return Job(name, workdir, tuple(words))
 
 
 def run_name(row: Mapping[str, str]) -> str:
@@ -167,40 +186,66 @@ def _override(value: object) -> str:
     return str(value)
 
 
-def worker_command(
-    arguments: Sequence[str], *, restarts: int = 0, python: str = "python"
-) -> list[str]:
+def command_of(words: Sequence[str]) -> tuple[str, list[str]]:
+    """(name, arguments) of what a job runs: `ivj NAME ...`, `NAME ...`, or arguments of train.
+
+    Raises:
+      ValueError: no such command, or one that is for this machine.
+    """
+    rest = list(words)
+    if rest[:1] == ["ivj"]:
+        del rest[0]
+        if not rest:
+            raise ValueError(f"no command after ivj; known: {', '.join(COMMANDS)}")
+    if not rest or rest[0].startswith("-"):
+        return "train", rest
+    name = rest.pop(0)
+    if name not in COMMANDS:
+        raise ValueError(
+            f"{name!r} is no command of ivj: {suggest(name, COMMANDS)}; expected `ivj COMMAND ...` "
+            "or arguments of `ivj train` after --"
+        )
+    if name == "launch":
+        raise ValueError(
+            "ivj launch is what starts the processes of a job; give the command that it should "
+            "start, and --restarts=N before --"
+        )
+    return name, rest
+
+
+def worker_command(words: Sequence[str], *, restarts: int = 0, python: str = "python") -> list[str]:
     """The process that every worker of a job starts.
 
     Args:
-      arguments: of internvideo_jax.train.
+      words: as `command_of` takes them.
       restarts: how often a failed job is started again by the launcher; 0 runs without it.
       python: interpreter on the worker.
 
     Raises:
-      ValueError: a negative number, or arguments without a recipe or directory.
+      ValueError: a negative number, an unknown command, or a training without recipe or directory.
     """
     if restarts < 0:
         raise ValueError(f"--restarts={restarts}: expected 0 or more")
-    for flag in ("--config", "--workdir"):
+    name, arguments = command_of(words)
+    for flag in ("--config", "--workdir") if name == "train" else ():
         if not any(one == flag or one.startswith(f"{flag}=") for one in arguments):
             raise ValueError(f"no {flag} for the training; expected {flag}=... after --")
-    train = [python, "-m", "internvideo_jax.train", *arguments]
+    process = [python, "-m", *COMMANDS[name].python, *arguments]
     if restarts == 0:
-        return train
+        return process
     return [
         python,
         "-m",
         "internvideo_jax.launch",
         f"--restarts={restarts}",
         "--",
-        *train,
+        *process,
     ]
 
 
 USAGE = (
     "usage: python -m internvideo_jax.launch.experiment [--restarts=N] [--python=PYTHON] -- "
-    "--config=... --workdir=... [arguments of internvideo_jax.train]\n\n"
+    "ivj COMMAND ... (or arguments of ivj train)\n\n"
     "Prints the command that every worker of a job starts, quoted for a shell."
 )
 
@@ -208,7 +253,7 @@ USAGE = (
 def main() -> None:
     """Prints the command of a worker, which scripts run."""
     # argparse drops a `--` among the arguments of another program, so they are split off first.
-    own, dashes, arguments = _split(sys.argv[1:])
+    own, dashes, arguments = split(sys.argv[1:])
     options: dict[str, Any] = {"restarts": 0, "python": "python"}
     try:
         if "--help" in own or "-h" in own:
@@ -220,14 +265,15 @@ def main() -> None:
                 raise ValueError(f"unexpected {item!r}\n{USAGE}")
             options[name] = value if name == "python" else int(value)
         if not dashes:
-            raise ValueError(f"no -- before the arguments of the training\n{USAGE}")
+            raise ValueError(f"no -- before the arguments of the command\n{USAGE}")
         print(shlex.join(worker_command(arguments, **options)))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 
 
-def _split(words: list[str]) -> tuple[list[str], bool, list[str]]:
+def split(words: list[str]) -> tuple[list[str], bool, list[str]]:
+    """What comes before the first `--`, whether there is one, and what comes after it."""
     if "--" not in words:
         return words, False, []
     place = words.index("--")

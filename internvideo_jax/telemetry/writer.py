@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, SupportsFloat
 
 from internvideo_jax.parallel.multihost import is_main
+from internvideo_jax.telemetry.trackers.delivery import Trackers
 
 METRICS = "metrics.jsonl"
 PERF = "perf.jsonl"
@@ -24,12 +25,12 @@ class MetricWriter:
     Args:
       workdir: the run's directory.
       resume_step: rows of later steps are dropped; the resumed run writes them again.
-      tensorboard: also write event files (needs the `tracking` extra).
+      trackers: get every row as well.
     """
 
-    def __init__(self, workdir: str | Path, *, resume_step: int, tensorboard: bool = False):
+    def __init__(self, workdir: str | Path, *, resume_step: int, trackers: Trackers | None = None):
         self._files: dict[str, Any] = {}
-        self._board = None
+        self._trackers = trackers or Trackers()
         if not is_main():
             return
         folder = Path(workdir)
@@ -37,8 +38,6 @@ class MetricWriter:
         for name in (METRICS, PERF):
             keep_until(folder / name, resume_step)
             self._files[name] = open(folder / name, "a", encoding="utf-8")  # noqa: SIM115
-        if tensorboard:
-            self._board = _summary_writer(folder)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Reproducible values."""
@@ -48,37 +47,27 @@ class MetricWriter:
         """Timings and memory."""
         self._write(PERF, step, values)
 
+    def picture(self, step: int, name: str, path: Path) -> None:
+        """A drawing of an evaluator, for the trackers."""
+        self._trackers.picture(step, name, path)
+
     def _write(self, name: str, step: int, values: Mapping[str, float]) -> None:
         if name not in self._files:
             return
         row = {"step": step, **{key: _plain(value) for key, value in sorted(values.items())}}
         self._files[name].write(json.dumps(row) + "\n")
         self._files[name].flush()
-        if self._board is not None:
-            for key, value in values.items():
-                self._board.add_scalar(key, float(value), step)
+        self._trackers.log(step, values)
 
     def close(self) -> None:
         """Closes all files."""
         for file in self._files.values():
             file.close()
-        if self._board is not None:
-            self._board.close()
 
 
 def _plain(value: SupportsFloat) -> int | float:
     # float() of a float32 is exact, so the text identifies the bits.
     return value if isinstance(value, int) else float(value)
-
-
-def _summary_writer(workdir: Path) -> Any:
-    try:
-        from tensorboardX import SummaryWriter  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise ValueError(
-            "config.log.tensorboard needs tensorboardX: pip install 'internvideo-jax[tracking]'"
-        ) from error
-    return SummaryWriter(str(workdir / "tensorboard"))
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -92,6 +81,12 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return rows
+
+
+def last_step(workdir: Path) -> int:
+    """The step of the last row that a run has written; 0 where there is none."""
+    rows = read_rows(workdir / METRICS)
+    return rows[-1]["step"] if rows else 0
 
 
 def keep_until(path: Path, step: int) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 import re
 import signal
@@ -177,6 +178,21 @@ class Reader:
         self.dry.append(f"{step} (an installation: the extras exist)")
         return ""
 
+    def imaged(self, step: Step, words: list[str]) -> str:
+        """`docker build` and `docker run`: the arguments exist; a command in an image runs here."""
+        text = (ROOT / "Dockerfile").read_text()
+        if words[0] == "run":
+            return self.ivj(step, words[words.index("ivj") + 1 :])
+        flags = itertools.pairwise(words)
+        given = [word.partition("=") for before, word in flags if before == "--build-arg"]
+        for name, _, value in given:
+            if not re.search(rf"^ARG {name}\b", text, re.MULTILINE):
+                raise Undocumented(f"{step}: the Dockerfile has no argument {name}")
+            if name == "EXTRAS":
+                self.installed(step, [f".[{value}]"])
+        self.dry.append(f"{step} (needs Docker: its arguments exist)")
+        return ""
+
     def served(self, step: Step, words: list[str]) -> str:
         """A server, asked for its page once and stopped."""
         with serving(self.folder, words) as url, urllib.request.urlopen(url, timeout=60) as page:
@@ -286,4 +302,5 @@ KINDS: dict[tuple[str, ...], Callable[[Reader, Step, list[str]], str]] = {
     ("make",): Reader.made,
     ("pip", "install"): Reader.installed,
     ("curl",): Reader.fetched,
+    ("docker",): Reader.imaged,
 }

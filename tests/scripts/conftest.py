@@ -12,6 +12,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "scripts"
+# Of a recipe that is there, for what is checked before it is submitted.
+CHECKED = (
+    "--config=videomae/pretrain:size=base",
+    "--workdir=/mnt/shared/run",
+    "--config.data.train=/mnt/shared/k400",
+)
 TRAIN = ("--config=configs/x.py:size=base", "--workdir=/mnt/shared/run")
 
 Script = Callable[..., subprocess.CompletedProcess[str]]

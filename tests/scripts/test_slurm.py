@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.scripts.conftest import TRAIN, Script, program, script_environment
+from tests.scripts.conftest import CHECKED, ROOT, TRAIN, Script, program, script_environment
 
 END = [
     "# By it the processes know each other.",
@@ -125,10 +126,38 @@ def test_apptainer_and_cpu_nodes(script: Script, tmp_path: Path):
 
 def test_it_is_submitted(script: Script, tmp_path: Path):
     program(tmp_path, "sbatch", 'echo "submitted $*"')
-    done = script("slurm.sh", "--name=a", "--", *TRAIN)
+    done = script("slurm.sh", "--name=a", "--", *CHECKED)
     assert done.stdout == "submitted a.sbatch\n"
-    dry = script("slurm.sh", "--name=a", "--dry-run", "--", *TRAIN)
+    assert "check: recipe       videomae/pretrain:size=base with its overrides fits" in done.stderr
+    dry = script("slurm.sh", "--name=a", "--dry-run", "--no-check", "--", *CHECKED)
     assert (tmp_path / "a.sbatch").read_text() == dry.stdout
+
+
+def test_nothing_is_submitted_that_the_training_would_refuse(script: Script, tmp_path: Path):
+    program(tmp_path, "sbatch", 'echo "submitted $*"')
+    done = script("slurm.sh", "--", *TRAIN)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: --config: configs/x.py: no such file or recipe;")
+    done = script("slurm.sh", "--no-check", "--", *TRAIN)
+    assert done.stdout == "submitted internvideo.sbatch\n"
+
+
+def test_any_command_and_extras_that_are_installed_before(script: Script, tmp_path: Path):
+    extract = ("ivj", "extract", "--checkpoint=s3://bucket/run", "--out=s3://bucket/features")
+    flags = ("--dry-run", "--gpus-per-node=0", "--venv=/shared/venv", "--extras=text")
+    done = script("slurm.sh", *flags, "--", *extract)
+    assert done.returncode == 0, done.stderr
+    worker = shlex.join(["python", "-m", "internvideo_jax.offline.extract", *extract[2:]])
+    assert f"srun --kill-on-bad-exit=0 --wait=120 {worker}" in done.stdout.splitlines()
+    steps = [shlex.split(line) for line in done.stderr.splitlines() if "venv" in line]
+    assert steps[0][1:] == ["-m", "venv", "/shared/venv"]
+    assert steps[1][-2:] == ["--editable", f"{ROOT}[text,remote]"]
+    for wrong, message in (
+        (["--extras=txt"], "--extras=txt: 'txt' is no extra: did you mean 'text'"),
+        (["--extras=text", "--venv="], "--extras=text is installed into --venv=DIR"),
+    ):
+        done = script("slurm.sh", *flags[:3], *wrong, "--", *extract)
+        assert done.returncode == 2 and message in done.stderr, done.stderr
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,8 @@ def fake(tmp_path: Path) -> Path:
     (package / "__init__.py").write_text("")
     shutil.copy(Path(__file__).parent / "fake_train.py", package / "train.py")
     (package / "launch").symlink_to(ROOT / "internvideo_jax/launch")
-    (package / "registry.py").symlink_to(ROOT / "internvideo_jax/registry.py")
+    for name in ("commands.py", "registry.py"):
+        (package / name).symlink_to(ROOT / "internvideo_jax" / name)
     return package.parent
 
 

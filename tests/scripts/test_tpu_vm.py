@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.scripts.conftest import ROOT, TRAIN, Script, program
+from tests.scripts.conftest import CHECKED, ROOT, TRAIN, Script, program
 
 IDLE = (
     'if test -e train.pid && kill -0 "$(cat train.pid)" 2>/dev/null; '
@@ -146,6 +146,51 @@ def test_errors_say_what_to_do(script: Script, arguments, message):
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.startswith("error: ") and message in done.stderr
+
+
+def test_a_check_rents_nothing_and_needs_no_gcloud(script: Script):
+    done = script("tpu_vm.sh", "check", "a", "--slice=v5e:4x4", "--extras=text", "--", *CHECKED)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("every worker installs [tpu,text] and runs: ../venv/bin/python ")
+    assert "check: slice        v5e:4x4: 16 chips on 4 hosts" in done.stderr
+    assert "check: batch        2048 clips, 128 per chip" in done.stderr
+
+
+def test_extras_and_any_command(script: Script):
+    extract = ("ivj", "extract", "--checkpoint=gs://bucket/run", "--out=gs://bucket/features")
+    dry = ("--dry-run", "--zone=z")
+    (command,) = lines(script("tpu_vm.sh", "install", "a", *dry, "--extras=remote,text"))
+    assert "-e '.[tpu,remote,text]'" in command[7]
+    (command,) = lines(script("tpu_vm.sh", "run", "a", *dry, "--slice=v5e:4x4", "--", *extract))
+    worker = shlex.join(["-m", "internvideo_jax.offline.extract", *extract[2:]])
+    assert f"-- ../venv/bin/python {worker} >>../train.log" in command[7]
+    done = script("tpu_vm.sh", "install", "a", *dry, "--extras=remot")
+    assert done.returncode == 2 and "'remot' is no extra: did you mean 'remote'" in done.stderr
+
+
+def test_variables_reach_the_worker_as_they_are_and_secrets_are_not_shown(
+    script: Script, tmp_path: Path
+):
+    program(tmp_path, "gcloud", GCLOUD)
+    flags = ("--env=WORD=it's $HOME", "--env=SECRET", "--restarts=0", "--zone=z")
+    (tmp_path / "vm0/internvideo").mkdir(parents=True)
+    (tmp_path / "vm1/internvideo").mkdir(parents=True)
+    for name in ("vm0", "vm1"):
+        python = tmp_path / name / "venv/bin/python"
+        python.parent.mkdir(parents=True)
+        python.write_text('#!/bin/bash\nprintf "%s" "$WORD|$SECRET" >told\n')
+        python.chmod(0o755)
+    done = script("tpu_vm.sh", "run", "a", *flags, "--", *TRAIN, SECRET="hush's $h")
+    assert done.returncode == 0, done.stderr
+    assert "hush" not in done.stdout and "$SECRET" in done.stdout
+    wait_for(tmp_path / "vm1/internvideo/told")
+    assert (tmp_path / "vm1/internvideo/told").read_text() == "it's $HOME|hush's $h"
+    for wrong, message in (
+        ("--env=NOT_SET", "--env=NOT_SET: it is not set here; expected --env=NOT_SET=VALUE"),
+        ("--env=1=2", "--env=1=2: expected NAME or NAME=VALUE"),
+    ):
+        done = script("tpu_vm.sh", "run", "a", wrong, "--", *TRAIN)
+        assert done.returncode == 2 and message in done.stderr
 
 
 def test_help(script: Script):

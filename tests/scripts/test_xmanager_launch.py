@@ -136,6 +136,32 @@ def test_jobset_dry_run_is_the_manifest(script: Script, tmp_path: Path):
     assert pod["tolerations"] == [] and len(pod["volumes"]) == 1
 
 
+def test_any_command_with_variables(script: Script):
+    extract = ("ivj", "extract", "--checkpoint=gs://bucket/run", "--out=gs://bucket/features")
+    done = script(
+        "xmanager_launch.py", "--name=a", "--executor=gke", "--slice=v5e:2x2", "--image=i",
+        "--env=A=it's", "--env=HOME", "--restarts=0", "--dry-run", "--", *extract,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "check: the workers need internvideo-jax[tpu,remote]" in done.stderr
+    pod = yaml.safe_load(done.stdout)["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]
+    (container,) = pod["spec"]["containers"]
+    assert container["command"][1:] == ["-m", "internvideo_jax.offline.extract", *extract[2:]]
+    assert container["env"][0] == {"name": "A", "value": "it's"}
+
+
+def test_xmanager_without_the_package_says_what_to_install(script: Script):
+    words = ("--name=a", "--executor=xmanager", "--", "ivj", "search", "a dog")
+    shown = script("xmanager_launch.py", "--dry-run", *words)
+    assert shown.stdout.splitlines() == [
+        "# XManager experiment a: 1 x xm.Binary(python) by xm_local.Local",
+        "a: python -m internvideo_jax.launch --restarts=3 -- "
+        "python -m internvideo_jax.search search 'a dog'",
+    ]
+    done = script("xmanager_launch.py", *words)
+    assert done.returncode == 2 and "needs the package xmanager: pip install" in done.stderr
+
+
 def test_xpk(script: Script):
     out = launch(
         script, "--dry-run", *SWEEP, "--executor=gke", "--slice=v5p:4x8x8", "--image=i",
@@ -162,6 +188,7 @@ def test_xpk(script: Script):
         (["--executor=gke", "--slice=v5e:4x4", "--image=i", "--grace=5"], "at least 30 seconds"),
         (["--executor=gke", "--slice=v5e:4x4", "--image=i", "--workdir=r"], "own disks are lost"),
         (["--executor=gke", "--slice=v5e:4x4", "--image=i", "--submit=xpk"], "needs --cluster"),
+        (["--extras=text"], "--extras is for --executor=tpu-vm or gke or xmanager, not local"),
         (["--slice=v5e:4x4"], "--slice is for --executor=tpu-vm or gke, not local"),
         (["--name=A_b"], "--name=A_b: expected at most 40 lower-case letters"),
         (["--set=seed"], "--set seed: expected FIELD=VALUE"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 
 import numpy as np
 import pytest
@@ -48,20 +47,6 @@ def test_float32_values_are_written_exactly(tmp_path):
     writer.metrics(1, {"x": float(value)})
     writer.close()
     assert np.float32(rows(tmp_path / "metrics.jsonl")[0]["x"]) == value
-
-
-def test_tensorboard_files_are_written_when_asked_for(tmp_path):
-    pytest.importorskip("tensorboardX")
-    writer = MetricWriter(tmp_path, resume_step=0, tensorboard=True)
-    writer.metrics(1, {"train/loss": 0.5})
-    writer.close()
-    assert list((tmp_path / "tensorboard").glob("events.*"))
-
-
-def test_tensorboard_without_the_package_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "tensorboardX", None)
-    with pytest.raises(ValueError, match=r"internvideo-jax\[tracking\]"):
-        MetricWriter(tmp_path, resume_step=0, tensorboard=True)
 
 
 def test_progress_counts_from_the_second_log_point():
