@@ -17,6 +17,10 @@ BROWSER_READY := $(BROWSER)/ready
 TORCH_VENV := $(VENV)-torch
 TORCH_READY := $(TORCH_VENV)/ready
 TORCH ?= torch>=2.4,<2.14
+# Servers that speak the protocols of object stores.
+SERVICES_VENV := $(VENV)-services
+SERVICES_READY := $(SERVICES_VENV)/ready
+SERVICES := 'moto[server]>=5,<6' 'gcp-storage-emulator>=2024.8'
 # The newest Python at hand, for the newest jax and PyAV, which need 3.12; empty where there is none.
 NEWEST := $(VENV)-newest
 NEWEST_READY := $(NEWEST)/ready
@@ -31,9 +35,9 @@ NEWEST_TESTS := $(addprefix tests/data_pipelines/,ingest records stream text) \
 CLIP := clip-anytorch>=2.6,<3
 DEMO_DIR ?= demo_out
 # What needs an environment of its own has a target of its own.
-HERE := not aot and not beam and not browser and not torch
+HERE := not aot and not beam and not browser and not services and not torch
 
-.PHONY: help test test-slow test-beam test-torch test-aot test-browser test-newest test-newest-found demo lint format clean
+.PHONY: help test test-slow test-beam test-torch test-aot test-browser test-services test-newest test-newest-found demo lint format clean
 
 help:  ## Show the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -80,6 +84,14 @@ $(BROWSER_READY): pyproject.toml
 test-browser: $(BROWSER_READY)  ## Run the tests of the search page in Chromium.
 	$(BROWSER)/bin/python -m pytest tests/search/test_browser.py
 
+$(SERVICES_READY): pyproject.toml Makefile
+	$(PYTHON) -m venv $(SERVICES_VENV)
+	$(SERVICES_VENV)/bin/python -m pip install --quiet --editable '.[remote]' $(SERVICES) pytest
+	touch $(SERVICES_READY)
+
+test-services: $(SERVICES_READY)  ## Run the tests that talk to servers on loopback.
+	$(SERVICES_VENV)/bin/python -m pytest -m services tests/services
+
 $(NEWEST_READY): pyproject.toml
 	$(NEWEST_PYTHON) -m venv $(NEWEST)
 	$(NEWEST)/bin/python -m pip install --quiet --upgrade --editable '.[text,parquet]' pytest pytest-xdist hypothesis
@@ -110,4 +122,4 @@ format: $(READY)  ## Format the code.
 	$(BIN)/ruff check --fix .
 
 clean:  ## Remove the environment and the demo.
-	rm -rf $(VENV) $(BEAM) $(TORCH_VENV) $(AOT) $(BROWSER) $(NEWEST) $(DEMO_DIR)
+	rm -rf $(VENV) $(BEAM) $(TORCH_VENV) $(AOT) $(BROWSER) $(SERVICES_VENV) $(NEWEST) $(DEMO_DIR)
