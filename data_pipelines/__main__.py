@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from data_pipelines.commands.arguments import add_quiet, add_workers, default_workers
 from data_pipelines.commands.ending import BAD_DATA, GOOD, run_command
-from data_pipelines.commands.outputs import check_file
 from data_pipelines.commands.progress import say
+from data_pipelines.records.outputs import check_file
 from data_pipelines.subset.options import add_arguments as add_subset_arguments
 
 _DESCRIPTION = """\

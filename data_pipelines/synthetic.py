@@ -27,6 +27,8 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from data_pipelines.records.outputs import local_argument
+
 ACTIONS = (
     "moves left",
     "moves right",
@@ -327,7 +329,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description="Render the built-in video world: MP4 files with labels, captions and boxes.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--out", type=Path, required=True, help="directory to fill")
+    parser.add_argument("--out", type=local_argument, required=True, help="directory to fill")
     parser.add_argument("--train", type=int, default=2000, help="training clips")
     parser.add_argument("--test", type=int, default=400, help="test clips")
     parser.add_argument("--size", type=int, default=64, help="height and width in pixels, even")

@@ -10,14 +10,15 @@ the views of the evaluator `test` are those of a published table (evaluators/pro
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
-from data_pipelines.commands.outputs import check_file, check_folder
-from data_pipelines.records import manifest
+from data_pipelines.records import manifest, storage, trees
+from data_pipelines.records.outputs import check_file, check_folder
 from internvideo_jax import cli
 from internvideo_jax.checkpoint.initial import initialise
 from internvideo_jax.checkpoint.metadata import devices, weights_provenance
@@ -43,7 +44,7 @@ DECIDED = ("clip.sampling", "clip.stride", "clips", "crops", "crop_rule")  # by 
 
 
 def evaluate(
-    config: TrainConfig, checkpoint: str, out: Path, per_video: str = "off"
+    config: TrainConfig, checkpoint: str, out: str | os.PathLike[str], per_video: str = "off"
 ) -> dict[str, Any]:
     """Runs every evaluator of the config on a checkpoint and writes `out`.
 
@@ -57,9 +58,23 @@ def evaluate(
       ValueError: no evaluator, a checkpoint that does not fill the model, data that do not fit,
         a place that cannot be written.
     """
+    check_file("--out", out, (".json",), remote=True)
+    above, _, name = os.fspath(out).rpartition("/")
+    if storage.is_remote(out):
+        with trees.Outbox(above) as box:
+            content = _evaluate(config, checkpoint, box.local / name, per_video, os.fspath(out))
+            if multihost.is_main():
+                box.push(last=name)
+        return content
+    check_folder("--out, for pictures,", Path(storage.local(out)).with_suffix(""))
+    return _evaluate(config, checkpoint, Path(storage.local(out)), per_video, os.fspath(out))
+
+
+def _evaluate(
+    config: TrainConfig, checkpoint: str, out: Path, per_video: str, named: str
+) -> dict[str, Any]:
+    """`evaluate` into a local file, which is for the place `named`."""
     folder = out.with_suffix("")
-    check_file("--out", out, (".json",))
-    check_folder("--out, for pictures,", folder)
     wanted = {label: each for label, each in config.evals.items() if each.every >= 0}
     if not wanted:
         raise ValueError("config.evals is empty: nothing to evaluate")
@@ -104,7 +119,7 @@ def evaluate(
     if multihost.is_main():
         write_json(out, content)
         print(headline(results).replace(" | ", "\n"))
-        print(f"written to {out}, pictures in {folder}", flush=True)
+        print(f"written to {named}, pictures in {os.path.splitext(named)[0]}", flush=True)
     return content
 
 
@@ -137,7 +152,7 @@ def main() -> None:
     """The command `ivj evaluate`."""
     flags.adopt_module_key_flags(cli)
     checkpoint = flags.DEFINE_string(*cli.CHECKPOINT)
-    out = flags.DEFINE_string("out", None, "JSON file to write.")
+    out = flags.DEFINE_string("out", None, "JSON file to write, local or on an object store.")
     protocol = flags.DEFINE_string(
         "protocol",
         "",
@@ -164,7 +179,7 @@ def main() -> None:
             raise ValueError("--checkpoint and --out are needed, see --help")
         job = cli.COORDINATOR.value, cli.PROCESSES.value, cli.PROCESS.value
         with multihost.joined(*job, notices=False):
-            evaluate(selected(), checkpoint.value, Path(out.value), per_video.value)
+            evaluate(selected(), checkpoint.value, out.value, per_video.value)
         return 0
 
     def selected() -> TrainConfig:

@@ -9,8 +9,8 @@ Starting the same command again continues where the newest checkpoint stands, to
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
+import os
 import signal
 import sys
 import time
@@ -21,8 +21,7 @@ from typing import Any, TextIO
 import jax
 from absl import flags
 
-from data_pipelines.commands.lock import DirectoryLock
-from data_pipelines.commands.outputs import check_folder
+from data_pipelines.records.outputs import check_folder
 from data_pipelines.stream.pipeline import TrainStream
 from internvideo_jax import cli
 from internvideo_jax.checkpoint import settings
@@ -30,6 +29,8 @@ from internvideo_jax.checkpoint.frozen import check_frozen, load_frozen
 from internvideo_jax.checkpoint.initial import check_source, initialise
 from internvideo_jax.checkpoint.manager import Checkpoints
 from internvideo_jax.checkpoint.metadata import devices, git_revision, params_digest, versions
+from internvideo_jax.checkpoint.remote_steps import RemoteSteps
+from internvideo_jax.checkpoint.run_folder import RunFolder
 from internvideo_jax.checkpoint.steps import safe_text
 from internvideo_jax.config import TrainConfig, as_plain
 from internvideo_jax.evaluators.base import EvalContext
@@ -50,6 +51,7 @@ from internvideo_jax.run.guard import Guard
 from internvideo_jax.run.step import init_state, make_train_step, state_from
 from internvideo_jax.runtime.interrupt import Interrupt
 from internvideo_jax.runtime.watchdog import Watchdog
+from internvideo_jax.telemetry.profile import FOLDER as PROFILE
 from internvideo_jax.telemetry.profile import Profiler
 from internvideo_jax.telemetry.progress import Progress
 from internvideo_jax.telemetry.report import write_report
@@ -65,11 +67,7 @@ from internvideo_jax.types import Params, TrainState
 
 # Steps that may be in flight. Without a bound the host would run ahead and pile up batches.
 IN_FLIGHT = 2
-LOCK = "train.lock"
-IN_USE = (
-    "{directory} is in use by process {process} on {host} since {since}; wait for it, stop it, or "
-    "give another --workdir"
-)
+REPORT = "report.html"
 
 
 def say(text: str, file: TextIO | None = None) -> None:
@@ -78,32 +76,34 @@ def say(text: str, file: TextIO | None = None) -> None:
         print(text, file=file or sys.stdout, flush=True)
 
 
-def train(config: TrainConfig, workdir: Path, given: Collection[str] = (), recipe: str = "") -> int:
+def train(
+    config: TrainConfig,
+    workdir: str | os.PathLike[str],
+    given: Collection[str] = (),
+    recipe: str = "",
+) -> int:
     """Runs or continues one training run; returns the exit code (0 = finished).
 
     Args:
+      workdir: a local folder, or one on an object store.
       given: fields that the command line sets, which a small set does not change (small.py).
       recipe: what the command line calls it, for the trackers.
 
     Raises:
       ValueError: another process trains in this workdir.
     """
-    check_folder("--workdir", workdir)
+    check_folder("--workdir", workdir, remote=True)
     run = build(config, given=given)
-    # The main process holds it for the whole job. The others write nothing before they have met it
-    # in the constructor of the checkpoints.
-    with contextlib.ExitStack() as stack:
-        if multihost.is_main():
-            try:
-                stack.enter_context(DirectoryLock(str(workdir), LOCK, IN_USE))
-            except RuntimeError as error:
-                raise ValueError(str(error)) from None
-        return train_locked(run, workdir, recipe)
+    # The other processes write nothing before they have met the main one in the constructor of the
+    # checkpoints.
+    folder = RunFolder(workdir, but=[PROFILE])
+    with folder.held(config.checkpoint) as remote:
+        return train_locked(run, folder, remote, recipe)
 
 
-def train_locked(run: Run, workdir: Path, recipe: str) -> int:
+def train_locked(run: Run, folder: RunFolder, remote: RemoteSteps | None, recipe: str) -> int:
     """`train`, once nobody else writes in the workdir."""
-    config = run.config
+    config, workdir = run.config, folder.local
     check_trackers(config.log.trackers)
     if config.init_whole and not config.init_from:
         raise ValueError(
@@ -112,35 +112,37 @@ def train_locked(run: Run, workdir: Path, recipe: str) -> int:
         )
     context = EvalContext(run.model, run.mesh, config.data, config.seed, classes=run.classes)
     check_evaluators(config.evals, context)
-    checkpoints = Checkpoints(workdir, config.checkpoint)
+    checkpoints = Checkpoints(workdir, config.checkpoint, remote)
     begun = begin(run, checkpoints)
     if multihost.is_main():
         write_json(workdir / "run.json", begun.provenance)
-    with tracked(config.log.trackers, tracked_run(run, begun, workdir, recipe)) as trackers:
+    with tracked(config.log.trackers, tracked_run(run, begun, folder, recipe)) as trackers:
         trackers.file(workdir / "run.json")
         writer = MetricWriter(workdir, resume_step=begun.start, trackers=trackers)
-        watchdog = Watchdog(config.watchdog, workdir, jax.process_index())
+        watchdog = Watchdog(config.watchdog, workdir, jax.process_index(), folder.push_file)
         asked = Interrupt(shared=multihost.takes_notices())
         with asked as interrupt, watchdog:
-            loop = Loop(run, begun, workdir, context, checkpoints, writer, watchdog, interrupt)
+            loop = Loop(run, begun, folder, context, checkpoints, writer, watchdog, interrupt)
             for step in range(begun.start + 1, run.steps + 1):
                 if loop.step(step):
                     return interrupt.exit_code or 128 + signal.SIGTERM
         checkpoints.wait()
         params = run.parametrisation.of(loop.state)
-        finish(params, begun.provenance, writer, workdir, trackers, report=config.log.report)
+        finish(params, begun.provenance, writer, folder, trackers, report=config.log.report)
+    folder.push()
     begun.stream.close()
     checkpoints.close()
     return 0
 
 
-def tracked_run(run: Run, begun: Begun, workdir: Path, recipe: str) -> TrackedRun | None:
+def tracked_run(run: Run, begun: Begun, folder: RunFolder, recipe: str) -> TrackedRun | None:
     """What trackers are told of the run; None where there are none on this process."""
+    workdir = folder.local
     if not (run.config.log.trackers and multihost.is_main()):
         return None
     return TrackedRun(
         id=run_id(workdir),
-        name=workdir.resolve().name,
+        name=folder.name if folder.remote else workdir.resolve().name,
         workdir=workdir,
         config=dict(leaves(as_plain(run.config))),
         recipe=recipe,
@@ -188,11 +190,11 @@ def begin(run: Run, checkpoints: Checkpoints) -> Begun:
     if start:
         stored = checkpoints.meta(start).get("frozen", {})
         if digests or stored:
-            say(check_frozen(digests, stored, checkpoints.folder))
+            say(check_frozen(digests, stored, checkpoints.place))
         changed = checkpoints.check_settings(start, run.plan.shapes, config)
         earlier = settings.history(checkpoints.meta(start), start, changed)
         state = checkpoints.restore(start, run.plan.shapes, run.plan.shardings)
-        say(f"continuing at step {start} from {checkpoints.folder}")
+        say(f"continuing at step {start} from {checkpoints.place}")
         if changed:
             say(f"differs from the checkpoint: {settings.text(changed)}")
     else:
@@ -217,19 +219,23 @@ class Loop:
         self,
         run: Run,
         begun: Begun,
-        workdir: Path,
+        folder: RunFolder,
         context: EvalContext,
         checkpoints: Checkpoints,
         writer: MetricWriter,
         watchdog: Watchdog,
         interrupt: Interrupt,
     ):
-        self.run, self.config, self.workdir, self.context = run, run.config, workdir, context
+        self.run, self.config, self.folder, self.context = run, run.config, folder, context
         self.state, self.stream, self.begun = begun.state, begun.stream, begun
         self.checkpoints, self.writer = checkpoints, writer
         self.watchdog, self.interrupt = watchdog, interrupt
         self.profiler = Profiler(
-            workdir, self.config.profile.start, self.config.profile.steps, run.steps
+            folder.local,
+            self.config.profile.start,
+            self.config.profile.steps,
+            run.steps,
+            folder.shown,
         )
         self.progress = Progress(run.steps, self.stream.plan.mean_batch(), run.flops)
         self.train_step = make_train_step(run, begun.frozen)
@@ -318,15 +324,17 @@ class Loop:
         }
         if due:
             with self.progress.paused(self.state), self.watchdog.doing("evaluating", pause=True):
-                evaluate(self.run, self.state, due, self.context, self.writer, self.workdir, step)
+                evaluate(
+                    self.run, self.state, due, self.context, self.writer, self.folder.local, step
+                )
 
     def _stopped(self, step: int, saved: bool) -> None:
         self.profiler.finish(step, self.state)
         with self.watchdog.doing("saving", pause=True):
             self.checkpoints.wait()
-        what = f"saved step {step} in {self.checkpoints.folder}"
+        what = f"saved step {step} in {self.checkpoints.place}"
         if not saved:
-            what = f"step {step} was skipped and not saved, {safe_text(self.workdir)}"
+            what = f"step {step} was skipped and not saved, {safe_text(self.folder.place)}"
         say(
             f"{self.interrupt.name or 'another process was stopped'}: {what}; start the same "
             "command again to go on"
@@ -385,21 +393,21 @@ def finish(
     params: Params,
     provenance: dict[str, Any],
     writer: MetricWriter,
-    workdir: Path,
+    folder: RunFolder,
     trackers: Trackers,
     *,
     report: bool,
 ) -> None:
     """Leaves the digest of the final parameters and the report."""
-    digest = params_digest(params)
+    digest, workdir = params_digest(params), folder.local
     say(f"finished; parameters {digest}")
     writer.close()
     if multihost.is_main():
         write_json(workdir / "run.json", {**provenance, "params_digest": digest})
         trackers.file(workdir / "run.json")
         if report:
-            page = write_report([workdir], workdir / "report.html")
-            say(f"report: {page}")
+            page = write_report([workdir], workdir / REPORT, names=[folder.name])
+            say(f"report: {folder.shown(page)}")
             trackers.file(page)
     trackers.end("finished")
 
@@ -408,17 +416,18 @@ def main() -> None:
     """The command `ivj train`."""
     flags.adopt_module_key_flags(cli)
     workdir = flags.DEFINE_string(
-        "workdir", None, "Directory of the run: checkpoints, metrics, pictures, report."
+        "workdir",
+        None,
+        "Directory of the run, local or on an object store: checkpoints, metrics, report.",
     )
 
     def run() -> int:
         use_compile_cache(cli.COMPILE_CACHE.value)
         if not workdir.value:
             raise ValueError("no --workdir given; expected a directory for the run")
-        folder = Path(workdir.value)
         job = cli.COORDINATOR.value, cli.PROCESSES.value, cli.PROCESS.value
-        with multihost.joined(*job, safe=lambda: safe_text(folder)):
-            return train(cli.typed_config(), folder, cli.overridden(), cli.recipe())
+        with multihost.joined(*job, safe=lambda: safe_text(workdir.value)):
+            return train(cli.typed_config(), workdir.value, cli.overridden(), cli.recipe())
 
     cli.run(run)
 

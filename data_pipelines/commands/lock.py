@@ -79,7 +79,7 @@ class DirectoryLock:
                 if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                     raise
             host, process, since = self._holder()
-            gone = host == socket.gethostname() and not _alive(process)
+            gone = host == socket.gethostname() and not process_lives(process)
             if not gone or time.monotonic() > give_up:
                 raise RuntimeError(
                     self._refusal.format(
@@ -98,7 +98,8 @@ class DirectoryLock:
         )
 
 
-def _alive(process: int) -> bool:
+def process_lives(process: int) -> bool:
+    """Whether there is a process of that number on this machine."""
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):

@@ -1,7 +1,6 @@
 """Command line of the ingest: `ivj ingest --help`."""
 
 import argparse
-import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from data_pipelines.ingest.options import (
     IngestOptions,
 )
 from data_pipelines.ingest.run import Report, ingest, summary
+from data_pipelines.records import storage
 
 _DESCRIPTION = """\
 Turn video files into indexed TFRecord shards, once, before training.
@@ -70,7 +70,12 @@ def parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    result.add_argument("--out", metavar="DIR", required=True, help="directory of the shards")
+    result.add_argument(
+        "--out",
+        metavar="DIR",
+        required=True,
+        help="directory of the shards, local or a URL of an object store",
+    )
 
     _add_source(result.add_argument_group("source"))
     _add_clips(result.add_argument_group("clips"))
@@ -292,7 +297,7 @@ def _options(arguments: argparse.Namespace) -> IngestOptions:
 def _judge(report: Report, max_bad: float) -> int:
     if report.bad_share <= max_bad:
         return GOOD
-    reasons = os.path.join(report.manifest.directory, "rejected.jsonl")
+    reasons = storage.join(report.manifest.directory, "rejected.jsonl")
     if report.bad_share >= 1:
         say(f"error: every row was rejected, there is nothing to train on; see {reasons}")
         return BAD_DATA

@@ -7,11 +7,10 @@ run and left out after that.
 
 import dataclasses
 import json
-import os
 
 from data_pipelines.ingest.rows import Row
 from data_pipelines.ingest.work import ShardTask
-from data_pipelines.records.index import write_atomic
+from data_pipelines.records import storage
 
 FILE_NAME = "killed.json"
 
@@ -20,10 +19,10 @@ _LIMIT = 2
 
 def load(out: str) -> dict[str, int]:
     """Clip -> number of workers killed at it; ValueError if the file is unreadable."""
-    path = os.path.join(out, FILE_NAME)
+    path = storage.join(out, FILE_NAME)
     try:
-        with open(path, encoding="utf-8") as file:
-            return {str(key): int(count) for key, count in json.load(file).items()}
+        found = json.loads(storage.read_text(path))
+        return {str(key): int(count) for key, count in found.items()}
     except FileNotFoundError:
         return {}
     except (ValueError, AttributeError, TypeError) as error:
@@ -35,7 +34,7 @@ def add(out: str, row: Row) -> None:
     losses = load(out)
     losses[_key(row)] = losses.get(_key(row), 0) + 1
     text = json.dumps(losses, indent=1, sort_keys=True) + "\n"
-    write_atomic(os.path.join(out, FILE_NAME), text.encode())
+    storage.write_atomic(storage.join(out, FILE_NAME), text.encode())
 
 
 def exclude(task: ShardTask, losses: dict[str, int]) -> ShardTask:

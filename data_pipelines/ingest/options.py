@@ -45,7 +45,7 @@ class IngestOptions(DecodeOptions):
     Attributes:
       source: folder of videos, CSV/TSV or JSONL table, list or JSON file, or `tfds:NAME`.
       format: what a source file is; `auto` looks at its name and first line.
-      out: directory for the shards.
+      out: directory for the shards, local or on an object store.
       name: prefix of the shard names; by default made from the source's name.
       root: what relative paths of a table are relative to; by default the table's folder.
       split: split of rows that name none.
@@ -117,10 +117,10 @@ class IngestOptions(DecodeOptions):
             object.__setattr__(self, "name", _name_from(self.source))
         self._need(
             "out",
-            not storage.is_remote(self.out),
-            "a local or mounted directory; copy finished shards to object storage, where training "
-            "reads them",
+            self.runner == "local" or not storage.is_remote(self.out),
+            "a local or mounted directory with --runner beam, whose machines rename files there",
         )
+        self._check_sources()
         check_name("--name", self.name)
         check_name("--split", self.split)
         check_name("--hold-out-as", self.hold_out_as)
@@ -159,6 +159,15 @@ class IngestOptions(DecodeOptions):
 
     def _need(self, name: str, good: bool, expected: str) -> None:
         _require(good, f"--{name.replace('_', '-')}", getattr(self, name), expected)
+
+    def _check_sources(self) -> None:
+        expected = "a local or mounted path: videos and lists are opened as files"
+        for option, place in (
+            ("--source", self.source),
+            ("--root", self.root),
+            ("--classes", self.classes_file),
+        ):
+            _require(place is None or not storage.is_remote(place), option, place, expected)
 
     def record_options(self) -> dict[str, Any]:
         """The options that decide what is inside a record; the manifest repeats them."""

@@ -10,11 +10,9 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from data_pipelines.ingest.decode import DecodeOptions
@@ -23,8 +21,7 @@ from data_pipelines.ingest.options import IngestOptions
 from data_pipelines.ingest.pool import run_tasks
 from data_pipelines.ingest.rows import Row
 from data_pipelines.ingest.work import ShardTask
-from data_pipelines.records import manifest, schema
-from data_pipelines.records.index import write_atomic
+from data_pipelines.records import manifest, schema, storage
 
 FILE_NAME = "plan.json"
 
@@ -71,15 +68,15 @@ def prepare(
     by_split = _by_split(rows)
     counts = {split: len(members) for split, members in by_split.items()}
     inputs = hash_rows(rows)
-    path = Path(options.out, FILE_NAME)
-    if path.exists():
+    path = storage.join(options.out, FILE_NAME)
+    if storage.exists(path):
         old = _read(path)
         _check_same(options.out, old, options.plan_options(), classes, inputs, counts)
         return old, True
     _check_vacant(options.out)
     shards = {split: _shard_count(members, options) for split, members in by_split.items()}
     plan = IngestPlan(options.plan_options(), classes, inputs, counts, shards)
-    write_atomic(path, _plan_json(plan))
+    storage.write_atomic(path, _plan_json(plan))
     return plan, False
 
 
@@ -164,9 +161,9 @@ def _plan_json(plan: IngestPlan) -> bytes:
     return (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()
 
 
-def _read(path: Path) -> IngestPlan:
+def _read(path: str) -> IngestPlan:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(storage.read_text(path))
         plan = IngestPlan(
             options=dict(content["options"]),
             classes=tuple(content["classes"]),
@@ -229,9 +226,11 @@ def _difference(old: tuple[str, ...], new: tuple[str, ...]) -> str:
 
 
 def _check_vacant(out: str) -> None:
-    taken = sorted(
-        name for name in os.listdir(out) if name.endswith(".tfrecord") or name == manifest.FILE_NAME
-    )
+    try:
+        there = storage.listdir(out)
+    except FileNotFoundError:  # an object store has no empty folders
+        there = []
+    taken = [name for name in there if name.endswith(".tfrecord") or name == manifest.FILE_NAME]
     if taken:
         raise ValueError(
             f"{out}: holds {', '.join(taken[:3])}{', ...' if len(taken) > 3 else ''} but no "

@@ -20,8 +20,9 @@ from data_pipelines.ingest.options import IngestOptions
 from data_pipelines.ingest.pool import Outcome, run_tasks
 from data_pipelines.ingest.rows import Listing, Row
 from data_pipelines.ingest.work import ShardResult, ShardTask
-from data_pipelines.records import manifest, split_names
-from data_pipelines.records.index import write_atomic
+from data_pipelines.records import manifest, split_names, storage
+from data_pipelines.records.outputs import check_folder
+from data_pipelines.records.remote_lock import RemoteLock, held
 
 CLASSES_FILE = "classes.json"
 REJECTED_FILE = "rejected.jsonl"
@@ -81,6 +82,8 @@ def ingest(options: IngestOptions, *, quiet: bool = False) -> Report:
         kept.
     """
     tell: Callable[[str], None] = (lambda message: None) if quiet else say
+    if storage.is_remote(options.out):
+        check_folder("--out", options.out, remote=True)
     listing = _listing(options)
     notes = list(listing.notes)
     rows, classes = labels.resolve(listing.rows, options.classes_file, listing.classes, notes)
@@ -95,8 +98,8 @@ def ingest(options: IngestOptions, *, quiet: bool = False) -> Report:
     for note in notes:
         tell(f"note: {note}")
     try:
-        os.makedirs(options.out, exist_ok=True)
-        with DirectoryLock(options.out) as lock:
+        storage.make_directory(options.out)
+        with held(options.out) as lock:
             return _ingest_locked(options, rows, classes, lock, tell, quiet)
     except beam.BeamError as error:
         raise InterruptedIngest(f"{error}. {_AGAIN}") from error
@@ -110,7 +113,7 @@ def _listing(options: IngestOptions) -> Listing:
     try:
         return sources.read(options)
     except (FileNotFoundError, sources.NothingListed) as error:
-        if not os.path.exists(os.path.join(options.out, plan.FILE_NAME)):
+        if not storage.exists(storage.join(options.out, plan.FILE_NAME)):
             raise
         raise InterruptedIngest(
             f"{error}. The run that was begun in {options.out} found files there: is the storage "
@@ -122,14 +125,14 @@ def _ingest_locked(
     options: IngestOptions,
     rows: Sequence[Row],
     classes: tuple[str, ...],
-    lock: DirectoryLock,
+    lock: DirectoryLock | RemoteLock,
     tell: Callable[[str], None],
     quiet: bool,
 ) -> Report:
     _remove_temporary(options)
     witnesses = presence.choose_witnesses(rows)
     away = presence.away(rows, witnesses)
-    if away and not os.path.exists(os.path.join(options.out, plan.FILE_NAME)):
+    if away and not storage.exists(storage.join(options.out, plan.FILE_NAME)):
         raise InterruptedIngest(f"{away}. Nothing was written; run the same command again then")
     the_plan, resumed = plan.prepare(options, rows, classes)
     killed = losses.load(options.out)
@@ -149,7 +152,12 @@ def _ingest_locked(
 
 
 def _remove_temporary(options: IngestOptions) -> None:
-    """Remove what an interrupted run of ours left half written, and nobody else's files."""
+    """Remove what an interrupted run of ours left half written, and nobody else's files.
+
+    On an object store there is none: what was not uploaded whole is not there.
+    """
+    if storage.is_remote(options.out):
+        return
     lists = (CLASSES_FILE, REJECTED_FILE, WARNINGS_FILE)
     ours = {f"{n}.tmp" for n in (*lists, plan.FILE_NAME, losses.FILE_NAME, manifest.FILE_NAME)}
     part = r"idx|done|task|task\.tmp|failed|failed\.tmp|[0-9a-f]{32}"
@@ -166,7 +174,7 @@ def _remove_temporary(options: IngestOptions) -> None:
 def _write_shards(
     options: IngestOptions,
     tasks: Sequence[ShardTask],
-    lock: DirectoryLock,
+    lock: DirectoryLock | RemoteLock,
     tell: Callable[[str], None],
     quiet: bool,
 ) -> list[ShardResult]:
@@ -194,7 +202,10 @@ def _write_shards(
 
 
 def _outcomes(
-    options: IngestOptions, tasks: Sequence[ShardTask], lock: DirectoryLock, bar: Bar
+    options: IngestOptions,
+    tasks: Sequence[ShardTask],
+    lock: DirectoryLock | RemoteLock,
+    bar: Bar,
 ) -> Generator[Outcome, None, None]:
     if options.runner == "beam":
         return beam.run(options, tasks)
@@ -204,7 +215,8 @@ def _outcomes(
         options.workers,
         on_progress=bar.progress,
         stall_seconds=options.stall_seconds,
-        keep_open=(lock.fileno(),),
+        # The kernel's lock goes on to the workers; one on an object store is renewed from here.
+        keep_open=(lock.fileno(),) if isinstance(lock, DirectoryLock) else (),
     )
 
 
@@ -272,13 +284,13 @@ def _split_info(results: Sequence[ShardResult]) -> manifest.SplitInfo:
 
 def _write_json_list(out: str, name: str, values: Sequence[str]) -> None:
     text = json.dumps(list(values), indent=1, ensure_ascii=False) + "\n"
-    write_atomic(os.path.join(out, name), text.encode())
+    storage.write_atomic(storage.join(out, name), text.encode())
 
 
 def _write_lines(out: str, name: str, lines: Sequence[dict[str, Any]]) -> None:
     ordered = sorted(lines, key=lambda line: (line["split"], line["id"]))
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in ordered)
-    write_atomic(os.path.join(out, name), text.encode())
+    storage.write_atomic(storage.join(out, name), text.encode())
 
 
 def summary(report: Report) -> Iterator[str]:
@@ -293,7 +305,7 @@ def summary(report: Report) -> Iterator[str]:
         stages = ", ".join(f"{stage} {count}" for stage, count in report.rejected.most_common())
         yield (
             f"rejected {report.rejected.total()} ({report.bad_share:.1%}): {stages}; "
-            f"see {os.path.join(m.directory, REJECTED_FILE)}"
+            f"see {storage.join(m.directory, REJECTED_FILE)}"
         )
     if report.missing:
         yield (
@@ -302,7 +314,7 @@ def summary(report: Report) -> Iterator[str]:
         )
     if report.warnings:
         kinds = ", ".join(f"{kind} {count}" for kind, count in report.warnings.most_common())
-        yield f"warnings: {kinds}; see {os.path.join(m.directory, WARNINGS_FILE)}"
+        yield f"warnings: {kinds}; see {storage.join(m.directory, WARNINGS_FILE)}"
     if report.reused:
         yield f"{report.reused} shards were complete from an earlier run"
     if report.frames_written:

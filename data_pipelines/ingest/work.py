@@ -1,6 +1,5 @@
 """Write one shard: the unit of work, of restart and of failure."""
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -17,7 +16,7 @@ from data_pipelines.ingest.pool import JobProgress
 from data_pipelines.ingest.presence import Presence, missing
 from data_pipelines.ingest.rows import Row
 from data_pipelines.records import schema, storage
-from data_pipelines.records.index import INDEX_SUFFIX, IndexFileError, read_index, write_atomic
+from data_pipelines.records.index import INDEX_SUFFIX, IndexFileError, read_index
 from data_pipelines.records.reader import ShardWriter
 
 DONE_SUFFIX = ".done"
@@ -50,7 +49,7 @@ class ShardTask:
     @property
     def path(self) -> str:
         """Of the shard."""
-        return os.path.join(self.directory, self.name)
+        return storage.join(self.directory, self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,13 +93,12 @@ def write_shard(task: ShardTask, progress: JobProgress) -> ShardResult:
         return done
     try:
         for suffix in (DONE_SUFFIX, INDEX_SUFFIX, ""):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(task.path + suffix)
+            storage.remove(task.path + suffix)
         return _write(task, progress)
     except ConnectionError:
         raise  # not the disk: the process that wanted the shard is gone
     except OSError as error:
-        raise RuntimeError(f"cannot write {task.path}: {error.strerror}") from error
+        raise RuntimeError(f"cannot write {task.path}: {error.strerror or error}") from error
 
 
 def _write(task: ShardTask, progress: JobProgress) -> ShardResult:
@@ -147,7 +145,7 @@ def _write(task: ShardTask, progress: JobProgress) -> ShardResult:
     values = dataclasses.asdict(result)
     if not absent:
         del values["missing"]
-    write_atomic(task.path + DONE_SUFFIX, json.dumps(values).encode())
+    storage.write_atomic(task.path + DONE_SUFFIX, json.dumps(values).encode())
     return result
 
 
@@ -189,8 +187,7 @@ def _record(row: Row, labels: tuple[int, ...], clip: DecodedClip, placed: Placed
 
 def read_done(task: ShardTask) -> ShardResult:
     """What the `.done` file of a shard says, unchecked; raises what an unreadable file does."""
-    with open(task.path + DONE_SUFFIX, encoding="utf-8") as file:
-        values = {"missing": (), **json.load(file)}
+    values = {"missing": (), **json.loads(storage.read_text(task.path + DONE_SUFFIX))}
     for name in ("label_counts", "rejected", "warnings", "missing"):
         values[name] = tuple(values[name])
     return ShardResult(**values)
@@ -199,17 +196,18 @@ def read_done(task: ShardTask) -> ShardResult:
 def finished(task: ShardTask) -> ShardResult | None:
     """The result of an earlier run, if shard and index are still exactly what it wrote.
 
-    Not so if a file that was missing then is there now.
+    Not so if a file that was missing then is there now. A shard on an object store, which takes it
+    whole or not at all, is not read again: its size and its index tell it.
     """
     try:
         done = dataclasses.replace(read_done(task), reused=True)
         index = read_index(task.path)
         if (
             done.plan != task.plan
-            or os.path.getsize(task.path) != done.bytes
+            or storage.size(task.path) != done.bytes
             or index.crc != done.index_crc
             or len(index.entries) != done.records
-            or storage.sha256(task.path) != done.sha256
+            or (not storage.is_remote(task.path) and storage.sha256(task.path) != done.sha256)
             or any(not missing(task.rows[position].path) for position in done.missing)
         ):
             return None

@@ -24,7 +24,6 @@ Writing::
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,7 +40,6 @@ from data_pipelines.records.index import (
     CorruptRecordError,
     IndexFileError,
     read_index,
-    write_atomic,
 )
 from data_pipelines.records.manifest import Manifest, ShardInfo
 from data_pipelines.records.reader import RecordSource, ShardWriter
@@ -147,13 +145,13 @@ class CompanionWriter:
         self.directory, self.name, self.split = os.fspath(directory), name, split
         if not name or name.startswith(".") or os.sep in name or "/" in name:
             raise ValueError(f"companion name {name!r} cannot be part of a file name")
-        if os.path.exists(os.path.join(self.directory, manifests.FILE_NAME)):
+        if storage.exists(storage.join(self.directory, manifests.FILE_NAME)):
             raise ValueError(
                 f"{self.directory}: is a dataset; give the companion a directory of its own"
             )
         self._info = manifest.split(split)
         self.fingerprint = manifest.fingerprint(split)
-        os.makedirs(self.directory, exist_ok=True)
+        storage.make_directory(self.directory)
 
     def path(self, number: int) -> str:
         """Path of a shard of the companion."""
@@ -161,7 +159,7 @@ class CompanionWriter:
             f"{self.name}-{self.split}-{self.fingerprint[:12]}-"
             f"{number:05d}-of-{len(self._info.shards):05d}.tfrecord"
         )
-        return os.path.join(self.directory, name)
+        return storage.join(self.directory, name)
 
     def records(self, number: int) -> range:
         """Record numbers of the split that a shard holds."""
@@ -177,7 +175,7 @@ class CompanionWriter:
         # A shard under its final name is whole; of the one whose index was not written, none is.
         try:
             index = read_index(self.path(number))
-            size = os.path.getsize(self.path(number))
+            size = storage.size(self.path(number))
         except (FileNotFoundError, IndexFileError):
             return False
         return index.shard_bytes == size and len(index.entries) == len(self.records(number))
@@ -222,14 +220,12 @@ class CompanionWriter:
         shards = []
         for number in range(len(self._info.shards)):
             path = self.path(number)
-            with open(path, "rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
             index = read_index(path)
             info = ShardInfo(
                 name=os.path.basename(path),
                 records=len(index.entries),
                 bytes=index.shard_bytes,
-                sha256=digest,
+                sha256=storage.sha256(path),
                 index_crc=index.crc,
             )
             shards.append(dataclasses.asdict(info))
@@ -240,7 +236,7 @@ class CompanionWriter:
         splits = {**kept, self.split: {"fingerprint": self.fingerprint, "shards": shards}}
         content = {"version": _VERSION, "name": self.name, "splits": splits}
         text = json.dumps(content, indent=1, sort_keys=True) + "\n"
-        write_atomic(os.path.join(self.directory, FILE_NAME), text.encode())
+        storage.write_atomic(storage.join(self.directory, FILE_NAME), text.encode())
 
 
 class Companion(Sequence[dict[str, np.ndarray]]):
@@ -324,7 +320,7 @@ def open_companion(
 
 
 def _exists(directory: str) -> bool:
-    return os.path.exists(os.path.join(directory, FILE_NAME))
+    return storage.exists(storage.join(directory, FILE_NAME))
 
 
 _SHARD_FIELDS = {"name": str, "records": int, "bytes": int, "sha256": str, "index_crc": int}

@@ -6,11 +6,13 @@ failure is one that passes: time-outs, broken connections, short reads, server e
 requests to slow down (408, 429). Everything else, such as a missing object or a missing
 permission, is raised at once.
 
-Object stores replace objects as a whole, so `write_atomic` is atomic there as well.
+Object stores replace objects as a whole, so `write_atomic` is atomic there as well. To other kinds
+of storage nothing is written (`trees.require_writable`).
 """
 
 import contextlib
 import hashlib
+import logging
 import os
 import re
 import threading
@@ -22,7 +24,7 @@ from typing import Any, BinaryIO, TypeVar
 import numpy as np
 
 from data_pipelines.commands.exit_codes import PassingFault
-from data_pipelines.records.transient import ShortReadError, passes
+from data_pipelines.records.transient import ShortReadError, passes, refusal
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(://|::)")
 _Result = TypeVar("_Result")
@@ -56,7 +58,8 @@ def is_remote(path: str | os.PathLike[str]) -> bool:
     return _SCHEME.match(text) is not None and not text.startswith("file://")
 
 
-def _local(path: str | os.PathLike[str]) -> str:
+def local(path: str | os.PathLike[str]) -> str:
+    """A local path as the system takes it."""
     return os.fspath(path).removeprefix("file://")
 
 
@@ -81,12 +84,18 @@ def _filesystem(path: str) -> tuple[Any, str]:
         with _filesystems_lock:
             system = _filesystems.get(key)
             if system is None:
-                system, _ = _retried(f"{path}: connecting", lambda: fsspec.core.url_to_fs(path))
+                # It logs what it raises, with a traceback.
+                logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
+                # Without its cache of listings: other processes write there as well.
+                system, _ = _retried(
+                    f"{path}: connecting",
+                    lambda: fsspec.core.url_to_fs(path, use_listings_cache=False),
+                )
                 _filesystems[key] = system
         return system, system._strip_protocol(path)
     except ImportError as error:
         raise ImportError(
-            f"{path}: reading {scheme}:// needs another package ({error}); "
+            f"{path}: {scheme}:// needs another package ({error}); "
             "pip install 'internvideo-jax[remote]' has those for gs:// and s3://"
         ) from error
     except ValueError as error:
@@ -111,7 +120,10 @@ def _retried(what: str, call: Callable[[], _Result]) -> _Result:
             return call()
         except Exception as error:  # libraries raise anything; what may not pass goes on
             if not passes(error):
-                raise
+                refused = refusal(what, error)
+                if refused is error:
+                    raise
+                raise refused from error.__cause__  # an OSError between them may have any number
             attempt += 1
             if attempt >= RETRY.attempts:
                 raise StorageError(
@@ -263,13 +275,13 @@ def open_ranges(path: str | os.PathLike[str], size: int | None = None) -> Ranges
     """
     if is_remote(path):
         return _RemoteRanges(os.fspath(path), size)
-    return _LocalRanges(_local(path))
+    return _LocalRanges(local(path))
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
     """The whole content of a file. Raises FileNotFoundError."""
     if not is_remote(path):
-        with open(_local(path), "rb") as file:
+        with open(local(path), "rb") as file:
             return file.read()
     system, inner = _filesystem(os.fspath(path))
     return _retried(f"{path}: reading", lambda: bytes(system.cat_file(inner)))
@@ -304,7 +316,7 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
         system, inner = _filesystem(os.fspath(path))
         _retried(f"{path}: writing", lambda: system.pipe_file(inner, data))
         return
-    path = _local(path)
+    path = local(path)
     tmp = f"{path}.tmp"
     try:
         with create(tmp) as file:
@@ -321,11 +333,23 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
 def publish(tmp: str, path: str | os.PathLike[str]) -> None:
     """Move a finished file to its final place: remote, or local on the same file system."""
     if is_remote(path):
-        system, inner = _filesystem(os.fspath(path))
-        _retried(f"{path}: uploading", lambda: system.put_file(tmp, inner))
+        upload(tmp, os.fspath(path))
         os.unlink(tmp)
     else:
-        os.replace(tmp, _local(path))
+        os.replace(tmp, local(path))
+
+
+def upload(source: str | os.PathLike[str], path: str) -> None:
+    """Copy a local file to an object store, where it is whole or not there."""
+    system, inner = _filesystem(path)
+
+    def once() -> None:
+        system.put_file(os.fspath(source), inner)
+        there, here = int(system.info(inner)["size"]), os.path.getsize(source)
+        if there != here:  # a server that took the end of a broken connection for that of the file
+            raise ShortReadError(f"{there} of {here} bytes arrived")
+
+    _retried(f"{path}: uploading", once)
 
 
 def remove(path: str | os.PathLike[str]) -> None:
@@ -335,21 +359,27 @@ def remove(path: str | os.PathLike[str]) -> None:
             system, inner = _filesystem(os.fspath(path))
             _retried(f"{path}: deleting", lambda: system.rm_file(inner))
         else:
-            os.unlink(_local(path))
+            os.unlink(local(path))
 
 
 def size(path: str | os.PathLike[str]) -> int:
     """Bytes of a file. Raises FileNotFoundError."""
     if not is_remote(path):
-        return os.stat(_local(path)).st_size
+        return os.stat(local(path)).st_size
     system, inner = _filesystem(os.fspath(path))
     return int(_retried(f"{path}: asking for its size", lambda: system.info(inner))["size"])
+
+
+def version(path: str) -> str:
+    """What changes when a remote file is written anew. Raises FileNotFoundError."""
+    system, inner = _filesystem(path)
+    return str(_retried(f"{path}: looking at it", lambda: system.ukey(inner)))
 
 
 def exists(path: str | os.PathLike[str]) -> bool:
     """Whether there is a file or directory."""
     if not is_remote(path):
-        return os.path.exists(_local(path))
+        return os.path.exists(local(path))
     system, inner = _filesystem(os.fspath(path))
     try:
         # Not `exists`, which takes every error for a "no".
@@ -362,7 +392,7 @@ def exists(path: str | os.PathLike[str]) -> bool:
 def is_directory(path: str | os.PathLike[str]) -> bool:
     """Whether there is a local directory, or anything below a remote path."""
     if not is_remote(path):
-        return os.path.isdir(_local(path))
+        return os.path.isdir(local(path))
     try:
         return bool(listdir(path))
     except FileNotFoundError:
@@ -376,7 +406,7 @@ def sizes(directory: str | os.PathLike[str]) -> dict[str, int]:
       FileNotFoundError: there is no such directory.
     """
     if not is_remote(directory):
-        with os.scandir(_local(directory)) as entries:
+        with os.scandir(local(directory)) as entries:
             return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
     system, inner = _filesystem(os.fspath(directory).rstrip("/"))
     found = _retried(f"{directory}: listing", lambda: system.ls(inner, detail=True, refresh=True))
@@ -390,10 +420,25 @@ def sizes(directory: str | os.PathLike[str]) -> dict[str, int]:
 def listdir(directory: str | os.PathLike[str]) -> list[str]:
     """Sorted names in a directory. Raises FileNotFoundError."""
     if not is_remote(directory):
-        return sorted(os.listdir(_local(directory)))
+        return sorted(os.listdir(local(directory)))
     system, inner = _filesystem(os.fspath(directory).rstrip("/"))
     found = _retried(f"{directory}: listing", lambda: system.ls(inner, detail=False))
     return sorted(name.rstrip("/").rpartition("/")[2] for name in found)
+
+
+def below(directory: str) -> dict[str, int]:
+    """Path from a remote directory -> bytes, of all files below it, sorted; none where it is not
+    there."""
+    system, inner = _filesystem(directory.rstrip("/"))
+    found = _retried(f"{directory}: listing", lambda: system.find(inner, detail=True))
+    start = len(inner.rstrip("/")) + 1
+    return {name[start:]: int(info["size"] or 0) for name, info in sorted(found.items())}
+
+
+def make_directory(path: str | os.PathLike[str]) -> None:
+    """Make a local directory; object stores have none, only names with slashes."""
+    if not is_remote(path):
+        os.makedirs(local(path), exist_ok=True)
 
 
 def join(directory: str | os.PathLike[str], name: str) -> str:

@@ -1,4 +1,4 @@
-"""Which failures of remote storage pass: those that are worth another try."""
+"""Which failures of remote storage pass, so that they are worth another try; how others read."""
 
 import errno
 
@@ -24,6 +24,9 @@ _TRANSIENT_NAMES = frozenset(
         "ResponseStreamingError",
     }
 )
+# Whose errors are of no use to a person without a word on what was tried.
+_LIBRARIES = ("aiobotocore", "aiohttp", "azure", "botocore", "gcsfs", "google", "requests", "s3fs")
+_ADVICE = "check the credentials, the endpoint and the name of the bucket"
 _TRANSIENT_ERRNO = NETWORK | {errno.EIO, errno.EBUSY, errno.EAGAIN, errno.EPIPE}
 
 
@@ -39,12 +42,14 @@ def _status(error: BaseException) -> int:
 
 def passes(error: BaseException | None) -> bool:
     """Whether trying again may help."""
-    for _ in range(8):  # a chain of causes, normally one or two long
-        if error is None:
-            return False
-        status = _status(error)
-        if status:
-            return status >= 500 or status in (408, 429)
+    chain: list[BaseException] = []  # of causes, normally one or two long
+    while error is not None and len(chain) < 8:
+        chain.append(error)
+        error = error.__cause__ or error.__context__
+    # What the server said counts more than what a library made of it.
+    if status := next(filter(None, map(_status, chain)), 0):
+        return status >= 500 or status in (408, 429)
+    for error in chain:
         if isinstance(error, (TimeoutError, ConnectionError, ShortReadError)):
             return True
         if isinstance(error, (FileNotFoundError, PermissionError, NotImplementedError)):
@@ -53,5 +58,18 @@ def passes(error: BaseException | None) -> bool:
             return True
         if any(kind.__name__ in _TRANSIENT_NAMES for kind in type(error).__mro__):
             return True
-        error = error.__cause__ or error.__context__
     return False
+
+
+def refusal(what: str, error: Exception) -> Exception:
+    """The error that a person can read, where the library's own does not say what was tried."""
+    text = " ".join(str(error).split())[:300] or type(error).__name__
+    if isinstance(error, PermissionError):
+        return PermissionError(f"{what}: not allowed ({text}); {_ADVICE}")
+    if isinstance(error, FileNotFoundError | ImportError):
+        return error
+    bare = isinstance(error, OSError) and error.errno is None
+    reasons = (error, error.__cause__, error.__context__)
+    if bare or any(type(reason).__module__.partition(".")[0] in _LIBRARIES for reason in reasons):
+        return OSError(f"{what}: {text}; {_ADVICE}")
+    return error

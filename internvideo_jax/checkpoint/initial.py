@@ -13,7 +13,7 @@ import numpy as np
 
 from internvideo_jax.checkpoint.classes import HEAD, HeadRows, head_rows, some
 from internvideo_jax.checkpoint.fit import differing_fields, settings_of
-from internvideo_jax.checkpoint.reading import Step, step_of
+from internvideo_jax.checkpoint.reading import DamagedStep, Step, step_of
 from internvideo_jax.config import TrainConfig, current
 from internvideo_jax.ops.position_tables import resize_patches
 from internvideo_jax.parallel.multihost import to_host
@@ -25,7 +25,7 @@ from internvideo_jax.types import (
     unflatten_paths,
 )
 from internvideo_jax.weights import files, finite, folders
-from internvideo_jax.weights.named import resolve
+from internvideo_jax.weights.named import origin, resolve
 
 TABLES = ("pos_embed",)  # leaves that may be resized to another token grid
 
@@ -131,11 +131,17 @@ def load_source(path: str) -> InitialWeights:
         said = weights.stated
         stated = {**said.settings, **weights.geometry}
         return InitialWeights(dict(weights.params), stated, said.classes)
-    step = step_of(place)
+    try:
+        step = step_of(place)
+        params = step.parameters()
+    except DamagedStep as error:
+        if place == Path(path):
+            raise
+        # Of a copy; what it was copied from is what the user knows.
+        text = f"{origin(path)} is damaged ({error.what}); give another step of that run"
+        raise DamagedStep(text, error.what) from error.__cause__
     return InitialWeights(
-        step.parameters(),
-        _config_of(step).get("model", {}),
-        tuple(step.meta.get("classes", ())),
+        params, _config_of(step).get("model", {}), tuple(step.meta.get("classes", ()))
     )
 
 

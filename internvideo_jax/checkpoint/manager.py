@@ -11,11 +11,13 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from data_pipelines.records import storage
 from data_pipelines.stream.identity import class_difference, differences, digest
 from internvideo_jax.checkpoint.apart import KEY, Apart, targets
 from internvideo_jax.checkpoint.digests import examine
 from internvideo_jax.checkpoint.metadata import describe_tree, first_difference
-from internvideo_jax.checkpoint.reading import Step, sealed
+from internvideo_jax.checkpoint.reading import DamagedStep, Step, sealed
+from internvideo_jax.checkpoint.remote_steps import RemoteSteps
 from internvideo_jax.checkpoint.settings import Changes, changes, check
 from internvideo_jax.checkpoint.steps import FOLDER, complete_steps, shown
 from internvideo_jax.config import CheckpointConfig, TrainConfig
@@ -78,8 +80,18 @@ class Checkpoints:
     are kept: with config.keep = 1 the one before it stays until the next save.
     """
 
-    def __init__(self, workdir: str | Path, config: CheckpointConfig):
+    def __init__(
+        self, workdir: str | Path, config: CheckpointConfig, remote: RemoteSteps | None = None
+    ):
+        """
+        Args:
+          workdir: of the run; where that is on an object store, the local folder in its stead.
+          remote: the checkpoints there.
+        """
         self.folder = Path(workdir).absolute() / FOLDER
+        self._remote = remote
+        # As messages say it.
+        self.place = str(self.folder) if remote is None else remote.url
         self._apart = Apart(self.folder)
         self._keep = config.keep
         self._accept_new_data = config.accept_new_data
@@ -87,7 +99,7 @@ class Checkpoints:
             self.folder,
             item_names=("state", "meta"),
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=max(config.keep, 2),
+                max_to_keep=max(config.keep, 2) if remote is None else 2,
                 create=True,
                 cleanup_tmp_directories=True,
                 enable_async_checkpointing=config.asynchronous,
@@ -119,6 +131,7 @@ class Checkpoints:
                 f"not, in {_first(examined.wrong)}; it was not saved. Lower config.optim.lr or set "
                 f"config.optim.clip_norm; {self.sound_text()}"
             )
+        self._wait_remote()
         self._make_room(tree, state.frozen if self._apart.missing() else {})
         meta = {**meta, "layout": LAYOUT, "step": step, "tree": describe_tree(tree)}
         try:
@@ -132,6 +145,8 @@ class Checkpoints:
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise self._explain(step, error) from error
+        if self._remote is not None and multihost.is_main():
+            self._remote.start(step, self._manager.wait_until_finished)
 
     def _make_room(self, tree: Tree, frozen: Tree) -> None:
         """RuntimeError when the disk cannot hold another checkpoint; nothing is written then.
@@ -147,6 +162,8 @@ class Checkpoints:
         free = shutil.disk_usage(self.folder).free
         if free < 1.05 * needed:
             text = f"{free / 2**20:.0f} MiB free, {1.05 * needed / 2**20:.0f} MiB needed"
+            if self._remote is not None:
+                text += f" in {self.folder}, from where it is copied (IVJ_STAGING)"
             error = OSError(errno.ENOSPC, text)
             raise self._explain(int(tree["step"]), error) from error
 
@@ -156,10 +173,30 @@ class Checkpoints:
             self._manager.wait_until_finished()
         except (OSError, ValueError, RuntimeError) as error:
             raise self._explain(None, error) from error
+        self._wait_remote()
+
+    def _wait_remote(self) -> None:
+        if self._remote is None:
+            return
+        try:
+            self._remote.wait()
+        except (OSError, ValueError, RuntimeError) as error:
+            raise self._explain(None, error) from error
+
+    def _where(self, step: int) -> Path | str:
+        """The folder of a step, or its URL."""
+        return self.folder / str(step) if self._remote is None else f"{self.place}/{step}"
+
+    def _steps(self) -> list[int]:
+        """Complete ones, which a start would see."""
+        return complete_steps(self.folder) if self._remote is None else self._remote.steps()
 
     def _explain(self, step: int | None, error: Exception) -> RuntimeError:
-        complete = complete_steps(self.folder)
-        safe = f"step {complete[-1]} in {self.folder} is complete" if complete else "none exists"
+        try:
+            complete = self._steps()
+        except (OSError, storage.StorageError):  # it may be what the save failed of
+            complete = []
+        safe = f"step {complete[-1]} in {self.place} is complete" if complete else "none exists"
         which = f"of step {step} " if step is not None else ""
         return RuntimeError(
             f"could not save the checkpoint {which}({_first_line(error)}); the last complete one: "
@@ -171,7 +208,22 @@ class Checkpoints:
         return self._at(step).meta
 
     def _at(self, step: int) -> Step:
-        return Step.at(self.folder / str(step))
+        try:
+            return Step.at(self.folder / str(step))
+        except DamagedStep as error:
+            raise self._damaged(step, error) from error.__cause__
+
+    def _damaged(self, step: int, error: DamagedStep) -> DamagedStep:
+        """The same, of the step that the user knows where this one is a copy."""
+        if self._remote is None:
+            return error
+        others = [other for other in self._steps() if other != step]
+        then = f"goes on from step {others[-1]}" if others else "starts anew"
+        return DamagedStep(
+            f"step {step} in {self.place} is damaged ({error.what}); remove {self.place}/{step}, "
+            f"and start the same command again, which then {then}",
+            error.what,
+        )
 
     def check_data(self, step: int, identity: dict[str, Any]) -> None:
         """ValueError unless the checkpoint's data stream is the one described by `identity`."""
@@ -180,7 +232,7 @@ class Checkpoints:
         if not lines or self._accept_new_data:
             return
         raise ValueError(
-            f"the data stream is not the one of {self.folder}/{step}:\n"
+            f"the data stream is not the one of {self.place}/{step}:\n"
             f"  fingerprint: found {digest(identity)}, the checkpoint has {digest(stored)}\n"
             + "\n".join(f"  {line}" for line in lines)
             + "\nGive the same data and settings, or another --workdir; "
@@ -200,7 +252,7 @@ class Checkpoints:
         difference = class_difference(classes, stored, "the checkpoint")
         if not (stored and classes and difference):
             return
-        where = f"{self.folder}/{step}"
+        where = f"{self.place}/{step}"
         raise ValueError(
             f"the classes of the data are not those of {where}: {difference}. Give the data with "
             "that class list, or start another run from these weights: another --workdir, "
@@ -208,7 +260,7 @@ class Checkpoints:
         )
 
     def _check_fit(self, step: int, shapes: TrainState) -> None:
-        meta, where = self.meta(step), f"{self.folder}/{step}"
+        meta, where = self.meta(step), f"{self.place}/{step}"
         if meta.get("layout") != LAYOUT:
             raise ValueError(
                 f"{where} has checkpoint layout {meta.get('layout')}, this program reads {LAYOUT}"
@@ -233,7 +285,7 @@ class Checkpoints:
         """
         self._check_fit(step, shapes)
         found = changes(self.meta(step).get("config", {}), config)
-        check(found, self.folder / str(step))
+        check(found, self._where(step))
         return found
 
     def restore(self, step: int, shapes: TrainState, shardings: TrainState) -> TrainState:
@@ -243,6 +295,12 @@ class Checkpoints:
           ValueError: the checkpoint holds another model, optimizer or layout; DamagedStep: its
             files or arrays are not those that were saved.
         """
+        try:
+            return self._restored(step, shapes, shardings)
+        except DamagedStep as error:
+            raise self._damaged(step, error) from error.__cause__
+
+    def _restored(self, step: int, shapes: TrainState, shardings: TrainState) -> TrainState:
         found = self._at(step)
         self._check_fit(step, shapes)
         apart = found.apart()
@@ -273,6 +331,8 @@ class Checkpoints:
         if multihost.is_main():
             shutil.rmtree(aside, ignore_errors=True)
             here.rename(aside)
+            if self._remote is not None:
+                return self._remote.set_aside(step, aside)
         return shown(aside)
 
     def sound_text(self, without: int = 0) -> str:
@@ -282,12 +342,12 @@ class Checkpoints:
           without: a step that does not count.
         """
         self.wait()
-        steps = [step for step in complete_steps(self.folder) if step != without]
+        steps = [step for step in self._steps() if step != without]
+        where = shown(self.folder) if self._remote is None else self.place
         if not steps:
-            return f"there is no sound step in {shown(self.folder)}, the same command starts anew"
+            return f"there is no sound step in {where}, the same command starts anew"
         return (
-            f"the last sound step is step {steps[-1]} in {shown(self.folder)}, the same command "
-            "goes on from it"
+            f"the last sound step is step {steps[-1]} in {where}, the same command goes on from it"
         )
 
     def close(self) -> None:

@@ -20,7 +20,7 @@ from internvideo_jax.types import (
     Tree,
     flatten_paths,
 )
-from internvideo_jax.weights.named import resolve
+from internvideo_jax.weights.named import origin
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -53,7 +53,7 @@ def git_revision() -> str:
 def weights_provenance(checkpoint: str, params: Params) -> dict[str, Any]:
     """Which weights made a result, and with what; collective over processes."""
     return {
-        "checkpoint": str(resolve(checkpoint).absolute()),
+        "checkpoint": origin(checkpoint),
         "params_digest": params_digest(params),
         "versions": versions(),
         "git": git_revision(),

@@ -50,7 +50,15 @@ CAUSES = (
 
 
 class DamagedStep(ValueError):
-    """A step whose files are not those that were saved."""
+    """A step whose files are not those that were saved.
+
+    Attributes:
+      what: is wrong with it.
+    """
+
+    def __init__(self, text: str, what: str):
+        super().__init__(text)
+        self.what = what
 
 
 class _Wrong(Exception):
@@ -296,7 +304,8 @@ def damaged(step: Path, what: str, named: bool = False) -> DamagedStep:
     """`step 6 in runs/x/checkpoints is damaged (...); step 3 is complete: remove or move ...`."""
     here = shown(step)
     if not step.name.isdigit():
-        return DamagedStep(f"the checkpoint {here} is damaged ({what}); give another one")
+        text = f"the checkpoint {here} is damaged ({what}); give another one"
+        return DamagedStep(text, what)
     advice = f"no other step is complete: remove or move {here}; the run then starts anew"
     others = [number for number in complete_steps(step.parent) if str(number) != step.name]
     for number in reversed(others):
@@ -306,7 +315,7 @@ def damaged(step: Path, what: str, named: bool = False) -> DamagedStep:
         advice = f"step {number} is complete: {f'give {shown(other)}' if named else advice}"
         break
     return DamagedStep(
-        f"step {step.name} in {shown(step.parent)} is damaged ({what}); {advice}",
+        f"step {step.name} in {shown(step.parent)} is damaged ({what}); {advice}", what
     )
 
 

@@ -89,8 +89,12 @@ def _differing(path: str, there: Plain, here: Plain) -> Iterator[tuple[str, tupl
         yield path, (one, other)
 
 
-def check(found: Changes, step: Path) -> None:
-    """ValueError where a change is none of how the run goes on, but of what it is."""
+def check(found: Changes, step: Path | str) -> None:
+    """ValueError where a change is none of how the run goes on, but of what it is.
+
+    Args:
+      step: that the run goes on from; its URL where it is on an object store.
+    """
     refused = {
         key: FIXED[key.split(".")[0]]
         for key, (old, new) in found.items()
@@ -98,12 +102,13 @@ def check(found: Changes, step: Path) -> None:
     }
     if not refused:
         return
+    where = step if isinstance(step, str) else shown(step)
     lines = [f"  {text({key: found[key]})}: {why}" for key, why in refused.items()]
     raise ValueError(
-        f"{shown(step)} was made with other settings:\n"
+        f"{where} was made with other settings:\n"
         + "\n".join(lines)
         + "\nGive the values of the checkpoint, or start another run from its parameters: another "
-        f"--workdir and --config.init_from={shown(step)}"
+        f"--workdir and --config.init_from={where}"
     )
 
 

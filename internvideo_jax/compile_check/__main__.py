@@ -23,6 +23,7 @@ from typing import Any
 
 from absl import flags
 
+from data_pipelines.records.outputs import check_file, local_only
 from internvideo_jax import cli
 from internvideo_jax.compile_check.aot import check_steps, gib, whole_parameters
 from internvideo_jax.compile_check.hardware import Slice, open_slice
@@ -201,6 +202,8 @@ def main() -> None:
             return 0 if fits else 1
         length, known_classes, source = find_records(records.value, config)
         many = classes.value or known_classes or CLASSES
+        if output.value:
+            check_file("--json", output.value)
         target = open_slice(topology.value)
         if searching.value or free.value:
             return search_best(
@@ -211,7 +214,9 @@ def main() -> None:
                 compiles=compiles.value,
                 free_batch=free.value,
                 fast=fast.value,
-                cache=CompileCache(Path(remembered.value or default_path())),
+                cache=CompileCache(
+                    local_only("--search_cache", remembered.value or default_path())
+                ),
                 price=price.value,
                 length=source,
             )

@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import IO
 
 from data_pipelines.commands.exit_codes import STOPPED, ExitCode, starts_again
+from data_pipelines.records.outputs import local_argument
 from internvideo_jax.checkpoint.steps import newest_step
 from internvideo_jax.parallel.peers import TOKEN
 
@@ -81,7 +82,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--logs",
-        type=Path,
+        type=local_argument,
         help="folder for the output of process > 0; by default it is shown with [process] before "
         "every line",
     )
@@ -242,6 +243,15 @@ def verdict(codes: Sequence[int]) -> int:
     return 0
 
 
+def _progress(workdir: str | None) -> int | None:
+    """The newest complete step of a run; None where there is none, or storage does not say."""
+    try:
+        return newest_step(workdir) if workdir else None
+    except (OSError, RuntimeError, ImportError) as error:
+        say(f"the checkpoints of {workdir} cannot be listed ({error})")
+        return None
+
+
 def launch(options: argparse.Namespace) -> int:
     """Runs the job to its end; returns the exit code of the launcher."""
     workdir = workdir_of(options.command)
@@ -259,7 +269,7 @@ def launch(options: argparse.Namespace) -> int:
     before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         ends: list[int] = []  # codes of the attempts since the last progress
-        best = newest_step(workdir) if workdir else None
+        best = _progress(workdir)
         while True:
             attempt = Attempt(options)
             if stopped:  # it came between two attempts, or while the processes were started
@@ -270,7 +280,7 @@ def launch(options: argparse.Namespace) -> int:
                 return code
             if stopped:
                 return 128 + stopped
-            newest = newest_step(workdir) if workdir else None
+            newest = _progress(workdir)
             if newest is not None and (best is None or newest > best):
                 ends, best = [], newest
             ends.append(code)

@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from absl import flags
 from jax.sharding import Mesh
 
-from data_pipelines.commands.outputs import check_folder
-from data_pipelines.records import manifest
+from data_pipelines.records import manifest, storage
 from data_pipelines.records.companion import CompanionWriter
 from data_pipelines.records.dataset import Dataset, open_dataset
-from data_pipelines.records.storage import write_atomic
+from data_pipelines.records.outputs import check_folder
 from data_pipelines.stream.identity import differences
 from internvideo_jax import cli
 from internvideo_jax.checkpoint.metadata import weights_provenance
@@ -50,7 +49,7 @@ class ShardJob:
     options: Any  # the command's own dataclass
     threads: int
     provenance: dict[str, Any]
-    out: Path
+    out: str | os.PathLike[str]
     part: int
     parts: int
 
@@ -90,7 +89,7 @@ def command(
         use_compile_cache(cli.COMPILE_CACHE.value)
         if not checkpoint.value or not out.value:
             raise ValueError("--checkpoint and --out are needed, see --help")
-        check_folder("--out", out.value)
+        check_folder("--out", out.value, remote=True)
         check_part(part.value, parts.value)
         config = cli.typed_config()
         given = fill(options(**{name: flag.value for name, flag in chosen.items()}), config)
@@ -118,7 +117,7 @@ def command(
                 given,
                 threads,
                 provenance,
-                Path(out.value),
+                out.value,
                 part.value,
                 parts.value,
             )
@@ -131,7 +130,7 @@ def command(
 def define_out(what: str) -> tuple[Any, Any, Any]:
     """The flags --out, --part and --parts."""
     return (
-        flags.DEFINE_string("out", None, f"Directory for the {what}."),
+        flags.DEFINE_string("out", None, f"Directory for the {what}, local or on an object store."),
         flags.DEFINE_integer("part", 0, "Which part of the shards this process takes, from 0."),
         flags.DEFINE_integer("parts", 1, "Processes that share the shards.", lower_bound=1),
     )
@@ -153,7 +152,7 @@ def check_part(part: int, parts: int) -> None:
         raise ValueError(f"--part={part}: expected 0 to {parts - 1}")
 
 
-def check_same(path: Path, provenance: dict[str, Any], settings: str, *others: str) -> None:
+def check_same(path: str, provenance: dict[str, Any], settings: str, *others: str) -> None:
     """Writes what decides the output, or compares it with what made the one that is there.
 
     Args:
@@ -161,10 +160,10 @@ def check_same(path: Path, provenance: dict[str, Any], settings: str, *others: s
       others: of further entries that decide it; by default those of weights, data and model.
     """
     text = json.dumps(provenance, indent=1, sort_keys=True, default=str) + "\n"
-    if not path.exists():
-        write_atomic(str(path), text.encode())
+    if not storage.exists(path):
+        storage.write_atomic(path, text.encode())
         return
-    before, now = json.loads(path.read_text()), json.loads(text)
+    before, now = json.loads(storage.read_text(path)), json.loads(text)
     for name in (settings, *(others or ("params_digest", "data_fingerprint", "model"))):
         found, there = now[name], before.get(name)
         if there == found:
@@ -230,7 +229,7 @@ def write_shards(
     return written
 
 
-def finish(writer: CompanionWriter, out: Path) -> None:
+def finish(writer: CompanionWriter, out: str | os.PathLike[str]) -> None:
     """Writes the manifest where no shard is missing any more, and says so."""
     left = writer.missing()
     if left:

@@ -16,9 +16,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,7 +26,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from data_pipelines.clips import transforms
-from data_pipelines.records import schema
+from data_pipelines.records import schema, storage
 from data_pipelines.records.companion import CompanionWriter
 from data_pipelines.records.dataset import Dataset, UnreadableRecordError
 from data_pipelines.stream.prefetch import in_order
@@ -191,7 +191,12 @@ def _times(record: schema.Record | None, frames: np.ndarray) -> np.ndarray:
 
 
 def extract(
-    extractor: Extractor, out: Path, provenance: dict[str, Any], *, part: int = 0, parts: int = 1
+    extractor: Extractor,
+    out: str | os.PathLike[str],
+    provenance: dict[str, Any],
+    *,
+    part: int = 0,
+    parts: int = 1,
 ) -> int:
     """Writes the missing shards of this process, and the manifest once all are there.
 
@@ -205,7 +210,7 @@ def extract(
     by_shard.check_part(part, parts)
     dataset = extractor.dataset
     writer = CompanionWriter(out, NAME, dataset.manifest, dataset.split)
-    by_shard.check_same(out / f"{NAME}-{dataset.split}.json", provenance, "windows")
+    by_shard.check_same(storage.join(out, f"{NAME}-{dataset.split}.json"), provenance, "windows")
     windows = 0
 
     def rows(records: range) -> Iterator[dict[str, np.ndarray]]:

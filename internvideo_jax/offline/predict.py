@@ -12,17 +12,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from absl import flags
 
-from data_pipelines.commands.outputs import check_file
 from data_pipelines.ingest.file_views import FileViews, list_files
-from data_pipelines.records import manifest
-from data_pipelines.records.storage import write_atomic
+from data_pipelines.records import manifest, storage
+from data_pipelines.records.outputs import check_file, local_only
 from internvideo_jax import cli
 from internvideo_jax.api.model import VideoModel
 from internvideo_jax.checkpoint.metadata import weights_provenance
@@ -167,10 +166,15 @@ class Predictor:
         )
 
 
-def write(prediction: Prediction, out: Path, count: int, provenance: dict[str, Any]) -> None:
+def write(
+    prediction: Prediction,
+    out: str | os.PathLike[str],
+    count: int,
+    provenance: dict[str, Any],
+) -> None:
     """The rows as JSON with what made them, as JSONL, or as CSV, by the suffix of `out`."""
-    rows = prediction.rows(count)
-    if out.suffix == ".json":
+    rows, suffix = prediction.rows(count), os.path.splitext(out)[1]
+    if suffix == ".json":
         content = {
             **provenance,
             "protocol": prediction.protocol,
@@ -181,9 +185,9 @@ def write(prediction: Prediction, out: Path, count: int, provenance: dict[str, A
         }
         text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
     else:
-        text = sheet(rows) if out.suffix == ".csv" else jsonl(rows)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(str(out), text.encode("utf-8", "backslashreplace"))
+        text = sheet(rows) if suffix == ".csv" else jsonl(rows)
+    storage.make_directory(os.path.dirname(os.fspath(out)) or ".")
+    storage.write_atomic(out, text.encode("utf-8", "backslashreplace"))
 
 
 def report(prediction: Prediction) -> None:
@@ -202,7 +206,7 @@ def predict(
     config: TrainConfig,
     checkpoint: str,
     places: Sequence[str],
-    outs: Sequence[Path] = (),
+    outs: Sequence[str | os.PathLike[str]] = (),
     *,
     labels: Sequence[str] = (),
     template: str = "plain",
@@ -220,11 +224,12 @@ def predict(
     Raises:
       ValueError: nothing that can be used; settings that do not fit (`Predictor`).
     """
-    shards = [place for place in places if (Path(place) / manifest.FILE_NAME).is_file()]
+    shards = [place for place in places if storage.exists(storage.join(place, manifest.FILE_NAME))]
     if shards and len(places) > 1:
         raise ValueError(f"{shards[0]} is a directory of shards; give it alone")
     for place in places:
         if not shards:
+            local_only("videos", place)
             list_files(place)  # what is not there shows before the model is loaded
     predictor = Predictor(config, checkpoint, labels=labels, template=template, threads=threads)
     found = predictor.shards(shards[0], split) if shards else predictor.files(places)
@@ -265,7 +270,7 @@ def main() -> None:
                 "--checkpoint=RUN; see --help"
             )
         for out in outs.value:
-            check_file("--out", out, SUFFIXES)
+            check_file("--out", out, SUFFIXES, remote=True)
         config = cli.typed_config()
         if protocol.value:
             config = with_protocol(config, protocol.value, cli.overridden())
@@ -273,7 +278,7 @@ def main() -> None:
             config,
             checkpoint.value,
             words,
-            tuple(Path(out) for out in outs.value),
+            outs.value,
             labels=cli.read_labels(labels.value),
             template=template.value,
             count=top.value,

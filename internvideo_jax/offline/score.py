@@ -17,9 +17,8 @@ import functools
 import itertools
 import json
 import os
-import shutil
+import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -27,9 +26,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from data_pipelines.clips import sampling, transforms
-from data_pipelines.records import schema
+from data_pipelines.records import schema, storage
 from data_pipelines.records.dataset import Dataset, UnreadableRecordError
-from data_pipelines.records.storage import write_atomic
 from data_pipelines.text.caption import clean_caption
 from internvideo_jax.config import TrainConfig
 from internvideo_jax.inference.clips import clip_batches
@@ -221,7 +219,12 @@ def row(record: schema.Record, caption: str, similarity: float) -> dict[str, Any
 
 
 def score(
-    scorer: Scorer, out: Path, provenance: dict[str, Any], *, part: int = 0, parts: int = 1
+    scorer: Scorer,
+    out: str | os.PathLike[str],
+    provenance: dict[str, Any],
+    *,
+    part: int = 0,
+    parts: int = 1,
 ) -> int:
     """Writes the missing shards of this process, and the joined list once all are there.
 
@@ -234,21 +237,21 @@ def score(
       UnreadableRecordError: a damaged record, unless those are skipped.
     """
     by_shard.check_part(part, parts)
-    out.mkdir(parents=True, exist_ok=True)
+    storage.make_directory(out)
     dataset = scorer.dataset
-    by_shard.check_same(out / f"{NAME}-{dataset.split}.json", provenance, "scoring")
+    by_shard.check_same(storage.join(out, f"{NAME}-{dataset.split}.json"), provenance, "scoring")
     counts = [shard.records for shard in dataset.manifest.split(dataset.split).shards]
     bounds = [0, *itertools.accumulate(counts)]
     paths = [
-        out / f"{NAME}-{dataset.split}-{number:05d}-of-{len(counts):05d}.jsonl"
+        storage.join(out, f"{NAME}-{dataset.split}-{number:05d}-of-{len(counts):05d}.jsonl")
         for number in range(len(counts))
     ]
-    missing = [number for number, path in enumerate(paths) if not path.exists()]
+    missing = [number for number, path in enumerate(paths) if not storage.exists(path)]
     rows = written = 0
     for number in by_shard.mine(missing, part, parts, dict(enumerate(counts))):
         found = scorer.shard(range(bounds[number], bounds[number + 1]))
         lines = "".join(json.dumps(each, ensure_ascii=True) + "\n" for each in found)
-        write_atomic(paths[number], lines.encode())
+        storage.write_atomic(paths[number], lines.encode())
         rows, written = rows + len(found), written + 1
     if written:
         say(f"{rows} captions in {written} shards")
@@ -259,13 +262,13 @@ def score(
     ):
         if count:
             say(f"warning: {count} {what} and have no row")
-    left = [path for path in paths if not path.exists()]
+    left = [path for path in paths if not storage.exists(path)]
     if left:
         say(f"{len(left)} shards are left to other processes")
         return written
-    joined = out / f"{NAME}-{dataset.split}.jsonl"
+    joined = storage.join(out, f"{NAME}-{dataset.split}.jsonl")
     _join(paths, joined)
-    if not joined.stat().st_size:
+    if not storage.size(joined):
         raise ValueError(
             f"split {dataset.split!r} of {dataset.manifest.directory} gave no row: no record has "
             "a caption that can be scored"
@@ -274,13 +277,13 @@ def score(
     return written
 
 
-def _join(paths: Sequence[Path], out: Path) -> None:
-    temporary = out.with_suffix(f".{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
+def _join(paths: Sequence[str], out: str) -> None:
+    beside = None if storage.is_remote(out) else os.path.dirname(storage.local(out))
+    handle, temporary = tempfile.mkstemp(dir=beside, suffix=".tmp")
+    with open(handle, "wb") as file:
         for path in paths:
-            with path.open("rb") as part:
-                shutil.copyfileobj(part, file)
-    os.replace(temporary, out)
+            file.write(storage.read_bytes(path))
+    storage.publish(temporary, out)
 
 
 HELP = {

@@ -18,9 +18,9 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import os
 import shutil
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -29,9 +29,10 @@ import numpy as np
 from absl import flags
 from jax.sharding import Mesh
 
-from data_pipelines.commands.outputs import check_folder
+from data_pipelines.records import storage
 from data_pipelines.records.companion import CompanionWriter, encode
 from data_pipelines.records.dataset import UnreadableRecordError
+from data_pipelines.records.outputs import check_folder
 from data_pipelines.stream.parts.features import PREFIX, left_out
 from data_pipelines.stream.views import FixedViews
 from internvideo_jax import cli
@@ -184,7 +185,12 @@ class TeacherJob:
 
 
 def teach(
-    teacher: TeacherJob, out: Path, provenance: dict[str, Any], *, part: int = 0, parts: int = 1
+    teacher: TeacherJob,
+    out: str | os.PathLike[str],
+    provenance: dict[str, Any],
+    *,
+    part: int = 0,
+    parts: int = 1,
 ) -> int:
     """Writes the missing shards of this process, and the manifest once all are there.
 
@@ -199,7 +205,7 @@ def teach(
     dataset = teacher.views.dataset
     writer = CompanionWriter(out, target_cache.NAME, dataset.manifest, dataset.split)
     by_shard.check_same(
-        out / target_cache.file_name(dataset.split),
+        storage.join(out, target_cache.file_name(dataset.split)),
         provenance,
         "settings",
         "dtype",
@@ -208,7 +214,8 @@ def teach(
     )
     records = by_shard.counts(writer, dataset)
     mine = sum(records[number] for number in writer.missing() if number % parts == part)
-    say(_sizes(teacher, len(dataset), mine, shutil.disk_usage(out).free))
+    free = math.inf if storage.is_remote(out) else shutil.disk_usage(storage.local(out)).free
+    say(_sizes(teacher, len(dataset), mine, free))
     written = by_shard.write_shards(writer, records, teacher.shard, part, parts)
     if teacher.skipped:
         say(
@@ -219,7 +226,7 @@ def teach(
     return written
 
 
-def _sizes(teacher: TeacherJob, records: int, mine: int, free: int) -> str:
+def _sizes(teacher: TeacherJob, records: int, mine: int, free: float) -> str:
     """What will be stored, before it is computed."""
     each, views = teacher.record_bytes(), teacher.views.views
     arrays = ", ".join(
@@ -233,7 +240,7 @@ def _sizes(teacher: TeacherJob, records: int, mine: int, free: int) -> str:
         f"{_size(each * mine)} left to this process",
     ]
     if each * mine > free:
-        lines.append(f"warning: only {_size(free)} are free there")
+        lines.append(f"warning: only {_size(int(free))} are free there")
     return "\n".join(lines)
 
 
@@ -312,10 +319,10 @@ def main() -> None:
                 "--out is needed: the directory for the targets, which training then takes as "
                 "config.data.features"
             )
-        check_folder("--out", out.value)
+        check_folder("--out", out.value, remote=True)
         options = Teaching(**{name: flag.value for name, flag in chosen.items()})
         teacher, provenance = prepare(cli.typed_config(), options)
-        teach(teacher, Path(out.value), provenance, part=part.value, parts=parts.value)
+        teach(teacher, out.value, provenance, part=part.value, parts=parts.value)
         return 0
 
     cli.run(run)

@@ -10,7 +10,7 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from data_pipelines.commands.exit_codes import ExitCode
@@ -25,10 +25,17 @@ class Watchdog:
 
     Args:
       folder: gets `stacks-PROCESS.txt`.
+      left: is told of that file when it was written.
     """
 
-    def __init__(self, config: WatchdogConfig, folder: Path, process: int):
-        self.config = config
+    def __init__(
+        self,
+        config: WatchdogConfig,
+        folder: Path,
+        process: int,
+        left: Callable[[Path], None] = lambda path: None,
+    ):
+        self.config, self._left = config, left
         self.path = folder / f"stacks-{process}.txt"
         self._lock = threading.Lock()
         self._seconds: collections.deque[float] = collections.deque(maxlen=REMEMBERED)
@@ -123,3 +130,4 @@ class Watchdog:
         with open(self.path, "a", encoding="utf-8") as file:
             print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {headline}", file=file, flush=True)
             faulthandler.dump_traceback(file=file, all_threads=True)
+        self._left(self.path)

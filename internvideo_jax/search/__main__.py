@@ -21,7 +21,7 @@ from absl import flags
 from tqdm import tqdm
 
 from data_pipelines.commands.exit_codes import exit_code_of
-from data_pipelines.commands.outputs import check_file
+from data_pipelines.records.outputs import check_file
 from internvideo_jax import cli
 from internvideo_jax.cli import read_labels
 from internvideo_jax.evaluators.published.templates import TEMPLATES
@@ -45,7 +45,7 @@ class Settings:
     videos: str
     labels: tuple[str, ...]
     template: str
-    cache: Path | None
+    cache: Path | str | None
     tokenizer: str
     batch: int
     threads: int
@@ -114,7 +114,7 @@ def search(settings: Settings, queries: Sequence[str], count: int, sheet: str) -
         print(label_table(index, settings.labels, probabilities))
     if sheet:
         title = f"Search in {Path(settings.videos).name or settings.videos}"
-        write_sheet(Path(sheet), title, index, found, settings.labels, probabilities)
+        write_sheet(sheet, title, index, found, settings.labels, probabilities)
         print(f"\nwritten to {sheet}")
     return 0
 
@@ -179,7 +179,10 @@ def main() -> None:
     labels = flags.DEFINE_string("labels", "", "Classes: a,b,c or @FILE with one a line.")
     template = flags.DEFINE_enum("template", "plain", list(TEMPLATES), "Prompts of the classes.")
     cache = flags.DEFINE_string(
-        "cache", "", "Folder for embeddings, or off; default: in the user's cache directory."
+        "cache",
+        "",
+        "Folder for embeddings, local or on an object store, or off; default: in the user's cache "
+        "directory.",
     )
     tokenizer = flags.DEFINE_string(
         "tokenizer", "", "clip, clip:PATH or bert:PATH; default: that of the recipe."
@@ -202,7 +205,7 @@ def main() -> None:
         if not checkpoint.value or not videos.value:
             raise ValueError("--checkpoint and --videos are needed, see --help")
         use_compile_cache(cli.COMPILE_CACHE.value)
-        folder = Path(cache.value) if cache.value else default_folder()
+        folder = cache.value or default_folder()
         settings = Settings(
             checkpoint=checkpoint.value,
             videos=videos.value,
@@ -219,7 +222,7 @@ def main() -> None:
         )
         if command == "search":
             if sheet.value:
-                check_file("--sheet", sheet.value)
+                check_file("--sheet", sheet.value, remote=True)
             return search(settings, queries, count.value, sheet.value)
         if queries:
             raise ValueError(f"unexpected word {queries[0]!r}; queries are typed into the page")

@@ -12,6 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+from data_pipelines.records import storage
+from data_pipelines.records.outputs import check_folder
+
 VERSION = 1  # of the layout of an entry
 
 
@@ -51,16 +54,19 @@ class EmbeddingCache:
     folder. One that cannot be read counts as missing, and in `damaged`.
 
     Args:
-      folder: where; None keeps nothing.
+      folder: where, a URL of an object store as well; None keeps nothing.
       weights: digest of the model's parameters and settings.
       sampling: `clips.Sampling.identity`.
     """
 
-    def __init__(self, folder: Path | None, weights: str, sampling: str):
+    def __init__(self, folder: Path | str | None, weights: str, sampling: str):
         self.folder = folder
         self.damaged = 0
         self._made_with = f"{VERSION}\n{weights}\n{sampling}\n"
-        if folder is not None:
+        if folder is not None and storage.is_remote(folder):
+            check_folder("--cache", folder, remote=True)
+        elif folder is not None:
+            folder = Path(folder)
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 writable = os.access(folder, os.W_OK)
@@ -71,7 +77,7 @@ class EmbeddingCache:
                     f"--cache={folder} cannot be written to; give another folder or off"
                 )
 
-    def path(self, content: str) -> Path | None:
+    def path(self, content: str) -> Path | str | None:
         """The file of an entry.
 
         Args:
@@ -80,15 +86,20 @@ class EmbeddingCache:
         if self.folder is None:
             return None
         key = hashlib.sha256((self._made_with + content).encode()).hexdigest()
-        return self.folder / key[:2] / f"{key}.npz"
+        name = f"{key[:2]}/{key}.npz"
+        if isinstance(self.folder, Path):
+            return self.folder / name
+        return storage.join(self.folder, name)
 
     def get(self, content: str) -> CachedFile | None:
         """What was put for this content; None for nothing, or for a damaged file."""
         path = self.path(content)
-        if path is None or not path.exists():
+        if path is None or not storage.exists(path):
             return None
         try:
-            return _unpack(path.read_bytes())
+            return _unpack(storage.read_bytes(path))
+        except storage.StorageError:
+            raise
         except Exception:  # noqa: BLE001  (what zip, zlib and numpy raise for damage is no list)
             self.damaged += 1
             return None
@@ -97,6 +108,9 @@ class EmbeddingCache:
         """Keeps an entry for the next start; nothing without a folder."""
         path = self.path(content)
         if path is None:
+            return
+        if not isinstance(path, Path):
+            storage.write_atomic(path, _pack(entry))
             return
         path.parent.mkdir(exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, suffix=".tmp")

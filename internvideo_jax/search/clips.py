@@ -17,6 +17,7 @@ from data_pipelines.ingest.decode import DecodeOptions, decode_clip
 from data_pipelines.ingest.options import IngestOptions
 from data_pipelines.ingest.rows import Row
 from data_pipelines.records import encoded
+from data_pipelines.records.outputs import local_only
 
 CROPS = ("squash", "center")
 # Raise it when the same settings would give other pixels, so that no cached embedding is reused.
@@ -86,6 +87,7 @@ def list_videos(folder: str | Path) -> list[Row]:
     Raises:
       ValueError: no such folder, or no video in it.
     """
+    local_only("--videos", folder)
     if not os.path.isdir(folder):
         raise ValueError(f"--videos={folder}: no such folder; expected a folder of video files")
     return sources.read(IngestOptions(source=os.fspath(folder), out="", name="videos")).rows

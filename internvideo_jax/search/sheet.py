@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
 import numpy as np
 
+from data_pipelines.records import storage
 from internvideo_jax.search.answers import FoundClips, clock
 from internvideo_jax.search.index import VideoIndex
 
@@ -62,7 +64,7 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def write_sheet(
-    out: Path,
+    out: str | os.PathLike[str],
     title: str,
     index: VideoIndex,
     found: Sequence[FoundClips],
@@ -94,6 +96,6 @@ def write_sheet(
         for each in found
     ]  # fmt: skip
     everything = [] if probabilities is None else [card(i) for i in range(len(index.clips))]
-    out.parent.mkdir(parents=True, exist_ok=True)
     text = page.render(title=title, index=index, sections=sections, everything=everything)
-    out.write_text(text, encoding="utf-8")
+    storage.make_directory(os.path.dirname(os.fspath(out)) or ".")
+    storage.write_atomic(out, text.encode())

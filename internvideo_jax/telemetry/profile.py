@@ -50,18 +50,26 @@ class Profiler:
     Args:
       start: first traced step, 0 for none.
       last: step that the run ends with.
+      shown: a path in `workdir` as messages have it.
 
     Raises:
       ValueError: a range outside of the run.
     """
 
-    def __init__(self, workdir: Path, start: int, steps: int, last: int):
+    def __init__(
+        self,
+        workdir: Path,
+        start: int,
+        steps: int,
+        last: int,
+        shown: Callable[[Path], str] = str,
+    ):
         if start < 0 or (start and (steps < 1 or start + steps - 1 > last)):
             raise ValueError(
                 f"config.profile.start = {start}, config.profile.steps = {steps}: expected steps "
                 f"between 1 and {last}, the last of the run; start=0 switches the profile off"
             )
-        self.folder = workdir / FOLDER
+        self.folder, self._shown = workdir / FOLDER, shown
         self._range = range(start, start + steps) if start and is_main() else range(0)
         self._begun: tuple[float, float, int] | None = None
 
@@ -114,7 +122,7 @@ class Profiler:
             folder=str(files[-1].parent.relative_to(self.folder)),
         )
         (self.folder / SUMMARY).write_text(page, encoding="utf-8")
-        return f"profile of steps {first} to {step}: {self.folder / SUMMARY}"
+        return f"profile of steps {first} to {step}: {self._shown(self.folder / SUMMARY)}"
 
 
 def _text(program: Callable[[], str]) -> str:

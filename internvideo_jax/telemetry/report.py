@@ -8,13 +8,16 @@ from __future__ import annotations
 import argparse
 import base64
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
-from data_pipelines.commands.outputs import check_file
+from data_pipelines.records import storage
+from data_pipelines.records.outputs import check_file
+from data_pipelines.records.trees import Outbox
 from internvideo_jax.telemetry.pictures import curve_svg
 from internvideo_jax.telemetry.writer import METRICS, PERF, read_rows
 
@@ -29,35 +32,56 @@ CURVES = {
     "perf/clips_per_second": "clips per second",
     "perf/data_wait": "share of time waiting for data",
 }
+PARTS = ("run.json", METRICS, PERF, "results", "pictures")  # of a workdir, that the page is made of
+_NO_RUN = "{}: no run.json here; expected the --workdir of a training run"
 SMOOTHING = 5  # rows in the running mean of noisy curves
 
 
-def write_report(workdirs: Sequence[Path], out: Path, title: str = "") -> Path:
+Place = str | os.PathLike[str]
+
+
+def write_report(
+    workdirs: Sequence[Place], out: Place, title: str = "", names: Sequence[str] = ()
+) -> Place:
     """Writes the page and returns its path.
+
+    Args:
+      workdirs, out: local, or on an object store.
+      names: of the runs; by default those of their directories.
 
     Raises:
       ValueError: a directory that holds no run.
     """
-    runs = [_read_run(Path(workdir)) for workdir in workdirs]
+    runs = [_open_run(workdir) for workdir in workdirs]
+    for run, name in zip(runs, names, strict=bool(names)):
+        run["name"] = name
     page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
         TEMPLATE.read_text(encoding="utf-8")
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(
-        page.render(
-            title=title or ", ".join(run["name"] for run in runs),
-            runs=runs,
-            comparison=_compare(runs) if len(runs) > 1 else None,
-        ),
-        encoding="utf-8",
+    text = page.render(
+        title=title or ", ".join(run["name"] for run in runs),
+        runs=runs,
+        comparison=_compare(runs) if len(runs) > 1 else None,
     )
+    storage.make_directory(os.path.dirname(os.fspath(out)) or ".")
+    storage.write_atomic(out, text.encode())
     return out
+
+
+def _open_run(workdir: Place) -> dict[str, Any]:
+    if not storage.is_remote(workdir):
+        return _read_run(Path(storage.local(workdir)))
+    with Outbox(workdir) as copy:
+        copy.pull(only=PARTS)
+        if not (copy.local / "run.json").exists():
+            raise ValueError(_NO_RUN.format(copy.place))
+        return {**_read_run(copy.local), "name": copy.place.rpartition("/")[2]}
 
 
 def _read_run(workdir: Path) -> dict[str, Any]:
     description = workdir / "run.json"
     if not description.exists():
-        raise ValueError(f"{workdir}: no run.json here; expected the --workdir of a training run")
+        raise ValueError(_NO_RUN.format(workdir))
     about = json.loads(description.read_text(encoding="utf-8"))
     metrics, perf = read_rows(workdir / METRICS), read_rows(workdir / PERF)
     results = [
@@ -143,12 +167,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="ivj report",
         description="Write one HTML page about one or several training runs.",
     )
-    parser.add_argument("workdirs", nargs="+", type=Path, help="directories given as --workdir")
-    parser.add_argument("--out", type=Path, default=Path("report.html"))
+    parser.add_argument("workdirs", nargs="+", help="directories given as --workdir")
+    parser.add_argument("--out", default="report.html")
     parser.add_argument("--title", default="", help="heading; default: the names of the runs")
     options = parser.parse_args(arguments)
     try:
-        check_file("--out", options.out)
+        check_file("--out", options.out, remote=True)
         print(write_report(options.workdirs, options.out, options.title))
     except ValueError as error:
         parser.exit(2, f"error: {error}\n")

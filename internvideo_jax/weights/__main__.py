@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from data_pipelines.commands.exit_codes import ExitCode, exit_code_of, message_of
+from data_pipelines.records.outputs import local_argument
 from internvideo_jax.checkpoint.initial import checkpoint_weights, model_of
 from internvideo_jax.checkpoint.metadata import digest_of
 from internvideo_jax.checkpoint.reading import step_of
@@ -115,14 +116,17 @@ def parser() -> argparse.ArgumentParser:
     _key(one)
     one = commands.add_parser("import", help="published file -> safetensors with our names")
     one.add_argument("source", help=SOURCE)
-    one.add_argument("--out", type=Path, required=True)
+    one.add_argument("--out", type=local_argument, required=True)
     _key(one)
     one = commands.add_parser(
         "export", help="training run, checkpoint or our file -> torch names, the ending says how"
     )
     one.add_argument("source", help=SOURCE)
     one.add_argument(
-        "--out", type=Path, required=True, help=".safetensors or .pth file; huggingface: folder"
+        "--out",
+        type=local_argument,
+        required=True,
+        help=".safetensors or .pth file; huggingface: folder",
     )
     one.add_argument("--layout", choices=("torch", "huggingface"), default="torch")
     export.add_options(one)

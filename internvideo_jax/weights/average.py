@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_pipelines.records.outputs import local_argument
 from internvideo_jax.weights import files
 from internvideo_jax.weights.family import kinds
 from internvideo_jax.weights.rules import Tensors
@@ -97,7 +98,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     )
     one.add_argument("source", help="run, checkpoint, file or name")
     one.add_argument("second", help="the same, or the CLIP file that it started from")
-    one.add_argument("--out", type=Path, required=True)
+    one.add_argument("--out", type=local_argument, required=True)
     one.add_argument("--weight", type=float, default=0.5, help="share of the first model")
 
 

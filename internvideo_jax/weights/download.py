@@ -48,7 +48,7 @@ def fetch(url: str, target: Path, *, sha256: str = "", size: int = 0) -> None:
       PassingFault: the server cannot be reached, or breaks off again and again.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(target):
+    with alone(target):
         if target.is_file():  # another process was faster
             return
         part = target.with_name(f"{target.name}.part")
@@ -80,7 +80,7 @@ def _check_content(origin: str | Path, part: Path, expected: str) -> None:
 
 
 @contextlib.contextmanager
-def _alone(target: Path) -> Iterator[None]:
+def alone(target: Path) -> Iterator[None]:
     """Processes that want the same file wait for the first."""
     with target.with_name(f"{target.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -240,7 +240,7 @@ def _bytes(count: int) -> str:
 def copy(source: Path, target: Path, *, sha256: str = "") -> None:
     """The same from a folder, such as one on a shared disk."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(target):
+    with alone(target):
         part = target.with_name(f"{target.name}.part")
         shutil.copyfile(source, part)
         _check_content(source, part, sha256)

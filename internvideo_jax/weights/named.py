@@ -13,7 +13,8 @@ import urllib.parse
 from pathlib import Path
 
 from data_pipelines.commands.exit_codes import PassingFault
-from internvideo_jax.weights import formats, zoo
+from data_pipelines.records import storage
+from internvideo_jax.weights import formats, remote, zoo
 from internvideo_jax.weights.download import Absent, copy, fetch
 from internvideo_jax.weights.entry import Entry
 from internvideo_jax.weights.folders import INDEX, NAMES, index_files
@@ -36,8 +37,9 @@ def resolve(source: str | os.PathLike[str]) -> Path:
     """The file or folder that is meant; what is not here yet is fetched.
 
     Args:
-      source: a path; `hf://OWNER/REPOSITORY[@REVISION][/FILE]`; `https://...`; or the name of a
-        published checkpoint (`ivj weights list`). What exists as a path is a path.
+      source: a path; `hf://OWNER/REPOSITORY[@REVISION][/FILE]`; `https://...`; a file, run or
+        checkpoint on an object store, such as `gs://BUCKET/RUN`; or the name of a published
+        checkpoint (`ivj weights list`). What exists as a path is a path.
 
     Raises:
       ValueError: no such name, with the near matches; a model whose address is not known; a file
@@ -49,7 +51,9 @@ def resolve(source: str | os.PathLike[str]) -> Path:
         return _from_hub(text)
     if text.startswith(WEB):
         return _address(text)
-    path = Path(text)
+    if storage.is_remote(text):
+        return remote.copied(text, _copies())
+    path = Path(storage.local(text))
     if path.exists() or path.is_absolute() or text.startswith((".", "~")):
         return path
     entry = zoo.named(text)
@@ -65,7 +69,23 @@ def resolve(source: str | os.PathLike[str]) -> Path:
 
 def is_remote(source: str) -> bool:
     """Whether this is an address, which has nothing to do with the working directory."""
-    return source.startswith((HUB, *WEB))
+    return source.startswith((HUB, *WEB)) or storage.is_remote(source)
+
+
+def origin(source: str) -> str:
+    """Where weights come from, as a result says it: an absolute path, or the address.
+
+    Of a run on an object store the checkpoint that was taken.
+    """
+    place = resolve(source)
+    if not storage.is_remote(source) or source.startswith((HUB, *WEB)):
+        return str(place.absolute())
+    return remote.address(source, place)
+
+
+def _copies() -> Path:
+    """Where copies of what is on object stores lie."""
+    return cache_folder() / "remote"
 
 
 def _published(entry: Entry) -> Path:

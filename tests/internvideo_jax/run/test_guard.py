@@ -13,6 +13,7 @@ import pytest
 from data_pipelines.commands.lock import DirectoryLock
 from internvideo_jax import train
 from internvideo_jax.checkpoint.reading import step_of
+from internvideo_jax.checkpoint.run_folder import LOCK
 from internvideo_jax.config import CheckpointConfig
 from internvideo_jax.run.guard import COUNTER, Guard
 from tests.data_pipelines.sets import write_set
@@ -168,7 +169,7 @@ def test_a_second_run_in_a_workdir_touches_nothing_of_the_first(start, tmp_path)
     left.parent.mkdir(parents=True)
     left.write_text("being written")
     (tmp_path / "x/metrics.jsonl").write_text('{"step": 6}\n')
-    with DirectoryLock(str(tmp_path / "x"), train.LOCK):
+    with DirectoryLock(str(tmp_path / "x"), LOCK):
         with pytest.raises(ValueError) as error:
             start(2)
         found = str(error.value)

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from data_pipelines.commands.outputs import check_file, check_folder
+from data_pipelines.records.outputs import check_file, check_folder
 
 
 def test_places_that_can_be_written_pass_and_nothing_is_left_there(tmp_path):
