@@ -38,6 +38,9 @@ COMMANDS = {
     "weights": Command("internvideo_jax.weights.__main__", "published files: list, import, export"),
     "check": Command("internvideo_jax.compile_check.__main__", "what a slice needs, before a run"),
     "launch": Command("internvideo_jax.launch.processes", "processes, started again when one dies"),
+    "reference": Command(
+        "internvideo_jax.reference.__main__", "a small run of a recipe beside its stored curves"
+    ),
     "report": Command("internvideo_jax.telemetry.report", "one page about one or several runs"),
 }
 

@@ -380,8 +380,8 @@ class Input:
     _: dataclasses.KW_ONLY
     head: bool = False  # whether its classes must be those of the model's head
     seconds: float = 0.0  # only so much from the beginning of every clip; 0 = all
-    # Parts of the batch: video, audio, text, features with the settings of config.data, or names of
-    # config.data.parts.
+    limit: int = 0  # only so many records, evenly spaced; 0 = all
+    # Of the batch, as config.data has them: video, audio, text, features, or of config.data.parts.
     parts: tuple[str, ...] = ("video",)
 
 
@@ -414,6 +414,8 @@ class Result:
     captions: Mapping[str, str] = dataclasses.field(default_factory=dict)  # of pictures, by name
     sheets: Mapping[str, str] = dataclasses.field(default_factory=dict)  # CSV, for people
     scored: Scores | None = None  # of every video, for those who ask
+    alarm: str = ""  # why a run should not go on like this
+    stops: bool = False  # whether a training run ends for it
 
 
 class Evaluator(Protocol):

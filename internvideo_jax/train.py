@@ -14,7 +14,7 @@ import dataclasses
 import signal
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -28,6 +28,7 @@ from internvideo_jax import cli
 from internvideo_jax.checkpoint import settings
 from internvideo_jax.checkpoint.frozen import check_frozen, load_frozen
 from internvideo_jax.checkpoint.initial import check_source, initialise
+from internvideo_jax.checkpoint.learned import SECONDS, learned
 from internvideo_jax.checkpoint.manager import Checkpoints
 from internvideo_jax.checkpoint.metadata import devices, git_revision, params_digest, versions
 from internvideo_jax.checkpoint.steps import safe_text
@@ -43,6 +44,9 @@ from internvideo_jax.ops import attention
 from internvideo_jax.parallel import multihost
 from internvideo_jax.parallel.compile_cache import use_compile_cache
 from internvideo_jax.parallel.mesh import batch_sharding
+from internvideo_jax.protocols import Result
+from internvideo_jax.run import seconds
+from internvideo_jax.run.alarms import Alarms, metric_rows
 from internvideo_jax.run.build import Run, build
 from internvideo_jax.run.guard import Guard
 from internvideo_jax.run.step import init_state, make_train_step, state_from
@@ -51,7 +55,7 @@ from internvideo_jax.runtime.watchdog import Watchdog
 from internvideo_jax.telemetry.profile import Profiler
 from internvideo_jax.telemetry.progress import Progress
 from internvideo_jax.telemetry.report import write_report
-from internvideo_jax.telemetry.writer import MetricWriter
+from internvideo_jax.telemetry.writer import METRICS, MetricWriter, read_rows
 from internvideo_jax.types import Params, TrainState
 
 # Steps that may be in flight. Without a bound the host would run ahead and pile up batches.
@@ -155,6 +159,10 @@ def begin(run: Run, checkpoints: Checkpoints) -> Begun:
         checkpoints.check_classes(start, run.classes)
         checkpoints.check_data(start, stream.identity)
     say(run.summary)
+    spans = seconds.of_training(config, run.opened)
+    weights = learned(config.init_from) if config.init_from and not start else None
+    for line in seconds.lines(config, spans, weights):
+        say(line)
     frozen, digests = load_frozen(run.frozen, config.seed, say)
     earlier = []
     if start:
@@ -177,6 +185,7 @@ def begin(run: Run, checkpoints: Checkpoints) -> Begun:
         "data": stream.identity,
         "classes": run.classes,
         "frozen": digests,
+        SECONDS: seconds.as_plain(spans),
         "history": earlier,
     }
     return Begun(start, state, stream, frozen, provenance)
@@ -214,9 +223,15 @@ class Loop:
             int(self.state.nonfinite),
             lambda text: say(text, sys.stderr),
         )
+        written = read_rows(workdir / METRICS) if multihost.is_main() else ()
+        self.alarms = Alarms(written, self.config.evals)
 
     def step(self, step: int) -> bool:
-        """Does step `step`; whether the run stops here because it was asked to."""
+        """Does step `step`; whether the run stops here because it was asked to.
+
+        Raises:
+          RuntimeError: it ends here for what an evaluator found; the state is saved.
+        """
         first, last = step == self.begun.start + 1, step == self.run.steps
         with self.progress.waiting(), self.watchdog.doing("waiting for data"):
             batch = next(self.stream)
@@ -243,9 +258,12 @@ class Loop:
         self._evaluate(step, last)
         # Saving comes after logging and evaluating, so a restart never misses their rows.
         saved = False
-        if step % self.config.checkpoint.every == 0 or last or stop or self.guard.owes:
+        ends = last or stop or bool(self.alarms.raised)
+        if step % self.config.checkpoint.every == 0 or ends or self.guard.owes:
             with self.progress.paused(self.state), self.watchdog.doing("saving", pause=True):
                 saved = self.guard.save(step, self.state, self.begun.provenance, last=last)
+        if self.alarms.raised:
+            raise self._ended(step, saved)
         if stop and not last:
             self._stopped(step, saved)
             return True
@@ -290,18 +308,39 @@ class Loop:
         }
         if due:
             with self.progress.paused(self.state), self.watchdog.doing("evaluating", pause=True):
-                evaluate(self.run, self.state, due, self.context, self.writer, self.workdir, step)
+                results = evaluate(
+                    self.run, self.state, due, self.context, self.writer, self.workdir, step,
+                    self.alarms.earlier,
+                )  # fmt: skip
+                self.alarms.heard(results)
 
-    def _stopped(self, step: int, saved: bool) -> None:
+    def _on_disk(self, step: int, saved: bool) -> str:
+        """Waits until everything is; what is there."""
         self.profiler.finish(step, self.state)
         with self.watchdog.doing("saving", pause=True):
             self.checkpoints.wait()
-        what = f"saved step {step} in {self.checkpoints.folder}"
         if not saved:
-            what = f"step {step} was skipped and not saved, {safe_text(self.workdir)}"
+            return f"step {step} was skipped and not saved, {safe_text(self.workdir)}"
+        return f"saved step {step} in {self.checkpoints.folder}"
+
+    def _stopped(self, step: int, saved: bool) -> None:
+        what = self._on_disk(step, saved)
         say(
             f"{self.interrupt.name or 'another process was stopped'}: {what}; start the same "
             "command again to go on"
+        )
+
+    def _ended(self, step: int, saved: bool) -> RuntimeError:
+        """The error for the alarm of an evaluator; the report shows how it came to it."""
+        what, raised = self._on_disk(step, saved), self.alarms.raised
+        self.writer.close()
+        if multihost.is_main() and self.config.log.report:
+            what += f"; report: {write_report([self.workdir], self.workdir / 'report.html')}"
+        label = raised.partition(":")[0]
+        return RuntimeError(
+            f"stopped at step {step} of {self.run.steps}: config.evals.{raised}; {what}. Compare "
+            "the objective, its targets and config.optim.lr with the recipe's; to go on from there "
+            f"all the same: --config.evals.{label}.action=warn"
         )
 
 
@@ -330,7 +369,8 @@ def evaluate(
     writer: MetricWriter,
     workdir: Path,
     step: int,
-) -> None:
+    earlier: Mapping[str, Sequence[Mapping[str, float]]],
+) -> dict[str, Result]:
     """Runs the evaluators that are due, on the averaged parameters where there are any."""
     results = run_evaluators(
         due,
@@ -338,16 +378,11 @@ def evaluate(
         run.parametrisation.of(state, averaged=True),
         folder=workdir,
         provenance={"step": step, "params": "params" if state.ema is None else "ema"},
+        earlier=earlier,
     )
     say(f"step {step} | {headline(results)}")
-    writer.metrics(
-        step,
-        {
-            f"eval/{label}/{name}": value
-            for label, result in results.items()
-            for name, value in result.metrics.items()
-        },
-    )
+    writer.metrics(step, metric_rows(results))
+    return results
 
 
 def finish(
@@ -384,7 +419,7 @@ def main() -> None:
         with multihost.joined(*job, safe=lambda: safe_text(folder)):
             return train(cli.typed_config(), folder, cli.overridden())
 
-    cli.run(run)
+    cli.run(run, evaluators=True)
 
 
 if __name__ == "__main__":
