@@ -34,8 +34,8 @@ from internvideo_jax import cli
 from internvideo_jax.checkpoint.manager import Checkpoints
 from internvideo_jax.parallel.mesh import batch_sharding
 from internvideo_jax.run.build import build
+from internvideo_jax.run.loop import IN_FLIGHT
 from internvideo_jax.run.step import init_state, make_train_step
-from internvideo_jax.train import IN_FLIGHT
 
 SAVES = flags.DEFINE_integer("saves", 7, "Saves to measure.", lower_bound=3)
 EVERY = flags.DEFINE_integer("every", 12, "Steps between two saves.", lower_bound=6)

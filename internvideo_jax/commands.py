@@ -83,5 +83,8 @@ COMMANDS = {
         reads="recipe",
     ),
     "launch": Command("internvideo_jax.launch.processes", "processes, started again when one dies"),
+    "reference": Command(
+        "internvideo_jax.reference.__main__", "a small run of a recipe beside its stored curves"
+    ),
     "report": Command("internvideo_jax.telemetry.report", "one page about one or several runs"),
 }

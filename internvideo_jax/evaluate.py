@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from data_pipelines.records import manifest, storage, trees
 from data_pipelines.records.outputs import check_file, check_folder
 from internvideo_jax import cli
 from internvideo_jax.checkpoint.initial import initialise
+from internvideo_jax.checkpoint.learned import Learned, learned
 from internvideo_jax.checkpoint.metadata import devices, weights_provenance
 from internvideo_jax.config import TrainConfig, as_plain
 from internvideo_jax.evaluators.base import EvalContext
@@ -38,7 +39,9 @@ from internvideo_jax.parallel import multihost
 from internvideo_jax.parallel.compile_cache import use_compile_cache
 from internvideo_jax.parallel.mesh import make_mesh
 from internvideo_jax.registry import EVALUATORS, suggest
+from internvideo_jax.run import seconds
 from internvideo_jax.run.build import with_classes
+from internvideo_jax.tasks import Evaluator
 
 DECIDED = ("clip.sampling", "clip.stride", "clips", "crops", "crop_rule")  # by a protocol
 
@@ -90,6 +93,7 @@ def _evaluate(
         model, mesh, config.data, config.seed, classes=classes, manifests={directory: found}
     )
     check_evaluators(wanted, context)
+    tell_seconds(wanted, context, learned(checkpoint))
     params, report = initialise(
         checkpoint, model.shapes(), config.model, rows=config.head_rows, classes=classes
     )
@@ -121,6 +125,20 @@ def _evaluate(
         print(headline(results).replace(" | ", "\n"))
         print(f"written to {named}, pictures in {os.path.splitext(named)[0]}", flush=True)
     return content
+
+
+def tell_seconds(
+    evaluators: Mapping[str, Evaluator], context: EvalContext, weights: Learned
+) -> None:
+    """Prints how many seconds the clips of the evaluators span, and where that is other."""
+    told: set[str] = set()
+    for label, evaluator in evaluators.items():
+        for source in evaluator.inputs():
+            if "video" not in source.parts or not multihost.is_main():
+                continue
+            lines = list(seconds.of_test(label, source.views, context.dataset(source), weights))
+            print("".join(f"{line}\n" for line in lines if line not in told), end="", flush=True)
+            told.update(lines)
 
 
 def with_protocol(config: TrainConfig, name: str, overridden: Collection[str]) -> TrainConfig:

@@ -57,6 +57,7 @@ TEACHERS = {
 EVALUATORS = {
     "reconstruction": "internvideo_jax.evaluators.reconstruction:Reconstruction",
     "classification": "internvideo_jax.evaluators.classification:Accuracy",
+    "collapse": "internvideo_jax.evaluators.collapse:Collapse",
     "knn": "internvideo_jax.evaluators.knn:NearestNeighbours",
     "linear_probe": "internvideo_jax.evaluators.probes:LinearProbe",
     "attentive_probe": "internvideo_jax.evaluators.probes:AttentiveProbe",

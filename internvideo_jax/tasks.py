@@ -131,8 +131,8 @@ class Input:
     _: dataclasses.KW_ONLY
     head: bool = False  # whether its classes must be those of the model's head
     seconds: float = 0.0  # only so much from the beginning of every clip; 0 = all
-    # Parts of the batch: video, audio, text, features with the settings of config.data, or names of
-    # config.data.parts.
+    limit: int = 0  # only so many records, evenly spaced; 0 = all
+    # Of the batch, as config.data has them: video, audio, text, features, or of config.data.parts.
     parts: tuple[str, ...] = ("video",)
 
 
@@ -157,6 +157,8 @@ class Result:
     sheets: Mapping[str, str] = dataclasses.field(default_factory=dict)  # CSV, for people
     scored: Scores | None = None  # of every video, for those who ask
     pixels: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # inference/pixels.py
+    alarm: str = ""  # why a run should not go on like this
+    stops: bool = False  # whether a training run ends for it
 
 
 class Evaluator(Protocol):

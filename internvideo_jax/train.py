@@ -8,15 +8,10 @@ Starting the same command again continues where the newest checkpoint stands, to
 
 from __future__ import annotations
 
-import collections
-import dataclasses
 import os
 import signal
-import sys
-import time
 from collections.abc import Collection
-from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import jax
 from absl import flags
@@ -27,6 +22,7 @@ from internvideo_jax import cli
 from internvideo_jax.checkpoint import settings
 from internvideo_jax.checkpoint.frozen import check_frozen, load_frozen
 from internvideo_jax.checkpoint.initial import check_source, initialise
+from internvideo_jax.checkpoint.learned import SECONDS, learned
 from internvideo_jax.checkpoint.manager import Checkpoints
 from internvideo_jax.checkpoint.metadata import devices, git_revision, params_digest, versions
 from internvideo_jax.checkpoint.remote_steps import RemoteSteps
@@ -36,25 +32,19 @@ from internvideo_jax.config import TrainConfig, as_plain
 from internvideo_jax.evaluators.base import EvalContext
 from internvideo_jax.evaluators.run import (
     check_evaluators,
-    drawings,
-    headline,
-    run_evaluators,
     write_json,
 )
-from internvideo_jax.ops import attention
 from internvideo_jax.parallel import multihost
 from internvideo_jax.parallel.compile_cache import use_compile_cache
-from internvideo_jax.parallel.mesh import batch_sharding
+from internvideo_jax.parallel.multihost import say
 from internvideo_jax.recipes.loading import leaves
+from internvideo_jax.run import seconds
 from internvideo_jax.run.build import Run, build
-from internvideo_jax.run.guard import Guard
-from internvideo_jax.run.step import init_state, make_train_step, state_from
+from internvideo_jax.run.loop import REPORT, Begun, Loop, leave_report
+from internvideo_jax.run.step import init_state, state_from
 from internvideo_jax.runtime.interrupt import Interrupt
 from internvideo_jax.runtime.watchdog import Watchdog
 from internvideo_jax.telemetry.profile import FOLDER as PROFILE
-from internvideo_jax.telemetry.profile import Profiler
-from internvideo_jax.telemetry.progress import Progress
-from internvideo_jax.telemetry.report import write_report
 from internvideo_jax.telemetry.trackers.base import TrackedRun
 from internvideo_jax.telemetry.trackers.delivery import (
     Trackers,
@@ -64,16 +54,6 @@ from internvideo_jax.telemetry.trackers.delivery import (
 )
 from internvideo_jax.telemetry.writer import MetricWriter, last_step
 from internvideo_jax.types import Params, TrainState
-
-# Steps that may be in flight. Without a bound the host would run ahead and pile up batches.
-IN_FLIGHT = 2
-REPORT = "report.html"
-
-
-def say(text: str, file: TextIO | None = None) -> None:
-    """Prints on the main process, at once."""
-    if multihost.is_main():
-        print(text, file=file or sys.stdout, flush=True)
 
 
 def train(
@@ -151,23 +131,6 @@ def tracked_run(run: Run, begun: Begun, folder: RunFolder, recipe: str) -> Track
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class Begun:
-    """A run before its first step here.
-
-    Attributes:
-      start: the step before it: 0, or that of the checkpoint that the run goes on from.
-      frozen: parameters of frozen networks, by the field of the objective that owns them.
-      provenance: what `run.json` and the checkpoints say.
-    """
-
-    start: int
-    state: TrainState
-    stream: TrainStream
-    frozen: Any
-    provenance: dict[str, Any]
-
-
 def begin(run: Run, checkpoints: Checkpoints) -> Begun:
     """Continues, starts from other weights, or starts fresh. The step is the data position."""
     config = run.config
@@ -185,6 +148,10 @@ def begin(run: Run, checkpoints: Checkpoints) -> Begun:
         checkpoints.check_classes(start, run.classes)
         checkpoints.check_data(start, stream.identity)
     say(run.summary)
+    spans = seconds.of_training(config, run.opened)
+    weights = learned(config.init_from) if config.init_from and not start else None
+    for line in seconds.lines(config, spans, weights):
+        say(line)
     frozen, digests = load_frozen(run.frozen, config.seed, say)
     earlier = []
     if start:
@@ -207,138 +174,10 @@ def begin(run: Run, checkpoints: Checkpoints) -> Begun:
         "data": stream.identity,
         "classes": run.classes,
         "frozen": digests,
+        SECONDS: seconds.as_plain(spans),
         "history": earlier,
     }
     return Begun(start, state, stream, frozen, provenance)
-
-
-class Loop:
-    """One step after another: a batch, the step, and what is due after it."""
-
-    def __init__(
-        self,
-        run: Run,
-        begun: Begun,
-        folder: RunFolder,
-        context: EvalContext,
-        checkpoints: Checkpoints,
-        writer: MetricWriter,
-        watchdog: Watchdog,
-        interrupt: Interrupt,
-    ):
-        self.run, self.config, self.folder, self.context = run, run.config, folder, context
-        self.state, self.stream, self.begun = begun.state, begun.stream, begun
-        self.checkpoints, self.writer = checkpoints, writer
-        self.watchdog, self.interrupt = watchdog, interrupt
-        self.profiler = Profiler(
-            folder.local,
-            self.config.profile.start,
-            self.config.profile.steps,
-            run.steps,
-            folder.shown,
-        )
-        self.progress = Progress(run.steps, self.stream.plan.mean_batch(), run.flops)
-        self.train_step = make_train_step(run, begun.frozen)
-        self.sharding = batch_sharding(run.mesh)
-        self.in_flight: collections.deque[Any] = collections.deque()
-        self.guard = Guard(
-            checkpoints,
-            self.config.max_nonfinite,
-            begun.start,
-            int(self.state.nonfinite),
-            lambda text: say(text, sys.stderr),
-        )
-
-    def step(self, step: int) -> bool:
-        """Does step `step`; whether the run stops here because it was asked to."""
-        first, last = step == self.begun.start + 1, step == self.run.steps
-        with self.progress.waiting(), self.watchdog.doing("waiting for data"):
-            batch = next(self.stream)
-        if self.profiler.begins(step):
-            with self.progress.paused(self.state):
-                self.profiler.begin(step, self.state)
-        if first:
-            metrics, placed = self._compiled(step, batch)
-        else:
-            metrics, placed = self._advance(step, batch)
-        if len(self.in_flight) > IN_FLIGHT:
-            jax.block_until_ready(self.in_flight.popleft())
-        if self.profiler.ends(step):
-            with self.progress.paused(self.state):
-                text = self.profiler.finish(
-                    step, self.state, lambda: self.train_step.text(self.run, placed)
-                )
-                say(text)
-        regular = step % self.config.log.every == 0 or last or step == 1
-        stop = multihost.stop_after(step, self.interrupt.requested, agree=regular or first)
-        if regular or first:
-            # The extra line after a restart is not written: no uninterrupted run has it.
-            self._log(step, metrics, written=regular)
-        self._evaluate(step, last)
-        # Saving comes after logging and evaluating, so a restart never misses their rows.
-        saved = False
-        if step % self.config.checkpoint.every == 0 or last or stop or self.guard.owes:
-            with self.progress.paused(self.state), self.watchdog.doing("saving", pause=True):
-                saved = self.guard.save(step, self.state, self.begun.provenance, last=last)
-        if stop and not last:
-            self._stopped(step, saved)
-            return True
-        self.watchdog.stepped(step)
-        return False
-
-    def _advance(self, step: int, batch: Any) -> tuple[Any, Any]:
-        with self.profiler.step(step):
-            placed = multihost.to_global(batch, self.sharding)
-            self.state, metrics = self.train_step(self.state, placed)
-        self.in_flight.append(metrics)
-        self.guard.stepped(metrics)
-        return metrics, placed
-
-    def _compiled(self, step: int, batch: Any) -> tuple[Any, Any]:
-        """The first step here, and how long its compilation took."""
-        say("compiling the train step ...")
-        began = time.monotonic()
-        with attention.recording() as sites:
-            result = self._advance(step, batch)
-        say(f"compiled in {time.monotonic() - began:.1f} s")
-        say(f"attention: {attention.summary(sites)}")
-        return result
-
-    def _log(self, step: int, metrics: Any, *, written: bool) -> None:
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        self.guard.check(step)
-        perf = self.progress.lap(step)
-        say(self.progress.line(step, values, perf))
-        if written:
-            stream = self.stream
-            seen = {"clips_seen": stream.plan.examples(step), **stream.seen(step)}
-            self.writer.metrics(step, {**values, **seen})
-            self.writer.perf(step, {**perf, "perf/substituted": stream.substitutions})
-
-    def _evaluate(self, step: int, last: bool) -> None:
-        due = {
-            label: evaluator
-            for label, evaluator in self.config.evals.items()
-            if (last and evaluator.every >= 0)
-            or (evaluator.every > 0 and step % evaluator.every == 0)
-        }
-        if due:
-            with self.progress.paused(self.state), self.watchdog.doing("evaluating", pause=True):
-                evaluate(
-                    self.run, self.state, due, self.context, self.writer, self.folder.local, step
-                )
-
-    def _stopped(self, step: int, saved: bool) -> None:
-        self.profiler.finish(step, self.state)
-        with self.watchdog.doing("saving", pause=True):
-            self.checkpoints.wait()
-        what = f"saved step {step} in {self.checkpoints.place}"
-        if not saved:
-            what = f"step {step} was skipped and not saved, {safe_text(self.folder.place)}"
-        say(
-            f"{self.interrupt.name or 'another process was stopped'}: {what}; start the same "
-            "command again to go on"
-        )
 
 
 def initial_state(run: Run) -> TrainState:
@@ -358,37 +197,6 @@ def initial_state(run: Run) -> TrainState:
     return state_from(run, params)
 
 
-def evaluate(
-    run: Run,
-    state: TrainState,
-    due: dict[str, Any],
-    context: EvalContext,
-    writer: MetricWriter,
-    workdir: Path,
-    step: int,
-) -> None:
-    """Runs the evaluators that are due, on the averaged parameters where there are any."""
-    results = run_evaluators(
-        due,
-        context,
-        run.parametrisation.of(state, averaged=True),
-        folder=workdir,
-        provenance={"step": step, "params": "params" if state.ema is None else "ema"},
-    )
-    say(f"step {step} | {headline(results)}")
-    writer.metrics(
-        step,
-        {
-            f"eval/{label}/{name}": value
-            for label, result in results.items()
-            for name, value in result.metrics.items()
-        },
-    )
-    for label, result in results.items():
-        for name, file in drawings(label, result).items():
-            writer.picture(step, f"eval/{label}/{name}", workdir / file)
-
-
 def finish(
     params: Params,
     provenance: dict[str, Any],
@@ -406,9 +214,8 @@ def finish(
         write_json(workdir / "run.json", {**provenance, "params_digest": digest})
         trackers.file(workdir / "run.json")
         if report:
-            page = write_report([workdir], workdir / REPORT, names=[folder.name])
-            say(f"report: {folder.shown(page)}")
-            trackers.file(page)
+            say(f"report: {leave_report(folder)}")
+            trackers.file(workdir / REPORT)
     trackers.end("finished")
 
 
@@ -423,13 +230,14 @@ def main() -> None:
 
     def run() -> int:
         use_compile_cache(cli.COMPILE_CACHE.value)
-        if not workdir.value:
+        place = workdir.value
+        if not place:
             raise ValueError("no --workdir given; expected a directory for the run")
         job = cli.COORDINATOR.value, cli.PROCESSES.value, cli.PROCESS.value
-        with multihost.joined(*job, safe=lambda: safe_text(workdir.value)):
-            return train(cli.typed_config(), workdir.value, cli.overridden(), cli.recipe())
+        with multihost.joined(*job, safe=lambda: safe_text(place)):
+            return train(cli.typed_config(), place, cli.overridden(), cli.recipe())
 
-    cli.run(run)
+    cli.run(run, evaluators=True)
 
 
 if __name__ == "__main__":

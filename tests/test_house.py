@@ -90,11 +90,13 @@ MAY_IMPORT = {
         "run": {
             "checkpoint",
             "config",
+            "evaluators",
             "inference",
             "ops",
             "optim",
             "parallel",
             "protocols",
+            "runtime",
             "tasks",
             "telemetry",
             "types",
@@ -112,7 +114,16 @@ MAY_IMPORT = {
             "weights",
         },
         "cli": {"config", "recipes", "registry"},
-        "compile_check": {"config", "ops", "parallel", "protocols", "registry", "run", "types"},
+        "compile_check": {
+            "checkpoint",
+            "config",
+            "ops",
+            "parallel",
+            "protocols",
+            "registry",
+            "run",
+            "types",
+        },
         "launch": {
             "checkpoint",
             "cli",
@@ -128,7 +139,7 @@ MAY_IMPORT = {
 # Commands: what starts them may import what it needs.
 ENTRY_POINTS = {
     "data_pipelines": {"__main__", "synthetic"},
-    "internvideo_jax": {"__main__", "train", "evaluate", "offline", "search"},
+    "internvideo_jax": {"__main__", "train", "evaluate", "offline", "search", "reference"},
 }
 # Third-party package -> the only rooms that may import it.
 OWNERS = {

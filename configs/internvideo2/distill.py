@@ -8,7 +8,8 @@ Options after the colon (comma separated):
   size      tiny | small | base | large
   teacher   1b: the vision encoder of stage 2, as released | 1b_stage1 | 6b, of stage 1
   targets   step | cached, as in configs/internvideo2/pretrain.py
-  monitor   follow a nearest-neighbour accuracy during training (needs labels)
+  monitor   follow a nearest-neighbour accuracy during training (needs labels), and whether features
+            collapse
   probes    end with a linear and an attentive probe on frozen features (needs labels)
   smoke     the recipe in small: three steps on any set, a teacher with random weights, in seconds
   small     batch, warm-up and length from the number of records, for sets of up to some thousands

@@ -10,7 +10,8 @@ Options after the colon (comma separated):
   targets   step: the teachers run in the train step
             cached: their features were computed before, see below
   teachers  of size=tiny: both | viclip, for what clips show | videomae, for what moves
-  monitor   follow a nearest-neighbour accuracy during training (needs labels)
+  monitor   follow a nearest-neighbour accuracy during training (needs labels), and whether features
+            collapse
   probes    end with a linear and an attentive probe on frozen features (needs labels)
   smoke     the recipe in small: three steps on any set, teachers with random weights, in seconds
   small     batch, warm-up and length from the number of records, for sets of up to some thousands

@@ -8,7 +8,8 @@ Options after the colon (comma separated):
   size      tiny | base | large
   targets   step: the teacher runs in the train step | cached: its features were computed before,
             as in configs/internvideo2/pretrain.py
-  monitor   follow a nearest-neighbour accuracy during training (needs labels)
+  monitor   follow a nearest-neighbour accuracy during training (needs labels), and whether features
+            collapse
   probes    end with a linear and an attentive probe on frozen features (needs labels)
   smoke     the recipe in small: three steps on any set, a teacher with random weights, in seconds
   small     batch, warm-up and length from the number of records, for sets of up to some thousands

@@ -6,7 +6,8 @@
 Options after the colon (comma separated):
   size      tiny | small | base | large | huge | giant
   recipe    videomae (MCG-NJU) | internvideo1 | v2 (VideoMAE V2, dual masking)
-  monitor   follow a nearest-neighbour accuracy during training (needs labels)
+  monitor   follow a nearest-neighbour accuracy during training (needs labels), and whether features
+            collapse
   probes    end with a linear and an attentive probe on frozen features (needs labels)
   smoke     the recipe in small: three steps and its evaluation on any set, in seconds
   small     batch, warm-up and length from the number of records, for sets of up to some thousands

@@ -7,9 +7,11 @@ without one (an index of version 1, a scanned shard) the whole record is.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, SupportsIndex, TypeVar, overload
 
 import numpy as np
@@ -19,6 +21,8 @@ from data_pipelines.records.frame_table import FrameTable
 from data_pipelines.records.manifest import Manifest, open_split
 from data_pipelines.records.reader import CorruptRecordError, RecordSource
 
+TIMELINES = 64  # videos of a split whose frame times are looked at
+_READERS = 8  # at the same time: of remote sets each is a request or two
 _Result = TypeVar("_Result")
 _TIMES_KEY = "image/timestamp"
 
@@ -140,6 +144,19 @@ class _Lists(Mapping[str, Any]):
 
 
 @dataclasses.dataclass(frozen=True)
+class Timeline:
+    """When the frames of a video are shown.
+
+    Attributes:
+      times_us: of every frame, microseconds.
+      fps: nominal rate of the stored frames.
+    """
+
+    times_us: tuple[int, ...]
+    fps: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Dataset:
     """One opened split: its description and its records.
 
@@ -228,6 +245,24 @@ class Dataset:
                 where = self.address(index, record)
                 raise UnreadableRecordError(f"{where}: {error}") from error
         return [decoded[int(frame)] for frame in wanted]
+
+    @functools.cached_property
+    def timelines(self) -> tuple[Timeline, ...]:
+        """Of up to TIMELINES videos, evenly spaced; without those that cannot be read.
+
+        Read once: their contexts and frame times only.
+        """
+        count = min(len(self), TIMELINES)
+
+        def one(place: int) -> Timeline | None:
+            try:
+                record = self.load(place * len(self) // count)
+                return Timeline(tuple(map(int, record.timestamps_us)), record.fps)
+            except UnreadableRecordError:
+                return None
+
+        with ThreadPoolExecutor(_READERS) as pool:
+            return tuple(each for each in pool.map(one, range(count)) if each and each.times_us)
 
     def audio(self, index: int, record: schema.Record) -> schema.Waveform | None:
         """The audio of a record, read; None without. UnreadableRecordError as `load`."""

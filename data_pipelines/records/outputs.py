@@ -7,6 +7,7 @@ command can do that, and refused where it cannot; none is taken for the name of 
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from data_pipelines.records import storage, trees
 
 
 def check_file(
-    flag: str, path: str | Path, suffixes: Sequence[str] = (), *, remote: bool = False
+    flag: str, path: str | os.PathLike[str], suffixes: Sequence[str] = (), *, remote: bool = False
 ) -> None:
     """ValueError that names `flag` where a file cannot be written.
 
@@ -35,7 +36,7 @@ def check_file(
         _check_remote(flag, str(path), str(path).rpartition("/")[0], remote)
 
 
-def check_folder(flag: str, path: str | Path, *, remote: bool = False) -> None:
+def check_folder(flag: str, path: str | os.PathLike[str], *, remote: bool = False) -> None:
     """ValueError that names `flag` where a folder cannot be made or written to."""
     if storage.is_remote(path):
         _check_remote(flag, str(path), str(path), remote)
@@ -43,7 +44,7 @@ def check_folder(flag: str, path: str | Path, *, remote: bool = False) -> None:
         _check(flag, Path(storage.local(path)), "folder")
 
 
-def local_only(flag: str, path: str | Path) -> Path:
+def local_only(flag: str, path: str | os.PathLike[str]) -> Path:
     """The path of something that is read from this machine only; ValueError for a URL."""
     if storage.is_remote(path):
         raise ValueError(

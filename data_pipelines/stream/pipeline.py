@@ -127,6 +127,13 @@ class TrainStream(Ahead):
         return batch
 
 
+def evenly_spaced(records: int, limit: int) -> Sequence[int]:
+    """Numbers of `limit` of so many records, ascending; of all for 0 or where there are fewer."""
+    if not 0 < limit < records:
+        return range(records)
+    return [place * records // limit for place in range(limit)]
+
+
 class ViewBatches(grain.MapDataset[Batch]):
     """Step -> all views of this process's records, as a grain dataset. Picklable.
 
@@ -143,14 +150,16 @@ class ViewBatches(grain.MapDataset[Batch]):
         process: int = 0,
         processes: int = 1,
         seconds: float = 0.0,
+        limit: int = 0,
     ):
-        super().__init__(grain.MapDataset.range(len(dataset)))
+        self.records = evenly_spaced(len(dataset), limit)
+        super().__init__(grain.MapDataset.range(len(self.records)))
         self.dataset, self.config, self.parts = dataset, config, tuple(parts)
         self.process, self.processes, self.seconds = process, processes, seconds
         self.pool, self.buffer = RowPool(row_threads(config.reader)), FrameBuffer()
 
     def __len__(self) -> int:
-        return -(-len(self.dataset) // self.config.batch)
+        return -(-len(self.records) // self.config.batch)
 
     def __getitem__(self, index: Any) -> Any:
         return self.slice(index) if isinstance(index, slice) else self._batch(int(index))
@@ -183,8 +192,8 @@ class ViewBatches(grain.MapDataset[Batch]):
 
     def _fill(self, position: int, out: Sequence[Rows]) -> tuple[int, int, bool, bool]:
         """Writes the rows of a record; returns (index, label, valid, unreadable)."""
-        index = min(position, len(self.dataset) - 1)
-        valid = position < len(self.dataset)
+        index = self.records[min(position, len(self.records) - 1)]
+        valid = position < len(self.records)
         try:
             record = self.dataset.load(index)
             reading = self._read(index, record)
@@ -224,6 +233,7 @@ class ViewPass(Ahead):
 
     Args:
       seconds: look at so much from the beginning of every clip only; 0 = all of it.
+      limit: look at so many records only, evenly spaced over the split; 0 = all of them.
       dataset: the split, where it is open already.
       parts: of the batch, not yet opened; by default the pixels.
     """
@@ -237,6 +247,7 @@ class ViewPass(Ahead):
         process: int = 0,
         processes: int = 1,
         seconds: float = 0.0,
+        limit: int = 0,
         dataset: Dataset | None = None,
         parts: Sequence[Part] = (),
     ):
@@ -261,7 +272,7 @@ class ViewPass(Ahead):
         self.dataset = dataset
         self.batches = ViewBatches(
             self.dataset, config, [part.open(self.dataset) for part in parts],
-            process=process, processes=processes, seconds=seconds,
+            process=process, processes=processes, seconds=seconds, limit=limit,
         )  # fmt: skip
         self.steps = len(self.batches)
         self.skipped = 0

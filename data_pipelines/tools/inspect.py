@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.config import DataConfig, ReaderConfig, ViewConfig
+from data_pipelines.clips import sampling, seconds
+from data_pipelines.config import ClipConfig, DataConfig, ReaderConfig, ViewConfig
 from data_pipelines.records import companion, schema, storage
 from data_pipelines.records.dataset import Dataset, open_dataset
 from data_pipelines.records.media import MEDIA
@@ -36,10 +37,11 @@ def summary(config: DataConfig, sample: int) -> Iterator[str]:
       FileNotFoundError, ValueError: as `records.manifest.open_split`.
     """
     for component in components_of(config):
-        yield from _one_set(component.directory, component.split, sample)
+        clip = config.clip_of(component.media) if MEDIA[component.media].pixels else None
+        yield from _one_set(component.directory, component.split, sample, clip)
 
 
-def _one_set(directory: str, chosen: str, sample: int) -> Iterator[str]:
+def _one_set(directory: str, chosen: str, sample: int, clip: ClipConfig | None) -> Iterator[str]:
     dataset = open_dataset(directory, chosen)
     found = dataset.manifest
     yield f"{directory}: dataset {found.name!r}, {len(found.classes)} classes"
@@ -65,6 +67,11 @@ def _one_set(directory: str, chosen: str, sample: int) -> Iterator[str]:
         rest = sum(count for _, count in classes[_CLASSES_SHOWN:])
         yield f"  and {len(classes) - _CLASSES_SHOWN} smaller classes: {rest}"
     yield from _sampled(dataset, sample)
+    if clip is not None and clip.frames > 1 and clip.sampling in sampling.TRAIN_RULES:
+        yield (
+            f"  a clip of {clip.frames} frames (sampling {clip.sampling}, stride {clip.stride}) "
+            f"spans {seconds.of_training(dataset.timelines, clip).text()}"
+        )
     yield from _companions(dataset)
 
 

@@ -117,13 +117,13 @@ class MTEBEncoder:
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:
         """Cosines of all pairs."""
-        from mteb.similarity_functions import cos_sim
+        from mteb.similarity_functions import cos_sim  # pyright: ignore[reportMissingImports]
 
         return cos_sim(embeddings1, embeddings2)
 
     def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Any:
         """Cosines of pairs."""
-        from mteb.similarity_functions import pairwise_cos_sim
+        from mteb.similarity_functions import pairwise_cos_sim  # pyright: ignore[reportMissingImports]
 
         return pairwise_cos_sim(embeddings1, embeddings2)
 
@@ -179,7 +179,7 @@ def encoder(
       ValueError: weights that cannot be loaded; a name without an owner.
     """
     try:
-        from mteb.models.model_meta import ModelMeta, ScoringFunction
+        from mteb.models.model_meta import ModelMeta, ScoringFunction  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ImportError(
             f"mteb cannot be imported ({error}): pip install 'internvideo-jax[mteb]'"

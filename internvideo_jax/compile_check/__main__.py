@@ -3,11 +3,12 @@
     ivj check --topology=v5e:16x16 --mesh=data=32,fsdp=8 \\
         --config=configs/videomae/pretrain.py:size=large --batch=2048 --records=k400
 
-Needs neither the slice nor data. TPU slices (v4:4x4x4, v5e:16x16, v5p:4x4x4, v6e:16x16,
-tpu7x:4x4x4, two of them: v5e:16x16*2) need the TPU compiler, pip install 'internvideo-jax[tpu]';
-gpu:h100x8 gives the state's memory and the compute bound; cpu:8 is for rehearsals.
-With --quick nothing is compiled and no TPU compiler needed: what state and batch take, and the
-compute bound, in seconds.
+Needs neither the slice nor data; of --config.data.train, where given, it says how many seconds a
+clip spans, beside what the weights of --config.init_from learned from. TPU slices (v4:4x4x4,
+v5e:16x16, v5p:4x4x4, v6e:16x16, tpu7x:4x4x4, two of them: v5e:16x16*2) need the TPU compiler, pip
+install 'internvideo-jax[tpu]'; gpu:h100x8 gives the state's memory and the compute bound; cpu:8 is
+for rehearsals. With --quick nothing is compiled and no TPU compiler needed: what state and batch
+take, and the compute bound, in seconds.
 With --search it looks for the best mesh, remat policy and microbatches for the recipe's batch, with
 --search_batch for the clips per chip too. Exit code 0: it fits, 1: it does not, 2: an error, 3: no
 compiler can tell (GPUs).
@@ -24,7 +25,9 @@ from typing import Any
 from absl import flags
 
 from data_pipelines.records.outputs import check_file, local_only
+from data_pipelines.stream import mixture
 from internvideo_jax import cli
+from internvideo_jax.checkpoint.learned import learned
 from internvideo_jax.compile_check.aot import check_steps, gib, whole_parameters
 from internvideo_jax.compile_check.hardware import Slice, open_slice
 from internvideo_jax.compile_check.length import duration, find_records
@@ -50,6 +53,7 @@ from internvideo_jax.compile_check.search_cache import (
 from internvideo_jax.config import MeshConfig, Records, TrainConfig, total_steps
 from internvideo_jax.parallel.mesh import AXES
 from internvideo_jax.registry import suggest
+from internvideo_jax.run import seconds
 
 
 def parse_mesh(text: str, shard_above: int) -> MeshConfig:
@@ -168,6 +172,14 @@ def search_best(
     return 0
 
 
+def seconds_of(config: TrainConfig) -> list[str]:
+    """How many seconds a clip spans, where the config names data that are here."""
+    if not (config.data.train or config.data.mixture):
+        return []
+    found = seconds.of_training(config, mixture.open_components(config.data))
+    return seconds.lines(config, found, learned(config.init_from) if config.init_from else None)
+
+
 def main() -> None:
     """Compiles a recipe for a slice and says what it needs; the exit code."""
     flags.adopt_module_key_flags(cli)
@@ -228,6 +240,8 @@ def main() -> None:
             for each in checks
         )
         print("\n\n".join(texts), flush=True)
+        for line in seconds_of(config):
+            print(f"seconds      {line}", flush=True)
         if output.value:
             facts = facts_of(planned, target, checks)
             Path(output.value).write_text(json.dumps(facts, indent=2) + "\n")

@@ -61,6 +61,8 @@ class EvalContext:
     progress: bool = True
     params: Params | None = None  # set before every run
     classes: Sequence[str] = ()  # names of the classes of the model's head; empty: not known
+    # Metrics of the evaluator's looks before this one in the same run, the first one first.
+    earlier: Sequence[Mapping[str, float]] = ()
     # Of sets that were looked at before, by directory.
     manifests: Mapping[str, manifest.Manifest] = dataclasses.field(default_factory=dict)
     # What the passes since the last `look_anew` showed the model.
@@ -114,6 +116,7 @@ class EvalContext:
             process=jax.process_index(),
             processes=jax.process_count(),
             seconds=source.seconds,
+            limit=source.limit,
             dataset=dataset,
             parts=of_pass(self.data, views, source.parts),
         )

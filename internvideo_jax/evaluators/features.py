@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import ClassVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from data_pipelines.config import ViewConfig
 from data_pipelines.limits import limited
 from internvideo_jax.evaluators.base import EvalContext, check_finite, describe_data
+from internvideo_jax.inference.steps import Forward
 from internvideo_jax.ops.probe_heads import HeadSpec, read
-from internvideo_jax.protocols import clip_of
+from internvideo_jax.protocols import Model, clip_of
 from internvideo_jax.tasks import Input
+from internvideo_jax.types import Params
 
 MEAN = HeadSpec("linear")  # reads the mean over all tokens
 
@@ -55,6 +59,23 @@ class LabelledFeatures:
     protocol: dict[str, object]
 
 
+def features_of(model: Model, spec: HeadSpec) -> Forward:
+    """(params, batch with video (B, T, H, W, 3) uint8) -> what the head of `spec` reads.
+
+    (B, F) float32, or of an attentive head all tokens (B, N, D) in half precision.
+    """
+    grid = clip_of(model.config).grid
+
+    def forward(params: Params, batch: Mapping[str, jax.Array]) -> jax.Array:
+        found = model.apply(params, batch["video"], method="features")
+        pools = spec.wants_pooled and model.has("pool")
+        pooled = model.apply(params, found, method="pool") if pools else None
+        found = read(spec, found, grid, pooled)
+        return found.astype(jnp.float16) if spec.kind == "attentive" else found
+
+    return forward
+
+
 def extract(
     context: EvalContext, source: Input, spec: HeadSpec, *, limit: int = 0
 ) -> LabelledFeatures:
@@ -71,7 +92,7 @@ def extract(
     if source.views.clips * source.views.crops != 1:
         raise ValueError("features are taken from one view per clip: set clips = crops = 1")
     stream = context.open(source)
-    model, grid = context.model, clip_of(context.model.config).grid
+    model = context.model
     given = context.model.config.traits.features
     if given is None:
         raise ValueError(f"config.model is {model.config.name!r}, which gives no features")
@@ -86,18 +107,13 @@ def extract(
                 f"{clips * MEMORY_LIMIT // size} or less"
             )
 
-    def build():
-        def forward(params, batch):
-            found = model.apply(params, batch["video"], method="features")
-            pools = spec.wants_pooled and model.has("pool")
-            pooled = model.apply(params, found, method="pool") if pools else None
-            found = read(spec, found, grid, pooled)
-            return found.astype(jnp.float16) if tokens else found
-
-        return forward
-
     values, labels, seen = [], [], 0
-    outputs = context.outputs(stream, ("features", spec), build, f"features {stream.dataset.split}")
+    outputs = context.outputs(
+        stream,
+        ("features", spec),
+        lambda: features_of(model, spec),
+        f"features {stream.dataset.split}",
+    )
     for batch, features in outputs:
         keep = batch["valid"] & (batch["label"] >= 0)
         if limit:

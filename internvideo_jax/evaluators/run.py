@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from data_pipelines.clips.seconds import of_views
 from data_pipelines.records.storage import write_atomic
 from internvideo_jax.evaluators.base import (
     ANIMATED,
@@ -72,6 +73,7 @@ def run_evaluators(
     folder: Path,
     provenance: Mapping[str, Any],
     per_video: str = PER_VIDEO[0],
+    earlier: Mapping[str, Sequence[Mapping[str, float]]] | None = None,
 ) -> dict[str, Result]:
     """Runs every evaluator on `params`.
 
@@ -81,19 +83,32 @@ def run_evaluators(
     Args:
       per_video: one of PER_VIDEO: what `folder/results/LABEL-videos.jsonl` and .csv say of every
         video of those evaluators that score classes.
+      earlier: metrics of what the evaluators found earlier in the same run, by label.
     """
     context.params = params
     results = {}
     for label, evaluator in evaluators.items():
         context.look_anew()
-        found = evaluator.run(context)
+        context.earlier = (earlier or {}).get(label, ())
+        found = with_seconds(evaluator.run(context), evaluator, context)
         results[label] = dataclasses.replace(found, pixels=context.seen.content())
         if is_main():
             write_result(folder, label, evaluator, results[label], provenance)
             if per_video != PER_VIDEO[0]:
                 write_videos(folder, label, results[label], every=per_video == "scores")
-    context.params = None
+    context.params, context.earlier = None, ()
     return results
+
+
+def with_seconds(result: Result, evaluator: Evaluator, context: EvalContext) -> Result:
+    """The result, whose protocol says how many seconds the clips span that were tested."""
+    source = evaluator.inputs()[-1]
+    if "video" not in source.parts:
+        return result
+    spans = of_views(context.dataset(source).timelines, source.views)
+    if not spans.videos:
+        return result
+    return dataclasses.replace(result, protocol={**result.protocol, "seconds": spans.as_plain()})
 
 
 def write_result(
@@ -122,6 +137,7 @@ def write_result(
             "tables": dict(result.tables),
             "pictures": files,
             "captions": dict(result.captions),
+            **({"alarm": result.alarm} if result.alarm else {}),
             **provenance,
         },
     )
@@ -158,6 +174,6 @@ def headline(results: Mapping[str, Result]) -> str:
     parts = []
     for label, result in results.items():
         values = ", ".join(f"{name} {value:.4g}" for name, value in result.metrics.items())
-        warning = result.protocol.get("warning", "")
+        warning = "; ".join(filter(None, (result.protocol.get("warning", ""), result.alarm)))
         parts.append(f"{label}: {values}" + (f" (warning: {warning})" if warning else ""))
     return " | ".join(parts)

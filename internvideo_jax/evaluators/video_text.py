@@ -101,17 +101,7 @@ class TextEncoder(Texts):
         Raises:
           ValueError: an embedding that has no direction; names the first such text.
         """
-        context, model = self.context, self.context.model
-
-        def build() -> Forward:
-            return lambda params, batch: model.apply(params, batch["text"], method="encode_text")
-
-        program = Program(context.compiled("encode_text", build), context.mesh)
-        found = embed_unique(
-            functools.partial(program, context.params),
-            self.tokenizer(texts),
-            TEXT_TILE * context.shards(),
-        )
+        found = self.raw(texts)
         bad = np.flatnonzero(no_direction(found))
         if len(bad):
             raise ValueError(
@@ -119,6 +109,20 @@ class TextEncoder(Texts):
                 f"of {len(bad)} of {len(texts)} texts: the checkpoint's text encoder is broken"
             )
         return found
+
+    def raw(self, texts: Sequence[str]) -> np.ndarray:
+        """As a call, whatever the embeddings are."""
+        context, model = self.context, self.context.model
+
+        def build() -> Forward:
+            return lambda params, batch: model.apply(params, batch["text"], method="encode_text")
+
+        program = Program(context.compiled("encode_text", build), context.mesh)
+        return embed_unique(
+            functools.partial(program, context.params),
+            self.tokenizer(texts),
+            TEXT_TILE * context.shards(),
+        )
 
 
 @dataclasses.dataclass(frozen=True)

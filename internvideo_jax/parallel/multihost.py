@@ -9,7 +9,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 import numpy as np
@@ -244,3 +244,9 @@ def stop_after(step: int, requested: bool, *, agree: bool) -> bool:
 def is_main() -> bool:
     """True on the one process that prints and writes files."""
     return jax.process_index() == 0
+
+
+def say(text: str, file: TextIO | None = None) -> None:
+    """Prints on the main process, at once."""
+    if is_main():
+        print(text, file=file or sys.stdout, flush=True)

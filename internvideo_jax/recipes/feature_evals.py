@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from data_pipelines.config import ViewConfig
+from internvideo_jax.evaluators.collapse import Collapse
 from internvideo_jax.evaluators.knn import NearestNeighbours
 from internvideo_jax.evaluators.probes import AttentiveProbe, LinearProbe
 
@@ -19,6 +21,8 @@ def on_features(options: Mapping[str, Any], views: ViewConfig, every: int) -> di
     evals: dict[str, Any] = {}
     if options["monitor"]:
         evals["knn"] = NearestNeighbours(views=views, every=every)
+        two = dataclasses.replace(views, clips=2)
+        evals["collapse"] = Collapse(views=two, every=every)
     if options["probes"]:
         evals["linear_probe"] = LinearProbe(views=views)
         evals["attentive_probe"] = AttentiveProbe(views=views)

@@ -15,6 +15,8 @@ from ml_collections import ConfigDict
 
 from data_pipelines import recipe_files
 from internvideo_jax.config import FORMER, TrainConfig, as_plain, current, to_typed, unknown
+from internvideo_jax.evaluators.collapse import Collapse
+from internvideo_jax.evaluators.features import FeatureTask
 from internvideo_jax.protocols import clip_of
 from internvideo_jax.registry import EVALUATORS, resolve
 
@@ -138,6 +140,9 @@ def added(plain: Mapping[str, Any], labels: Sequence[str]) -> dict[str, Any]:
         views = evaluator.views
         if others and not evaluator.compares_texts:
             views = others[0]
+        if isinstance(evaluator, FeatureTask | Collapse):  # their number of views is their own
+            own = evaluator.views
+            views = dataclasses.replace(views, clips=own.clips, crops=own.crops)
         takes = clip_of(config.model)
         clip = dataclasses.replace(views.clip, frames=takes.frames, resolution=takes.resolution)
         batch = others[0].batch if others else views.batch

@@ -51,12 +51,27 @@ def write_gif(path: Path, clip: np.ndarray, fps: float = 6.0) -> None:
     first.save(path, save_all=True, append_images=rest, duration=int(1000 / fps), loop=0)
 
 
-def curve_svg(title: str, curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> str:
-    """Line chart as inline SVG: name -> (steps, values)."""
+def curve_svg(
+    title: str,
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    *,
+    band: tuple[Sequence[float], Sequence[float], Sequence[float]] | None = None,
+    mark: int = 0,
+) -> str:
+    """Line chart as inline SVG: name -> (steps, values).
+
+    Args:
+      band: (steps, low, high) of an area behind the lines.
+      mark: a step that is marked by a line; 0: none.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.2, 2.8), layout="constrained")
     axes = figure.add_subplot()
+    if band is not None:
+        axes.fill_between(*band, alpha=0.2, linewidth=0)
+    if mark:
+        axes.axvline(mark, color="red", linewidth=0.8, linestyle="--")
     for name, (steps, values) in curves.items():
         axes.plot(steps, values, label=name, linewidth=1.2, marker="." if len(steps) < 12 else "")
     axes.set_title(title, fontsize=10)

@@ -1,6 +1,7 @@
 """One HTML page about one or several runs; opens offline, pictures inside.
 
 ivj report runs/a runs/b --out report.html
+ivj report runs/a --against=runs/b            # or a reference: ivj reference --list
 """
 
 from __future__ import annotations
@@ -9,15 +10,19 @@ import argparse
 import base64
 import json
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
+from data_pipelines.commands.exit_codes import ExitCode
 from data_pipelines.records import storage
 from data_pipelines.records.outputs import check_file
 from data_pipelines.records.trees import Outbox
+from internvideo_jax.telemetry.against import Verdict, verdict
+from internvideo_jax.telemetry.curves import names
 from internvideo_jax.telemetry.pictures import curve_svg
 from internvideo_jax.telemetry.writer import METRICS, PERF, read_rows
 
@@ -41,13 +46,18 @@ Place = str | os.PathLike[str]
 
 
 def write_report(
-    workdirs: Sequence[Place], out: Place, title: str = "", names: Sequence[str] = ()
+    workdirs: Sequence[Place],
+    out: Place,
+    title: str = "",
+    names: Sequence[str] = (),
+    verdicts: Sequence[Verdict] = (),
 ) -> Place:
     """Writes the page and returns its path.
 
     Args:
       workdirs, out: local, or on an object store.
       names: of the runs; by default those of their directories.
+      verdicts: comparisons with references, of all runs or none.
 
     Raises:
       ValueError: a directory that holds no run.
@@ -55,6 +65,8 @@ def write_report(
     runs = [_open_run(workdir) for workdir in workdirs]
     for run, name in zip(runs, names, strict=bool(names)):
         run["name"] = name
+    for run, compared in zip(runs, verdicts, strict=bool(verdicts)):
+        run["against"] = compared
     page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
         TEMPLATE.read_text(encoding="utf-8")
     )
@@ -161,22 +173,36 @@ def _compare(runs: list[dict[str, Any]]) -> dict[str, Any]:
     return {"names": [run["name"] for run in runs], "rows": rows, "loss": loss}
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command `ivj report`."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command: writes the page; 1 where a run parts from what it is compared with."""
     parser = argparse.ArgumentParser(
         prog="ivj report",
-        description="Write one HTML page about one or several training runs.",
+        description="Write one HTML page about one or several training runs. With --against: exit "
+        "code 0 if every run stays in the band of the reference, 1 if one parts from it.",
     )
     parser.add_argument("workdirs", nargs="+", help="directories given as --workdir")
     parser.add_argument("--out", default="report.html")
     parser.add_argument("--title", default="", help="heading; default: the names of the runs")
+    parser.add_argument(
+        "--against",
+        default="",
+        metavar="RUN",
+        help="another run, the file of a reference, or the name of one that comes with the package "
+        f"({', '.join(names()) or 'none here'}): says whether and at which step the runs part "
+        "from it",
+    )
     options = parser.parse_args(arguments)
     try:
         check_file("--out", options.out, remote=True)
-        print(write_report(options.workdirs, options.out, options.title))
+        verdicts = [verdict(each, options.against) for each in options.workdirs if options.against]
+        for each in verdicts:
+            print("\n".join(each.lines))
+        print(write_report(options.workdirs, options.out, options.title, verdicts=verdicts))
+        return ExitCode.BAD_DATA if any(each.parts for each in verdicts) else ExitCode.GOOD
     except ValueError as error:
-        parser.exit(2, f"error: {error}\n")
+        print(f"error: {error}", file=sys.stderr)
+        return ExitCode.USAGE
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

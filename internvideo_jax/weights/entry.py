@@ -20,6 +20,31 @@ CLASSES = {
     "HACS": 200,
 }
 
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """Frames per second and mean length of the videos of a set; 0: not stated."""
+
+    fps: float = 0.0
+    seconds: float = 0.0
+    source: str = ""
+
+
+# Sets that nothing is stated of are missing: mixtures, and videos of whatever rate and length.
+_KINETICS = Timing(30.0, 10.0, "clips of about 10 s; rates differ, most are 25 to 30")
+_SOMETHING = Timing(12.0, 4.0, "12 frames/s, 2 to 6 s, 4 s on average")
+_INTERNVID = Timing(0.0, 11.7, "InternVid as a whole: 760 thousand hours in 234 million clips")
+TIMINGS: Mapping[str, Timing] = {
+    **dict.fromkeys(("K400", "K600", "K700", "K710"), _KINETICS),
+    **dict.fromkeys(("SSv1", "SSv2"), _SOMETHING),
+    **{f"InternVid-{part}": _INTERNVID for part in ("10M", "10M-FLT", "10M-DIV", "50M", "200M")},
+    "WebVid-10M": Timing(0.0, 18.0, "18 s on average"),
+    "UCF101": Timing(25.0, 7.2, "25 frames/s, 7.2 s on average"),
+    "HMDB51": Timing(30.0, 0.0, "brought to 30 frames/s"),
+    "MiT": Timing(0.0, 3.0, "clips of 3 s"),
+}
+WHOLE = 0  # a stride: the frames of a clip are spread over the whole video
+
 # Where the authors keep files.
 OSS = "https://pjlab-gvm-data.oss-cn-shanghai.aliyuncs.com"
 HUB = "https://huggingface.co/OpenGVLab"
@@ -46,6 +71,8 @@ class Entry:
     data: str  # what it was trained on last
     classes: int = 0  # 0: none, a pre-trained model
     frames: int = 16
+    # Between the frames of a training clip; WHOLE; or None where it is not stated.
+    stride: int | None = None
     pixels: int = 224
     changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # further model settings
     config: str  # the recipe that made it, or whose model and test are its own; empty: none
@@ -60,6 +87,16 @@ class Entry:
     bytes: int = 0  # size of the file; 0: not known
     sha256: str = ""  # of the file, in hex, as its authors state it; empty: not stated
     licence: str = ""  # of the repository that publishes it (SPDX); terms of the file may differ
+
+    @property
+    def seconds(self) -> float:
+        """That a clip spanned in its training, by what is known of the videos; 0: unknown."""
+        timing = TIMINGS.get(self.data, Timing())
+        if self.stride is None:
+            return 0.0
+        if self.stride == WHOLE:
+            return timing.seconds
+        return self.frames * self.stride / timing.fps if timing.fps else 0.0
 
     @property
     def source(self) -> str:

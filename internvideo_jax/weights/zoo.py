@@ -123,13 +123,20 @@ def table(source: str) -> list[str]:
             _linked(file, entry) if file or entry.url else "no address",
             f"{entry.size}, {kind}",
             entry.data,
-            f"{entry.frames} x {entry.pixels}²",
+            f"{entry.frames} x {entry.pixels}², {_seconds(entry)}",
             f"{test.clips} x {test.crops}, {test.sampling}" if test else "",
             entry.reported,
             f"`{recipe}`{'' if entry.made else ' *'}",
         )
         rows.append("| " + " | ".join(cells) + " |")
     return rows
+
+
+def _seconds(entry: Entry) -> str:
+    """Seconds of a training clip; of images none."""
+    if entry.frames == 1:
+        return "images"
+    return f"{entry.seconds:.2g} s" if entry.seconds else "seconds unknown"
 
 
 def _linked(file: str, entry: Entry) -> str:

@@ -30,6 +30,7 @@ REPLACE = {
     },
     "search.md": {"SERVER": SERVER},
     "recipes.md": {"shards/ssv2": "shards"},
+    "training.md": {"runs/yesterday": "runs/pretrain"},
     "weights.md": {"$((L - n))": "1"},
 }
 

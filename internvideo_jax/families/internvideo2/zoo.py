@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from internvideo_jax.families.umt.zoo import SETS, test_of
-from internvideo_jax.weights.entry import CLASSES, HUB, Entry
+from internvideo_jax.weights.entry import CLASSES, HUB, WHOLE, Entry
 
 STAGE1 = "configs/internvideo2/pretrain.py:"
 DISTILL = "configs/internvideo2/distill.py:"
@@ -41,6 +41,7 @@ def _student(name: str, size: str, data: str, config: str, finetune: str, **more
         size=size,
         data=data,
         frames=8,
+        stride=WHOLE,
         config=config,
         finetune=FINETUNE + finetune,
         **more,
@@ -62,6 +63,7 @@ def _classifier(
         data=data,
         classes=CLASSES[data],
         frames=frames,
+        stride=WHOLE,
         config=FINETUNE + recipe,
         reported=top1,
         note=note,

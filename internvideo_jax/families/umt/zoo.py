@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from internvideo_jax.families.umt.model import CLASSIFIER
-from internvideo_jax.weights.entry import CLASSES, OSS, Entry, Protocol
+from internvideo_jax.weights.entry import CLASSES, OSS, WHOLE, Entry, Protocol
 
 KINETICS = Protocol(4, 3, "stepped")
 SOMETHING = Protocol(4, 3, "segments")  # of InternVideo2 too: 8 x 3 x 4
@@ -35,6 +35,7 @@ def _classifier(file: str, data: str, top1: str, note: str = "") -> Entry:
         data=data,
         classes=CLASSES[data],
         frames=frames,
+        stride=WHOLE,
         pixels=pixels,
         changes=CLASSIFIER,
         config=FINETUNE + recipe,
@@ -57,6 +58,7 @@ def _student(size: str, clip_width: int) -> Entry:
         size=size,
         data="K710",
         frames=8,
+        stride=WHOLE,
         changes={"clip_width": clip_width},
         config=f"configs/umt/pretrain.py:size={size}",
         finetune=f"{FINETUNE}{letter}_k710",

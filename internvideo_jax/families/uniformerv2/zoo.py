@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from internvideo_jax.weights.entry import CLASSES, OSS, Entry, Protocol
+from internvideo_jax.weights.entry import CLASSES, OSS, WHOLE, Entry, Protocol
 
 CONFIG = "configs/uniformerv2/finetune.py:"
 SIZES = {"b16_224": "base", "l14_224": "large", "l14_336": "large336"}
@@ -48,6 +48,7 @@ def _entry(
         data=data,
         classes=CLASSES[data],
         frames=frames,
+        stride=WHOLE,
         pixels=pixels,
         changes=changes,
         config=CONFIG + options,

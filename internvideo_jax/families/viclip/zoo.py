@@ -8,7 +8,7 @@ measured here.
 
 from __future__ import annotations
 
-from internvideo_jax.weights.entry import HUB, OSS, Entry
+from internvideo_jax.weights.entry import HUB, OSS, WHOLE, Entry
 
 PRETRAIN = "configs/viclip/pretrain.py:"
 # Linked twice; the others lie on the authors' own server only.
@@ -30,6 +30,7 @@ def _entry(file: str, size: str, data: str, top1: str = "", note: str = "") -> E
         size=size,
         data=data,
         frames=8,
+        stride=WHOLE,
         config=f"{PRETRAIN}size={size},stage=2",
         finetune=f"{PRETRAIN}size={size}",
         reported=top1,

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from internvideo_jax.weights.entry import CLASSES, HUB, OSS, Entry, Protocol
+from internvideo_jax.weights.entry import CLASSES, HUB, OSS, WHOLE, Entry, Protocol
 
 FINETUNE = "configs/videomae/finetune.py:recipe="
 PRETRAIN = "configs/videomae/pretrain.py:"
@@ -46,6 +46,7 @@ def _pretrained(name: str, size: str, depth: int, data: str, config: str, **more
         kind="videomae_pretrain",
         size=size,
         data=data,
+        stride=2 if data.startswith("SSv") else 4,
         changes={"decoder_depth": depth},
         config=PRETRAIN + config,
         **_published(name, **{**more, "finetune": FINETUNE + more["finetune"]}),
@@ -54,13 +55,14 @@ def _pretrained(name: str, size: str, depth: int, data: str, config: str, **more
 
 def _classifier(name: str, size: str, data: str, recipe: str, **more: Any) -> Entry:
     protocol = SOMETHING if data.startswith("SSv") else KINETICS
+    stride = {"SSv1": WHOLE, "SSv2": WHOLE, "HMDB51": 2}.get(data, 4)
     return Entry(
         kind="videomae_classifier",
         size=size,
         data=data,
         classes=CLASSES[data],
         config=FINETUNE + recipe,
-        **_published(name, **{"protocol": protocol, **more}),
+        **_published(name, **{"protocol": protocol, "stride": stride, **more}),
     )
 
 
@@ -152,6 +154,7 @@ INTERNVIDEO1 = (
         "internvideo1/h_k400",
         file="ViT-H_f32_res384_89.54.pth",
         frames=32,
+        stride=None,
         pixels=384,
         changes={"pos_table": "resized"},
         settings=tuple(

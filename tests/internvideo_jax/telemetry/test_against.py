@@ -1,0 +1,222 @@
+"""A run beside another one or several: where it leaves their band, and what is said of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_pipelines.ingest.__main__ import main as ingest
+from internvideo_jax.reference.__main__ import changed, config_of, listing, make_data
+from internvideo_jax.reference.__main__ import main as reference
+from internvideo_jax.reference.table import REFERENCES
+from internvideo_jax.telemetry import curves
+from internvideo_jax.telemetry.against import verdict
+from internvideo_jax.telemetry.report import main as report
+from internvideo_jax.train import train
+
+WORDS = ("--name=world", "--quality=95", "--flip-changes-label")  # as make_data has them
+STEPS = np.arange(1, 41)
+
+
+def loss(seed: int, rate: float = 1.0) -> np.ndarray:
+    """Falls from 3 to about 1, with the noise of a run."""
+    noise = np.random.default_rng(seed).normal(scale=0.03, size=len(STEPS))
+    return 1 + 2 * np.exp(-rate * STEPS / 10) + noise
+
+
+def run(folder: Path, values, *, every: int = 1, lr: float = 1e-3, seed: int = 0, top1=0.5) -> Path:
+    """What a training run leaves of its curves."""
+    folder.mkdir(parents=True)
+    config = {
+        "model": {"name": "videomae_pretrain"},
+        "objective": {"name": "masked_pixels"},
+        "optim": {"lr": lr},
+        "data": {"train": str(folder), "seed": seed, "global_batch": 8},
+        "log": {"every": every},
+        "seed": seed,
+    }
+    about = {
+        "config": config,
+        "devices": {"count": 1, "kind": "cpu"},
+        "data": {"seed": seed, "split": "train"},
+        "versions": {"jax": "0.10.2"},
+    }
+    (folder / "run.json").write_text(json.dumps(about))
+    rows = [
+        {"step": int(step), "train/loss": float(value), "train/grad_norm": 1.0}
+        for step, value in zip(STEPS, values, strict=True)
+        if step % every == 0
+    ]
+    rows.append({"step": 40, "eval/test/top1": top1})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture
+def stored(tmp_path) -> Path:
+    """The file of a reference with five seeds."""
+    made = [
+        curves.of_run(run(tmp_path / f"seed{i}", loss(i), seed=i, top1=0.5 + 0.01 * i))
+        for i in range(5)
+    ]
+    path = tmp_path / "made.json"
+    about = {"seeds": list(range(5)), "metrics": {"eval/test/top1": 0.1}}
+    path.write_text(curves.as_json(made, "made", about))
+    return path
+
+
+def test_a_further_seed_is_in_the_band(stored, tmp_path):
+    for seed in range(10, 30):
+        found = verdict(run(tmp_path / f"run{seed}", loss(seed), seed=seed), str(stored))
+        assert not found.parts, found.lines
+    head, first, *_, config, data, versions = found.lines
+    assert head == "run29 is in the band of made at all 40 steps compared"
+    assert first == "train/loss: in the band at all 40 steps compared"
+    assert any(line.startswith("eval/test/top1: in the band at all 1") for line in found.lines)
+    # Seeds and places are not what a reference with several seeds is about.
+    assert config == "config: no other settings" and data == "data: no another stream"
+    assert versions == "versions: no others"
+    assert len(found.drawings) == 3 and all("<svg" in each for each in found.drawings)
+
+
+def test_another_rate_parts_and_the_first_step_is_said(stored, tmp_path):
+    values = np.where(STEPS < 20, loss(30), loss(30) + 1.0)
+    found = verdict(run(tmp_path / "late", values, lr=1e-2), str(stored))
+    assert found.parts
+    assert found.lines[0] == "late parts from made at step 20, in train/loss"
+    assert "leaves the band at step 20 (40 steps compared), where it is" in found.lines[1]
+    assert ", above " in found.lines[1] and "at step 40 it is" in found.lines[1]
+    assert "  optim.lr: found 0.01, the reference has 0.001" in found.lines
+
+
+def test_one_or_two_rows_outside_are_not_enough(stored, tmp_path):
+    values = loss(31)
+    values[[10, 11, 20]] += 5.0
+    assert not verdict(run(tmp_path / "spikes", values), str(stored)).parts
+    values[12] = np.nan
+    found = verdict(run(tmp_path / "nan", values), str(stored))
+    assert found.lines[0] == "nan parts from made at step 11, in train/loss"
+
+
+def test_a_main_metric_that_is_wrong_parts(stored, tmp_path):
+    found = verdict(run(tmp_path / "chance", loss(32), top1=0.1), str(stored))
+    assert found.lines[0] == "chance parts from made at step 40, in eval/test/top1"
+    assert any("below" in line for line in found.lines)
+
+
+def test_two_runs_of_anybody(tmp_path):
+    one = run(tmp_path / "one", loss(1), seed=1)
+    same = verdict(run(tmp_path / "same", loss(2), seed=2, every=2), str(one))
+    assert not same.parts, same.lines
+    assert "at all 20 steps compared" in same.lines[0]
+    assert "  seed: found 2, the reference has 1" in same.lines
+    other = verdict(run(tmp_path / "other", loss(3, rate=0.2)), str(one))
+    assert other.parts and "as it is one run" in "\n".join(other.lines)
+
+
+def test_the_command_says_it_with_its_exit_code(stored, tmp_path, capsys):
+    good = run(tmp_path / "good", loss(40))
+    bad = run(tmp_path / "bad", loss(41, rate=0.1))
+    out = tmp_path / "page.html"
+    assert report([str(good), f"--against={stored}", f"--out={out}"]) == 0
+    assert "good is in the band of made" in capsys.readouterr().out
+    assert "good is in the band of made" in out.read_text()
+    assert report([str(good), str(bad), f"--against={stored}", f"--out={out}"]) == 1
+    text = capsys.readouterr().out
+    assert "bad parts from made at step" in text and str(out) in text
+    assert report([str(good), f"--out={out}"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("against", "said"),
+    [
+        ("nobody", "--against=nobody: is no run, no file and none of the references"),
+        ("folder/broken.json", "is no reference"),
+        ("odd", "have no step of train/loss in common"),
+        ("begun", "has no train/loss yet"),
+    ],
+)
+def test_what_cannot_be_compared(tmp_path, monkeypatch, capsys, against, said):
+    monkeypatch.chdir(tmp_path)
+    mine = run(tmp_path / "mine", loss(1), every=20)
+    run(tmp_path / "odd", loss(1), every=7)
+    begun = run(tmp_path / "begun", loss(1))
+    (begun / "metrics.jsonl").write_text("")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/broken.json").write_text('{"name": "x"}')
+    assert report([str(mine), f"--against={against}", "--out=page.html"]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_the_stored_references_are_those_of_the_table():
+    assert curves.names() == sorted(REFERENCES)
+    for name, each in REFERENCES.items():
+        found = curves.find(name)
+        assert found.about["recipe"] == each.recipe and len(found.seeds) >= 3
+        assert {*found.about["metrics"], curves.LOSS} <= set(found.series)
+        assert found.config["data"]["train"] == ""
+        # What is stored is what would be run now.
+        now = config_of(each, Path(""), found.seeds[0])
+        assert now.optim.lr == found.config["optim"]["lr"]
+    assert "no stored curves" not in listing()
+
+
+def test_the_command_reference_says_what_is_wrong(tmp_path, capsys):
+    assert reference(["--list"]) == 0
+    assert "viclip-pretrain" in capsys.readouterr().out
+    for words, said in (
+        (["videomae-pretrian"], "did you mean"),
+        (["videomae-pretrain"], "no --workdir given"),
+        (["videomae-pretrain", f"--workdir={tmp_path}", "--set", "lr"], "expected FIELD=VALUE"),
+        (["videomae-pretrain", f"--workdir={tmp_path}", "--seed=1", f"--write={tmp_path}/a.json"],
+         "leave --set and --seed out"),
+    ):  # fmt: skip
+        assert reference(words) == 2
+        assert said in "".join(capsys.readouterr())
+    with pytest.raises(ValueError, match="unknown field config.optim.rate"):
+        config_of(REFERENCES["viclip-pretrain"], tmp_path, 0, {"optim.rate": 1.0})
+    assert changed(["optim.lr=1e-2", "data.text=first"]) == {"optim.lr": 0.01, "data.text": "first"}
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory) -> Path:
+    """What `ivj reference` makes before its runs."""
+    folder = tmp_path_factory.mktemp("references")
+    make_data(folder)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [((), False), (("optim.lr=2e-2",), True), (("objective.mask_ratio=0.3",), True)],
+)
+def test_pre_training_is_in_its_band_and_with_a_fault_it_is_not(clips, capsys, changes, parts):
+    words = ["videomae-pretrain", f"--workdir={clips}", f"--seed={10 + len(str(changes))}"]
+    assert reference([*words, *(f"--set={each}" for each in changes)]) == int(parts)
+    text = capsys.readouterr().out
+    assert ("parts from" if parts else "is in the band of") in text
+    for each in changes:
+        assert f"  {each.partition('=')[0]}: found" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_fine_tuning_with_shuffled_labels_parts(clips, tmp_path, shuffled):
+    each, shards = REFERENCES["uniformerv2-finetune"], clips / "shards"
+    if shuffled:
+        source = clips / "videos/labelled.jsonl"
+        rows = [json.loads(line) for line in source.read_text().splitlines()]
+        order = np.random.default_rng(0).permutation(len(rows))
+        told = [{**row, "label": rows[i]["label"]} for row, i in zip(rows, order, strict=True)]
+        wrong = source.with_name("shuffled.jsonl")
+        wrong.write_text("".join(json.dumps(row) + "\n" for row in told))
+        shards = tmp_path / "shards"
+        assert ingest([f"--source={wrong}", f"--out={shards}", "--workers=1", *WORDS]) == 0
+    assert train(config_of(each, shards, 11), tmp_path / "run") == 0
+    found = verdict(tmp_path / "run", "uniformerv2-finetune")
+    assert found.parts == shuffled, found.lines
