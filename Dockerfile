@@ -19,7 +19,8 @@ RUN case "$ACCELERATOR" in cpu) extras="$EXTRAS" ;; tpu | cuda) extras="$ACCELER
     mkdir internvideo_jax data_pipelines && \
     touch internvideo_jax/__init__.py data_pipelines/__init__.py && \
     pip install --quiet ".[$extras]" && \
-    pip uninstall --quiet --yes internvideo-jax
+    pip uninstall --quiet --yes internvideo-jax && \
+    rm -rf build internvideo_jax data_pipelines internvideo_jax.egg-info
 COPY configs configs
 COPY data_pipelines data_pipelines
 COPY internvideo_jax internvideo_jax

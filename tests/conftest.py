@@ -49,11 +49,10 @@ if CACHE not in os.environ:
     atexit.register(shutil.rmtree, os.environ[CACHE], ignore_errors=True)
 
 # Most tests compile longer than they compute: XLA without its optimizations, and with its older
-# emitter of fused loops, compiles in less than half the time. Parts of a program, compiled side by
-# side, cost more than they save where the cores are busy. The bits are not those of users.
+# emitter of fused loops, compiles in less than half the time. The bits are not those of users.
 FAST = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 if importlib.metadata.version("jaxlib").startswith("0.10."):  # others may not know the flag
-    FAST += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    FAST += " --xla_cpu_use_fusion_emitters=false"
 # The same for this process. Read when jax is imported.
 QUICK = {
     # A folder for each worker: jax does not write its files at once.
@@ -66,10 +65,7 @@ QUICK = {
 # What a command gives itself by starting again (cli.py), which costs its imports twice; workers of
 # pytest-xdist start with it.
 LARGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-# Otherwise every operation of a traced program carries the whole stack that made it, for messages
-# that no test reads.
-NO_STACKS = {"JAX_INCLUDE_FULL_TRACEBACKS_IN_LOCATIONS": "0"}
-os.environ.update(QUICK | LARGE_PAGES | NO_STACKS)
+os.environ.update(QUICK | LARGE_PAGES)
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -103,7 +103,10 @@ def build(folder: Path, accelerator: str) -> subprocess.CompletedProcess[str]:
             shell.append(rest)
         elif word == "COPY" and not rest.startswith("--from"):
             *sources, target = shlex.split(rest)
-            shell += [f"cp -a {shlex.quote(str(ROOT / one))} {target}" for one in sources]
+            # A folder's content goes into the target, as Docker copies.
+            for one in sources:
+                flags = "-aT" if (ROOT / one).is_dir() else "-a"
+                shell.append(f"cp {flags} {shlex.quote(str(ROOT / one))} {target}")
         elif word == "WORKDIR":
             shell.append(f"mkdir -p {rest} && cd {rest}")
         elif word == "ENV" and rest.startswith("PATH="):
@@ -145,6 +148,8 @@ def test_its_lines_install_a_command_that_runs(tmp_path):
     )  # fmt: skip
     assert shown.returncode == 0 and "usage: ivj COMMAND" in shown.stdout
     folder = tmp_path / "venv/lib"
+    (first,) = folder.glob("*/site-packages/internvideo_jax/__init__.py")
+    assert first.read_text() == (ROOT / "internvideo_jax/__init__.py").read_text()
     assert list(folder.glob("*/site-packages/internvideo_jax/configs/videomae/pretrain.py"))
     assert not any(path.is_symlink() for path in folder.glob("*/site-packages/internvideo_jax/*"))
 
