@@ -14,13 +14,13 @@ import numpy as np
 
 from data_pipelines.clips import sampling
 from data_pipelines.config import ClipConfig, ViewConfig
-from data_pipelines.records.dataset import Timeline
+from data_pipelines.records.dataset import FrameTimes
 
 FACTOR = 1.5  # spans are told apart when one is more than so many times the other
 UNEVEN = 0.1  # an interval that differs from the median by more of it makes a rate variable
 SHOWN = ("frames", "stride", "sampling")
 
-Choose = Callable[[int, Timeline], np.ndarray]  # (number, video) -> (clips, T) frame numbers
+Choose = Callable[[int, FrameTimes], np.ndarray]  # (number, video) -> (clips, T) frame numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +86,7 @@ def span(times: np.ndarray, chosen: np.ndarray) -> tuple[float, bool]:
     return length * len(different) / (len(different) - 1), repeats
 
 
-def spans(videos: Iterable[Timeline], choose: Choose) -> Spans:
+def spans(videos: Iterable[FrameTimes], choose: Choose) -> Spans:
     """Of the clips that `choose` takes; a video that it refuses counts as short."""
     seconds, short, rates, uneven = [], [], [], []
     for number, video in enumerate(videos):
@@ -118,10 +118,10 @@ def spans(videos: Iterable[Timeline], choose: Choose) -> Spans:
     )
 
 
-def of_training(videos: Sequence[Timeline], clip: ClipConfig) -> Spans:
+def of_training(videos: Sequence[FrameTimes], clip: ClipConfig) -> Spans:
     """Spans of training clips; each video gives one, drawn by its number."""
 
-    def choose(number: int, video: Timeline) -> np.ndarray:
+    def choose(number: int, video: FrameTimes) -> np.ndarray:
         rng = np.random.default_rng(number)
         rule, times = clip.sampling, video.times_us
         return sampling.train_frames(rule, times, video.fps, clip.frames, clip.stride, rng)[None]
@@ -129,11 +129,11 @@ def of_training(videos: Sequence[Timeline], clip: ClipConfig) -> Spans:
     return spans(videos, choose) if clip.frames > 1 else Spans(0)
 
 
-def of_views(videos: Sequence[Timeline], views: ViewConfig) -> Spans:
+def of_views(videos: Sequence[FrameTimes], views: ViewConfig) -> Spans:
     """Spans of the views of a test."""
     clip = views.clip
 
-    def choose(_: int, video: Timeline) -> np.ndarray:
+    def choose(_: int, video: FrameTimes) -> np.ndarray:
         return sampling.view_frames(
             clip.sampling, video.times_us, video.fps, clip.frames, clip.stride, views.clips
         )

@@ -144,7 +144,7 @@ class _Lists(Mapping[str, Any]):
 
 
 @dataclasses.dataclass(frozen=True)
-class Timeline:
+class FrameTimes:
     """When the frames of a video are shown.
 
     Attributes:
@@ -247,17 +247,17 @@ class Dataset:
         return [decoded[int(frame)] for frame in wanted]
 
     @functools.cached_property
-    def timelines(self) -> tuple[Timeline, ...]:
+    def frame_times(self) -> tuple[FrameTimes, ...]:
         """Of up to TIMELINES videos, evenly spaced; without those that cannot be read.
 
         Read once: their contexts and frame times only.
         """
         count = min(len(self), TIMELINES)
 
-        def one(place: int) -> Timeline | None:
+        def one(place: int) -> FrameTimes | None:
             try:
                 record = self.load(place * len(self) // count)
-                return Timeline(tuple(map(int, record.timestamps_us)), record.fps)
+                return FrameTimes(tuple(map(int, record.timestamps_us)), record.fps)
             except UnreadableRecordError:
                 return None
 

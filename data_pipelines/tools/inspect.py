@@ -70,7 +70,7 @@ def _one_set(directory: str, chosen: str, sample: int, clip: ClipConfig | None) 
     if clip is not None and clip.frames > 1 and clip.sampling in sampling.TRAIN_RULES:
         yield (
             f"  a clip of {clip.frames} frames (sampling {clip.sampling}, stride {clip.stride}) "
-            f"spans {seconds.of_training(dataset.timelines, clip).text()}"
+            f"spans {seconds.of_training(dataset.frame_times, clip).text()}"
         )
     yield from _companions(dataset)
 

@@ -105,7 +105,7 @@ def with_seconds(result: Result, evaluator: Evaluator, context: EvalContext) -> 
     source = evaluator.inputs()[-1]
     if "video" not in source.parts:
         return result
-    spans = of_views(context.dataset(source).timelines, source.views)
+    spans = of_views(context.dataset(source).frame_times, source.views)
     if not spans.videos:
         return result
     return dataclasses.replace(result, protocol={**result.protocol, "seconds": spans.as_plain()})

@@ -22,7 +22,7 @@ def of_training(config: TrainConfig, opened: Opened) -> dict[str, Spans]:
         if config.model.inputs.clip is None or not MEDIA[part.media].pixels:
             continue
         clip = config.data.clip_of(part.media)
-        spans = seconds.of_training(dataset.timelines, clip)
+        spans = seconds.of_training(dataset.frame_times, clip)
         if spans.videos:
             found[part.name or dataset.manifest.name] = spans
     return found
@@ -50,7 +50,7 @@ def of_test(
     label: str, views: ViewConfig, dataset: Dataset, weights: Learned | None
 ) -> Iterator[str]:
     """The same lines for the clips of an evaluator."""
-    spans = seconds.of_views(dataset.timelines, views)
+    spans = seconds.of_views(dataset.frame_times, views)
     if not spans.videos:
         return
     yield f"{label}: a clip, {_shown(views.clip)}, spans {spans.text()}"

@@ -38,7 +38,7 @@ class Verdict:
 
     parts: bool
     lines: tuple[str, ...]
-    found: tuple[curves.Comparison, ...]
+    found: tuple[curves.BandComparison, ...]
     run: curves.Curves
     reference: curves.Curves
 
@@ -113,7 +113,7 @@ def _listed(what: str, found: list[str], alike: str) -> list[str]:
     ]
 
 
-def _drawing(run: curves.Curves, reference: curves.Curves, found: curves.Comparison) -> str:
+def _drawing(run: curves.Curves, reference: curves.Curves, found: curves.BandComparison) -> str:
     band = reference.band(found.metric)
     (curve,) = run.series[found.metric]
     lines: Mapping[str, Any] = {

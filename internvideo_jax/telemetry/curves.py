@@ -103,7 +103,7 @@ def _pooled(values: Sequence[float]) -> list[float]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Comparison:
+class BandComparison:
     """One metric of a run beside a band.
 
     Attributes:
@@ -136,13 +136,13 @@ class Comparison:
         )
 
 
-def compare(run: Curves, reference: Curves, metric: str) -> Comparison:
+def compare(run: Curves, reference: Curves, metric: str) -> BandComparison:
     """Where the run leaves the band of the reference, for PATIENCE rows or to its end."""
     band = reference.band(metric)
     (curve,) = run.series.get(metric, ({},))
     rows = [row for row in zip(*dataclasses.astuple(band), strict=True) if row[0] in curve]
     if not rows:
-        return Comparison(metric, ())
+        return BandComparison(metric, ())
     steps = tuple(row[0] for row in rows)
     last = curve[steps[-1]], rows[-1][1]
     outside = [not low <= curve[step] <= high for step, _, low, high in rows]
@@ -150,8 +150,8 @@ def compare(run: Curves, reference: Curves, metric: str) -> Comparison:
     for at in range(len(rows) - needed + 1):
         if all(outside[at : at + needed]):
             step, centre, low, high = rows[at]
-            return Comparison(metric, steps, step, curve[step], (centre, low, high), last)
-    return Comparison(metric, steps, last=last)
+            return BandComparison(metric, steps, step, curve[step], (centre, low, high), last)
+    return BandComparison(metric, steps, last=last)
 
 
 def metrics_of(run: Curves, reference: Curves) -> list[str]:

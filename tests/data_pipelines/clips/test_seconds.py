@@ -7,18 +7,18 @@ import pytest
 
 from data_pipelines.clips import seconds
 from data_pipelines.config import ClipConfig, ViewConfig
-from data_pipelines.records.dataset import Timeline, open_dataset
+from data_pipelines.records.dataset import FrameTimes, open_dataset
 
 
-def video(fps: float, length: float) -> Timeline:
+def video(fps: float, length: float) -> FrameTimes:
     count = round(fps * length)
-    return Timeline(tuple(round(i * 1e6 / fps) for i in range(count)), fps)
+    return FrameTimes(tuple(round(i * 1e6 / fps) for i in range(count)), fps)
 
 
-def variable(length: float = 10.0) -> Timeline:
+def variable(length: float = 10.0) -> FrameTimes:
     """Five seconds at 10 frames/s, then as many at 30."""
     times = [i / 10 for i in range(50)] + [5 + i / 30 for i in range(round(30 * (length - 5)))]
-    return Timeline(tuple(round(time * 1e6) for time in times), 20.0)
+    return FrameTimes(tuple(round(time * 1e6) for time in times), 20.0)
 
 
 @pytest.mark.parametrize("fps", [12, 25, 30, 60])
@@ -74,7 +74,7 @@ def test_the_views_of_a_test():
 
 def test_images_have_no_seconds():
     assert seconds.of_training([video(25, 10)], ClipConfig(1, 1, 224, "uniform")).videos == 0
-    assert seconds.of_training([Timeline((0,), 1.0)], ClipConfig(8, 1, 224)).videos == 0
+    assert seconds.of_training([FrameTimes((0,), 1.0)], ClipConfig(8, 1, 224)).videos == 0
     assert "no video of several frames" in seconds.Spans(0).text()
 
 
@@ -95,7 +95,7 @@ def test_the_stride_that_fits():
 
 def test_a_split_knows_its_frame_times(shards):
     dataset = open_dataset(str(shards), "train")
-    assert len(dataset.timelines) == 60 and dataset.timelines is dataset.timelines
-    first = dataset.timelines[0]
+    assert len(dataset.frame_times) == 60 and dataset.frame_times is dataset.frame_times
+    first = dataset.frame_times[0]
     assert len(first.times_us) == 20 and first.fps == pytest.approx(12)
     np.testing.assert_allclose(np.diff(first.times_us), 1e6 / 12, atol=2)
