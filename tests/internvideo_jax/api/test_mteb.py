@@ -89,8 +89,9 @@ def table(paths: list[str], **columns):
 def tasks(clips):
     pytest.importorskip("mteb", reason="mteb is not installed")
     from datasets import Dataset, DatasetDict
-    from mteb.abstasks import AbsTaskClassification, AbsTaskRetrieval, TaskMetadata
+    from mteb.abstasks import AbsTaskClassification, AbsTaskRetrieval
     from mteb.abstasks.retrieval_dataset_loaders import RetrievalSplitData
+    from mteb.abstasks.task_metadata import TaskMetadata
 
     class Colours(AbsTaskClassification):
         metadata = TaskMetadata(
