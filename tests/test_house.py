@@ -128,7 +128,7 @@ MAY_IMPORT = {
 # Commands: what starts them may import what it needs.
 ENTRY_POINTS = {
     "data_pipelines": {"__main__", "synthetic"},
-    "internvideo_jax": {"__main__", "train", "evaluate", "offline", "search"},
+    "internvideo_jax": {"__main__", "train", "evaluate", "offline", "search", "adapt"},
 }
 # Third-party package -> the only rooms that may import it.
 OWNERS = {

@@ -10,7 +10,9 @@ import numpy as np
 
 from data_pipelines.config import ViewConfig
 from data_pipelines.limits import limited
+from data_pipelines.records.dataset import Dataset
 from internvideo_jax.evaluators.base import EvalContext, check_finite, describe_data
+from internvideo_jax.evaluators.per_video import Scored
 from internvideo_jax.ops.probe_heads import HeadSpec, read
 from internvideo_jax.protocols import clip_of
 from internvideo_jax.tasks import Input
@@ -53,6 +55,12 @@ class LabelledFeatures:
     label: np.ndarray  # (R,)
     classes: tuple[str, ...]
     protocol: dict[str, object]
+    record: np.ndarray  # (R,) numbers in `dataset`
+    dataset: Dataset
+
+    def scored(self, scores: np.ndarray) -> Scored:
+        """(R, K) scores of these clips, for those who ask for every video."""
+        return Scored(self.dataset, self.record, self.label, scores, self.classes)
 
 
 def extract(
@@ -96,7 +104,7 @@ def extract(
 
         return forward
 
-    values, labels, seen = [], [], 0
+    values, labels, records, seen = [], [], [], 0
     outputs = context.outputs(stream, ("features", spec), build, f"features {stream.dataset.split}")
     for batch, features in outputs:
         keep = batch["valid"] & (batch["label"] >= 0)
@@ -105,6 +113,7 @@ def extract(
         check_finite(features, batch, keep, "features")
         values.append(features[keep])
         labels.append(batch["label"][keep])
+        records.append(batch["index"][keep])
         seen += int(keep.sum())
         if limit and seen >= limit:
             break
@@ -114,4 +123,6 @@ def extract(
         np.concatenate(labels),
         stream.dataset.classes,
         describe_data(stream.dataset, source.views),
+        np.concatenate(records),
+        stream.dataset,
     )
