@@ -37,6 +37,7 @@ MAY_IMPORT = {
             "records",
             "stream",
         },
+        "audit": {"commands", "ingest", "records", "tools"},
     },
     "internvideo_jax": {
         "types": set(),

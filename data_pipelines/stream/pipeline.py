@@ -144,13 +144,13 @@ class ViewBatches(grain.MapDataset[Batch]):
         processes: int = 1,
         seconds: float = 0.0,
     ):
-        super().__init__(grain.MapDataset.range(len(dataset)))
+        super().__init__(grain.MapDataset.range(len(dataset.used)))
         self.dataset, self.config, self.parts = dataset, config, tuple(parts)
         self.process, self.processes, self.seconds = process, processes, seconds
         self.pool, self.buffer = RowPool(row_threads(config.reader)), FrameBuffer()
 
     def __len__(self) -> int:
-        return -(-len(self.dataset) // self.config.batch)
+        return -(-len(self.dataset.used) // self.config.batch)
 
     def __getitem__(self, index: Any) -> Any:
         return self.slice(index) if isinstance(index, slice) else self._batch(int(index))
@@ -183,8 +183,9 @@ class ViewBatches(grain.MapDataset[Batch]):
 
     def _fill(self, position: int, out: Sequence[Rows]) -> tuple[int, int, bool, bool]:
         """Writes the rows of a record; returns (index, label, valid, unreadable)."""
-        index = min(position, len(self.dataset) - 1)
-        valid = position < len(self.dataset)
+        used = self.dataset.used
+        index = int(used[min(position, len(used) - 1)])
+        valid = position < len(used)
         try:
             record = self.dataset.load(index)
             reading = self._read(index, record)

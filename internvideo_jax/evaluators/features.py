@@ -85,7 +85,7 @@ def extract(
         raise ValueError(f"config.model is {model.config.name!r}, which gives no features")
     tokens = spec.kind == "attentive"
     if tokens:
-        clips = min(limit or len(stream.dataset), len(stream.dataset))
+        clips = min(limit or len(stream.dataset.used), len(stream.dataset.used))
         size = clips * given.tokens * given.width * 2
         if size > MEMORY_LIMIT:
             raise ValueError(
