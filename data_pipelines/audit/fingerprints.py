@@ -83,6 +83,6 @@ def hashes(pictures: np.ndarray) -> np.ndarray:
 
 def normal(pictures: np.ndarray) -> np.ndarray:
     """(T, SIDE * SIDE) float32 of mean 0 and length 1: without brightness and contrast."""
-    rows = pictures.reshape(len(pictures), -1).astype(np.float32)
+    rows = pictures.reshape(len(pictures), SIDE * SIDE).astype(np.float32)
     rows = rows - rows.mean(axis=1, keepdims=True)
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), BLANK * SIDE)

@@ -109,23 +109,21 @@ class Audit:
         }
 
     def leaked(self) -> tuple[leave_out.Records, ...]:
-        """The records to leave out of training, of every split that has some."""
-        found: dict[int, set[int]] = {}
-        sides = {id(pair.one): pair.one for pair in self.pairs}
+        """The records to leave out, of every split that should share none with another."""
+        found: dict[int, set[int]] = {side.first: set() for side in self.sides if side.own}
         for pair in self.pairs:
             # Of two copies in one split the first may stay.
             same = pair.one is pair.other
-            found.setdefault(id(pair.one), set()).add(
-                max(pair.record, pair.other_record) if same else pair.record
-            )
+            found[pair.one.first].add(max(pair.record, pair.other_record) if same else pair.record)
         return tuple(
             leave_out.Records.of(
-                sides[key].prints.manifest,
-                sides[key].prints.split,
-                sorted(records),
-                [sides[key].prints.id_of(record) for record in sorted(records)],
+                side.prints.manifest,
+                side.prints.split,
+                records := sorted(found[side.first]),
+                [side.prints.id_of(record) for record in records],
             )
-            for key, records in found.items()
+            for side in self.sides
+            if side.own
         )
 
 

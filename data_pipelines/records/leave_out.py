@@ -73,6 +73,12 @@ def read(path: str) -> tuple[Records, ...]:
         ) from error
 
 
+def is_about(path: str, manifest: Manifest, split: str) -> bool:
+    """Whether the file speaks of this split, if only to say that nothing is left out of it."""
+    wanted = manifest.fingerprint(split)
+    return any(each.fingerprint == wanted for each in read(path))
+
+
 def kept(path: str, manifest: Manifest, split: str) -> np.ndarray | None:
     """(K,) numbers of the records that stay; None where the file leaves out none of this split.
 
@@ -98,6 +104,8 @@ def kept(path: str, manifest: Manifest, split: str) -> np.ndarray | None:
     stays = np.ones(total, bool)
     for each in mine:
         stays[list(each.records)] = False
+    if stays.all():
+        return None
     if not stays.any():
         raise ValueError(f"{path} leaves out all {total} records of {manifest.directory} {split}")
     return np.flatnonzero(stays)

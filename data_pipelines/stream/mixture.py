@@ -219,10 +219,15 @@ def open_components(config: DataConfig) -> Opened:
         )
         for component in components_of(config)
     )
-    if config.leave_out and all(dataset.kept is None for _, dataset in opened):
+    named = (
+        leave_out.is_about(config.leave_out, dataset.manifest, dataset.split)
+        for _, dataset in opened
+        if config.leave_out
+    )
+    if config.leave_out and not any(named):
         about = {f"{each.directory} {each.split}" for each in leave_out.read(config.leave_out)}
         raise ValueError(
-            f"config.data.leave_out = {config.leave_out} names no record of the training data; it "
+            f"config.data.leave_out = {config.leave_out} does not name the training data; it "
             f"is about {', '.join(sorted(about)) or 'nothing'}. Run `ivj data audit` on the data "
             "that are trained on, or leave it out"
         )

@@ -1,4 +1,4 @@
-"""Copies are found whatever was done to them, others are not, and what was found can be left out."""
+"""Copies are found whatever was done to them, others are not; what was found can be left out."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_training_and_evaluation_leave_the_records_out(found, shards):
 def test_a_list_of_other_records_is_refused(found, shards, copies, tmp_path):
     path = f"{found}.leave_out.json"
     config = DataConfig(train=str(copies), split="test", clip=CLIP, leave_out=path)
-    with pytest.raises(ValueError, match=r"names no record of the training data; it is about .*tr"):
+    with pytest.raises(ValueError, match=r"does not name the training data; it is about .*tr"):
         TrainStream(config)
     content = json.loads((found.parent / f"{found.name}.leave_out.json").read_text())
     content["splits"][0]["fingerprint"] = "older"
@@ -111,7 +111,12 @@ def test_the_exit_code_is_for_machines(found, shards, copies, tmp_path, capsys):
     words = ["audit", str(shards), f"--out={tmp_path / 'a'}", "--workers=0", "--quiet"]
     assert main(words) == 0, capsys.readouterr().out
     assert "0 within distance" in capsys.readouterr().out
-    assert json.loads((tmp_path / "a.leave_out.json").read_text())["splits"] == []
+    nothing = leave_out.read(f"{tmp_path / 'a'}.leave_out.json")
+    assert [(each.split, each.records) for each in nothing] == [("train", ()), ("test", ())]
+    clean = DataConfig(train=str(shards), clip=CLIP, leave_out=f"{tmp_path / 'a'}.leave_out.json")
+    stream = TrainStream(clean)
+    stream.close()
+    assert "kept" not in json.dumps(stream.identity)
     many = [*words, "--against", str(copies), f"--most={len(COPIES)}"]
     assert main(many) == 0
     assert main(["audit", str(copies), *words[2:]]) == 2
