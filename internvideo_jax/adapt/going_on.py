@@ -11,6 +11,17 @@ from internvideo_jax.config import TrainConfig
 # Of the recipe's rate: the weights are good already, and their moments are not known.
 RATE = 0.5
 WARMUP = 0.05  # of the steps; Adam's moments begin at zero
+# Fields of the config that are not for the command line here, and what is.
+DECIDED = {
+    "steps": "give --steps or --minutes",
+    "epochs": "give --steps or --minutes",
+    "init_from": "give --weights",
+    "seed": "give --seeds and --first_seed",
+    "data.seed": "give --seeds and --first_seed",
+    "data.train": "the videos are the word behind `ivj adapt`",
+    "data.eval": "the videos are the word behind `ivj adapt`",
+    "data.mixture": "it goes on with one set; `ivj train --config.init_from=...` takes several",
+}
 TASKS = ("classification", "probe")  # objectives that learn a task, and pre-train nothing
 
 
@@ -28,6 +39,13 @@ def check_objective(config: TrainConfig, weights: str) -> None:
             f"config.model is {config.model.name!r}, which gives no features to probe; give the "
             "recipe of a model that does"
         )
+
+
+def check_given(given: Collection[str]) -> None:
+    """ValueError for fields that this command decides itself."""
+    for field, instead in DECIDED.items():
+        if field in given:
+            raise ValueError(f"--config.{field} is decided here: {instead}")
 
 
 def continued(

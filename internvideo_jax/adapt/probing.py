@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -68,8 +69,11 @@ class Prober:
     def __init__(self, config: TrainConfig, probes: Mapping[str, Any]):
         self.config, self.probes = config, probes
         self.model, self.mesh = config.model.model(), make_mesh(config.mesh)
-        self.context = EvalContext(self.model, self.mesh, config.data)
-        check_evaluators(probes, self.context)
+        # A seed is a part of what is compiled, such as of masks.
+        self._contexts = functools.cache(
+            lambda seed: EvalContext(self.model, self.mesh, config.data, seed)
+        )
+        check_evaluators(probes, self._contexts(0))
 
     def run(self, weights: str, seed: int, folder: Path) -> dict[str, Any]:
         """What the probes find; read from `folder` where it was found before.
@@ -83,9 +87,8 @@ class Prober:
             return json.loads(place.read_text(encoding="utf-8"))
         params, note = self._load(weights, seed)
         provenance = weights_provenance(weights, params)
-        self.context.seed = seed
         found = run_evaluators(
-            self.probes, self.context, params, folder=folder, provenance=provenance
+            self.probes, self._contexts(seed), params, folder=folder, provenance=provenance
         )
         print(headline(found), flush=True)
         content = {

@@ -22,7 +22,7 @@ import numpy as np
 from data_pipelines.commands.lock import DirectoryLock
 from data_pipelines.commands.outputs import check_folder
 from internvideo_jax.adapt import data, verdict
-from internvideo_jax.adapt.going_on import check_objective, continued
+from internvideo_jax.adapt.going_on import check_given, check_objective, continued
 from internvideo_jax.adapt.probing import Prober, evaluators
 from internvideo_jax.checkpoint.initial import check_source
 from internvideo_jax.checkpoint.reading import step_of
@@ -82,6 +82,7 @@ def adapt(config: TrainConfig, asked: Asked, workdir: Path, given: Collection[st
       RuntimeError: an ingest or a run that could not finish.
     """
     check_folder("--workdir", workdir)
+    check_given(given)
     check_objective(config, asked.weights)
     try:
         lock = DirectoryLock(str(workdir), "adapt.lock", IN_USE)
