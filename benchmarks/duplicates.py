@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 
 from data_pipelines.audit import compare
@@ -29,12 +30,19 @@ from data_pipelines.synthetic import World, encode_mp4
 
 WORLD = 60  # clips of the built-in world
 Frames = list[np.ndarray]
+
+
+def resized(frame: np.ndarray, width: float, height: float) -> np.ndarray:
+    """At these shares of its sides."""
+    return cv2.resize(frame, None, fx=width, fy=height, interpolation=cv2.INTER_AREA)
+
+
 # Kind -> what becomes of the frames, of the rate, and how hard they are compressed.
 KINDS: dict[str, tuple[Callable[[Frames], Frames], float, int]] = {
     "compressed": (lambda frames: frames, 1, 34),
-    "half size": (lambda frames: [frame[::2, ::2] for frame in frames], 1, 23),
+    "half size": (lambda frames: [resized(frame, 0.5, 0.5) for frame in frames], 1, 23),
     "mirrored": (lambda frames: [frame[:, ::-1] for frame in frames], 1, 23),
-    "squeezed": (lambda frames: [frame[:, ::2] for frame in frames], 1, 23),
+    "squeezed": (lambda frames: [resized(frame, 0.5, 1.0) for frame in frames], 1, 23),
     "brighter": (
         lambda frames: [np.clip(frame * 0.8 + 50.0, 0, 255).astype(np.uint8) for frame in frames],
         1,

@@ -11,12 +11,13 @@ from data_pipelines.ingest.options import IngestOptions
 from data_pipelines.ingest.rows import Row
 from data_pipelines.ingest.run import ingest
 from data_pipelines.records import manifest, split_names
+from internvideo_jax.evaluators.collapse import LEAST_CLIPS
 from internvideo_jax.registry import EVALUATORS, suggest
 
 SHARES = (0.3, 0.4, 0.5)  # tried where so few videos are there that one side would be empty
 # Labelled training clips per class from which a linear probe is fitted; below, neighbours vote.
 PROBE_CLIPS = 10
-LINEAR, NEIGHBOURS, UNLABELLED = "linear_probe", "knn", "collapse"
+LINEAR, NEIGHBOURS, UNLABELLED, PIXELS = "linear_probe", "knn", "collapse", "reconstruction"
 # What a probe is judged by.
 HEADLINE = {"collapse": ("features/own_video", "video/own_video")}
 
@@ -45,7 +46,7 @@ class Clips:
     def probes(self) -> tuple[str, ...]:
         """What can be measured here, the one that decides first."""
         if self.classes < 2:
-            return (UNLABELLED,)
+            return (UNLABELLED,) if self.tested >= LEAST_CLIPS else (PIXELS,)
         enough = sum(self.counts) >= PROBE_CLIPS * self.classes
         return (LINEAR, NEIGHBOURS) if enough else (NEIGHBOURS,)
 
@@ -54,6 +55,8 @@ class Clips:
         labelled = sum(self.counts)
         if self.classes < 2:
             found = "no labels" if not labelled else "one class only"
+            if self.tested < LEAST_CLIPS:
+                return f"{found}, and fewer clips to probe on than {LEAST_CLIPS}: the loss on them"
             return f"{found}: neighbours of own views and the spread of the features are compared"
         each = f"{labelled} labelled training clips of {self.classes} classes"
         if sum(self.counts) >= PROBE_CLIPS * self.classes:
@@ -142,9 +145,14 @@ def clips_of(directory: str) -> Clips:
     return Clips(found.directory, train, test, learned.records, kept.records, counts)
 
 
-def check_probes(names: Sequence[str], clips: Clips) -> None:
-    """ValueError for a probe that does not exist, or that needs labels that are not there."""
+def check_probes(names: Sequence[str], clips: Clips, objective: str) -> None:
+    """ValueError for a probe that does not exist, or that needs what is not there."""
     for name in names:
+        if name == PIXELS and objective != "masked_pixels":
+            raise ValueError(
+                f"{clips.directory} has no labels of two classes and {clips.tested} clips to probe "
+                f"on; without labels expected {LEAST_CLIPS} (--hold_out keeps more from training)"
+            )
         if name not in EVALUATORS:
             raise ValueError(f"--probes={name}: {suggest(name, EVALUATORS)}")
         if clips.classes < 2 and name in (LINEAR, NEIGHBOURS, "attentive_probe", "concat_probe"):

@@ -102,7 +102,7 @@ def _locked(config: TrainConfig, asked: Asked, workdir: Path, given: Collection[
     )
     clips = data.clips_of(directory)
     names = asked.probes or clips.probes()
-    data.check_probes(names, clips)
+    data.check_probes(names, clips, config.objective.name)
     say(f"{clips.records} clips to train on, {clips.tested} to probe on; {clips.why()}")
     changed = {each.split(".")[1] for each in given if each.startswith("evals.")}
     probes = evaluators(config, names, clips, dict.fromkeys(changed))
@@ -196,7 +196,8 @@ def _report(
     values = [[each["metrics"][metric] for each in side] for side in sides]
     known = all("hits" in each for side in sides for each in side)
     hits = tuple(np.array([each["hits"] for each in side]) for side in sides) if known else None
-    found = verdict.judge(first, metric, *values, hits, clips.tested)
+    looked_at = before[0]["results"][first]["protocol"].get("clips", clips.tested)
+    found = verdict.judge(first, metric, *values, hits, looked_at)
     runs = {seed: str(workdir / f"seed-{seed}") for seed in asked.seeds}
     held_out = [
         each["metrics"]["held_out_top1"] for each in sides[1] if "held_out_top1" in each["metrics"]

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+LOWER = ("loss",)  # metrics that are better when they are lower
 SURE = 2.0  # standard errors that a difference must exceed to be called one
 
 
@@ -37,9 +38,9 @@ class Verdict:
     @property
     def answer(self) -> str:
         """helped | hurt | no clear difference"""
-        if self.gain > SURE * self.error:
-            return "helped"
-        return "hurt" if self.gain < -SURE * self.error else "no clear difference"
+        if abs(self.gain) <= SURE * self.error:
+            return "no clear difference"
+        return "helped" if (self.gain < 0) == (self.metric in LOWER) else "hurt"
 
     def text(self) -> str:
         """A sentence for the person who asked."""
@@ -111,9 +112,11 @@ def judge(
     if hits is not None:
         each = (hits[1] - hits[0]).mean(axis=0)
         of_videos = float(each.std(ddof=1)) / math.sqrt(len(each)) if len(each) > 1 else math.inf
-    else:
-        shares = [min(max(fmean(side), 0.0), 1.0) for side in (before, after)]
+    elif metric not in LOWER and min(*before, *after) >= 0 and max(*before, *after) <= 1:
+        shares = [fmean(side) for side in (before, after)]
         of_videos = math.sqrt(sum(p * (1 - p) for p in shares) / max(videos, 1))
+    else:  # no share of videos, so that seeds alone tell
+        of_videos = 0.0 if len(differences) > 1 else math.inf
     return Verdict(label, metric, tuple(before), tuple(after), math.hypot(of_seeds, of_videos))
 
 

@@ -131,7 +131,10 @@ def test_a_folder_keeps_whole_videos_from_training(shards, tmp_path):
     assert set(found.splits) == {"train", "test"} and found.options["short_side"] == 72
     clips = data.clips_of(directory)
     assert clips.records + clips.tested == 8 and clips.records % 2 == clips.tested % 2 == 0
-    assert clips.classes == 0 and clips.probes() == ("collapse",) and "no labels" in clips.why()
+    assert clips.classes == 0 and clips.probes() == ("reconstruction",)
+    assert "no labels, and fewer clips" in clips.why()
+    with pytest.raises(ValueError, match="without labels expected 8"):
+        data.check_probes(clips.probes(), clips, "alignment")
 
 
 def test_what_cannot_be_done_is_said(recipe, start, shards, tmp_path):
@@ -185,16 +188,22 @@ def test_the_error_is_of_the_same_videos_on_both_sides():
     apart = verdict.judge("p", "top1", *shares, None, 400)
     assert paired.error == pytest.approx(np.std(better - easy, ddof=1) / 20)
     assert paired.error < apart.error / 2
+    loss = verdict.judge("reconstruction", "loss", (1.0, 1.0), (0.5, 0.6), None, 9)
+    assert loss.answer == "helped"
+    rank = verdict.judge("collapse", "features/effective_rank", (2.0,), (3.0,), None, 9)
+    assert rank.answer == "no clear difference"
     one = verdict.judge("p", "top1", (0.5,), (0.6,), None, 100)
     assert "one seed: luck of the seed is not in it" in one.text()
 
 
 def test_few_labels_let_neighbours_vote():
-    def clips(*counts):
-        return data.Clips("d", "train", "test", 100, 10, counts)
+    def clips(*counts, tested=10):
+        return data.Clips("d", "train", "test", 100, tested, counts)
 
     assert clips(50, 60).probes() == ("linear_probe", "knn")
     assert clips(5, 6).probes() == ("knn",) and "too few" in clips(5, 6).why()
     assert clips(50, 0).probes() == ("collapse",) and "one class only" in clips(50, 0).why()
     with pytest.raises(ValueError, match="needs labels of two classes"):
-        data.check_probes(("knn",), clips())
+        data.check_probes(("knn",), clips(), "masked_pixels")
+    assert clips().probes() == ("collapse",) and "no labels" in clips().why()
+    assert clips(tested=7).probes() == ("reconstruction",)
