@@ -26,7 +26,7 @@ SIZE = (
     "--config.model.resolution=64",
     "--config.data.clip.resolution=64",
 )
-BASE = (*SIZE, "--config.evals.reconstruction.every=-1")
+BASE = (*SIZE, "--config.evals.reconstruction.views.clip.resolution=64")
 OTHER = ("--config.data.clip.stride=4", "--config.data.flip=auto")  # of real videos
 STRIDE = ("--config.data.clip.stride=8", "--config.data.flip=auto")
 VIEWS = tuple(

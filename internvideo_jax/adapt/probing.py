@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from internvideo_jax.adapt.data import Clips
+from internvideo_jax.adapt.data import PIXELS, Clips
 from internvideo_jax.checkpoint.initial import initialise
 from internvideo_jax.checkpoint.metadata import weights_provenance
 from internvideo_jax.config import TrainConfig, as_plain, to_typed
@@ -27,6 +27,7 @@ from internvideo_jax.evaluators.run import (
 )
 from internvideo_jax.inference.weights import on_devices
 from internvideo_jax.parallel.mesh import make_mesh
+from internvideo_jax.protocols import clip_of
 from internvideo_jax.recipes.loading import added
 from internvideo_jax.types import Params
 
@@ -34,28 +35,35 @@ RESULT = "probed.json"
 
 
 def evaluators(
-    config: TrainConfig, names: Sequence[str], clips: Clips, given: Mapping[str, Any]
+    config: TrainConfig, names: Sequence[str], clips: Clips, given: Collection[str]
 ) -> dict[str, Any]:
     """The probes by label, on the clips that the model trains on, and what needs no labels.
 
     Args:
-      given: evaluators of the config that the command line changes: they stay as they are.
+      given: labels of evaluators that the command line changes: these stay as they are.
     """
-    found = {}
     plain = as_plain(dataclasses.replace(config, evals={}))
-    for name, each in to_typed(TrainConfig, {**plain, "evals": added(plain, names)}).evals.items():
-        clip = dataclasses.replace(each.views.clip, stride=config.data.clip.stride)
-        views = dataclasses.replace(each.views, clip=clip, batch=min(32, max(clips.tested, 1)))
-        found[name] = dataclasses.replace(each, views=views)
+    found = dict(to_typed(TrainConfig, {**plain, "evals": added(plain, names)}).evals)
     found |= {
         label: each
         for label, each in config.evals.items()
-        if label in given or each.name == "reconstruction"
+        if each.every >= 0 and (label in given or each.name == PIXELS)
     }
-    placed = {}
+    takes, placed = clip_of(config.model), {}
     for label, each in found.items():
-        own = {"train_split": clips.train} if isinstance(each, FeatureTask) else {}
-        placed[label] = dataclasses.replace(each, data=clips.directory, split=clips.test, **own)
+        changes = {"data": clips.directory, "split": clips.test}
+        if isinstance(each, FeatureTask):
+            changes["train_split"] = clips.train
+        if label not in given:
+            clip = dataclasses.replace(
+                each.views.clip,
+                frames=takes.frames,
+                resolution=takes.resolution,
+                stride=config.data.clip.stride,
+            )
+            views = dataclasses.replace(each.views, clip=clip, batch=min(32, clips.tested))
+            changes["views"] = views
+        placed[label] = dataclasses.replace(each, **changes)
     return placed
 
 
