@@ -105,7 +105,7 @@ def _locked(config: TrainConfig, asked: Asked, workdir: Path, given: Collection[
     data.check_probes(names, clips, config.objective.name)
     say(f"{clips.records} clips to train on, {clips.tested} to probe on; {clips.why()}")
     changed = {each.split(".")[1] for each in given if each.startswith("evals.")}
-    probes = evaluators(config, names, clips, dict.fromkeys(changed))
+    probes = evaluators(config, names, clips, changed)
     prober = Prober(dataclasses.replace(config, evals=probes), probes)
     start = plan["start"]
     before = [_probed(prober, start, seed, workdir / f"before/seed-{seed}") for seed in asked.seeds]
