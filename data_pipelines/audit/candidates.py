@@ -104,11 +104,12 @@ class Buckets:
             number, flipped = clip >> 1, (clip & 1).astype(bool)
             for one, other in wanted:
                 # The mirror image of one of two is enough.
-                left = self._few(number[~flipped & (side[number] == one)])
-                right = self._few(clip[side[number] == other])
+                left = number[~flipped & (side[number] == one)]
+                right = clip[side[number] == other]
                 if not (len(left) and len(right)):
                     continue
-                a, b = (each.ravel() for each in np.meshgrid(left, right, indexing="ij"))
+                few = self._few(left), self._few(right)
+                a, b = (each.ravel() for each in np.meshgrid(*few, indexing="ij"))
                 good = a < b >> 1 if one == other else a != b >> 1
                 yield np.stack([a, b >> 1, b & 1], axis=1)[good]
 

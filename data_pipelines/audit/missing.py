@@ -28,7 +28,7 @@ _SHOWN = 20
 
 
 @dataclass(frozen=True, slots=True)
-class ListedClip:
+class PublishedClip:
     """A clip of a published list: the names that it may have here, its class and split."""
 
     name: str
@@ -50,8 +50,8 @@ class Missing:
 
     path: str
     sha256: str
-    listed: tuple[ListedClip, ...]
-    absent: tuple[ListedClip, ...]
+    listed: tuple[PublishedClip, ...]
+    absent: tuple[PublishedClip, ...]
     extra: int
 
     @property
@@ -137,7 +137,7 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(filter(None, (text, plain))))
 
 
-def read(path: str, column: str = "") -> Iterator[ListedClip]:
+def read(path: str, column: str = "") -> Iterator[PublishedClip]:
     """The clips of a list; ValueError for one that is not there or has no column of ids."""
     try:
         text = storage.read_text(path)
@@ -164,7 +164,7 @@ def read(path: str, column: str = "") -> Iterator[ListedClip]:
         name, _, rest = line.strip().partition("," if suffix == ".csv" and "," in line else " ")
         folder = os.path.basename(os.path.dirname(name))
         label = folder or rest.split(" ")[-1]
-        yield ListedClip(name, _names(name), label)
+        yield PublishedClip(name, _names(name), label)
 
 
 def _json_rows(path: str, text: str) -> Sequence[Mapping[str, Any]]:
@@ -180,7 +180,7 @@ def _json_rows(path: str, text: str) -> Sequence[Mapping[str, Any]]:
     return rows
 
 
-def _table(path: str, rows: Any, column: str) -> Iterator[ListedClip]:
+def _table(path: str, rows: Any, column: str) -> Iterator[PublishedClip]:
     rows = list(rows)
     if not rows:
         raise ValueError(f"{path}: lists nothing")
@@ -204,7 +204,7 @@ def _table(path: str, rows: Any, column: str) -> Iterator[ListedClip]:
         names = _names(name)
         if times and (named := _kinetics(names[-1], row, times)):
             names = (named,)  # clips of one video are not each other
-        yield ListedClip(
+        yield PublishedClip(
             names[0], names, str(row.get(label) or "") if label else "",
             str(row.get(split) or "") if split else "",
         )  # fmt: skip

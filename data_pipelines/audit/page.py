@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import cv2
 import numpy as np
 
-from data_pipelines.audit.collect import SplitPrints
 from data_pipelines.audit.run import Audit, Pair
-from data_pipelines.records.dataset import open_dataset
+from data_pipelines.records.dataset import Dataset, open_dataset
 from data_pipelines.records.index import write_atomic
 from data_pipelines.tools.sheet import Page, SheetRow, web_page
 
@@ -23,11 +24,16 @@ def write(result: Audit, path: str, most: int) -> None:
         ("distance", f"up to {result.options.threshold:g}; 0 = equal"),
         *((side.name, f"{len(side.prints)} records") for side in result.sides),
     ]
-    rows = [_row(pair) for pair in result.pairs[:most]]
+    opened = {
+        side.first: open_dataset(side.prints.manifest, side.prints.split)
+        for side in result.sides
+        if result.pairs[:most]
+    }
+    rows = [_row(pair, opened) for pair in result.pairs[:most]]
     write_atomic(path, web_page(Page("Clips that show the same", facts, rows)).encode())
 
 
-def _row(pair: Pair) -> SheetRow:
+def _row(pair: Pair, opened: Mapping[int, Dataset]) -> SheetRow:
     row = pair.row()
     title = f"{row['split']} {row['id']} | {row['other_split']} {row['other_id']}"
     facts = [
@@ -37,16 +43,15 @@ def _row(pair: Pair) -> SheetRow:
         ("records", " | ".join(f"{row[f'{side}record']} of {row[f'{side}set']}" for side in SIDES)),
     ]
     sides = [
-        _frames(pair.one.prints, pair.record),
-        _frames(pair.other.prints, pair.other_record),
+        _frames(opened[pair.one.first], pair.record),
+        _frames(opened[pair.other.first], pair.other_record),
     ]
     width = max(frames.shape[2] for frames in sides)
     return SheetRow(title, facts, np.concatenate([_padded(frames, width) for frames in sides]))
 
 
-def _frames(prints: SplitPrints, record: int) -> np.ndarray:
+def _frames(dataset: Dataset, record: int) -> np.ndarray:
     """(FRAMES, HEIGHT, W, 3), evenly spaced."""
-    dataset = open_dataset(prints.manifest, prints.split)
     found = dataset.load(record)
     numbers = np.linspace(0, len(found.frames) - 1, FRAMES).round().astype(int)
     frames = dataset.frames(record, found, numbers)

@@ -67,7 +67,7 @@ class Clips:
 def shards_of(
     source: str, out: Path, resolution: int, share: float, flip_changes_label: bool
 ) -> str:
-    """The directory of the shards: `source` itself where it holds some, else `out`, ingested.
+    """The directory of the shards: `source` itself where it holds some, else `out`, ingested once.
 
     A source that names no split kept from training gets one: about `share` of its source videos,
     all clips of a video on one side.
@@ -76,8 +76,9 @@ def shards_of(
       ValueError: nothing to ingest, or too few videos to keep some from training.
       RuntimeError: an ingest that could not finish.
     """
-    if (Path(source) / manifest.FILE_NAME).is_file():
-        return source
+    for place in (Path(source), out):
+        if (place / manifest.FILE_NAME).is_file():
+            return str(place)
     options = IngestOptions(
         source=source,
         out=str(out),

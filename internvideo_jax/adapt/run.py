@@ -31,17 +31,13 @@ from internvideo_jax.evaluators.run import write_json
 from internvideo_jax.protocols import clip_of
 from internvideo_jax.telemetry.adaptation import write_page
 from internvideo_jax.telemetry.writer import PERF, read_rows
-from internvideo_jax.train import train
+from internvideo_jax.train import IN_USE, train
 from internvideo_jax.weights.folders import is_weights
 from internvideo_jax.weights.named import resolve
 
 PLAN, RESULT, PAGE = "plan.json", "adapt.json", "report.html"
 TRIAL, TRIAL_LOG = 12, 2  # steps that say how long one takes, and between two readings
 LEAST_STEPS = 20
-IN_USE = (
-    "{directory} is in use by process {process} on {host} since {since}; wait for it, stop it, or "
-    "give another --workdir"
-)
 
 
 @dataclasses.dataclass(frozen=True)
