@@ -33,7 +33,7 @@ def get_config(request: str) -> ConfigDict:
         plain = recipe_files.load(asked["recipe"])
     else:
         try:
-            if asked["weights"]:
+            if asked.get("weights"):
                 from internvideo_jax.recipes.published import config_of  # late: it reads weights
 
                 plain = config_of(asked["weights"])

@@ -20,8 +20,8 @@ COPIES = {
     "again": (lambda video: video, FPS),
     "larger": (lambda video: np.stack([cv2.resize(each, (128, 96)) for each in video]), FPS),
     "mirrored": (lambda video: video[:, :, ::-1], FPS),
-    "later": (lambda video: video[5:], FPS),
-    "slower": (lambda video: video[::2], FPS // 2),
+    "later": (lambda video: video[6:], FPS),
+    "slower": (lambda video: video[::3], FPS // 3),
     "darker": (lambda video: (video * 0.7).astype(np.uint8), FPS),
 }
 
