@@ -10,8 +10,8 @@ from data_pipelines.commands.ending import BAD_DATA, GOOD
 from data_pipelines.commands.outputs import check_file
 from data_pipelines.ingest.options import default_workers
 
-# Distance of two clips (audit/compare.py). Measured by benchmarks/duplicates.py: of real clips seen by
-# one camera 331 of 336 copies lie below, and 1 in a thousand of other pairs (docs/audit.md).
+# Distance of two clips (audit/compare.py). Measured by benchmarks/duplicates.py: of real clips seen
+# by one camera 331 of 336 copies lie below, and 1 in a thousand of other pairs (docs/audit.md).
 THRESHOLD = 0.15
 
 AUDIT = """\
