@@ -227,7 +227,7 @@ def describe_data(dataset: Dataset, views: ViewConfig) -> dict[str, Any]:
         "data": dataset.manifest.directory,
         "split": dataset.split,
         **({"warning": warning} if warning else {}),
-        "records": len(dataset.used),
+        "records": len(dataset),
         **({} if dataset.kept is None else {"left_out": len(dataset) - len(dataset.kept)}),
         **published.describe(dataset.manifest, dataset.split),
         "data_fingerprint": dataset.manifest.fingerprint(dataset.split)[:16],
