@@ -4,11 +4,10 @@
 
 Weights that were pre-trained on other videos (or, with --base=world, on the built-in world) stand
 for published ones. `ivj adapt` goes on with them on the training clips of the source, without their
-labels, and probes both sides. With
---fine-tune, both are fine-tuned as docs/actions.md does it: the same budget, the same test, the
-same seeds. The base weights come from seed 7, which is none of those that are reported. Commands
-whose results are there are not run again. With --fine-tune it takes two hours on two cores, most of
-them for the six classifiers.
+labels, and probes both sides. With --fine-tune, both are fine-tuned as docs/actions.md does it:
+the same budget, the same test, the same seeds. The base weights come from seed 7, which is none of
+those that are reported. Commands whose results are there are not run again. It then takes two hours
+on two cores, most of them for the six classifiers.
 """
 
 from __future__ import annotations
@@ -108,8 +107,12 @@ def main() -> None:
     parser.add_argument("--fine-tune-steps", type=int, default=900)
     options = parser.parse_args()
     out = options.out.absolute()
-    shards = shards_of(options.source, out / "shards")
-    base = base_of(out, options.base, options.base_steps, options.base_seed)
+    source, other = (  # commands run elsewhere
+        each if each == "world" else str(Path(each).absolute())
+        for each in (options.source, options.base)
+    )
+    shards = shards_of(source, out / "shards")
+    base = base_of(out, other, options.base_steps, options.base_seed)
     found = adapted(out, shards, base, options.seeds, options.steps)
     print("| | mean (sd) | seeds |\n|---|---|---|")
     for label, metrics in found["metrics"].items():
