@@ -6,9 +6,9 @@ import argparse
 import json
 from dataclasses import dataclass
 
+from data_pipelines.commands.arguments import add_quiet, add_workers
 from data_pipelines.commands.ending import BAD_DATA, GOOD
-from data_pipelines.commands.outputs import check_file
-from data_pipelines.ingest.options import default_workers
+from data_pipelines.records.outputs import check_file
 
 # Distance of two clips (audit/compare.py). Measured by benchmarks/duplicates.py: of real clips seen
 # by one camera 331 of 336 copies lie below, and 1 in a thousand of other pairs (docs/audit.md).
@@ -104,11 +104,8 @@ def add_audit(command: argparse.ArgumentParser) -> None:
         "--out", metavar="PATH", default="audit",
         help="path of the results without ending (default: %(default)s)",
     )  # fmt: skip
-    command.add_argument(
-        "--workers", metavar="K", type=int, default=default_workers(),
-        help="processes; 0 reads in this one (default: %(default)s, the cores available)",
-    )  # fmt: skip
-    command.add_argument("--quiet", action="store_true", help="no progress, only the result")
+    add_workers(command, "reads")
+    add_quiet(command)
 
 
 def add_missing(command: argparse.ArgumentParser) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from absl import flags
 
+from data_pipelines.records.outputs import check_folder
 from internvideo_jax import cli
 from internvideo_jax.adapt.run import Asked, adapt
 from internvideo_jax.parallel.compile_cache import use_compile_cache
@@ -68,6 +69,7 @@ def main() -> None:
                 "ivj adapt is one process, on all devices of a machine; for several take its "
                 "parts: ivj evaluate, ivj train --config.init_from=..., ivj evaluate"
             )
+        check_folder("--workdir", workdir.value)  # before a URL could become a path
         asked = Asked(
             words[0],
             weights.value,

@@ -11,12 +11,12 @@ from data_pipelines.ingest.options import IngestOptions
 from data_pipelines.ingest.rows import Row
 from data_pipelines.ingest.run import ingest
 from data_pipelines.records import manifest, split_names
-from internvideo_jax.evaluators.collapse import LEAST_CLIPS
 from internvideo_jax.registry import EVALUATORS, suggest
 
 SHARES = (0.3, 0.4, 0.5)  # tried where so few videos are there that one side would be empty
 # Labelled training clips per class from which a linear probe is fitted; below, neighbours vote.
 PROBE_CLIPS = 10
+LEAST_CLIPS = 8  # of which features can be compared without labels
 LINEAR, NEIGHBOURS, UNLABELLED, PIXELS = "linear_probe", "knn", "collapse", "reconstruction"
 # What a probe is judged by.
 HEADLINE = {"collapse": ("features/own_video", "video/own_video")}
@@ -46,7 +46,8 @@ class Clips:
     def probes(self) -> tuple[str, ...]:
         """What can be measured here, the one that decides first."""
         if self.classes < 2:
-            return (UNLABELLED,) if self.tested >= LEAST_CLIPS else (PIXELS,)
+            enough = self.tested >= LEAST_CLIPS and UNLABELLED in EVALUATORS
+            return (UNLABELLED,) if enough else (PIXELS,)
         enough = sum(self.counts) >= PROBE_CLIPS * self.classes
         return (LINEAR, NEIGHBOURS) if enough else (NEIGHBOURS,)
 
@@ -55,8 +56,8 @@ class Clips:
         labelled = sum(self.counts)
         if self.classes < 2:
             found = "no labels" if not labelled else "one class only"
-            if self.tested < LEAST_CLIPS:
-                return f"{found}, and fewer clips to probe on than {LEAST_CLIPS}: the loss on them"
+            if self.probes() == (PIXELS,):
+                return f"{found}, and {self.tested} clips to probe on: the loss on them"
             return f"{found}: neighbours of own views and the spread of the features are compared"
         each = f"{labelled} labelled training clips of {self.classes} classes"
         if sum(self.counts) >= PROBE_CLIPS * self.classes:

@@ -20,18 +20,19 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.commands.lock import DirectoryLock
-from data_pipelines.commands.outputs import check_folder
+from data_pipelines.records.outputs import check_folder
 from internvideo_jax.adapt import data, verdict
 from internvideo_jax.adapt.going_on import check_given, check_objective, continued
 from internvideo_jax.adapt.probing import Prober, evaluators
 from internvideo_jax.checkpoint.initial import check_source
 from internvideo_jax.checkpoint.reading import step_of
+from internvideo_jax.checkpoint.run_folder import IN_USE
 from internvideo_jax.config import TrainConfig, as_plain
 from internvideo_jax.evaluators.run import write_json
 from internvideo_jax.protocols import clip_of
 from internvideo_jax.telemetry.adaptation import write_page
 from internvideo_jax.telemetry.writer import PERF, read_rows
-from internvideo_jax.train import IN_USE, train
+from internvideo_jax.train import train
 from internvideo_jax.weights.folders import is_weights
 from internvideo_jax.weights.named import resolve
 
