@@ -10,7 +10,7 @@ from data_pipelines.ingest import hold_out, sources
 from data_pipelines.ingest.options import IngestOptions
 from data_pipelines.ingest.rows import Row
 from data_pipelines.ingest.run import ingest
-from data_pipelines.records import manifest, split_names
+from data_pipelines.records import manifest, split_names, storage
 from internvideo_jax.registry import EVALUATORS, suggest
 
 SHARES = (0.3, 0.4, 0.5)  # tried where so few videos are there that one side would be empty
@@ -77,9 +77,9 @@ def shards_of(
       ValueError: nothing to ingest, or too few videos to keep some from training.
       RuntimeError: an ingest that could not finish.
     """
-    for place in (Path(source), out):
-        if (place / manifest.FILE_NAME).is_file():
-            return str(place)
+    for place in (source, str(out)):
+        if storage.exists(storage.join(place, manifest.FILE_NAME)):
+            return place
     options = IngestOptions(
         source=source,
         out=str(out),
