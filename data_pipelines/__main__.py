@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from data_pipelines.audit import options as audits
 from data_pipelines.commands.arguments import add_quiet, add_workers, default_workers
 from data_pipelines.commands.ending import BAD_DATA, GOOD, run_command
 from data_pipelines.commands.progress import say
@@ -12,8 +13,8 @@ from data_pipelines.records.outputs import check_file
 from data_pipelines.subset.options import add_arguments as add_subset_arguments
 
 _DESCRIPTION = """\
-Look at, check, repair and measure datasets made by `ivj ingest`, and choose
-from lists of clips before that.
+Look at, check, repair, measure and compare datasets made by `ivj ingest`, and
+choose from lists of clips before that.
 `ivj data COMMAND --help` describes a command.
 """
 
@@ -150,6 +151,8 @@ def parser() -> argparse.ArgumentParser:
         help="left and right matter to the labels: training will not mirror",
     )
 
+    audits.add_audit(add("audit", "clips that two splits or sets share", audits.AUDIT))
+    audits.add_missing(add("missing", "clips of a published list that it lacks", audits.MISSING))
     add_subset_arguments(add("subset", "choose from a list of captioned clips", _SUBSET))
     return result
 
@@ -368,6 +371,8 @@ _COMMANDS = {
     "bench": _bench,
     "reindex": _reindex,
     "adopt": _adopt,
+    "audit": audits.audit,
+    "missing": audits.missing,
     "subset": _subset,
 }
 

@@ -125,6 +125,9 @@ class DataConfig:
     parts: Mapping[str, Any] = dataclasses.field(
         default_factory=dict, metadata={"kind": "part", "many": True}
     )
+    # File of records that neither training nor evaluation sees, as `ivj data audit` writes it; of
+    # sets that it does not name all are used.
+    leave_out: str = ""
     seed: int = 0  # order and augmentation
     reader: ReaderConfig = ReaderConfig()
 

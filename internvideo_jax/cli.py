@@ -108,6 +108,7 @@ def run(
     words: bool = False,
     *,
     stored: bool = False,
+    published: bool = False,
     evaluators: bool = False,
     about: str = "",
 ) -> None:
@@ -116,6 +117,8 @@ def run(
     Args:
       words: the command takes words beside its options; `main` gets them as a list.
       stored: without --config, the config is that of the run given as --checkpoint.
+      published: without --config, it is that of --weights: a run's own, or the recipe of the
+        published checkpoint that a file is.
       evaluators: those named by --only or an override are added where the config lacks them.
       about: what --help says first; default: the text of the module of `main`.
     """
@@ -123,7 +126,7 @@ def run(
     def parse(arguments: Sequence[str]) -> list[str]:
         if words:
             flags.FLAGS.set_gnu_getopt()  # options may follow words
-        arguments = requested(arguments, stored=stored, evaluators=evaluators)
+        arguments = requested(arguments, stored=stored, published=published, evaluators=evaluators)
         # The library looks for overrides there, not in what it is given.
         sys.argv[:] = arguments
         try:
@@ -194,7 +197,11 @@ def quiet_libraries(*, debug: bool = False) -> None:
 
 
 def requested(
-    arguments: Sequence[str], *, stored: bool = False, evaluators: bool = False
+    arguments: Sequence[str],
+    *,
+    stored: bool = False,
+    published: bool = False,
+    evaluators: bool = False,
 ) -> list[str]:
     """The command line with --config as `loading.get_config` reads it; arguments as in `run`."""
     recipe, rest, left = "", [], list(arguments)
@@ -210,7 +217,8 @@ def requested(
         else:
             rest.append(word)
     checkpoint = _values("checkpoint", rest)[-1:] if stored else []
-    if not recipe and not checkpoint:
+    weights = _values("weights", rest)[-1:] if published else []
+    if not recipe and not checkpoint and not weights:
         return rest
     fields = [
         word.lstrip("-").partition("=")[0].partition(".")[2].removesuffix("!")
@@ -222,6 +230,7 @@ def requested(
     request = {
         "recipe": recipe,
         "checkpoint": "".join(checkpoint),
+        "weights": "".join(weights),
         "evals": labels if evaluators else [],
         "fields": fields,
     }

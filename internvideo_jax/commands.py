@@ -41,6 +41,13 @@ COMMANDS = {
     "train": Command(
         "internvideo_jax.train", "pre-train, fine-tune or probe", (), "workdir", "recipe", True
     ),
+    "adapt": Command(
+        "internvideo_jax.adapt.__main__",
+        "go on pre-training on a folder of videos",
+        (),
+        "workdir",
+        "recipe",
+    ),
     "evaluate": Command(
         "internvideo_jax.evaluate",
         "published tests of a run or a weight file",

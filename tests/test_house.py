@@ -37,6 +37,7 @@ MAY_IMPORT = {
             "records",
             "stream",
         },
+        "audit": {"commands", "ingest", "records", "tools"},
     },
     "internvideo_jax": {
         "types": set(),
@@ -139,7 +140,15 @@ MAY_IMPORT = {
 # Commands: what starts them may import what it needs.
 ENTRY_POINTS = {
     "data_pipelines": {"__main__", "synthetic"},
-    "internvideo_jax": {"__main__", "train", "evaluate", "offline", "search", "reference"},
+    "internvideo_jax": {
+        "__main__",
+        "train",
+        "evaluate",
+        "offline",
+        "search",
+        "reference",
+        "adapt",
+    },
 }
 # Third-party package -> the only rooms that may import it.
 OWNERS = {

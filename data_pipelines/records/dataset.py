@@ -18,6 +18,7 @@ import numpy as np
 
 from data_pipelines.records import encoded, memory, schema
 from data_pipelines.records.frame_table import FrameTable
+from data_pipelines.records.leave_out import kept
 from data_pipelines.records.manifest import Manifest, open_split
 from data_pipelines.records.reader import CorruptRecordError, RecordSource
 
@@ -160,6 +161,10 @@ class FrameTimes:
 class Dataset:
     """One opened split: its description and its records.
 
+    Attributes:
+      kept: numbers of the records that are used, where some are left out (`records.leave_out`);
+        None: all. Numbers, `len` and indexing are those of all records, with or without.
+
     With `len` and indexing it is a `grain.sources.RandomAccessDataSource` of records, as its
     `source` is one of their bytes: local or remote, checksums compared.
     """
@@ -167,6 +172,12 @@ class Dataset:
     manifest: Manifest
     split: str
     source: RecordSource
+    kept: np.ndarray | None = None
+
+    @property
+    def used(self) -> Sequence[int] | np.ndarray:
+        """Numbers of the records that training and evaluation see."""
+        return range(len(self)) if self.kept is None else self.kept
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -292,11 +303,14 @@ def _readable(source: RecordSource, index: int, read: Callable[[], _Result]) -> 
         raise UnreadableRecordError(f"{_address(source, index)}: {error}") from error
 
 
-def open_dataset(directory: str | Manifest, split: str, *, check_crc: bool = True) -> Dataset:
+def open_dataset(
+    directory: str | Manifest, split: str, *, check_crc: bool = True, leave_out: str = ""
+) -> Dataset:
     """Opens a split made by the ingest; one clear error for everything that is wrong with it.
 
     Args:
       directory: of the set, or its manifest where that was read already.
+      leave_out: a file of records that are not used (`records.leave_out`); empty: all are.
     """
     if not directory:
         raise ValueError(
@@ -304,7 +318,7 @@ def open_dataset(directory: str | Manifest, split: str, *, check_crc: bool = Tru
             "as --config.data.train=DIR"
         )
     manifest, source = open_split(directory, split, check_crc=check_crc)
-    return Dataset(manifest, split, source)
+    return Dataset(manifest, split, source, kept(leave_out, manifest, split))
 
 
 def label_of(record: schema.Record) -> np.int32:

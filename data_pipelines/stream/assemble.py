@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -80,12 +81,12 @@ class Source:
         seed = config.seed
         if number:
             seed = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
-        order: Any = grain.MapDataset.range(len(dataset))
+        order: Any = grain.MapDataset.range(len(dataset.used))
         order = order.seed(seed).shuffle().repeat(None)
         return cls(number, component, dataset, parts, labels, labelled, order)
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self.dataset.used)
 
     @property
     def transform(self) -> augment.TrainTransform:
@@ -97,7 +98,12 @@ class Source:
 
     def record(self, draw: int) -> int:
         """The record number of a draw."""
-        return int(self.order[draw])
+        return int(self.dataset.used[int(self.order[draw])])
+
+    def after(self, record: int) -> int:
+        """The record that stands in for one that cannot be read: the next one, in a circle."""
+        used = self.dataset.used
+        return int(used[(int(np.searchsorted(used, record)) + 1) % len(used)])
 
     def passes(self, draw: int) -> int:
         """Passes over the set that were complete before a draw."""
@@ -118,6 +124,9 @@ class Source:
             if isinstance(part, Video | features.Features):
                 identity |= part.identity()
         # What is off is not mentioned, so that streams without it keep their identity.
+        if self.dataset.kept is not None:
+            kept = np.asarray(self.dataset.kept, "<i8").tobytes()
+            identity["kept"] = hashlib.sha256(kept).hexdigest()[:16]
         if self.component.prompt:
             identity["prompt"] = self.component.prompt
         if config.parts:
@@ -205,7 +214,7 @@ class Examples:
                 tries += 1
                 if config.reader.on_corrupt == "raise" or tries >= len(source):
                     raise
-                index = (index + 1) % len(source)
+                index = source.after(index)
 
     def _read(
         self, source: Source, index: int, position: int, view: int, rng: np.random.Generator

@@ -30,6 +30,7 @@ import numpy as np
 
 from data_pipelines.config import ClipConfig, DataConfig, SetConfig
 from data_pipelines.limits import check_value, limits_of, suggest
+from data_pipelines.records import leave_out
 from data_pipelines.records.dataset import Dataset, open_dataset
 from data_pipelines.records.media import MEDIA
 
@@ -206,10 +207,31 @@ def open_components(config: DataConfig) -> Opened:
             f"{', '.join(MERGES)}"
         )
     check_crc = config.reader.check_crc
-    return tuple(
-        (component, open_dataset(component.directory, component.split, check_crc=check_crc))
+    opened = tuple(
+        (
+            component,
+            open_dataset(
+                component.directory,
+                component.split,
+                check_crc=check_crc,
+                leave_out=config.leave_out,
+            ),
+        )
         for component in components_of(config)
     )
+    named = (
+        leave_out.is_about(config.leave_out, dataset.manifest, dataset.split)
+        for _, dataset in opened
+        if config.leave_out
+    )
+    if config.leave_out and not any(named):
+        about = {f"{each.directory} {each.split}" for each in leave_out.read(config.leave_out)}
+        raise ValueError(
+            f"config.data.leave_out = {config.leave_out} does not name the training data; it "
+            f"is about {', '.join(sorted(about)) or 'nothing'}. Run `ivj data audit` on the data "
+            "that are trained on, or leave it out"
+        )
+    return opened
 
 
 def join_classes(

@@ -127,13 +127,6 @@ class TrainStream(Ahead):
         return batch
 
 
-def evenly_spaced(records: int, limit: int) -> Sequence[int]:
-    """Numbers of `limit` of so many records, ascending; of all for 0 or where there are fewer."""
-    if not 0 < limit < records:
-        return range(records)
-    return [place * records // limit for place in range(limit)]
-
-
 class ViewBatches(grain.MapDataset[Batch]):
     """Step -> all views of this process's records, as a grain dataset. Picklable.
 
@@ -152,7 +145,10 @@ class ViewBatches(grain.MapDataset[Batch]):
         seconds: float = 0.0,
         limit: int = 0,
     ):
-        self.records = evenly_spaced(len(dataset), limit)
+        self.records = dataset.used  # evenly spaced ones of them, under a limit
+        if 0 < limit < len(self.records):
+            places = (number * len(self.records) // limit for number in range(limit))
+            self.records = [int(self.records[place]) for place in places]
         super().__init__(grain.MapDataset.range(len(self.records)))
         self.dataset, self.config, self.parts = dataset, config, tuple(parts)
         self.process, self.processes, self.seconds = process, processes, seconds
@@ -192,7 +188,7 @@ class ViewBatches(grain.MapDataset[Batch]):
 
     def _fill(self, position: int, out: Sequence[Rows]) -> tuple[int, int, bool, bool]:
         """Writes the rows of a record; returns (index, label, valid, unreadable)."""
-        index = self.records[min(position, len(self.records) - 1)]
+        index = int(self.records[min(position, len(self.records) - 1)])
         valid = position < len(self.records)
         try:
             record = self.dataset.load(index)

@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from data_pipelines.config import DataConfig, ViewConfig
-from data_pipelines.records import manifest, split_names
+from data_pipelines.records import manifest, published, split_names
 from data_pipelines.records.dataset import Dataset, open_dataset
 from data_pipelines.stream.identity import class_difference
 from data_pipelines.stream.parts.made import of_pass
@@ -93,7 +93,9 @@ class EvalContext:
         if key not in self._datasets:
             found = self.manifests.get(directory) or (directory and manifest.load(directory))
             split = source.split or default_split(found)
-            self._datasets[key] = open_dataset(found, split, check_crc=check_crc)
+            self._datasets[key] = open_dataset(
+                found, split, check_crc=check_crc, leave_out=self.data.leave_out
+            )
         return self._datasets[key]
 
     def open(self, source: Input) -> ViewPass:
@@ -229,6 +231,8 @@ def describe_data(dataset: Dataset, views: ViewConfig) -> dict[str, Any]:
         "split": dataset.split,
         **({"warning": warning} if warning else {}),
         "records": len(dataset),
+        **({} if dataset.kept is None else {"left_out": len(dataset) - len(dataset.kept)}),
+        **published.describe(dataset.manifest, dataset.split),
         "data_fingerprint": dataset.manifest.fingerprint(dataset.split)[:16],
         **dataset.manifest.image_options(),
         **describe_views(views),

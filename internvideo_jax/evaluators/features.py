@@ -12,7 +12,9 @@ import numpy as np
 
 from data_pipelines.config import ViewConfig
 from data_pipelines.limits import limited
+from data_pipelines.records.dataset import Dataset
 from internvideo_jax.evaluators.base import EvalContext, check_finite, describe_data
+from internvideo_jax.evaluators.per_video import Scored
 from internvideo_jax.inference.steps import Forward
 from internvideo_jax.ops.probe_heads import HeadSpec, read
 from internvideo_jax.protocols import Model, clip_of
@@ -57,6 +59,12 @@ class LabelledFeatures:
     label: np.ndarray  # (R,)
     classes: tuple[str, ...]
     protocol: dict[str, object]
+    record: np.ndarray  # (R,) numbers in `dataset`
+    dataset: Dataset
+
+    def scored(self, scores: np.ndarray) -> Scored:
+        """(R, K) scores of these clips, for those who ask for every video."""
+        return Scored(self.dataset, self.record, self.label, scores, self.classes)
 
 
 def features_of(model: Model, spec: HeadSpec) -> Forward:
@@ -98,7 +106,7 @@ def extract(
         raise ValueError(f"config.model is {model.config.name!r}, which gives no features")
     tokens = spec.kind == "attentive"
     if tokens:
-        clips = min(limit or len(stream.dataset), len(stream.dataset))
+        clips = min(limit or len(stream.dataset.used), len(stream.dataset.used))
         size = clips * given.tokens * given.width * 2
         if size > MEMORY_LIMIT:
             raise ValueError(
@@ -107,7 +115,7 @@ def extract(
                 f"{clips * MEMORY_LIMIT // size} or less"
             )
 
-    values, labels, seen = [], [], 0
+    values, labels, records, seen = [], [], [], 0
     outputs = context.outputs(
         stream,
         ("features", spec),
@@ -121,6 +129,7 @@ def extract(
         check_finite(features, batch, keep, "features")
         values.append(features[keep])
         labels.append(batch["label"][keep])
+        records.append(batch["index"][keep])
         seen += int(keep.sum())
         if limit and seen >= limit:
             break
@@ -130,4 +139,6 @@ def extract(
         np.concatenate(labels),
         stream.dataset.classes,
         describe_data(stream.dataset, source.views),
+        np.concatenate(records),
+        stream.dataset,
     )

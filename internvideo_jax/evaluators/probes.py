@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -31,6 +31,7 @@ from internvideo_jax.types import (
     Tree,
 )
 
+ROWS = 512  # clips scored at a time
 HELD_OUT = 5  # every fifth training clip selects the learning rate and weight decay
 
 Pairs = Sequence[tuple[float, float]]  # (learning rate, weight decay) of every head
@@ -113,7 +114,8 @@ def _probe(probe: LinearProbe, context: EvalContext) -> Result:
     accuracy, finite = fit.judge(trained, values[held], label[held])
     best = int(np.where(finite, accuracy, -1.0).argmax())
     final = fit.train(values, label, pairs[best : best + 1])
-    top1, sound = fit.judge(final, scaled(test.values), test.label)
+    tested = scaled(test.values)
+    top1, sound = fit.judge(final, tested, test.label)
     if not (finite.any() and sound.all()):
         raise ValueError(
             f"the scores of {probe.name} are not finite after {probe.steps} steps at a learning "
@@ -136,6 +138,7 @@ def _probe(probe: LinearProbe, context: EvalContext) -> Result:
         },
         tables={"grid": grid_table(pairs, held_out_top1=accuracy)},
         pictures=grid_picture_of(probe.learning_rates, probe.weight_decays, accuracy),
+        scored=test.scored(np.concatenate([each[0] for each in fit.scores(final, tested)])),
     )
 
 
@@ -192,14 +195,20 @@ class Fit:
     ) -> tuple[np.ndarray, np.ndarray]:
         """(pairs,) top-1 accuracy, 0 for a head whose scores are not all finite, and (pairs,) bool
         whether they are."""
-        predict = jax.jit(logits_of(self.probe.spec))
         hits = np.zeros(len(jax.tree.leaves(heads)[0]))
         finite = np.ones(len(hits), bool)
-        for start in range(0, len(label), 512):
-            logits = np.asarray(predict(heads, jnp.asarray(values[start : start + 512])))
+        for start, logits in zip(
+            range(0, len(label), ROWS), self.scores(heads, values), strict=True
+        ):
             finite &= np.isfinite(logits).all(axis=(1, 2))
-            hits += (logits.argmax(axis=-1) == label[start : start + 512]).sum(axis=1)
+            hits += (logits.argmax(axis=-1) == label[start : start + ROWS]).sum(axis=1)
         return np.where(finite, hits / len(label), 0.0), finite
+
+    def scores(self, heads: Tree, values: np.ndarray) -> Iterator[np.ndarray]:
+        """(pairs, at most ROWS, classes) logits of one part of the clips after the other."""
+        predict = jax.jit(logits_of(self.probe.spec))
+        for start in range(0, len(values), ROWS):
+            yield np.asarray(predict(heads, jnp.asarray(values[start : start + ROWS])))
 
 
 def logits_of(spec: HeadSpec) -> Callable[[Any, jax.Array], jax.Array]:

@@ -221,7 +221,7 @@ def logit_scale(params: Params | None, wanted: float) -> float:
 
 def first_captions(dataset: Dataset) -> Iterator[tuple[int, tuple[str, ...]]]:
     """(record number, captions) of the records that have any."""
-    for number in range(len(dataset)):
+    for number in map(int, dataset.used):
         if captions := tuple(dataset.load(number).captions):
             yield number, captions
 

@@ -134,7 +134,7 @@ class Predictor:
         for number in used:
             names[number] = dataset.load(number).media_id or names[number]
         why = "the record cannot be read; `ivj data verify` says more"
-        lost = {number: why for number in range(len(dataset)) if number not in used}
+        lost = {number: why for number in map(int, dataset.used) if number not in used}
         return self._prediction(names, record, scores, lost, {})
 
     def _scores(self, stream: Pass) -> tuple[np.ndarray, np.ndarray]:

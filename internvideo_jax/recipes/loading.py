@@ -27,13 +27,20 @@ PRECISION = ("dtype", "attention", "remat", "scan")  # how a model computes, not
 
 
 def get_config(request: str) -> ConfigDict:
-    """The config that `cli` asks for, in JSON: `recipe`, or `checkpoint`; `evals`, `fields`."""
+    """The config that `cli` asks for, in JSON: that of `recipe`, else of `weights` (a run or a
+    published file), else of the run `checkpoint`; with the evaluators `evals`, for overrides of
+    `fields`."""
     asked = json.loads(request)
     if asked["recipe"]:
         plain = recipe_files.load(asked["recipe"])
     else:
         try:
-            plain = stored_config(asked["checkpoint"])
+            if asked.get("weights"):
+                from internvideo_jax.recipes.published import config_of  # late: it reads weights
+
+                plain = config_of(asked["weights"])
+            else:
+                plain = stored_config(asked["checkpoint"])
         except ValueError as error:
             raise OSError(str(error)) from error  # the library waits until the config is read
     if more := added(plain, asked["evals"]):

@@ -230,7 +230,7 @@ def read_data(
             "them with --config.data.merge_classes=name (the same name is the same class) or "
             "=offset (classes of different sets stay apart), or train without labels"
         )
-    parts, records = [part for part, _ in opened], [len(dataset) for _, dataset in opened]
+    parts, records = [part for part, _ in opened], [len(dataset.used) for _, dataset in opened]
     data = config.data
     if not data.global_batch:  # it will follow from the records that are counted here
         data = dataclasses.replace(data, global_batch=data.repeats)

@@ -102,7 +102,7 @@ def _read_run(workdir: Path) -> dict[str, Any]:
     ]
     for result in results:
         result["images"] = [
-            (name, _inline(workdir / place), result.get("captions", {}).get(name, ""))
+            (name, inline(workdir / place), result.get("captions", {}).get(name, ""))
             for name, place in result["pictures"].items()
         ]
     return {
@@ -112,16 +112,18 @@ def _read_run(workdir: Path) -> dict[str, Any]:
         "steps": metrics[-1]["step"] if metrics else 0,
         "results": results,
         "curves": [*_train_curves(metrics + perf), *_eval_curves(metrics)],
-        "loss": _series(metrics, "train/loss"),
+        "loss": series(metrics, "train/loss"),
     }
 
 
-def _inline(path: Path) -> str:
+def inline(path: Path) -> str:
+    """A picture as an address that holds it."""
     data = base64.b64encode(path.read_bytes()).decode()
     return f"data:{MIME[path.suffix]};base64,{data}"
 
 
-def _series(rows: list[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:
+def series(rows: list[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:
+    """Steps and values of the rows that have `key`."""
     found = [(row["step"], row[key]) for row in rows if key in row]
     return [step for step, _ in found], [value for _, value in found]
 
@@ -129,7 +131,7 @@ def _series(rows: list[dict[str, Any]], key: str) -> tuple[list[int], list[float
 def _train_curves(rows: list[dict[str, Any]]) -> list[str]:
     drawn = []
     for key, title in CURVES.items():
-        steps, values = _series(rows, key)
+        steps, values = series(rows, key)
         if len(steps) < 2:
             continue
         curves = {title: (steps, values)}
@@ -143,7 +145,7 @@ def _eval_curves(rows: list[dict[str, Any]]) -> list[str]:
     keys = sorted({key for row in rows for key in row if key.startswith("eval/")})
     drawn = []
     for key in keys:
-        steps, values = _series(rows, key)
+        steps, values = series(rows, key)
         if len(steps) > 1:
             drawn.append(curve_svg(key, {key: (steps, values)}))
     return drawn

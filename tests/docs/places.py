@@ -63,6 +63,13 @@ def clips_and_classes(folder: Path, world: Path) -> Path:
     return folder / "clips"
 
 
+def published_list(folder: Path, world: Path) -> None:
+    """`published.csv`: the test clips of the world, as its authors would list them."""
+    rows = [json.loads(row) for row in (world / "annotations.jsonl").read_text().splitlines()]
+    listed = [f"{row['id']},{row['label']}" for row in rows if row["split"] == "test"]
+    (folder / "published.csv").write_text("id,label\n" + "\n".join(listed) + "\n")
+
+
 def sources_of_the_data_guide(folder: Path) -> None:
     """One of everything that can be ingested."""
     for name in ("run", "sit"):

@@ -251,6 +251,9 @@ def in_small(command: str, words: Sequence[str], devices: int = 1) -> tuple[list
             found.append("--config.optim.warmup_steps=1")
         if devices > 1 or "config.data.global_batch" in names:
             found.append(f"--config.data.global_batch={max(4, devices)}")
+    if command == "adapt":
+        found = [word for word in found if not word.startswith(("--minutes", "--steps", "--seeds"))]
+        found += ["--steps=3", "--config.optim.warmup_steps=1"]
     if command == "synthetic":
         found += ["--train=24", "--test=8"]
     return found, devices

@@ -71,6 +71,8 @@ def reader(request, command, shards, tmp_path, record_property) -> Iterator[Read
         shutil.copytree(request.getfixturevalue("runs"), tmp_path / "runs")
         if page == "recipes.md":
             shutil.rmtree(tmp_path / "runs/viclip")  # this page trains its own
+        if page == "audit.md":
+            places.published_list(tmp_path, world)
         (tmp_path / "shards").symlink_to(shards)
     found = Reader(tmp_path, command, REPLACE.get(page, {}))
     yield found

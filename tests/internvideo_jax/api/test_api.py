@@ -13,7 +13,6 @@ import pytest
 import internvideo_jax as ivj
 from data_pipelines.records.dataset import open_dataset
 from data_pipelines.synthetic import encode_mp4
-from internvideo_jax.api.load import _one, _settings
 from internvideo_jax.api.videos import open_videos
 from internvideo_jax.config import MeshConfig, TrainConfig, to_typed
 from internvideo_jax.evaluators.classification import Accuracy
@@ -22,6 +21,7 @@ from internvideo_jax.evaluators.video_text import VideoTextTask, embed_videos
 from internvideo_jax.inference.vectors import unit
 from internvideo_jax.offline.extract import Extractor, Windows
 from internvideo_jax.parallel.mesh import make_mesh
+from internvideo_jax.recipes.published import _one, _settings
 from internvideo_jax.search.clips import Sampling, decode
 from internvideo_jax.search.encoder import SearchEncoder
 from internvideo_jax.types import flatten_paths

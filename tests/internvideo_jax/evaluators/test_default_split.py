@@ -46,7 +46,7 @@ def dataset(*splits: str):
         fingerprint=lambda split: "f" * 64,
         image_options=dict,
     )
-    return SimpleNamespace(manifest=found, split=splits[-1], __len__=lambda: 1)
+    return SimpleNamespace(manifest=found, split=splits[-1], kept=None, __len__=lambda: 1)
 
 
 class Sized(SimpleNamespace):
