@@ -75,7 +75,7 @@ def test_a_further_seed_is_in_the_band(stored, tmp_path):
     assert first == "train/loss: in the band at all 40 steps compared"
     assert any(line.startswith("eval/test/top1: in the band at all 1") for line in found.lines)
     # Seeds and places are not what a reference with several seeds is about.
-    assert config == "config: no other settings" and data == "data: no another stream"
+    assert config == "config: no other settings" and data == "data: no other stream"
     assert versions == "versions: no others"
     assert len(found.drawings) == 3 and all("<svg" in each for each in found.drawings)
 
