@@ -182,7 +182,11 @@ def run(options: argparse.Namespace) -> int:
         if changes or options.seed is not None:
             raise ValueError("--write makes the reference as it is: leave --set and --seed out")
         return write(options.name, reference, options.workdir, options.seeds, options.write)
-    curves.find(options.name)  # before the work
+    if options.name not in curves.names():
+        raise ValueError(
+            f"the package has no curves of {options.name}: make some with --write=FILE, then "
+            "`ivj report RUN --against=FILE` compares with them"
+        )
     seed = max(SEEDS) + 1 if options.seed is None else options.seed
     workdir = options.workdir / f"{options.name}-{seed}"
     config = config_of(reference, make_data(options.workdir), seed, changes)

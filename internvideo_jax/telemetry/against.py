@@ -70,7 +70,7 @@ def verdict(workdir: str | os.PathLike[str], against: str) -> Verdict:
         head = f"{run.name} is in the band of {reference.name} at all {whole} steps compared"
     lines = [head, *(each.text() for each in found), _how(reference)]
     lines += _listed("config", _config(run, reference), "other settings")
-    lines += _listed("data", _data(run, reference), "another stream")
+    lines += _listed("data", _data(run, reference), "other stream")
     lines += _listed(
         "versions", differences(run.versions, reference.versions, "the reference has"), "others"
     )
