@@ -68,7 +68,7 @@ test-beam: $(BEAM_READY)  ## Run the tests of the ingest on Apache Beam.
 
 $(TORCH_READY): pyproject.toml
 	$(PYTHON) -m venv $(TORCH_VENV)
-	$(TORCH_VENV)/bin/python -m pip install --quiet --editable '.[torch,mteb]' '$(TORCH)' 'transformers>=5,<6' pytest
+	$(TORCH_VENV)/bin/python -m pip install --quiet --editable '.[torch,mteb,text]' '$(TORCH)' 'transformers>=5,<6' pytest
 	touch $(TORCH_READY)
 
 test-torch: $(TORCH_READY)  ## Run the tests that read what torch writes, compare with transformers or run mteb.

@@ -61,9 +61,7 @@ def stored_config(checkpoint: str) -> dict[str, Any]:
 
     place = place_of(checkpoint)
     if is_weights(place):
-        from internvideo_jax.weights import files
-
-        if found := folder_config(files.load(place)):
+        if found := _said_config(place):
             return found
         raise ValueError(
             f"{checkpoint} is a weight file, which does not say what model it is for; give the "
@@ -83,6 +81,21 @@ def stored_config(checkpoint: str) -> dict[str, Any]:
             f"the config that {step.path / META} has from the run cannot be used: {found}; give "
             "the recipe as --config, with the options that the run had"
         ) from error
+
+
+def _said_config(place: Path) -> dict[str, Any]:
+    """As `folder_config`, of a file or folder; {} where it holds no weights that can be read."""
+    from internvideo_jax.weights import files, folders, hub_config
+
+    try:
+        file = folders.weight_file(place)
+        return folder_config(files.load(file))
+    except (ValueError, OSError, ImportError):
+        if (place / hub_config.CONFIG).is_file() and any(
+            (place / name).is_file() for name in folders.NAMES
+        ):
+            raise  # what a folder of Hugging Face asks for and is not here
+        return {}
 
 
 def folder_config(weights: Weights) -> dict[str, Any]:
