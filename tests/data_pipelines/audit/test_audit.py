@@ -79,7 +79,12 @@ def test_training_and_evaluation_leave_the_records_out(found, shards):
     assert "kept" not in json.dumps(plain) and "kept" in json.dumps(identity)
     assert len(set(every)) == 54
     dataset = open_dataset(str(shards), "train", leave_out=path)
-    views = ViewPass("", "", ViewConfig(clip=CLIP, batch=8), dataset=dataset)
+    views = ViewPass(
+        "",
+        "",
+        ViewConfig(clip=dataclasses.replace(CLIP, sampling="dense"), batch=8),
+        dataset=dataset,
+    )
     index = np.concatenate([batch["index"][batch["valid"]] for batch in views])
     views.close()
     assert sorted(index.tolist()) == sorted(used) and len(views) == 7
