@@ -33,6 +33,7 @@ from internvideo_jax import evaluate, train
 from internvideo_jax.checkpoint import initial, manager
 from internvideo_jax.checkpoint.reading import DamagedStep
 from internvideo_jax.evaluators.reconstruction import Reconstruction
+from internvideo_jax.run import loop
 from internvideo_jax.types import flatten_paths
 from internvideo_jax.weights.__main__ import main as weights
 from tests.data_pipelines.sets import write_set
@@ -56,7 +57,7 @@ class Readers:
         self.folder, self.pristine = folder, folder / "pristine"
         self.run = folder / "runs/x"
         with pytest.MonkeyPatch.context() as patch, _quiet():
-            patch.setattr(train, "make_train_step", stepping())
+            patch.setattr(loop, "make_train_step", stepping())
             train.train(self.config, self.pristine)
         self.restore()
         with _quiet():

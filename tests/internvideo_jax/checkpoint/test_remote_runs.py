@@ -17,6 +17,7 @@ from internvideo_jax.checkpoint import run_folder
 from internvideo_jax.checkpoint.initial import load_params
 from internvideo_jax.checkpoint.steps import newest_step, safe_text
 from internvideo_jax.config import CheckpointConfig, TrainConfig
+from internvideo_jax.run import loop
 from internvideo_jax.telemetry.report import main as report
 from internvideo_jax.weights.remote import COMMITTED
 from tests.data_pipelines.sets import write_set
@@ -59,7 +60,7 @@ def network(monkeypatch, tmp_path):
     fsspec.filesystem("memory").store.clear()
     monkeypatch.setattr(remote_lock, "PATIENCE_SECONDS", 0.2)
     monkeypatch.setattr(remote_lock, "SETTLE_SECONDS", 0.0)
-    monkeypatch.setattr(train, "make_train_step", stepping.stepping())
+    monkeypatch.setattr(loop, "make_train_step", stepping.stepping())
     monkeypatch.setenv(run_folder.STAGING, str(tmp_path / "staging"))
     monkeypatch.setenv("IVJ_WEIGHTS", str(tmp_path / "weights"))
     return Network(monkeypatch)
@@ -75,7 +76,7 @@ def local(shards, tmp_path_factory) -> dict[str, bytes | str]:
     """What an uninterrupted run on a disk leaves."""
     patch, folder = pytest.MonkeyPatch(), tmp_path_factory.mktemp("remote") / "local"
     with patch.context() as patched:
-        patched.setattr(train, "make_train_step", stepping.stepping())
+        patched.setattr(loop, "make_train_step", stepping.stepping())
         assert train.train(config(shards, every=2, steps=STEPS), folder) == 0
     return left(str(folder))
 

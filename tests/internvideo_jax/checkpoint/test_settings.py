@@ -15,6 +15,7 @@ from internvideo_jax.families.clip.teacher import CLIPTeacherConfig
 from internvideo_jax.families.videomae.model import PretrainConfig
 from internvideo_jax.objectives.alignment import Alignment
 from internvideo_jax.objectives.masked_pixels import MaskedPixels
+from internvideo_jax.run import loop
 from tests.data_pipelines.sets import write_set
 from tests.faults.stepping import config, stepping
 
@@ -114,7 +115,7 @@ def test_fields_that_an_older_checkpoint_lacks_count_as_their_defaults():
 
 def test_a_run_that_goes_on_keeps_what_it_was(tmp_path, monkeypatch, capsys):
     shards, workdir = write_set(tmp_path / "set", 12), tmp_path / "x"
-    monkeypatch.setattr(train, "make_train_step", stepping())
+    monkeypatch.setattr(loop, "make_train_step", stepping())
 
     def run(steps, **changes):
         assert train.train(config(shards, every=9, steps=steps, **changes), workdir) == 0

@@ -15,6 +15,7 @@ from internvideo_jax import train
 from internvideo_jax.checkpoint.reading import step_of
 from internvideo_jax.checkpoint.run_folder import LOCK
 from internvideo_jax.config import CheckpointConfig
+from internvideo_jax.run import loop as training
 from internvideo_jax.run.guard import COUNTER, Guard
 from tests.data_pipelines.sets import write_set
 from tests.faults.stepping import config, stepping
@@ -130,7 +131,7 @@ def start(shards, tmp_path, monkeypatch):
     """The training loop, but for the train step; every step is saved."""
 
     def run(steps, set_to=None, *, keep=3, asynchronous=False):
-        monkeypatch.setattr(train, "make_train_step", stepping((), set_to))
+        monkeypatch.setattr(training, "make_train_step", stepping((), set_to))
         saving = CheckpointConfig(every=1, keep=keep, asynchronous=asynchronous)
         settings = config(shards, every=1, steps=steps, checkpoint=saving, max_nonfinite=1)
         return train.train(settings, tmp_path / "x")
