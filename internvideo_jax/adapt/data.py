@@ -11,12 +11,12 @@ from data_pipelines.ingest.options import IngestOptions
 from data_pipelines.ingest.rows import Row
 from data_pipelines.ingest.run import ingest
 from data_pipelines.records import manifest, split_names, storage
+from internvideo_jax.evaluators.collapse import LEAST_CLIPS
 from internvideo_jax.registry import EVALUATORS, suggest
 
 SHARES = (0.3, 0.4, 0.5)  # tried where so few videos are there that one side would be empty
 # Labelled training clips per class from which a linear probe is fitted; below, neighbours vote.
 PROBE_CLIPS = 10
-LEAST_CLIPS = 8  # of which features can be compared without labels
 LINEAR, NEIGHBOURS, UNLABELLED, PIXELS = "linear_probe", "knn", "collapse", "reconstruction"
 # What a probe is judged by.
 HEADLINE = {"collapse": ("features/own_video", "video/own_video")}
@@ -46,8 +46,7 @@ class Clips:
     def probes(self) -> tuple[str, ...]:
         """What can be measured here, the one that decides first."""
         if self.classes < 2:
-            enough = self.tested >= LEAST_CLIPS and UNLABELLED in EVALUATORS
-            return (UNLABELLED,) if enough else (PIXELS,)
+            return (UNLABELLED,) if self.tested >= LEAST_CLIPS else (PIXELS,)
         enough = sum(self.counts) >= PROBE_CLIPS * self.classes
         return (LINEAR, NEIGHBOURS) if enough else (NEIGHBOURS,)
 

@@ -47,7 +47,7 @@ def config_of(place: str) -> dict[str, Any]:
     return plain
 
 
-def changed(plain: Mapping[str, object], path: Sequence[str], value: object) -> dict[str, object]:
+def changed(plain: Mapping[str, Any], path: Sequence[str], value: object) -> dict[str, Any]:
     """The same with one field changed."""
     first, *rest = path
     inner = plain[first]
