@@ -19,6 +19,7 @@ html_theme = "sphinx_book_theme"
 html_title = project
 html_theme_options = {"show_navbar_depth": 1, "home_page_in_toc": True}
 html_show_sourcelink = False
+smartquotes = False  # two hyphens are an option of a command
 
 # Headings can be linked to as on the pages of a repository; a link that leads nowhere is a warning.
 myst_heading_anchors = 4
