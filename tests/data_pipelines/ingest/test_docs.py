@@ -64,7 +64,8 @@ def test_options_named_in_the_guide_exist_and_all_are_named():
     named = set(re.findall(r"--[a-z][a-z-]+", text))
     ingest, commands = options_of(cli.parser()), options_of(tools.parser())
     # Of commands of the training system that are shown, as far as an underscore.
-    others = {"--workdir", "--parts"} | {f"--{name.partition('_')[0]}" for name in teach.HELP}
+    others = {"--workdir", "--parts", "--checkpoint", "--videos", "--cache", "--sheet"}
+    others |= {f"--{name.partition('_')[0]}" for name in teach.HELP}
     assert named <= ingest | commands | others
     assert ingest | commands <= named
 
