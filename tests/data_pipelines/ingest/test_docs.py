@@ -20,7 +20,9 @@ from tests.docs.pages import DATA_GUIDE
 from tests.docs.places import sources_of_the_data_guide
 
 ROOT = Path(__file__).parents[3]
-GUIDE = "\n".join((ROOT / "docs" / page).read_text(encoding="utf-8") for page in DATA_GUIDE)
+GUIDE = "\n".join(
+    (ROOT / "docs" / page).read_text(encoding="utf-8") for page in (*DATA_GUIDE, "audit.md")
+)
 FORMATS = (ROOT / "docs" / "data-formats.md").read_text(encoding="utf-8")
 AUGMENTATION = (ROOT / "docs" / "augmentation.md").read_text(encoding="utf-8")
 
