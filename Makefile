@@ -28,6 +28,10 @@ XMANAGER := 'xmanager>=0.8.5,<0.9' attrs async_generator docker immutabledict te
   google-api-python-client google-auth-httplib2 httplib2 uritemplate pyparsing proto-plus \
   googleapis-common-protos google-cloud-storage google-cloud-core google-resumable-media \
   kubernetes websocket-client oauthlib requests-oauthlib etils psutil
+# The site, and what runs the notebooks on it; NOTEBOOKS=off builds it without running them.
+DOCS := $(VENV)-docs
+DOCS_READY := $(DOCS)/ready
+NOTEBOOKS ?= force
 # The newest Python at hand, for the newest jax and PyAV, which need 3.12; empty where there is none.
 NEWEST := $(VENV)-newest
 NEWEST_READY := $(NEWEST)/ready
@@ -44,7 +48,7 @@ DEMO_DIR ?= demo_out
 # What needs an environment of its own has a target of its own.
 HERE := not aot and not beam and not browser and not services and not torch
 
-.PHONY: help test test-slow test-beam test-torch test-aot test-browser test-services test-newest test-newest-found demo lint format clean
+.PHONY: help test test-slow test-beam test-torch test-aot test-browser test-services test-newest test-newest-found demo docs docs-serve lint format clean
 
 help:  ## Show the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -120,6 +124,22 @@ test-slow: $(READY)  ## Run the tests that take longer.
 demo: $(READY)  ## From rendered videos to a pre-trained, fine-tuned, evaluated model.
 	$(BIN)/python scripts/demo.py --out $(DEMO_DIR)
 
+$(DOCS_READY): pyproject.toml
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --editable '.[docs]'
+	touch $(DOCS_READY)
+
+docs: $(DOCS_READY)  ## Build the site into site/, run its notebooks, follow its links.
+	PATH="$(CURDIR)/$(DOCS)/bin:$$PATH" $(DOCS)/bin/python -m sphinx --fresh-env --fail-on-warning --keep-going \
+	  --quiet --define nb_execution_mode=$(NOTEBOOKS) docs site
+	$(DOCS)/bin/python scripts/check_site.py site
+
+site/index.html:
+	$(MAKE) --no-print-directory docs
+
+docs-serve: site/index.html  ## The site that `make docs` built, on localhost:8001.
+	$(DOCS)/bin/python -m http.server --bind 127.0.0.1 --directory site 8001
+
 lint: $(READY)  ## Check style and types.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -129,5 +149,5 @@ format: $(READY)  ## Format the code.
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-clean:  ## Remove the environment and the demo.
-	rm -rf $(VENV) $(BEAM) $(TORCH_VENV) $(AOT) $(BROWSER) $(SERVICES_VENV) $(NEWEST) $(DEMO_DIR)
+clean:  ## Remove the environments, the demo and the site.
+	rm -rf $(VENV) $(BEAM) $(TORCH_VENV) $(AOT) $(BROWSER) $(SERVICES_VENV) $(NEWEST) $(DOCS) $(DEMO_DIR) site

@@ -46,9 +46,11 @@ BROKEN = (
 
 
 class Classified(NamedTuple):
-    """Attributes:
-    labels: K names.
-    scores: (N, K) float64, rows add to 1; NaN for a video that cannot be used.
+    """Which class each video shows.
+
+    Attributes:
+      labels: K names.
+      scores: (N, K) float64, rows add to 1; NaN for a video that cannot be used.
     """
 
     labels: tuple[str, ...]
@@ -64,10 +66,12 @@ class Classified(NamedTuple):
 
 
 class Reconstructed(NamedTuple):
-    """Attributes:
-    original, masked, rebuilt: (N, T, H, W, 3) uint8: what the model was shown, hidden parts grey,
-      hidden parts as predicted.
-    loss: (N,) float32 on the hidden parts.
+    """What a masked autoencoder makes of clips.
+
+    Attributes:
+      original, masked, rebuilt: (N, T, H, W, 3) uint8: what the model was shown, hidden parts grey,
+        hidden parts as predicted.
+      loss: (N,) float32 on the hidden parts.
     """
 
     original: np.ndarray

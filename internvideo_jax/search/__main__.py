@@ -5,7 +5,7 @@
     ivj serve --checkpoint=runs/viclip --videos=clips/
 
 `search` prints tables and writes a page with thumbnails, `serve` answers on a small web page. The
-files are embedded once: the embeddings are kept by content (docs/search.md).
+files are embedded once: the embeddings are kept by content (docs/video-search.md).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The page and its JSON interface over HTTP; docs/search.md describes the interface."""
+"""The page and its JSON interface over HTTP; docs/video-search.md describes the interface."""
 
 from __future__ import annotations
 

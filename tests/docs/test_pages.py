@@ -28,7 +28,7 @@ REPLACE = {
         "...": "--config=configs/videomae/pretrain.py:size=tiny "
         "--config.data.train=shards/ --workdir=runs/watched"
     },
-    "search.md": {"SERVER": SERVER},
+    "video-search.md": {"SERVER": SERVER},
     "recipes.md": {"shards/ssv2": "shards"},
     "training.md": {"runs/yesterday": "runs/pretrain"},
     "weights.md": {"$((L - n))": "1"},

@@ -20,7 +20,9 @@ from tests.docs.pages import DATA_GUIDE
 from tests.docs.places import sources_of_the_data_guide
 
 ROOT = Path(__file__).parents[3]
-GUIDE = "\n".join((ROOT / "docs" / page).read_text(encoding="utf-8") for page in DATA_GUIDE)
+GUIDE = "\n".join(
+    (ROOT / "docs" / page).read_text(encoding="utf-8") for page in (*DATA_GUIDE, "audit.md")
+)
 FORMATS = (ROOT / "docs" / "data-formats.md").read_text(encoding="utf-8")
 AUGMENTATION = (ROOT / "docs" / "augmentation.md").read_text(encoding="utf-8")
 
@@ -64,7 +66,8 @@ def test_options_named_in_the_guide_exist_and_all_are_named():
     named = set(re.findall(r"--[a-z][a-z-]+", text))
     ingest, commands = options_of(cli.parser()), options_of(tools.parser())
     # Of commands of the training system that are shown, as far as an underscore.
-    others = {"--workdir", "--parts"} | {f"--{name.partition('_')[0]}" for name in teach.HELP}
+    others = {"--workdir", "--parts", "--checkpoint", "--videos", "--cache", "--sheet"}
+    others |= {f"--{name.partition('_')[0]}" for name in teach.HELP}
     assert named <= ingest | commands | others
     assert ingest | commands <= named
 
