@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from internvideo_jax.layers.block import NOTHING, Beside, Block, BlockConfig
-from internvideo_jax.layers.init import Init
+from internvideo_jax.layers.init import Init, draws
 from internvideo_jax.ops.attention import Cache
 from internvideo_jax.ops.blocked_attention import RESIDUALS
 from internvideo_jax.parallel.mesh import constrain
@@ -57,7 +57,7 @@ def stacked(build: Callable[[nnx.Rngs], Module], depth: int, rngs: nnx.Rngs) -> 
     graphs = []
 
     def arrays(key: jax.Array) -> nnx.State:
-        graph, state = nnx.split(build(nnx.Rngs(params=key)))
+        graph, state = nnx.split(build(draws(key)))
         graphs.append(graph)
         return state
 

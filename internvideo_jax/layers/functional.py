@@ -13,6 +13,7 @@ from typing import Any
 import jax
 from flax import nnx
 
+from internvideo_jax.layers.init import draws
 from internvideo_jax.protocols import ModelConfig, classes_of
 from internvideo_jax.types import Params
 
@@ -27,14 +28,14 @@ class FunctionalModel:
     def __init__(self, config: ModelConfig, build: Callable[[nnx.Rngs], nnx.Module]):
         self.config = config
         self._build = build
-        abstract = nnx.eval_shape(lambda: build(nnx.Rngs(params=0)))
+        abstract = nnx.eval_shape(lambda: build(draws(0)))
         self._abstract = abstract
         self._graph, state = nnx.split(abstract)
         self._shapes: Params = nnx.to_pure_dict(state)
 
     def init(self, key: jax.Array) -> Params:
         """Fresh parameters, float32. Wrap in `jax.jit(..., out_shardings=...)` for large models."""
-        return nnx.to_pure_dict(nnx.split(self._build(nnx.Rngs(params=key)))[1])
+        return nnx.to_pure_dict(nnx.split(self._build(draws(key)))[1])
 
     def shapes(self) -> Params:
         """The parameter tree as `jax.ShapeDtypeStruct`s."""

@@ -12,6 +12,30 @@ import jax.numpy as jnp
 from flax import nnx
 
 
+class Draws(nnx.RngStream):
+    """The keys of an `nnx.RngStream`, counted in Python.
+
+    The stream of the library counts in an array, and to change an array under a trace costs more
+    than all the rest of a layer's construction. No layer keeps a stream, so nobody misses it.
+    """
+
+    def __init__(self, key: jax.Array | int):
+        super().__init__(key, tag="params")
+        self._drawn = 0
+
+    def __call__(self) -> jax.Array:
+        key = jax.random.fold_in(self.key[...], self._drawn)
+        self._drawn += 1
+        return key
+
+
+def draws(key: jax.Array | int) -> nnx.Rngs:
+    """`nnx.Rngs(params=key)`, which draws the same keys sooner."""
+    rngs = nnx.Rngs()
+    rngs.params = Draws(key)
+    return rngs
+
+
 @dataclasses.dataclass(frozen=True)
 class Init:
     """How linear weights start.

@@ -14,7 +14,7 @@ from internvideo_jax.layers.attention import AttentionConfig
 from internvideo_jax.layers.block import BlockConfig
 from internvideo_jax.layers.block_stack import run_stack, stacked_blocks
 from internvideo_jax.layers.drop_path import drop_path, dropout
-from internvideo_jax.layers.init import Init
+from internvideo_jax.layers.init import Init, draws
 from internvideo_jax.layers.mlp import MLPConfig
 from internvideo_jax.layers.pos_embed import fixed_table, separable_sincos, sincos
 from internvideo_jax.types import flatten_paths
@@ -151,3 +151,10 @@ def test_resized_table_of_its_own_grid_is_the_flat_one():
     np.testing.assert_array_equal(fixed_table("resized", (2, 3, 3), 8, (2, 3, 3)), sincos(18, 8))
     with pytest.raises(ValueError, match="unknown position table 'rotary'"):
         fixed_table("rotary", (2, 3, 3), 8, (2, 3, 3))
+
+
+def test_draws_have_the_keys_of_the_library():
+    ours, theirs = draws(jax.random.key(3)), nnx.Rngs(params=3)
+    for _ in range(4):
+        found, expected = ours.params(), theirs.params()
+        assert (jax.random.key_data(found) == jax.random.key_data(expected)).all()
