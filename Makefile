@@ -97,7 +97,9 @@ test-browser: $(BROWSER_READY)  ## Run the tests of the search page in Chromium.
 
 $(SERVICES_READY): pyproject.toml Makefile
 	$(PYTHON) -m venv $(SERVICES_VENV)
-	$(SERVICES_VENV)/bin/python -m pip install --quiet --editable '.[remote,tracking,wandb,mlflow]' $(SERVICES) pytest pyyaml
+	$(SERVICES_VENV)/bin/python -m pip install --quiet --editable '.[remote,tracking,wandb,mlflow]' pytest pyyaml
+	# After the others, with the library that holds botocore back: at once pip searches in vain.
+	$(SERVICES_VENV)/bin/python -m pip install --quiet $(SERVICES) s3fs
 	$(SERVICES_VENV)/bin/python -m pip install --quiet --no-deps $(XMANAGER)
 	touch $(SERVICES_READY)
 
