@@ -54,6 +54,7 @@ class Recipe(finetuning.SteppedRecipe):
     repeats: int = 1
     protocol: str = "internvideo2/probe"
     policy: str = "rand-m5-n2-mstd0.25-inc1"
+    frames: int = 16
     pos_frames: int = 8
     extra_mlp: bool = False
     merge: str = "proj"
@@ -146,7 +147,7 @@ def released(name: str) -> TrainConfig:
     recipe = dataclasses.replace(RECIPES[name], freeze=FREEZE[name.partition("/")[0]])
     model = InternVideo2ClassifierConfig.of_size(
         size_of(name),
-        frames=16,
+        frames=recipe.frames,
         pos_frames=recipe.pos_frames,
         head_dropout=recipe.head_dropout,
         extra_mlp=recipe.extra_mlp,

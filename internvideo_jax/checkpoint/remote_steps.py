@@ -9,7 +9,7 @@ remove a step begins with that file.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -39,12 +39,13 @@ class RemoteSteps:
         return remote.committed_steps(self.url)
 
     def prepare(self) -> None:
-        """Removes what is not complete there, and brings the newest step into the local folder.
+        """Removes what is not complete there or too old, and brings the newest step here.
 
         Nothing else is left in the local folder: what it has of that step already is taken.
         """
         steps = self.steps()
         self._remove_incomplete(steps)
+        self._remove_old(steps)
         self._local.mkdir(parents=True, exist_ok=True)
         apart = self._frozen()
         wanted = {str(steps[-1]), *apart} if steps else set()
@@ -88,8 +89,7 @@ class RemoteSteps:
             if not (path / remote.COMMITTED).exists():
                 self._put(path.name)
         self._put(str(step))
-        for old in self.steps()[: -self._keep]:
-            self._remove(old)
+        self._remove_old(self.steps())
 
     def _put(self, name: str) -> None:
         """Copies a local folder, and makes it complete there."""
@@ -100,6 +100,10 @@ class RemoteSteps:
         files = [path for path in here.rglob("*") if path.is_file()]
         sizes = {path.relative_to(here).as_posix(): path.stat().st_size for path in files}
         (here / remote.COMMITTED).write_text(remote.commit(there, sizes), encoding="utf-8")
+
+    def _remove_old(self, steps: Sequence[int]) -> None:
+        for step in steps[: -self._keep]:
+            self._remove(step)
 
     def _remove(self, step: int) -> None:
         folder = storage.join(self.url, str(step))

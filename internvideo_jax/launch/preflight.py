@@ -130,20 +130,25 @@ def read(name: str, arguments: Sequence[str]) -> tuple[Any, str]:
         raise _absent(error) from error
     sys.argv[:] = [f"ivj {name}", *arguments]
     with cli.reading_only() as configs:
-        _quietly(importlib.import_module(command.module).main)
+        _quietly(importlib.import_module(command.module).main, stores=bool(recipe))
     if not configs or configs[0] is None:
         return None, "the config is that of the checkpoint, which the worker reads"
     return configs[0], f"{recipe} with its overrides fits the schema"
 
 
-def _quietly(call: Any) -> None:
-    """Calls what ends with a message and an exit code; ValueError with that message."""
+def _quietly(call: Any, *, stores: bool = True) -> None:
+    """Calls what ends with a message and an exit code; ValueError with that message.
+
+    Args:
+      stores: whether it has to have the libraries of the object stores that it reads from.
+    """
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
             call()
     except ImportError as error:
-        raise _absent(error) from error
+        if stores or error.name is not None:  # ours, of a missing extra, have no name
+            raise _absent(error) from error
     except SystemExit as end:
         if end.code not in (0, None):
             text = said.getvalue().strip()

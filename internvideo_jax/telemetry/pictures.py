@@ -64,6 +64,7 @@ def curve_svg(
       band: (steps, low, high) of an area behind the lines.
       mark: a step that is marked by a line; 0: none.
     """
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.2, 2.8), layout="constrained")
@@ -81,7 +82,8 @@ def curve_svg(
     if len(curves) > 1:
         axes.legend(fontsize=7)
     text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None})
+    with rc_context({"svg.hashsalt": title}):  # else names in the drawing are random
+        figure.savefig(text, format="svg", metadata={"Date": None})
     return text.getvalue()[text.getvalue().index("<svg") :]
 
 

@@ -13,7 +13,7 @@ from data_pipelines.ingest.options import IngestOptions
 from data_pipelines.stream import mixture
 from data_pipelines.subset import rows
 from data_pipelines.text import vocabulary
-from internvideo_jax.weights.__main__ import run_config
+from internvideo_jax.weights.__main__ import exported_run
 
 CSV = b'path,label,start,end,split\na.mp4,sit,0,1.5,train\n"b, c.mp4",stand,00:00:01,2,test\n'
 JSONL = b'{"path": "a.mp4", "label": "sit", "captions": ["one", "two"], "x": 1.5}\n'
@@ -62,11 +62,12 @@ def targets(folder: Path) -> dict[str, Callable[[bytes], None]]:
         return str(folder / name)
 
     def ingest(name: str, data: bytes) -> None:
-        sources.read(IngestOptions(placed(name, data), str(folder / "out"), frame_fps=12))
+        source, out = placed(name, data), str(folder / "out")
+        sources.read(IngestOptions(source=source, out=out, frame_fps=12))
 
     def metadata(data: bytes) -> None:
         placed("run/checkpoints/1/meta/metadata", data)
-        run_config(folder / "run")
+        exported_run(folder / "run")
 
     def clips(name: str, data: bytes) -> None:
         for number, (row, _) in enumerate(rows.stored(placed(name, data))):

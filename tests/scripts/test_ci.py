@@ -11,7 +11,7 @@ from pathlib import Path
 from tests.scripts.conftest import ROOT, program
 
 PARTS = {"test", "test-slow", "test-newest", "test-aot", "test-torch", "test-browser", "test-beam",
-         "lint", "demo"}  # fmt: skip
+         "test-services", "docs", "lint", "demo"}  # fmt: skip
 
 
 def run(folder: Path, failing: str) -> subprocess.CompletedProcess[str]:

@@ -32,7 +32,10 @@ def test_folder_gives_its_whole_name(tmp_path):
     [
         ({"name": "a/b"}, "--name: found 'a/b', expected letters"),
         ({"split": "train set"}, "--split"),
-        ({"out": "gs://bucket/set"}, "--out: found gs://bucket/set, expected a local"),
+        (
+            {"out": "gs://bucket/set", "runner": "beam"},
+            "--out: found gs://bucket/set, expected a local",
+        ),
         ({"shards": 0}, "--shards: found 0"),
         ({"shard_mb": 0.0}, "--shard-mb"),
         ({"shard_mb": float("nan")}, "--shard-mb"),
