@@ -104,7 +104,7 @@ $(SERVICES_READY): pyproject.toml Makefile
 	touch $(SERVICES_READY)
 
 test-services: $(SERVICES_READY)  ## Run the tests that talk to servers on loopback, and those of trackers and launchers.
-	$(SERVICES_VENV)/bin/python -m pytest -m services tests
+	$(SERVICES_VENV)/bin/python -m pytest -m services tests/services tests/scripts/test_end_to_end.py tests/internvideo_jax/telemetry/test_tracker_services.py
 
 $(NEWEST_READY): pyproject.toml
 	$(NEWEST_PYTHON) -m venv $(NEWEST)
