@@ -89,7 +89,7 @@ COMMANDS = {
         "what a slice needs, before a run",
         reads="recipe",
     ),
-    "launch": Command("internvideo_jax.launch.processes", "processes, started again when one dies"),
+    "launch": Command("internvideo_jax.launch.__main__", "processes, started again when one dies"),
     "reference": Command(
         "internvideo_jax.reference.__main__", "a small run of a recipe beside its stored curves"
     ),

@@ -180,7 +180,7 @@ def test_two_processes_write_one_checkpoint_that_any_number_goes_on_from(
     store: Store, local, command, staging
 ):
     run, data = f"{store.url}/two", f"{local}/set"
-    job = (*("internvideo_jax.launch.processes", "--processes=2"), "--", "ivj", "train")
+    job = (*("internvideo_jax.launch", "--processes=2"), "--", "ivj", "train")
     done = command(*job, *train(data, run, "--config.steps=2", "--config.evals.test.every=-1"))
     assert done.returncode == 0, done.stdout + done.stderr
     assert newest_step(run) == 2
