@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from data_pipelines.audit import options as audits
+from data_pipelines.audit import command as audits
 from data_pipelines.commands.arguments import add_quiet, add_workers, default_workers
 from data_pipelines.commands.ending import BAD_DATA, GOOD, run_command
 from data_pipelines.commands.progress import say

@@ -241,6 +241,23 @@ def test_no_rooms_import_each_other_in_a_circle(package):
     assert not left, f"in a circle, or behind one: {', '.join(left)}"
 
 
+def test_no_files_import_each_other_in_a_circle():
+    """In functions and for types too: what needs each other belongs together."""
+    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in SOURCES}
+    left: dict[str, set[str]] = {}
+    for module, path in modules.items():
+        names = set(imports(path))
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                names |= {f"{node.module}.{name.name}" for name in node.names}
+        left[module] = (names & modules.keys()) - {module}
+    while free := [here for here, targets in left.items() if not targets & left.keys()]:
+        left = {here: targets for here, targets in left.items() if here not in free}
+    while free := [here for here in left if not any(here in each for each in left.values())]:
+        left = {here: targets for here, targets in left.items() if here not in free}
+    assert not left, f"in a circle, or between two: {', '.join(left)}"
+
+
 def test_no_drawers():
     for path in SOURCES:
         assert path.stem not in ("utils", "common", "helpers", "misc"), path

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data_pipelines import recipe_files
-from internvideo_jax.recipes.loading import folder_config, stored_config
+from internvideo_jax.recipes.stored import folder_config, stored_config
 from internvideo_jax.weights import files
 from internvideo_jax.weights.entry import Entry
 from internvideo_jax.weights.folders import is_weights

@@ -15,7 +15,7 @@ from internvideo_jax.families.clip.huggingface import ImageModel
 from internvideo_jax.families.internvideo2.model import EncoderConfig
 from internvideo_jax.families.uniformerv2.model import UniFormerV2Config
 from internvideo_jax.layers.tower import TowerConfig
-from internvideo_jax.recipes.loading import stored_config
+from internvideo_jax.recipes.stored import stored_config
 from internvideo_jax.weights import files, huggingface
 from internvideo_jax.weights.__main__ import main
 from tests.internvideo_jax.weights.test_huggingface import classifier, pretrain, weights

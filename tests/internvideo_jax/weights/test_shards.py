@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from internvideo_jax.checkpoint.initial import load_source
-from internvideo_jax.recipes.loading import stored_config
+from internvideo_jax.recipes.stored import stored_config
 from internvideo_jax.weights import files, huggingface, torch_files
 from internvideo_jax.weights.__main__ import main
 from internvideo_jax.weights.folders import is_weights
