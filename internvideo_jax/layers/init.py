@@ -32,7 +32,7 @@ class Draws(nnx.RngStream):
 def draws(key: jax.Array | int) -> nnx.Rngs:
     """`nnx.Rngs(params=key)`, which draws the same keys sooner."""
     rngs = nnx.Rngs()
-    rngs.params = Draws(key)
+    rngs.params = Draws(key)  # pyright: ignore[reportAttributeAccessIssue]
     return rngs
 
 
