@@ -1,15 +1,13 @@
 """Does the alarm for collapsed features fire on runs that collapse, and on no others?
 
-    python benchmarks/collapse.py --out collapse_out --seeds 0 1 2
+    python benchmarks/collapse.py --out collapse_out --seeds 1 2 3
 
-The reference runs (`ivj reference --list`) with the evaluator `collapse` at its default rules and
-`action=stop`: as they are, and with a fault that takes away what keeps features apart. Every seed
-has its own weights, masks and order. The faults:
+Reference runs (`ivj reference --list`) without labels, with the evaluator `collapse` at its default
+rules and `action=stop`: as they are, and with a fault that takes away what keeps features apart.
+Every seed has its own weights and masks; the rules were chosen on seed 0. The faults:
 
-  rate x 300       VideoMAE: a learning rate far too high
-  constant labels  classifiers: all clips have the same label
-  no negatives     ViCLIP: a clip is pulled to its caption and pushed away from no other
-  constant target  InternVideo2 and UMT students: the teachers say the same of every clip and token
+  rate x 300    VideoMAE: a learning rate far too high
+  no negatives  ViCLIP: a clip is pulled to its caption and pushed away from no other
 
 Ends with an error unless every faulty run is stopped and no other is. Some ten seconds a run on a
 core; starting again continues. `--rows` picks references by a part of their names.
@@ -23,15 +21,12 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from internvideo_jax.config import TrainConfig
 from internvideo_jax.evaluators.collapse import Collapse
-from internvideo_jax.objectives.alignment import VISIBLE, Alignment
-from internvideo_jax.objectives.classification import Classification
 from internvideo_jax.objectives.contrastive import Contrastive
 from internvideo_jax.reference.__main__ import config_of, make_data
 from internvideo_jax.reference.table import REFERENCES
@@ -39,7 +34,7 @@ from internvideo_jax.telemetry.writer import METRICS, read_rows
 from internvideo_jax.train import train
 from internvideo_jax.types import Batch, Mean, Params
 
-EVERY = 5  # steps between looks
+LOOKS = 24  # in a run
 
 
 class NoNegatives(Contrastive):
@@ -54,23 +49,6 @@ class NoNegatives(Contrastive):
             for side in (embeddings["video"], embeddings["text"])
         )
         return Mean.of(1.0 - (video * text).sum(axis=-1)), {}
-
-
-class ConstantTarget(Alignment):
-    """Teachers whose features are the same for every clip and token."""
-
-    def targets(self, frozen: Any, batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
-        made = super().targets(frozen, batch, key)
-        return {name: x if name == VISIBLE else jnp.ones_like(x) for name, x in made.items()}
-
-
-class ConstantLabels(Classification):
-    """All clips are of class 0."""
-
-    def loss(self, model: Any, params: Params, batch: Batch, *rest: Any) -> Any:
-        return super().loss(
-            model, params, {**batch, "label": jnp.zeros_like(batch["label"])}, *rest
-        )
 
 
 Change = Callable[[TrainConfig], TrainConfig]
@@ -94,11 +72,7 @@ def faster(times: float) -> Change:
 # Reference -> its fault.
 FAULTS: Mapping[str, tuple[str, Change]] = {
     "videomae-pretrain": ("rate x 300", faster(300.0)),
-    "videomae-finetune": ("constant labels", with_objective(ConstantLabels)),
-    "uniformerv2-finetune": ("constant labels", with_objective(ConstantLabels)),
     "viclip-pretrain": ("no negatives", with_objective(NoNegatives)),
-    "internvideo2-pretrain": ("constant target", with_objective(ConstantTarget)),
-    "umt-pretrain": ("constant target", with_objective(ConstantTarget)),
 }
 
 
@@ -107,7 +81,8 @@ def watched(config: TrainConfig) -> TrainConfig:
     (own,) = config.evals.values()
     views = dataclasses.replace(own.views, clips=2, crops=1)
     return dataclasses.replace(
-        config, evals={"collapse": Collapse(every=EVERY, views=views, action="stop")}
+        config,
+        evals={"collapse": Collapse(every=config.steps // LOOKS, views=views, action="stop")},
     )
 
 
@@ -163,7 +138,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=Path("collapse_out"), help="folder to fill")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--rows", default="", help="only names that hold this text")
     options = parser.parse_args()
     out, wrong = options.out.absolute(), []

@@ -73,6 +73,17 @@ def make_data(folder: Path) -> Path:
     return shards
 
 
+def settings_of(reference: Reference) -> dict[str, Any]:
+    """The fields of a reference that differ from its recipe, whatever the seed."""
+    return {
+        **SHARED,
+        f"evals.{reference.evaluator}.every": STEPS // 2,
+        "checkpoint.every": STEPS,
+        "steps": STEPS,
+        **reference.settings,
+    }
+
+
 def config_of(
     reference: Reference, shards: Path, seed: int, changes: Mapping[str, Any] | None = None
 ) -> TrainConfig:
@@ -87,15 +98,10 @@ def config_of(
     plain = recipe_files.load(reference.recipe)
     plain["evals"] = {reference.evaluator: plain["evals"][reference.evaluator]}
     settings = {
-        **SHARED,
-        **reference.settings,
-        f"evals.{reference.evaluator}.every": STEPS // 2,
+        **settings_of(reference),
         "data.train": str(shards),
         "data.reader.threads": 2,
-        "checkpoint.every": STEPS,
-        "steps": STEPS,
         "seed": seed,
-        "data.seed": seed,
         **(changes or {}),
     }
     check_fields(plain, list(settings))

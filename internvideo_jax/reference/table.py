@@ -13,12 +13,14 @@ from typing import Any
 from data_pipelines.synthetic import World
 
 # The clips that all of them train on, and the column of the built-in world that is their label:
-# what a short run learns. Masked pixels, teachers and captions read none.
+# what a short run learns. Masked pixels and captions read none.
 WORLD, TRAIN, TEST = World(size=48, frames=20), 96, 32
 LABEL = "colour"
-SEEDS, STEPS = (0, 1, 2), 60
-# Of all references; they are evaluated in the middle and at the end.
+SEEDS, STEPS = (0, 1, 2), 120
+# Of all references; they are evaluated in the middle and at the end. The seeds of a reference see
+# the same clips and crops in the same order: what clips differ by would make its bands wide.
 SHARED: Mapping[str, Any] = {
+    "data.seed": 0,
     "optim.lr": 2e-3,
     "log.every": 1,
     "log.report": False,
@@ -50,7 +52,16 @@ class Reference:
 REFERENCES: Mapping[str, Reference] = {
     "videomae-pretrain": Reference(
         "videomae/pretrain:size=base,smoke",
-        {"data.global_batch": 8, "objective.normalized": False},
+        {
+            "data.global_batch": 16,
+            "data.crop": "random_resized",
+            "data.augment.area": [0.8, 1.0],
+            "optim.lr": 5e-3,
+            "optim.weight_decay": 0.0,
+            "steps": 240,  # what is hidden is guessed by its mean first, and that for long
+            "objective.normalized": False,
+            "evals.reconstruction.normalized": False,
+        },
         "reconstruction",
         "loss",
     ),
@@ -58,40 +69,31 @@ REFERENCES: Mapping[str, Reference] = {
         "videomae/finetune:recipe=videomae/b_k400_800e,smoke",
         {
             "optim.layer_decay": 1.0,
+            "optim.b2": 0.95,
+            "optim.lr": 5e-3,
+            "model.head_scale": 1.0,
             "objective.mixup": 0.0,
             "objective.cutmix": 0.0,
+            "objective.erasing": 0.0,
+            "data.augment.rand_augment": "",  # which changes the colours that are the labels
+            "data.augment.area": [0.5, 1.0],
             "data.global_batch": 16,
         },
         "test",
         "top1",
         0.25,
     ),
-    "uniformerv2-finetune": Reference(
-        "uniformerv2/finetune:size=base,smoke",
-        {"data.global_batch": 16},
-        "test",
-        "top1",
-        0.25,
-    ),
     "viclip-pretrain": Reference(
         "viclip/pretrain:size=base,tokenizer=world,text=trained,smoke",
-        {"data.global_batch": 16},
+        {
+            # From random weights: at the published ones' temperature all pairs end up alike.
+            "model.temperature": 0.07,
+            "objective.mask_ratio": 0.5,
+            "optim.clip_norm": 1.0,
+            "data.global_batch": 16,
+        },
         "retrieval",
         "r_mean",
         0.1,
-    ),
-    "internvideo2-pretrain": Reference(
-        "internvideo2/pretrain:size=base,monitor,smoke",
-        {"data.global_batch": 8},
-        "knn",
-        "top1",
-        0.25,
-    ),
-    "umt-pretrain": Reference(
-        "umt/pretrain:size=base,monitor,smoke",
-        {"data.global_batch": 8},
-        "knn",
-        "top1",
-        0.25,
     ),
 }

@@ -254,6 +254,8 @@ def in_small(command: str, words: Sequence[str], devices: int = 1) -> tuple[list
     if command == "adapt":
         found = [word for word in found if not word.startswith(("--minutes", "--steps", "--seeds"))]
         found += ["--steps=3", "--config.optim.warmup_steps=1"]
+    if command == "reference" and "list" not in names:
+        found.append("--set=steps=6")  # which begin as all do: the warm-up is the same
     if command == "synthetic":
         found += ["--train=24", "--test=8"]
     return found, devices
