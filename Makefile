@@ -59,7 +59,7 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps '$(CLIP)'
 	touch $(READY)
 
-test: $(READY)  ## Run the tests (about 13 minutes on two cores).
+test: $(READY)  ## Run the tests (about 12 minutes on two cores).
 	$(BIN)/python -m pytest -m "not slow and $(HERE)" -n 2 --dist worksteal
 
 $(BEAM_READY): pyproject.toml
