@@ -29,6 +29,7 @@ from internvideo_jax.inference.weights import on_devices
 from internvideo_jax.parallel.mesh import make_mesh
 from internvideo_jax.protocols import clip_of
 from internvideo_jax.recipes.loading import added
+from internvideo_jax.tasks import Scores
 from internvideo_jax.types import Params
 
 RESULT = "probed.json"
@@ -122,7 +123,7 @@ class Prober:
         return on_devices(self.config, self.model, params, self.mesh), report.text()
 
 
-def _hits(scored: Any) -> list[int]:
+def _hits(scored: Scores | None) -> list[int]:
     """Of every test video in the order of the records: 1 where its label was found."""
     if not isinstance(scored, Scored):
         return []

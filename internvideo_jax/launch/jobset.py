@@ -137,7 +137,7 @@ def yaml_text(value: Any, indent: str = "") -> str:
     return lines
 
 
-def _quoted(item: Any) -> str:
+def _quoted(item: object) -> str:
     def one(pair: re.Match[str]) -> str:
         character = json.loads('"' + pair[0] + '"')
         return f"\\U{ord(character):08x}"

@@ -19,14 +19,17 @@ import io
 import re
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from data_pipelines import recipe_files
 from internvideo_jax.commands import COMMANDS
 from internvideo_jax.launch import extras
 from internvideo_jax.launch.cloud import CloudSlice
 from internvideo_jax.launch.experiment import command_of, split, worker_command
+
+if TYPE_CHECKING:  # what a command line alone says needs no jax
+    from internvideo_jax.config import TrainConfig
 
 DATA = re.compile(r"config\.(data|evals\.[^.]+\.source)\.(train|eval|features|directory)$")
 
@@ -136,7 +139,7 @@ def read(name: str, arguments: Sequence[str]) -> tuple[Any, str]:
     return configs[0], f"{recipe} with its overrides fits the schema"
 
 
-def _quietly(call: Any, *, stores: bool = True) -> None:
+def _quietly(call: Callable[[], object], *, stores: bool = True) -> None:
     """Calls what ends with a message and an exit code; ValueError with that message.
 
     Args:
@@ -162,7 +165,7 @@ def _absent(error: ImportError) -> ValueError:
     )
 
 
-def of_trackers(config: Any) -> dict[str, str]:
+def of_trackers(config: TrainConfig) -> dict[str, str]:
     """extra -> field, of config.log.trackers.
 
     Raises:
@@ -192,7 +195,7 @@ def check_hosts(name: str, target: Target) -> None:
         )
 
 
-def check_data(config: Any) -> None:
+def check_data(config: TrainConfig) -> None:
     """ValueError for a training without data."""
     from data_pipelines.stream.mixture import components_of
 
@@ -212,7 +215,7 @@ def slice_line(target: CloudSlice) -> str:
     )
 
 
-def fit(config: Any, target: Target) -> list[str]:
+def fit(config: TrainConfig, target: Target) -> list[str]:
     """Batch, mesh, state and bound on the slice.
 
     Raises:

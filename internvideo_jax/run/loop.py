@@ -33,11 +33,12 @@ from internvideo_jax.telemetry.profile import Profiler
 from internvideo_jax.telemetry.progress import Progress
 from internvideo_jax.telemetry.report import write_report
 from internvideo_jax.telemetry.writer import METRICS, MetricWriter, read_rows
-from internvideo_jax.types import TrainState
+from internvideo_jax.types import Batch, TrainState, Tree
 
 # Steps that may be in flight. Without a bound the host would run ahead and pile up batches.
 IN_FLIGHT = 2
 REPORT = "report.html"
+Metrics = Mapping[str, jax.Array]  # of a step, still on the devices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Begun:
     start: int
     state: TrainState
     stream: TrainStream
-    frozen: Any
+    frozen: Tree
     provenance: dict[str, Any]
 
 
@@ -140,7 +141,7 @@ class Loop:
         self.watchdog.stepped(step)
         return False
 
-    def _advance(self, step: int, batch: Any) -> tuple[Any, Any]:
+    def _advance(self, step: int, batch: Batch) -> tuple[Metrics, Batch]:
         with self.profiler.step(step):
             placed = multihost.to_global(batch, self.sharding)
             self.state, metrics = self.train_step(self.state, placed)
@@ -148,7 +149,7 @@ class Loop:
         self.guard.stepped(metrics)
         return metrics, placed
 
-    def _compiled(self, step: int, batch: Any) -> tuple[Any, Any]:
+    def _compiled(self, step: int, batch: Batch) -> tuple[Metrics, Batch]:
         """The first step here, and how long its compilation took."""
         say("compiling the train step ...")
         began = time.monotonic()
@@ -158,7 +159,7 @@ class Loop:
         say(f"attention: {attention.summary(sites)}")
         return result
 
-    def _log(self, step: int, metrics: Any, *, written: bool) -> None:
+    def _log(self, step: int, metrics: Metrics, *, written: bool) -> None:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         self.guard.check(step)
         perf = self.progress.lap(step)

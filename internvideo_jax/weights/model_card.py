@@ -157,14 +157,14 @@ def _trained(provenance: Mapping[str, Any]) -> str:
     return "\n".join(["## Training", "", "| | |", "|---|---|", *lines])
 
 
-def _name(value: Any) -> Any:
+def _name(value: object) -> object:
     """Without the folders of the machine that trained it."""
     if isinstance(value, str) and "://" not in value:
         return PurePath(value).name
     return value
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     """As the text of a cell of a table."""
     return " ".join(str(value).split()).replace("|", "\\|")
 

@@ -128,7 +128,7 @@ class Trackers:
             courier.leave()
         self._couriers = []
 
-    def _put(self, method: str, *arguments: Any) -> None:
+    def _put(self, method: str, *arguments: object) -> None:
         for courier in self._couriers:
             courier.put(method, arguments)
 
