@@ -102,9 +102,10 @@ def run_evaluators(
 
 def with_seconds(result: Result, evaluator: Evaluator, context: EvalContext) -> Result:
     """The result, whose protocol says how many seconds the clips span that were tested."""
-    source = evaluator.inputs()[-1]
-    if "video" not in source.parts:
+    sources = [each for each in evaluator.inputs() if "video" in each.parts]
+    if not sources:
         return result
+    source = sources[-1]
     spans = of_views(context.dataset(source).frame_times, source.views)
     if not spans.videos:
         return result
