@@ -37,3 +37,13 @@ def processor(
         "image_mean": list(mean),
         "image_std": list(std),
     }
+
+
+def clip_processors(
+    resolution: int, mean: Sequence[float], std: Sequence[float]
+) -> dict[str, dict[str, Any]]:
+    """File -> settings, as CLIP's towers have them; none where the mean is not known."""
+    if not mean:
+        return {}
+    kind = ("image_processor_type", "CLIPImageProcessor")
+    return {"preprocessor_config.json": processor(kind, resolution, mean, std, resample=BICUBIC)}

@@ -19,8 +19,8 @@ from internvideo_jax.layers.tower import TowerConfig
 from internvideo_jax.ops.pixels import CLIP_MEAN, CLIP_STD
 from internvideo_jax.weights.family import Kind, named
 from internvideo_jax.weights.hub_config import HubConfig, Stated
-from internvideo_jax.weights.hub_processor import BICUBIC, processor
-from internvideo_jax.weights.rules import LINEAR, Rule, Tensors
+from internvideo_jax.weights.hub_processor import clip_processors
+from internvideo_jax.weights.rules import LINEAR, Rule, Tensors, linear, norm
 
 VISION, TEXT = "vision_model.", "text_model."
 HEAD_WIDTH = 64  # channels of a head, in all published CLIPs
@@ -153,17 +153,12 @@ QKV = {part: f"{part}_proj" for part in "qkv"}
 def _block_rules(torch: str, p: str) -> list[Rule]:
     t = torch + "encoder.layers.{i}."
     return [
-        Rule(t + "layer_norm1.weight", p + "norm1/scale"),
-        Rule(t + "layer_norm1.bias", p + "norm1/bias"),
-        Rule(t + "layer_norm2.weight", p + "norm2/scale"),
-        Rule(t + "layer_norm2.bias", p + "norm2/bias"),
+        *norm(t + "layer_norm1", p + "norm1"),
+        *norm(t + "layer_norm2", p + "norm2"),
         *split_rules(QKV, t + "self_attn.", p),
-        Rule(t + "self_attn.out_proj.weight", p + "attn/proj/kernel", LINEAR),
-        Rule(t + "self_attn.out_proj.bias", p + "attn/proj/bias"),
-        Rule(t + "mlp.fc1.weight", p + "mlp/fc1/kernel", LINEAR),
-        Rule(t + "mlp.fc1.bias", p + "mlp/fc1/bias"),
-        Rule(t + "mlp.fc2.weight", p + "mlp/fc2/kernel", LINEAR),
-        Rule(t + "mlp.fc2.bias", p + "mlp/fc2/bias"),
+        *linear(t + "self_attn.out_proj", p + "attn/proj"),
+        *linear(t + "mlp.fc1", p + "mlp/fc1"),
+        *linear(t + "mlp.fc2", p + "mlp/fc2"),
     ]
 
 
@@ -174,8 +169,7 @@ _VISION = (
     Rule(VISION + "pre_layrnorm.weight", "encoder/norm_pre/scale"),  # so spelt there
     Rule(VISION + "pre_layrnorm.bias", "encoder/norm_pre/bias"),
     *_block_rules(VISION, "encoder/blocks/"),
-    Rule(VISION + "post_layernorm.weight", "encoder/norm_post/scale"),
-    Rule(VISION + "post_layernorm.bias", "encoder/norm_post/bias"),
+    *norm(VISION + "post_layernorm", "encoder/norm_post"),
     Rule("visual_projection.weight", "encoder/proj/kernel", LINEAR),
 )
 RULES = {
@@ -184,8 +178,7 @@ RULES = {
         Rule(TEXT + "embeddings.token_embedding.weight", "text/token_embed"),
         Rule(TEXT + "embeddings.position_embedding.weight", "text/pos_embed/table"),
         *_block_rules(TEXT, "text/blocks/"),
-        Rule(TEXT + "final_layer_norm.weight", "text/norm/scale"),
-        Rule(TEXT + "final_layer_norm.bias", "text/norm/bias"),
+        *norm(TEXT + "final_layer_norm", "text/norm"),
         Rule("text_projection.weight", "text/proj/kernel", LINEAR),
         Rule(SCALE, SCALE),
     ),
@@ -302,11 +295,7 @@ class CLIPOfTransformers:
 
     def processors(self, config: ImageModel) -> dict[str, dict[str, Any]]:
         """See the protocol."""
-        if not config.pixel_mean:
-            return {}
-        kind = ("image_processor_type", "CLIPImageProcessor")
-        seen = config.resolution, config.pixel_mean, config.pixel_std
-        return {"preprocessor_config.json": processor(kind, *seen, resample=BICUBIC)}
+        return clip_processors(config.resolution, config.pixel_mean, config.pixel_std)
 
 
 def _same_arithmetic(config: HubConfig) -> tuple[str, ...]:

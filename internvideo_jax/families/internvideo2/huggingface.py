@@ -28,8 +28,8 @@ from internvideo_jax.layers.attention import RMS_EPS
 from internvideo_jax.ops.pixels import IMAGENET_MEAN, IMAGENET_STD
 from internvideo_jax.weights.family import Kind, named
 from internvideo_jax.weights.hub_config import HubConfig, Stated
-from internvideo_jax.weights.hub_processor import BICUBIC, processor
-from internvideo_jax.weights.rules import LINEAR, TABLE, TOKEN, Rule, Tensors
+from internvideo_jax.weights.hub_processor import clip_processors
+from internvideo_jax.weights.rules import TABLE, TOKEN, Rule, Tensors, linear
 
 TOWER = re.compile(r"(?:model\.)?vision_tower\.(.+)")
 # Name there -> here; the exact form is what it calls gelu.
@@ -46,12 +46,9 @@ RULES = {
         *split_rules(QKV, _T + "attention.", _P),
         Rule(_T + "attention.q_norm.weight", _P + "attn/q_norm/scale"),
         Rule(_T + "attention.k_norm.weight", _P + "attn/k_norm/scale"),
-        Rule(_T + "attention.projection_layer.weight", _P + "attn/proj/kernel", LINEAR),
-        Rule(_T + "attention.projection_layer.bias", _P + "attn/proj/bias"),
-        Rule(_T + "mlp.fc1.weight", _P + "mlp/fc1/kernel", LINEAR),
-        Rule(_T + "mlp.fc1.bias", _P + "mlp/fc1/bias"),
-        Rule(_T + "mlp.fc2.weight", _P + "mlp/fc2/kernel", LINEAR),
-        Rule(_T + "mlp.fc2.bias", _P + "mlp/fc2/bias"),
+        *linear(_T + "attention.projection_layer", _P + "attn/proj"),
+        *linear(_T + "mlp.fc1", _P + "mlp/fc1"),
+        *linear(_T + "mlp.fc2", _P + "mlp/fc2"),
         Rule(_T + "lambda_1", _P + "gamma1"),
         Rule(_T + "lambda_2", _P + "gamma2"),
     )
@@ -148,8 +145,4 @@ class InternVLOfTransformers:
 
     def processors(self, config: ImageModel) -> dict[str, dict[str, Any]]:
         """See the protocol."""
-        if not config.pixel_mean:
-            return {}
-        kind = ("image_processor_type", "CLIPImageProcessor")
-        seen = config.resolution, config.pixel_mean, config.pixel_std
-        return {"preprocessor_config.json": processor(kind, *seen, resample=BICUBIC)}
+        return clip_processors(config.resolution, config.pixel_mean, config.pixel_std)

@@ -23,7 +23,7 @@ from internvideo_jax.layers.clip import IMAGE_FORMS
 from internvideo_jax.weights.family import Kind, named
 from internvideo_jax.weights.hub_config import HubConfig, Stated, labels
 from internvideo_jax.weights.hub_processor import processor
-from internvideo_jax.weights.rules import LINEAR, TABLE, TOKEN, Rule, Tensors
+from internvideo_jax.weights.rules import LINEAR, TABLE, TOKEN, Rule, Tensors, linear, norm
 
 KIND, BARE = "vit", "vit."
 HEAD, POOLER = "image_head/kernel", "pooler/kernel"
@@ -37,19 +37,13 @@ RULES = {
         Rule(_EMBED + "patch_embeddings.projection.bias", "encoder/patch_embed/bias"),
         Rule(_EMBED + "cls_token", "encoder/cls_token", TOKEN),
         Rule(_EMBED + "position_embeddings", "encoder/pos_embed/table", TABLE),
-        Rule(_LAYER + "layernorm_before.weight", _P + "norm1/scale"),
-        Rule(_LAYER + "layernorm_before.bias", _P + "norm1/bias"),
-        Rule(_LAYER + "layernorm_after.weight", _P + "norm2/scale"),
-        Rule(_LAYER + "layernorm_after.bias", _P + "norm2/bias"),
+        *norm(_LAYER + "layernorm_before", _P + "norm1"),
+        *norm(_LAYER + "layernorm_after", _P + "norm2"),
         *split_rules(QKV, _LAYER + "attention.attention.", _P),
-        Rule(_LAYER + "attention.output.dense.weight", _P + "attn/proj/kernel", LINEAR),
-        Rule(_LAYER + "attention.output.dense.bias", _P + "attn/proj/bias"),
-        Rule(_LAYER + "intermediate.dense.weight", _P + "mlp/fc1/kernel", LINEAR),
-        Rule(_LAYER + "intermediate.dense.bias", _P + "mlp/fc1/bias"),
-        Rule(_LAYER + "output.dense.weight", _P + "mlp/fc2/kernel", LINEAR),
-        Rule(_LAYER + "output.dense.bias", _P + "mlp/fc2/bias"),
-        Rule(BARE + "layernorm.weight", "encoder/norm_post/scale"),
-        Rule(BARE + "layernorm.bias", "encoder/norm_post/bias"),
+        *linear(_LAYER + "attention.output.dense", _P + "attn/proj"),
+        *linear(_LAYER + "intermediate.dense", _P + "mlp/fc1"),
+        *linear(_LAYER + "output.dense", _P + "mlp/fc2"),
+        *norm(BARE + "layernorm", "encoder/norm_post"),
         Rule(BARE + "pooler.dense.weight", POOLER, LINEAR),
         Rule(BARE + "pooler.dense.bias", "pooler/bias"),
         Rule("classifier.weight", HEAD, LINEAR),
