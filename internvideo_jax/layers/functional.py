@@ -7,8 +7,8 @@ optimizer, checkpoints and weight import see names and arrays only; nothing outs
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import functools
+from typing import Any, Protocol
 
 import jax
 from flax import nnx
@@ -18,6 +18,19 @@ from internvideo_jax.protocols import ModelConfig, classes_of
 from internvideo_jax.types import Params
 
 
+class Network(Protocol):
+    """A class of modules that are built from a config."""
+
+    def __call__(self, config: Any, /, *, rngs: nnx.Rngs) -> nnx.Module: ...
+
+
+@functools.lru_cache(maxsize=64)  # a network of many layers takes a tenth of a second and more
+def _traced(network: Network, config: ModelConfig) -> tuple[nnx.Module, nnx.GraphDef, nnx.State]:
+    """The network with shapes for arrays, its graph, and these shapes."""
+    abstract = nnx.eval_shape(lambda: network(config, rngs=draws(0)))
+    return abstract, *nnx.split(abstract)
+
+
 class FunctionalModel:
     """`init(key) -> params` and `apply(params, *args, method=...)` for one network.
 
@@ -25,17 +38,15 @@ class FunctionalModel:
     token grid and the like from it.
     """
 
-    def __init__(self, config: ModelConfig, build: Callable[[nnx.Rngs], nnx.Module]):
+    def __init__(self, config: ModelConfig, network: Network):
         self.config = config
-        self._build = build
-        abstract = nnx.eval_shape(lambda: build(draws(0)))
-        self._abstract = abstract
-        self._graph, state = nnx.split(abstract)
+        self._network = network
+        self._abstract, self._graph, state = _traced(network, config)
         self._shapes: Params = nnx.to_pure_dict(state)
 
     def init(self, key: jax.Array) -> Params:
         """Fresh parameters, float32. Wrap in `jax.jit(..., out_shardings=...)` for large models."""
-        return nnx.to_pure_dict(nnx.split(self._build(draws(key)))[1])
+        return nnx.to_pure_dict(nnx.split(self._network(self.config, rngs=draws(key)))[1])
 
     def shapes(self) -> Params:
         """The parameter tree as `jax.ShapeDtypeStruct`s."""
@@ -56,10 +67,10 @@ def check_classes(classes: int) -> None:
         raise ValueError("config.model.classes is 0 and no dataset told how many there are")
 
 
-def classifier(config: ModelConfig, build: Callable[[nnx.Rngs], nnx.Module]) -> FunctionalModel:
+def classifier(config: ModelConfig, network: Network) -> FunctionalModel:
     """The network of a classifier; ValueError as `check_classes`."""
     check_classes(classes_of(config).classes)
-    return FunctionalModel(config, build)
+    return FunctionalModel(config, network)
 
 
 class WithStatistics(nnx.Module):

@@ -57,7 +57,7 @@ class ToyConfig:
         return self
 
     def model(self) -> FunctionalModel:
-        return FunctionalModel(self, lambda rngs: ToyText(self, rngs=rngs))
+        return FunctionalModel(self, ToyText)
 
 
 class Encoder(nnx.Module):

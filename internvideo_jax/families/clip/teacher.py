@@ -96,7 +96,7 @@ class CLIPTeacherConfig(_Config):
 
     def model(self) -> FunctionalModel:
         """The network that reads frames apart."""
-        return FunctionalModel(self, lambda rngs: CLIPTeacher(self, rngs=rngs))
+        return FunctionalModel(self, CLIPTeacher)
 
     def forward_flops(self) -> float:
         """Of one clip."""
@@ -143,7 +143,7 @@ class ViCLIPTeacherConfig(_Config):
 
     def model(self) -> FunctionalModel:
         """The network that reads a clip as a whole."""
-        return FunctionalModel(self, lambda rngs: ViCLIPTeacher(self, rngs=rngs))
+        return FunctionalModel(self, ViCLIPTeacher)
 
     def forward_flops(self) -> float:
         """Of one clip."""

@@ -72,7 +72,7 @@ class InternVideo2ClassifierConfig(EncoderConfig):
 
     def model(self) -> FunctionalModel:
         """The network; ValueError where `classes` is not known yet."""
-        return classifier(self, lambda rngs: InternVideo2Classifier(self, rngs=rngs))
+        return classifier(self, InternVideo2Classifier)
 
     @property
     def running_statistics(self) -> bool:

@@ -95,7 +95,7 @@ class EncoderConfig(VideoTowerConfig):
 
     def model(self) -> FunctionalModel:
         """The encoder with its attention pool."""
-        return FunctionalModel(self, lambda rngs: InternVideo2(self, rngs=rngs))
+        return FunctionalModel(self, InternVideo2)
 
     @property
     def traits(self) -> Traits:

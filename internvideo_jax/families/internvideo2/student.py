@@ -114,7 +114,7 @@ class StudentConfig(EncoderConfig):
 
     def model(self) -> FunctionalModel:
         """Encoder and a decoder for every aligned layer."""
-        return FunctionalModel(self, lambda rngs: InternVideo2Student(self, rngs=rngs))
+        return FunctionalModel(self, InternVideo2Student)
 
     @property
     def sharding_rules(self) -> ShardingRules:

@@ -106,7 +106,7 @@ class InternVLConfig(_Config):
 
     def model(self) -> FunctionalModel:
         """The vision tower of InternVL-C, frame by frame."""
-        return FunctionalModel(self, lambda rngs: InternVLTeacher(self, rngs=rngs))
+        return FunctionalModel(self, InternVLTeacher)
 
     def forward_flops(self, visible: int | None = None) -> float:
         """Of one clip; `visible` patch tokens of a frame (default: all)."""
@@ -135,7 +135,7 @@ class InternVideo2TeacherConfig(_Config):
 
     def model(self) -> FunctionalModel:
         """The encoder as the teacher of a smaller one."""
-        return FunctionalModel(self, lambda rngs: InternVideo2Teacher(self, rngs=rngs))
+        return FunctionalModel(self, InternVideo2Teacher)
 
 
 class _PooledTeacher(Teacher):

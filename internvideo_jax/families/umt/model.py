@@ -98,7 +98,7 @@ class UMTStudentConfig(VideoConfig):
 
     def model(self) -> FunctionalModel:
         """Encoder and a linear decoder for every aligned layer."""
-        return FunctionalModel(self, lambda rngs: UMTStudent(self, rngs=rngs))
+        return FunctionalModel(self, UMTStudent)
 
     def forward_flops(self, visible: int | None = None) -> float:
         """Of one example of which the student sees `visible` tokens; None = all."""

@@ -133,7 +133,7 @@ class UniFormerV2Config(VideoTowerConfig):
 
     def model(self) -> FunctionalModel:
         """The network; ValueError where `classes` is not known yet."""
-        return classifier(self, lambda rngs: UniFormerV2(self, rngs=rngs))
+        return classifier(self, UniFormerV2)
 
     @property
     def tubelet(self) -> int:

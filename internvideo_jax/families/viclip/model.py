@@ -151,7 +151,7 @@ class ViCLIPConfig(VideoTransformerConfig):
 
     def model(self) -> FunctionalModel:
         """Both encoders and the temperature."""
-        return FunctionalModel(self, lambda rngs: ViCLIP(self, rngs=rngs))
+        return FunctionalModel(self, ViCLIP)
 
     @property
     def inputs(self) -> Inputs:

@@ -188,7 +188,7 @@ class PretrainConfig(VideoConfig):
 
     def model(self) -> FunctionalModel:
         """Encoder, decoder and mask token."""
-        return FunctionalModel(self, lambda rngs: PretrainModel(self, rngs=rngs))
+        return FunctionalModel(self, PretrainModel)
 
     def forward_flops(self, visible: int, decoded: int) -> float:
         """Of one example: `visible` encoder tokens, `decoded` reconstructed tokens."""
@@ -301,7 +301,7 @@ class VideoMAEClassifierConfig(VideoConfig):
 
     def model(self) -> FunctionalModel:
         """The network; ValueError where `classes` is not known yet."""
-        return classifier(self, lambda rngs: VideoMAEClassifier(self, rngs=rngs))
+        return classifier(self, VideoMAEClassifier)
 
     def forward_flops(self) -> float:
         """Of one clip, encoder and head."""

@@ -112,7 +112,7 @@ class VideoMAETeacherConfig(VideoConfig):
 
     def model(self) -> FunctionalModel:
         """The encoder without a decoder."""
-        return FunctionalModel(self, lambda rngs: VideoMAETeacher(self, rngs=rngs))
+        return FunctionalModel(self, VideoMAETeacher)
 
     def forward_flops(self) -> float:
         """Of one clip."""

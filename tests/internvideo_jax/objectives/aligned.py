@@ -116,7 +116,7 @@ class Teacher(Network):
         return self.channels
 
     def model(self) -> FunctionalModel:
-        return FunctionalModel(self, lambda rngs: TeacherNetwork(self, rngs))
+        return FunctionalModel(self, TeacherNetwork)
 
 
 class TeacherNetwork(nnx.Module):
@@ -173,7 +173,7 @@ class Student(Network):
         return self.stride * self.frames
 
     def model(self) -> FunctionalModel:
-        return FunctionalModel(self, lambda rngs: StudentNetwork(self, rngs))
+        return FunctionalModel(self, StudentNetwork)
 
 
 class StudentNetwork(nnx.Module):

@@ -57,7 +57,7 @@ class TwoTowersConfig:
     sharding_rules = ()
 
     def model(self):
-        return FunctionalModel(self, lambda rngs: TwoTowers(self, rngs=rngs))
+        return FunctionalModel(self, TwoTowers)
 
     def forward_flops(self, visible=8):
         return 2.0 * visible * 48 * WIDTH
