@@ -88,7 +88,9 @@ def command(
     def run() -> int:
         use_compile_cache(cli.COMPILE_CACHE.value)
         if not checkpoint.value or not out.value:
-            raise ValueError("--checkpoint and --out are needed, see --help")
+            raise ValueError(
+                "--checkpoint and --out are needed, such as --checkpoint=RUN --out=FOLDER; see --help"
+            )
         check_folder("--out", out.value, remote=True)
         check_part(part.value, parts.value)
         config = cli.typed_config()

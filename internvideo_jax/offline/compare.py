@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from data_pipelines.commands.arguments import Parser
 from data_pipelines.commands.exit_codes import ExitCode, exit_code_of, message_of
 
 ALL = ""  # label of a file that has the result of one evaluator
@@ -132,7 +133,7 @@ def _videos(one: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command `ivj compare`; its exit code."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="ivj compare",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

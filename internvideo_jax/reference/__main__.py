@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines import recipe_files
+from data_pipelines.commands.arguments import Parser
 from data_pipelines.commands.ending import run_command
 from data_pipelines.commands.exit_codes import ExitCode
 from data_pipelines.ingest.__main__ import main as ingest
@@ -205,7 +206,7 @@ def run(options: argparse.Namespace) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command `ivj reference`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="ivj reference",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_pipelines.commands.arguments import Parser
 from data_pipelines.commands.exit_codes import ExitCode, exit_code_of, message_of
 from data_pipelines.records.outputs import local_argument
 from internvideo_jax.checkpoint.initial import checkpoint_weights, model_of
@@ -97,7 +98,7 @@ def run(options: argparse.Namespace) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Of the command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="ivj weights",
         description="Published torch weights <-> ours. Values are moved, never changed.",
     )
@@ -224,7 +225,11 @@ def listing(words: Sequence[str]) -> str:
             lines.append(line.rstrip())
     if not lines:
         raise ValueError(f"no published checkpoint has {' and '.join(words)} in its row")
-    return "\n".join([*lines, "", "* made otherwise; docs/models.md says how"])
+    columns = (
+        "name, size, set, frames x pixels, clips x crops of its test, top-1 (/ top-5) in % as its "
+        "authors state it, recipe (* made otherwise; docs/models.md says how), (short name)"
+    )
+    return "\n".join([*lines, "", columns])
 
 
 def exported_run(run: Path) -> export.Exported:

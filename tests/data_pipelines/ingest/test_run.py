@@ -96,6 +96,7 @@ def test_summary_names_counts_and_files(finished):
     text = "\n".join(summary(finished[1]))
     assert "train" in text and "rejected 3 (18.8%)" in text and "rejected.jsonl" in text
     assert "warnings: partial 1" in text and "frames/s" in text
+    assert "\n  train/run/page.mp4: open: not a readable" in text
 
 
 def test_the_same_source_gives_the_same_bytes(videos, finished, tmp_path):
