@@ -89,7 +89,7 @@ def command(
         use_compile_cache(cli.COMPILE_CACHE.value)
         if not checkpoint.value or not out.value:
             raise ValueError(
-                "--checkpoint and --out are needed, such as --checkpoint=RUN --out=FOLDER; see --help"
+                "--checkpoint and --out are needed: --checkpoint=RUN --out=FOLDER; see --help"
             )
         check_folder("--out", out.value, remote=True)
         check_part(part.value, parts.value)

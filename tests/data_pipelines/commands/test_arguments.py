@@ -17,7 +17,7 @@ from data_pipelines.synthetic import main as synthetic
         (ingest, ["a", "--out=b"], "error: the following arguments are required: --source; see"),
         (data, ["inspect", "a", "--segmnts=3"], "(did you mean --segments?); see ivj data --help"),
         (data, ["inspekt", "a"], "(choose from "),
-        (synthetic, ["--out=a", "--zoom=2"], "error: unrecognized arguments: --zoom=2; see ivj syn"),
+        (synthetic, ["--out=a", "--zoom=2"], "unrecognized arguments: --zoom=2; see ivj syn"),
     ],
 )  # fmt: skip
 def test_a_wrong_option_is_one_line_with_the_one_that_was_meant(main, words, said, capsys):
