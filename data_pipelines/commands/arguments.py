@@ -17,7 +17,7 @@ class Parser(argparse.ArgumentParser):
         if found := re.match(r"unrecognized arguments:.*?(--[\w-]+)", message):
             near = difflib.get_close_matches(found[1], set(self.options()), n=1)
             hint = f" (did you mean {near[0]}?)" if near else ""
-        self.exit(2, f"error: {message}{hint}; see {self.prog} --help\n")
+        self.exit(2, f"error: {message}{hint}\n")
 
     def options(self) -> Iterator[str]:
         """The long options of this command and of those below it."""

@@ -13,15 +13,15 @@ from data_pipelines.synthetic import main as synthetic
     ("main", "words", "said"),
     [
         (ingest, ["--source", "a", "--out", "b", "--holdout", "0.1"],
-         "error: unrecognized arguments: --holdout 0.1 (did you mean --hold-out?); see ivj ingest"),
-        (ingest, ["a", "--out=b"], "error: the following arguments are required: --source; see"),
-        (data, ["inspect", "a", "--segmnts=3"], "(did you mean --segments?); see ivj data --help"),
+         "error: unrecognized arguments: --holdout 0.1 (did you mean --hold-out?)"),
+        (ingest, ["a", "--out=b"], "error: the following arguments are required: --source"),
+        (data, ["inspect", "a", "--segmnts=3"], "(did you mean --segments?)"),
         (data, ["inspekt", "a"], "(choose from "),
-        (synthetic, ["--out=a", "--zoom=2"], "unrecognized arguments: --zoom=2; see ivj syn"),
+        (synthetic, ["--out=a", "--zoom=2"], "unrecognized arguments: --zoom=2"),
     ],
 )  # fmt: skip
 def test_a_wrong_option_is_one_line_with_the_one_that_was_meant(main, words, said, capsys):
     with pytest.raises(SystemExit) as ended:
         main(words)
     (line,) = capsys.readouterr().err.splitlines()
-    assert ended.value.code == 2 and said in line and line.endswith("--help")
+    assert ended.value.code == 2 and said in line
