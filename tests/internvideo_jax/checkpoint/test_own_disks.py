@@ -51,7 +51,7 @@ def parts(tmp_path_factory):
     assert not (folders[0] / "3/state/manifest.ocdbt").exists()
     shutil.copytree(folders[0] / "3", folders[1] / "3")
     state = [folder / "3/state" for folder in folders]
-    whole = {key: value for key, value in content(state[0] / "ocdbt.process_0").items()}
+    whole = content(state[0] / "ocdbt.process_0")
     (state[1] / "array_metadatas/process_0").rename(state[1] / "array_metadatas/process_1")
     for number, folder in enumerate(state):
         shutil.rmtree(folder / "ocdbt.process_0")
