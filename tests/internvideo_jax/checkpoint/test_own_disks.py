@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 from types import SimpleNamespace
 
 import fsspec
@@ -203,3 +204,13 @@ def test_only_chunks_that_overlap_with_shards_here_are_needed():
     assert needed(index, scalar) == set()
     for unknown in ({"other": here((every, every))}, {"a": {"b": here((every,), shape=(8,))}}):
         assert needed(index, unknown) == set(places.values())
+
+
+def test_a_disk_without_room_is_said_with_its_host(pod, tmp_path, monkeypatch):
+    stored(pod)
+    fresh = RemoteSteps(URL, tmp_path / "fresh", 2, lambda: None, 1, 3)
+    fresh.bring(3, 7)
+    monkeypatch.setattr(chunks.shutil, "disk_usage", lambda folder: SimpleNamespace(free=10))
+    with pytest.raises(RuntimeError, match="0 MiB free, .* IVJ_STAGING") as error:
+        fresh.bring_arrays("3/state", wanted())
+    assert f"on {socket.gethostname()}: " in str(error.value)
