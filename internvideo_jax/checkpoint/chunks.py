@@ -43,6 +43,9 @@ def read_index(folder: Path, bring: Callable[[Sequence[Range]], None]) -> Chunks
 
     Args:
       bring: is called with nodes before they are read, to put them there.
+
+    Raises:
+      ValueError: the manifest or a node is not what was written.
     """
     store = ts.KvStore.open(f"file://{folder.absolute()}/").result()
     versions = _dumped(store, None)["versions"]
@@ -65,7 +68,11 @@ def read_index(folder: Path, bring: Callable[[Sequence[Range]], None]) -> Chunks
 
 
 def _dumped(store: ts.KvStore, node: str | None) -> dict[str, Any]:
-    return ts.ocdbt.dump(store, node).result()
+    try:
+        return ts.ocdbt.dump(store, node).result()
+    except Exception as error:  # tensorstore raises anything
+        what = " ".join(str(error).split())[:200]
+        raise ValueError(f"the index of its arrays cannot be read ({what})") from error
 
 
 def _range(location: str) -> Range:
@@ -76,10 +83,17 @@ def _range(location: str) -> Range:
 
 
 def bring_index(url: str, folder: Path) -> None:
-    """Copies the manifest and the nodes of a folder on an object store."""
+    """Copies the manifest and the nodes of a folder on an object store.
+
+    Raises:
+      ValueError: they are damaged.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     trees.download(storage.join(url, MANIFEST), folder / MANIFEST)
-    read_index(folder, lambda ranges: _bring(url, folder, ranges))
+    try:
+        read_index(folder, lambda ranges: _bring(url, folder, ranges))
+    except ValueError as error:
+        raise ValueError(f"{url}: is damaged: {error}; remove that checkpoint") from error
 
 
 def bring_arrays(url: str, folder: Path, targets: Tree) -> None:

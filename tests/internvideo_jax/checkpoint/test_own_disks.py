@@ -214,3 +214,13 @@ def test_a_disk_without_room_is_said_with_its_host(pod, tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="0 MiB free, .* IVJ_STAGING") as error:
         fresh.bring_arrays("3/state", wanted())
     assert f"on {socket.gethostname()}: " in str(error.value)
+
+
+def test_an_index_that_was_damaged_in_the_store_is_one_message(pod, tmp_path):
+    stored(pod)
+    name = f"{URL}/3/state/manifest.ocdbt"
+    content = storage.read_bytes(name)
+    storage.write_atomic(name, content[:20] + bytes(len(content) - 20))
+    fresh = RemoteSteps(URL, tmp_path / "fresh", 2, lambda: None, 1, 3)
+    with pytest.raises(ValueError, match="3/state: is damaged: the index of its .*; remove that"):
+        fresh.bring(3, 7)
