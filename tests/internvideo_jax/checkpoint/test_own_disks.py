@@ -15,7 +15,7 @@ import tensorstore as ts
 
 from data_pipelines.records import storage
 from internvideo_jax.checkpoint import chunks, own_disks, remote_steps
-from internvideo_jax.checkpoint.apart import targets
+from internvideo_jax.checkpoint.apart import KEY, Apart, targets
 from internvideo_jax.checkpoint.chunks import Range, needed
 from internvideo_jax.checkpoint.remote_steps import RemoteSteps
 from internvideo_jax.weights import remote
@@ -224,3 +224,21 @@ def test_an_index_that_was_damaged_in_the_store_is_one_message(pod, tmp_path):
     fresh = RemoteSteps(URL, tmp_path / "fresh", 2, lambda: None, 1, 3)
     with pytest.raises(ValueError, match="3/state: is damaged: the index of its .*; remove that"):
         fresh.bring(3, 7)
+
+
+def test_frozen_parameters_are_merged_too_where_one_process_has_none_of_them(pod, tmp_path):
+    stored_as = Apart(tmp_path / "0", pod[0]).store(placed(TREE))[KEY]
+    name = stored_as["folder"]
+    assert not (tmp_path / "0" / name / "manifest.ocdbt").exists()
+    (tmp_path / "1" / name).mkdir()
+    stored(pod)
+    assert storage.exists(f"{URL}/{name}/{COMMITTED}")
+    fresh = RemoteSteps(URL, tmp_path / "fresh", 2, lambda: None, 0, 2)
+    fresh.bring(fresh.prepare(), 7)
+    apart, like = Apart(tmp_path / "fresh", fresh), placed(TREE)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, like)
+    apart.bring(stored_as, like, shardings)
+    assert_equal(apart.restore(stored_as, like, shardings))
+    before = storage.read_bytes(f"{URL}/{name}/{COMMITTED}")
+    assert apart.store(like) == {KEY: stored_as}
+    assert storage.read_bytes(f"{URL}/{name}/{COMMITTED}") == before  # these very arrays
