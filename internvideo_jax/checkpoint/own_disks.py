@@ -73,7 +73,8 @@ def merge(folder: Path) -> None:
 
     Only the manifests and nodes of the parts of others need be here (`chunks.bring_index`).
     """
-    ocp.StandardCheckpointHandler().finalize(folder)
+    handler = ocp.StandardCheckpointHandler()
+    handler.finalize(folder)  # pyright: ignore[reportArgumentType]  (any path will do)
 
 
 def read(folder: Path, targets: Any) -> Any:
@@ -83,4 +84,7 @@ def read(folder: Path, targets: Any) -> Any:
       targets: shapes with shardings.
     """
     handler = ocp.StandardCheckpointHandler()
-    return handler.restore(folder, args=ocp.args.StandardRestore(targets))
+    return handler.restore(
+        folder,  # pyright: ignore[reportArgumentType]
+        args=ocp.args.StandardRestore(targets),
+    )
