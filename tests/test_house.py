@@ -155,6 +155,7 @@ OWNERS = {
     "flax": {"layers", "families"},
     "optax": {"optim"},
     "orbax": {"checkpoint"},
+    "tensorstore": {"checkpoint"},
     "ml_collections": {"cli", "configs", "recipes"},
     "clu": {"telemetry"},
     "av": {"ingest", "synthetic", "benchmarks"},

@@ -163,3 +163,9 @@ def test_an_error_in_one_process_ends_the_other_with_its_text(shards, tmp_path):
     assert "TypeError: an error that nobody expected" in output
     assert "process 1 ended with an error: an error that nobody expected" in output
     assert "did not end by themselves" not in output and time.monotonic() - began < LIMIT
+
+
+@pytest.mark.slow
+def test_frozen_parameters_that_one_process_cannot_read_are_written_anew_by_all(tmp_path):
+    said = finished(launched(["-m", "tests.faults.one_damaged", str(tmp_path)], 2))
+    assert "written anew" in said
