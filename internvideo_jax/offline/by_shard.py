@@ -215,30 +215,34 @@ def write_shards(
     rows: Callable[[range], Iterator[dict[str, np.ndarray]]],
     part: int,
     parts: int,
+    before: Callable[[int], None] = lambda number: None,
 ) -> int:
     """Writes the missing shards of this process and returns how many those are.
 
     Args:
       records: `counts`.
       rows: the arrays of each of these records.
+      before: is called with the number of a shard when its arrays are there and it is not.
     """
     written = 0
     for number in mine(writer.missing(), part, parts, records):
         with writer.shard(number) as shard:
             for arrays in rows(writer.records(number)):
                 shard.append(arrays)
+            before(number)
         written += 1
     return written
 
 
-def finish(writer: CompanionWriter, out: str | os.PathLike[str]) -> None:
-    """Writes the manifest where no shard is missing any more, and says so."""
+def finish(writer: CompanionWriter, out: str | os.PathLike[str]) -> bool:
+    """Writes the manifest where no shard is missing any more, and says so; whether that is so."""
     left = writer.missing()
     if left:
         say(f"{len(left)} shards are left to other processes")
-        return
+        return False
     writer.finish()
     say(f"complete: {out}")
+    return True
 
 
 def first_not_finite(rows: np.ndarray) -> int:
