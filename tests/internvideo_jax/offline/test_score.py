@@ -154,5 +154,29 @@ def test_the_command_scores_with_a_checkpoint(shards, tmp_path, command):
     assert done.returncode == 0, done.stderr[-3000:]
     assert "complete: " in done.stdout
     assert len(rows(tmp_path / "s/similarity-train.jsonl")) == 60
+    # What the model saw does not depend on batches, processes and devices.
+    seen = json.loads((tmp_path / "s/similarity-train.json").read_text())["pixels"]
+    assert seen["clips"] == 60 and f"pixels: {seen['digest']} of 60 clips" in done.stdout
+    base = (config, data, f"--checkpoint={run}", f"--out={tmp_path}/others")
+    for part, devices in ((1, 8), (0, 1)):
+        words = (f"--part={part}", "--parts=2", "--batch=16")
+        done = command("internvideo_jax.offline.score", *base, *words, devices=devices)
+        assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((tmp_path / "others/similarity-train.json").read_text())["pixels"]
+    assert found == seen
+    # Nothing of it depends on the command: extract shows windows, and says so in the same way.
+    digests = set()
+    for devices in (1, 8):
+        out = tmp_path / f"features{devices}"
+        words = (config, data, f"--checkpoint={run}", f"--out={out}", "--batch=8")
+        done = command("internvideo_jax.offline.extract", *words, devices=devices)
+        assert done.returncode == 0, done.stderr[-3000:]
+        pixels = json.loads((out / "features-test.json").read_text())["pixels"]
+        assert pixels["clips"] > 20 and f"of {pixels['clips']} clips" in done.stdout
+        digests.add(pixels["digest"])
+    assert len(digests) == 1
+    names = [str(tmp_path / f"features{devices}/features-test.json") for devices in (1, 8)]
+    done = command("internvideo_jax.offline.compare", *names)
+    assert done.returncode == 0, done.stdout + done.stderr
     again = command("internvideo_jax.offline.score", *arguments, "--crop=center")
     assert again.returncode and "made with another scoring" in again.stderr
