@@ -30,6 +30,19 @@ SHARED: Mapping[str, Any] = {
 }
 
 
+# Of classifiers with the colours as labels, which RandAugment would change.
+FINE_TUNED: Mapping[str, Any] = {
+    "optim.b2": 0.95,
+    "data.augment.rand_augment": "",
+    "data.augment.area": [0.5, 1.0],
+    "data.global_batch": 16,
+}
+# Of students: their teachers have random weights, the same for all seeds. Such a teacher knows
+# nothing of actions, but what it makes of a clip can be followed, and only by looking at the clip.
+TEACHER = "random:0"
+STUDENT: Mapping[str, Any] = {"data.global_batch": 16}
+
+
 @dataclasses.dataclass(frozen=True)
 class Reference:
     """One of them.
@@ -95,5 +108,48 @@ REFERENCES: Mapping[str, Reference] = {
         "retrieval",
         "r_mean",
         0.1,
+    ),
+    "uniformerv2-finetune": Reference(
+        "uniformerv2/finetune:size=base,smoke",
+        FINE_TUNED,
+        "test",
+        "top1",
+        0.25,
+    ),
+    "internvideo2-finetune": Reference(
+        "internvideo2/finetune:recipe=b_k710,smoke",
+        {
+            **FINE_TUNED,
+            "optim.layer_decay": 1.0,
+            "model.head_scale": 1.0,
+            "objective.mixup": 0.0,
+            "objective.cutmix": 0.0,
+            "objective.erasing": 0.0,
+        },
+        "test",
+        "top1",
+        0.25,
+    ),
+    "internvideo2-pretrain": Reference(
+        "internvideo2/pretrain:size=1b,monitor,smoke",
+        {
+            **STUDENT,
+            "objective.clip_teacher.init_from": TEACHER,
+            "objective.mae_teacher.init_from": TEACHER,
+        },
+        "collapse",
+        "features/relative_std",
+    ),
+    "internvideo2-distill": Reference(
+        "internvideo2/distill:size=base,monitor,smoke",
+        {**STUDENT, "objective.clip_teacher.init_from": TEACHER},
+        "collapse",
+        "features/relative_std",
+    ),
+    "umt-pretrain": Reference(
+        "umt/pretrain:size=base,monitor,smoke",
+        {**STUDENT, "objective.clip_teacher.init_from": TEACHER},
+        "collapse",
+        "features/relative_std",
     ),
 }

@@ -87,6 +87,6 @@ def test_two_processes_give_the_same_numbers(name, one, files, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["videomae"], indirect=True)  # the model has no part in it
-def test_so_do_four(name, one, files, tmp_path):
-    together(arguments(name, files, tmp_path), 4)
+def test_so_do_four_that_read_other_batches(name, one, files, tmp_path):
+    together([*arguments(name, files, tmp_path), "8"], 4)
     assert result(tmp_path) == one
