@@ -38,7 +38,6 @@ from internvideo_jax.recipes.options import assigned
 from internvideo_jax.reference.table import (
     LABEL,
     REFERENCES,
-    SEEDS,
     SHARED,
     STEPS,
     TEST,
@@ -174,13 +173,14 @@ def run(options: argparse.Namespace) -> int:
         check_file("--write", options.write)
         if changes or options.seed is not None:
             raise ValueError("--write makes the reference as it is: leave --set and --seed out")
-        return write(options.name, reference, options.workdir, options.seeds, options.write)
+        seeds = options.seeds or reference.seeds
+        return write(options.name, reference, options.workdir, seeds, options.write)
     if options.name not in curves.names():
         raise ValueError(
             f"the package has no curves of {options.name}: make some with --write=FILE, then "
             "`ivj report RUN --against=FILE` compares with them"
         )
-    seed = max(SEEDS) + 1 if options.seed is None else options.seed
+    seed = max(reference.seeds) + 1 if options.seed is None else options.seed
     workdir = options.workdir / f"{options.name}-{seed}"
     config = config_of(reference, make_data(options.workdir), seed, changes)
     if code := train(config, workdir):
@@ -206,11 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--write", type=Path, help="make the reference anew, into this file")
     parser.add_argument(
-        "--seeds",
-        type=int,
-        nargs="+",
-        default=list(SEEDS),
-        help="of --write (default: %(default)s)",
+        "--seeds", type=int, nargs="+", help="of --write (default: those that are stored)"
     )
     options = parser.parse_args(arguments)
     stopped = "stopped; the same command goes on"

@@ -179,6 +179,7 @@ def test_the_stored_references_are_those_of_the_table():
         assert file.stat().st_size < 40_000
         found = curves.stored(file)
         assert found.about["recipe"] == each.recipe and len(found.seeds) >= 3
+        assert found.seeds == each.seeds
         metric = f"eval/{each.evaluator}/{each.metric}"
         assert found.about["metrics"] == {metric: each.margin}
         assert {metric, *curves.TRAINING} == set(found.series)
