@@ -55,7 +55,7 @@ class ShardJob:
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
+class ShardRequest:
     """What the flags say that all of these commands have.
 
     Attributes:
@@ -109,7 +109,7 @@ class Flags:
 
     def run(
         self,
-        work: Callable[[Asked], None],
+        work: Callable[[ShardRequest], None],
         about: str | None,
         *,
         needed: str,
@@ -130,7 +130,7 @@ class Flags:
             check_folder("--out", self._out.value, remote=True)
             check_part(self._part.value, self._parts.value)
             options = self._type(**{name: flag.value for name, flag in self._chosen.items()})
-            work(Asked(options, self._out.value, self._part.value, self._parts.value))
+            work(ShardRequest(options, self._out.value, self._part.value, self._parts.value))
             return 0
 
         cli.run(run, stored=stored, about=about or "")
@@ -167,7 +167,7 @@ def command(
             "Split to read." if split else "Default: test, val or train, the first there is.",
         )
 
-    def work(asked: Asked) -> None:
+    def work(asked: ShardRequest) -> None:
         start(_job(asked, given["checkpoint"].value, given["split"].value, split, settings, fill))
 
     Flags(options, helps=helps, what=what, before=checkpoint, between=wanted).run(
@@ -180,7 +180,7 @@ def command(
 
 
 def _job(
-    asked: Asked,
+    asked: ShardRequest,
     checkpoint: str,
     wanted: str,
     split: str,

@@ -40,7 +40,7 @@ from internvideo_jax.config import TrainConfig, as_plain
 from internvideo_jax.inference.clips import clip_batches
 from internvideo_jax.inference.steps import Program, fetched
 from internvideo_jax.offline import by_shard
-from internvideo_jax.offline.by_shard import Asked, say
+from internvideo_jax.offline.by_shard import ShardRequest, say
 from internvideo_jax.parallel.mesh import check_batch, make_mesh
 from internvideo_jax.run import target_cache
 from internvideo_jax.run.build import check_clip
@@ -303,7 +303,7 @@ def prepare(config: TrainConfig, options: Teaching) -> tuple[TeacherJob, dict[st
     return TeacherJob(config, networks, mesh, views, options), provenance
 
 
-def start(asked: Asked) -> None:
+def start(asked: ShardRequest) -> None:
     """Does the work of the command."""
     teacher, provenance = prepare(cli.typed_config(), asked.options)
     teach(teacher, asked.out, provenance, part=asked.part, parts=asked.parts)
