@@ -103,7 +103,7 @@ class Loop:
         """Does step `step`; whether the run stops here because it was asked to.
 
         Raises:
-          RuntimeError: it ends here for what an evaluator found; the state is saved.
+          AllEnd: it ends here for what an evaluator found; the state is saved.
         """
         first, last = step == self.begun.start + 1, step == self.run.steps
         with self.progress.waiting(), self.watchdog.doing("waiting for data"):
@@ -222,14 +222,14 @@ class Loop:
             "command again to go on"
         )
 
-    def _ended(self, step: int, saved: bool) -> RuntimeError:
+    def _ended(self, step: int, saved: bool) -> multihost.AllEnd:
         """The error for the alarm of an evaluator; the report shows how it came to it."""
         what, raised = self._on_disk(step, saved), self.alarms.raised
         self.writer.close()
         if multihost.is_main() and self.config.log.report:
             what += f"; report: {leave_report(self.folder)}"
         label = raised.partition(":")[0]
-        return RuntimeError(
+        return multihost.AllEnd(
             f"stopped at step {step} of {self.run.steps}: config.evals.{raised}; {what}. Compare "
             "the objective, its targets and config.optim.lr with the recipe's; to go on from there "
             f"all the same: --config.evals.{label}.action=warn"
