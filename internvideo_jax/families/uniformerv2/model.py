@@ -176,6 +176,10 @@ class UniFormerV2Config(VideoTowerConfig):
             features=TokenFeatures(self.tokens, self.encoder.width, self.forward_flops()),
         )
 
+    def stack_options(self) -> dict[str, Any]:
+        """How `run_layers` goes through the blocks; tokens of a frame stay together."""
+        return {**super().stack_options(), "axes": ("batch", "frames")}
+
     def block(self) -> BlockConfig:
         """Of the image transformer."""
         return clip_block(self.encoder, self.attention, form=IMAGE_FORMS[self.backbone])
@@ -264,7 +268,7 @@ class UniFormerV2Encoder(ImageTokens):
         x = self.patches(video)
         cls = jnp.broadcast_to(self.cls_token[...].astype(x.dtype), (*x.shape[:2], 1, x.shape[-1]))
         x = jnp.concatenate([cls, x], axis=2) + self.pos_embed.table[...].astype(x.dtype)
-        return constrain(self.normalised(x), "batch")
+        return constrain(self.normalised(x), "batch", "frames")
 
     def __call__(
         self,
