@@ -143,6 +143,7 @@ class BatchShare:
 
     number: int = 0
     count: int = 1
+    first: bool = True  # of the processes that read this part
 
 
 def batch_share(mesh: Mesh) -> BatchShare:
@@ -168,7 +169,12 @@ def batch_share(mesh: Mesh) -> BatchShare:
             f"{devices} devices: two processes would have some examples in common and others not; "
             "expected one of the two numbers to divide the other"
         )
-    return BatchShare(groups.index(rows[jax.process_index()]), len(groups))
+    own = rows[jax.process_index()]
+    first = min(process for process in rows if rows[process] == own)
+    return BatchShare(groups.index(own), len(groups), first == jax.process_index())
+
+
+ALONE = BatchShare()
 
 
 def batch_parts(mesh: Mesh | AbstractMesh) -> int:

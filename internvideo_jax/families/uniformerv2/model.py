@@ -171,6 +171,7 @@ class UniFormerV2Config(VideoTowerConfig):
         """It starts from CLIP; a classifier whose features probes can read."""
         return dataclasses.replace(
             super().traits,
+            per_frame=True,
             adaptation=Adaptation(lambda source, _: self.adapt_weights(source)),
             classifier=Classes(self.classes, self.running_statistics),
             features=TokenFeatures(self.tokens, self.encoder.width, self.forward_flops()),
