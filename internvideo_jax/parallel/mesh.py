@@ -15,8 +15,8 @@ from internvideo_jax.config import MeshConfig
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")  # the batch is split over both
-# Tokens of a clip are split over this axis. Only a mesh that uses it has it, between the other two:
-# programs of all others stay what they were.
+# Tokens of a clip are split over this axis. Only a mesh that uses it has it: the programs of all
+# others stay what they were.
 SEQUENCE = "sequence"
 ALL_AXES = ("data", "fsdp", SEQUENCE, "tensor")
 

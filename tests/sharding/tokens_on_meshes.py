@@ -16,8 +16,8 @@ from data_pipelines.config import ClipConfig, DataConfig
 from internvideo_jax.config import MeshConfig, OptimConfig, TrainConfig
 from internvideo_jax.families.internvideo2.classifier import InternVideo2ClassifierConfig
 from internvideo_jax.families.uniformerv2.model import UniFormerV2Config
-from internvideo_jax.families.videomae.model import PretrainConfig, VideoMAEClassifierConfig
 from internvideo_jax.families.viclip.model import ViCLIPConfig
+from internvideo_jax.families.videomae.model import PretrainConfig, VideoMAEClassifierConfig
 from internvideo_jax.layers.tower import tower
 from internvideo_jax.objectives.classification import Classification
 from internvideo_jax.objectives.contrastive import Contrastive
