@@ -287,9 +287,8 @@ def attend(
       batch_axes, head_axes: mesh axes that B and K are split over, where the mesh in use has them.
         The compiler does not partition kernels, nor loops over heads, so these run on every device
         with its part.
-      token_axes: mesh axes that N and S are split over, likewise; they need not divide evenly. Keys
-        then go round a ring (`ring_attention.py`), or with the plain products the shorter of
-        queries and keys is gathered.
+      token_axes: mesh axes that N and S are split over, likewise, evenly or not: keys go round a ring
+        (`ring_attention.py`), or with the plain products the shorter of both sides is gathered.
 
     Returns:
       (B, N, K, C) in the dtype of `v`. Logits and softmax are computed in float32. With a cache the
@@ -298,10 +297,7 @@ def attend(
     Raises:
       ValueError: an unknown form, one that cannot compute this, or a mask of another shape.
     """
-    if causal and q.shape[1] != k.shape[1]:
-        raise ValueError(
-            f"causal attention of {q.shape[1]} queries on {k.shape[1]} keys; expected as many"
-        )
+    _check_causal(causal, q.shape[1], k.shape[1])
     seen = None
     if cache is not None:
         seen = _seen(cache, q.shape[1], causal)
@@ -323,8 +319,7 @@ def attend(
     }
     made = _choice(q, k, mesh, axes, form, needs)
     if made == "xla":
-        if axes.tokens:
-            q, k, v = _shorter_gathered(q, k, v)
+        q, k, v = _shorter_gathered(q, k, v) if axes.tokens else (q, k, v)
         if mask is not None:
             seen = mask[:, None, None] if seen is None else seen & mask[:, None, None]
         here = causal and cache is None
@@ -336,6 +331,12 @@ def attend(
         out = jax.nn.dot_product_attention(q, k, v, scale=factor, implementation="cudnn")
         return checkpoint_name(out, RESIDUALS)
     return _on_each_device(made, (q, k, v), mask, mesh, axes, factor)
+
+
+def _check_causal(causal: bool, queries: int, keys: int) -> None:
+    """ValueError where causal attention has other keys than queries."""
+    if causal and queries != keys:
+        raise ValueError(f"causal attention of {queries} queries on {keys} keys; expected as many")
 
 
 class Axes(NamedTuple):
