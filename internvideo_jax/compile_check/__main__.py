@@ -73,7 +73,13 @@ def parse_mesh(text: str, shard_above: int) -> MeshConfig:
             raise ValueError(
                 f"--mesh: expected a number for {name}, found {size!r}; write data=32,fsdp=8"
             ) from error
-    return MeshConfig(**sizes, shard_above=shard_above)
+    return MeshConfig(
+        data=sizes["data"],
+        fsdp=sizes["fsdp"],
+        tensor=sizes["tensor"],
+        shard_above=shard_above,
+        sequence=sizes[SEQUENCE],
+    )
 
 
 def adjust(config: TrainConfig, *, mesh: str = "", batch: int = 0, remat: str = "") -> TrainConfig:

@@ -287,7 +287,7 @@ def attend(
       batch_axes, head_axes: mesh axes that B and K are split over, where the mesh in use has them.
         The compiler does not partition kernels, nor loops over heads, so these run on every device
         with its part.
-      token_axes: mesh axes that N and S are split over, likewise, evenly or not: keys go round a ring
+      token_axes: mesh axes that N and S are split over, likewise, evenly or not: keys go round
         (`ring_attention.py`), or with the plain products the shorter of both sides is gathered.
 
     Returns:
