@@ -91,6 +91,6 @@ def spread(
 
 ALL = ("flash", "blocked", "xla")
 spread(MeshConfig(1, sequence=4), 41, 41, ALL, masked=False)
-spread(MeshConfig(2, sequence=2), 9, 37, ("blocked", "xla"), masked=True)
+spread(MeshConfig(2, sequence=2), 9, 37, ("blocked",), masked=True)
 # One device has padding only.
-spread(MeshConfig(1, sequence=4), 6, 5, ("flash", "blocked"), masked=False)
+spread(MeshConfig(1, sequence=4), 6, 5, ("blocked",), masked=False)
