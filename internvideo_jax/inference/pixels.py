@@ -65,10 +65,14 @@ class PixelDigest:
         self._sum = (self._sum + value) % _MODULUS
         self.records[record] = (self.records.get(record, 0) + value) % _MODULUS
 
-    def join(self) -> None:
-        """Adds what other processes saw; collective. `records` stays that of this process."""
+    def join(self, first: bool = True) -> None:
+        """Adds what other processes saw; collective. `records` stays that of this process.
+
+        Args:
+          first: False where another process saw the same and counts it.
+        """
         words = [(self._sum >> (_WORD * n)) % (1 << _WORD) for n in range(BITS // _WORD)]
-        rows = to_host(np.array([[self.clips, *words]], np.uint32))
+        rows = to_host(np.array([[self.clips, *words]], np.uint32) * np.uint32(first))
         self.clips = int(rows[:, 0].sum(dtype=np.int64))
         sums = (sum(int(word) << (_WORD * n) for n, word in enumerate(row[1:])) for row in rows)
         self._sum = sum(sums) % _MODULUS
