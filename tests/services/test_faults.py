@@ -51,6 +51,13 @@ def test_a_write_is_whole_after_a_fault(store: Store, tmp_path, kind):
         storage.remove(url)
 
 
+@pytest.mark.parametrize("last", [b"\r", b"\n", b"\r\n"])
+def test_a_last_byte_that_ends_a_line_is_kept(store: Store, tmp_path, last):
+    (tmp_path / "file").write_bytes(DATA + last)
+    storage.upload(tmp_path / "file", f"{store.url}/last")
+    assert storage.read_bytes(f"{store.url}/last") == DATA + last
+
+
 def test_a_write_that_fails_for_good_leaves_what_was_there(store: Store):
     url = f"{store.url}/kept"
     storage.write_atomic(url, b"before")
