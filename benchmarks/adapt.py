@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("--base-seed", type=int, default=7, help="of the weights it starts from")
     parser.add_argument("--base", default="world", help="videos of those weights, or `world`")
     parser.add_argument("--base-steps", type=int, default=300)
-    parser.add_argument("--steps", type=int, default=150, help="of `ivj adapt`")
+    parser.add_argument("--steps", type=int, default=600, help="of `ivj adapt`")
     parser.add_argument("--fine-tune", action="store_true", help="fine-tune both sides, too")
     parser.add_argument("--fine-tune-steps", type=int, default=900)
     options = parser.parse_args()
