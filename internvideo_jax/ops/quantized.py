@@ -77,7 +77,7 @@ class _Kernel:
 
 
 @jax.tree_util.register_pytree_with_keys_class
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Stored(_Kernel):
     """A kernel of which only the rounded values are left."""
 
@@ -111,7 +111,7 @@ class Stored(_Kernel):
 
 
 @jax.tree_util.register_pytree_node_class
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Learning(_Kernel):
     """A kernel that learns, rounded in every product."""
 
