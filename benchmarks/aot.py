@@ -130,6 +130,33 @@ ROWS = {
 }
 
 
+def long_clip(frames: int, batch: int, mesh: str = "", *, remat: str = "attention") -> Row:
+    """Fine-tuning of the large model on longer clips than the recipe's, few at a time.
+
+    The recipe mixes clips in pairs; these have no other.
+    """
+    fields = {"data.clip.frames": frames, "model.frames": frames}
+    fields |= {"data.repeats": 1, "objective.mixup": 0.0, "objective.cutmix": 0.0}
+    return Row(
+        f"{FINETUNE}:size=large",
+        "v5e:4x4",
+        mesh,
+        batch=batch,
+        remat=remat,
+        overrides=tuple(f"--config.{field}={value}" for field, value in fields.items()),
+    )
+
+
+# Long clips, on a device each and shared out.
+ROWS |= {
+    "long-64": long_clip(64, 16, remat="full"),
+    "long-64-sequence": long_clip(64, 4, "data=4,sequence=4"),
+    "long-128": long_clip(128, 16, remat="full"),
+    "long-128-sequence": long_clip(128, 2, "data=2,sequence=8"),
+    "long-256-sequence": long_clip(256, 1, "data=1,sequence=16"),
+}
+
+
 def with_remat(name: str, remat: str) -> Row:
     return dataclasses.replace(ROWS[name], remat=remat)
 

@@ -8,6 +8,7 @@ Every seed has its own weights and masks; the rules were chosen on seed 0. The f
 
   rate x 300    VideoMAE: a learning rate far too high
   no negatives  ViCLIP: a clip is pulled to its caption and pushed away from no other
+  other clips   students of a teacher: each clip is compared with the targets of another one
 
 Ends with an error unless every faulty run is stopped and no other is. Some ten seconds a run on a
 core; starting again continues. `--rows` picks references by a part of their names.
@@ -27,7 +28,10 @@ import jax.numpy as jnp
 
 from internvideo_jax.config import TrainConfig
 from internvideo_jax.evaluators.collapse import Collapse
+from internvideo_jax.objectives.alignment import PREFIX, VISIBLE, Alignment
 from internvideo_jax.objectives.contrastive import Contrastive
+from internvideo_jax.parallel.compile_cache import use_compile_cache
+from internvideo_jax.protocols import Model
 from internvideo_jax.reference.__main__ import config_of, make_data
 from internvideo_jax.reference.table import REFERENCES
 from internvideo_jax.telemetry.writer import METRICS, read_rows
@@ -49,6 +53,20 @@ class NoNegatives(Contrastive):
             for side in (embeddings["video"], embeddings["text"])
         )
         return Mean.of(1.0 - (video * text).sum(axis=-1)), {}
+
+
+class OtherClips(Alignment):
+    """Every clip is compared with what the teacher made of another one of its batch."""
+
+    def loss(
+        self, model: Model, params: Params, batch: Batch, key: jax.Array, step: jax.Array
+    ) -> tuple[Mean, dict[str, Mean]]:
+        moved = {
+            name: jnp.roll(value, 1, axis=0)
+            for name, value in batch.items()
+            if name.startswith(PREFIX) and name != VISIBLE
+        }
+        return super().loss(model, params, {**batch, **moved}, key, step)
 
 
 Change = Callable[[TrainConfig], TrainConfig]
@@ -73,6 +91,9 @@ def faster(times: float) -> Change:
 FAULTS: Mapping[str, tuple[str, Change]] = {
     "videomae-pretrain": ("rate x 300", faster(300.0)),
     "viclip-pretrain": ("no negatives", with_objective(NoNegatives)),
+    "umt-pretrain": ("other clips", with_objective(OtherClips)),
+    "internvideo2-distill": ("other clips", with_objective(OtherClips)),
+    "internvideo2-pretrain": ("other clips", with_objective(OtherClips)),
 }
 
 
@@ -141,6 +162,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--rows", default="", help="only names that hold this text")
     options = parser.parse_args()
+    use_compile_cache("")
     out, wrong = options.out.absolute(), []
     chosen = {name: fault for name, fault in FAULTS.items() if options.rows in name}
     if not chosen:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from data_pipelines.audit import command as audits
-from data_pipelines.commands.arguments import add_quiet, add_workers, default_workers
+from data_pipelines.commands.arguments import Parser, add_quiet, add_workers, default_workers
 from data_pipelines.commands.ending import BAD_DATA, GOOD, run_command
 from data_pipelines.commands.progress import say
 from data_pipelines.records.outputs import check_file
@@ -102,7 +102,7 @@ examples:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    result = argparse.ArgumentParser(
+    result = Parser(
         prog="ivj data",
         description=_DESCRIPTION,
         epilog=_EPILOG,

@@ -27,6 +27,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from data_pipelines.commands.arguments import Parser
 from data_pipelines.records.outputs import local_argument
 
 ACTIONS = (
@@ -324,7 +325,7 @@ def write_world(world: World, out: Path, splits: dict[str, int], fps: int = 12) 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command that writes the world's videos; arguments as in `--help`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="ivj synthetic",
         description="Render the built-in video world: MP4 files with labels, captions and boxes.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,

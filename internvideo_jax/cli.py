@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import re
@@ -305,9 +306,22 @@ def _flag_message(error: BaseException) -> str:
         error = error.__cause__
     if isinstance(error, KeyError | AttributeError):  # an entry of a sequence that is not there
         return f"--config: {error.args[0]}"
-    if isinstance(error, flags.UnrecognizedFlagError) and error.flagname.startswith("config."):
-        return f"--{error.flagname} changes a recipe, and {NO_CONFIG}"
+    if isinstance(error, flags.UnrecognizedFlagError):
+        if error.flagname.startswith("config."):
+            return f"--{error.flagname} changes a recipe, and {NO_CONFIG}"
+        if meant := _fields_called(error.flagname):
+            return f"{error}; a field of the recipe is set by {' or '.join(meant)}"
     return str(error)
+
+
+def _fields_called(name: str) -> list[str]:
+    """Flags of the fields of a config, and of its sections, that `name` may stand for."""
+    found = []
+    for field in dataclasses.fields(TrainConfig):
+        inner = dataclasses.fields(field.default) if dataclasses.is_dataclass(field.default) else ()
+        paths = [field.name, *(f"{field.name}.{each.name}" for each in inner)]
+        found += [f"--config.{path}=" for path in paths if name in (path, path.rpartition(".")[2])]
+    return found
 
 
 def _explain(message: str) -> int:

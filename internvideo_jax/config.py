@@ -49,6 +49,8 @@ class MeshConfig:
     frozen: str = "fsdp"
     # Slices joined by the data-centre network; only `data` spans them. 0 = as the devices say.
     slices: int = 0
+    # The tokens of a clip: for long ones. These devices see the same clips.
+    sequence: int = limited(1, least=-1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -196,7 +196,10 @@ def main() -> None:
     def run() -> int:
         use_compile_cache(cli.COMPILE_CACHE.value)
         if not checkpoint.value or not out.value:
-            raise ValueError("--checkpoint and --out are needed, see --help")
+            raise ValueError(
+                "--checkpoint and --out are needed: ivj evaluate --checkpoint=RUN "
+                "--config.data.eval=SHARDS --out=results.json; see --help"
+            )
         job = cli.COORDINATOR.value, cli.PROCESSES.value, cli.PROCESS.value
         with multihost.joined(*job, notices=False):
             evaluate(selected(), checkpoint.value, out.value, per_video.value)

@@ -244,6 +244,8 @@ class Traits:
       stacks: its stacks of blocks, by field of config.model.
       remat: what backward passes compute anew; None: it cannot choose.
       clip_tables: whether its position tables are of a whole clip, not of a single frame.
+      per_frame: whether its blocks look at each frame alone, so that devices share out frames
+        where those of other models share out tokens.
       frozen: beginnings of the paths of parameters that never learn.
       check_source: raises ValueError for the stated settings of a run whose weights of the same
         shapes mean something else.
@@ -252,6 +254,7 @@ class Traits:
     stacks: Mapping[str, Stack] = dataclasses.field(default_factory=dict)
     remat: str | None = None
     clip_tables: bool = False
+    per_frame: bool = False
     adaptation: Adaptation | None = None
     check_source: Callable[[Mapping[str, Any]], None] | None = None
     classifier: Classes | None = None

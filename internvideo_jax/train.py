@@ -36,6 +36,7 @@ from internvideo_jax.evaluators.run import (
 )
 from internvideo_jax.parallel import multihost
 from internvideo_jax.parallel.compile_cache import use_compile_cache
+from internvideo_jax.parallel.mesh import batch_share
 from internvideo_jax.parallel.multihost import say
 from internvideo_jax.recipes.loading import leaves
 from internvideo_jax.run import seconds
@@ -137,10 +138,11 @@ def begin(run: Run, checkpoints: Checkpoints) -> Begun:
     start = checkpoints.latest() or 0
     if config.init_from and not start:
         check_source(config.init_from)
+    share = batch_share(run.mesh)
     stream = TrainStream(
         config.data,
-        process=jax.process_index(),
-        processes=jax.process_count(),
+        process=share.number,
+        processes=share.count,
         start_step=start,
         opened=run.opened,
     )

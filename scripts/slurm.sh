@@ -28,8 +28,8 @@ usage: scripts/slurm.sh [OPTIONS] -- ivj COMMAND ... | -- ARGUMENTS OF ivj train
   --mount=A:B           directory for the container; may be repeated. The current one always is
   --out=FILE            the sbatch file (default NAME.sbatch)
 
-The current directory, the checkout, and --workdir lie on a file system that all nodes see. A job that
-reached its limit saves and is queued again, and so is one that ended with a fault that may pass (75, or
+The current directory, the checkout, and --workdir lie on a file system that all nodes see; a --workdir
+on gs:// or s3:// does as well. A job that reached its limit saves and is queued again, and so is one that ended with a fault that may pass (75, or
 a signal: docs/launch.md has the table of exit codes); one that was cancelled or that would come to the
 same end is not. Exit code 2: a wrong command line.
 END

@@ -28,8 +28,8 @@ options:
   --spot                  cheaper, may be taken away
   --queued                create and delete as a queued resource
   --create-flag=FLAG      further flag of gcloud for create, such as --create-flag=--internal-ips
-  --nfs=HOST:/EXPORT      mounted on all workers as /mnt/shared (install, launch). A slice of several
-                          hosts keeps checkpoints in a directory that all of them see
+  --nfs=HOST:/EXPORT      mounted on all workers as /mnt/shared (install, launch), for a --workdir there;
+                          one on gs:// or s3:// needs no file system that all hosts see
   --extras=remote,text    of the package, installed beside [tpu] and those that the paths and the recipe
                           ask for (install, launch)
   --env=NAME, --env=NAME=VALUE
@@ -44,7 +44,7 @@ options:
   --yes                   delete without asking
 
 When a slice was taken away: delete it and launch again with the same arguments; the training goes on
-from its newest checkpoint, where that is on --nfs. Exit code 2: a wrong command line.
+from its newest checkpoint, where that is in a bucket or on --nfs. Exit code 2: a wrong command line.
 END
 }
 
@@ -209,8 +209,9 @@ check_run() { # check|
   WORKER_COMMAND=$(package internvideo_jax.launch.experiment "${words[@]}" \
     -- ${TRAIN[@]+"${TRAIN[@]}"}) || exit 2
   if [[ ${HOSTS:-1} -gt 1 && -n $workdir && $workdir != /* && $workdir != *://* ]]; then
-    fail "--workdir=$workdir: $SLICE has $HOSTS hosts, which share a checkpoint; expected an\
- absolute directory that all of them see, such as $MOUNT/RUN with --nfs=HOST:/EXPORT"
+    fail "--workdir=$workdir: $SLICE has $HOSTS hosts, which share a checkpoint; expected an absolute\
+ directory that all of them see, such as $MOUNT/RUN with --nfs=HOST:/EXPORT, or a place in a bucket, such\
+ as gs://BUCKET/RUN"
   fi
   if [[ -n ${1:-} && -z $NO_CHECK ]]; then
     found=$(package internvideo_jax.launch.preflight "${words[@]}" "--slice=$SLICE" --jax=tpu \

@@ -291,7 +291,8 @@ def check_shared(workdir: str, hosts: int, name: str) -> None:
     if not workdir.startswith("/") and "://" not in workdir:
         raise ValueError(
             f"--workdir={workdir}: {name} has {hosts} host{'s' * (hosts > 1)} whose own disks are "
-            f"lost with them; expected an absolute directory that all see, such as {MOUNT}/RUN"
+            "lost with them; expected a place in a bucket, such as gs://BUCKET/RUN, or an absolute "
+            f"directory that all see, such as {MOUNT}/RUN"
         )
 
 

@@ -156,6 +156,7 @@ OWNERS = {
     "flax": {"layers", "families"},
     "optax": {"optim"},
     "orbax": {"checkpoint"},
+    "tensorstore": {"checkpoint"},
     "ml_collections": {"cli", "configs", "recipes"},
     "clu": {"telemetry"},
     "av": {"ingest", "synthetic", "benchmarks"},

@@ -1,7 +1,31 @@
 """Arguments that several commands have."""
 
 import argparse
+import difflib
 import os
+import re
+from collections.abc import Iterator
+from typing import NoReturn
+
+
+class Parser(argparse.ArgumentParser):
+    """Whose complaints are one line, with the option that was meant; the usage is in its help."""
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the command with code 2."""
+        hint = ""
+        if found := re.match(r"unrecognized arguments:.*?(--[\w-]+)", message):
+            near = difflib.get_close_matches(found[1], set(self.options()), n=1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+        self.exit(2, f"error: {message}{hint}\n")
+
+    def options(self) -> Iterator[str]:
+        """The long options of this command and of those below it."""
+        for action in self._actions:
+            yield from (name for name in action.option_strings if name.startswith("--"))
+            if isinstance(action, argparse._SubParsersAction):
+                for command in action.choices.values():
+                    yield from command.options()
 
 
 def default_workers() -> int:

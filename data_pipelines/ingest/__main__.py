@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields
 
-from data_pipelines.commands.arguments import add_max_bad, add_quiet, add_workers
+from data_pipelines.commands.arguments import Parser, add_max_bad, add_quiet, add_workers
 from data_pipelines.commands.ending import BAD_DATA, GOOD, run_command
 from data_pipelines.commands.progress import say
 from data_pipelines.ingest.frames import DEFAULT_TEMPLATE
@@ -64,7 +64,7 @@ Exit code: 0 good, 1 more than --max-bad rejected, 2 wrong use, 3 the run could 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    result = argparse.ArgumentParser(
+    result = Parser(
         prog="ivj ingest",
         description=_DESCRIPTION,
         epilog=_EPILOG,

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from data_pipelines.commands.exit_codes import PassingFault
 from data_pipelines.commands.lock import DirectoryLock
 from data_pipelines.commands.progress import Bar, say
 from data_pipelines.ingest import beam, hold_out, labels, losses, plan, presence, sources
+from data_pipelines.ingest.image import IMAGE_SUFFIXES
 from data_pipelines.ingest.options import IngestOptions
 from data_pipelines.ingest.pool import Outcome, run_tasks
 from data_pipelines.ingest.rows import Listing, Row
@@ -27,6 +29,7 @@ from data_pipelines.records.remote_lock import RemoteLock, held
 CLASSES_FILE = "classes.json"
 REJECTED_FILE = "rejected.jsonl"
 WARNINGS_FILE = "warnings.jsonl"
+EXAMPLES = 3  # rejected rows that are named at the end
 
 _AGAIN = "Finished shards are kept: solve the problem, then run the same command again"
 
@@ -48,6 +51,7 @@ class Report:
       rows: clips the source listed.
       rejected: per stage.
       warnings: per kind.
+      examples: `PATH: STAGE: REASON` of the first rejected rows.
       missing: rejected rows whose file is not there.
       reused: shards found complete from an earlier run.
       frames_written: frames this run decoded.
@@ -58,6 +62,7 @@ class Report:
     rows: int
     rejected: Counter[str]
     warnings: Counter[str]
+    examples: tuple[str, ...]
     missing: int
     reused: int
     frames_written: int
@@ -104,9 +109,10 @@ def ingest(options: IngestOptions, *, quiet: bool = False) -> Report:
     except beam.BeamError as error:
         raise InterruptedIngest(f"{error}. {_AGAIN}") from error
     except OSError as error:
-        raise IngestError(
-            f"cannot write {error.filename or options.out}: {error.strerror}. {_AGAIN}"
-        ) from error
+        text = f"cannot write {error.filename or options.out}: {error.strerror}"
+        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise ValueError(f"{text}; give another --out, or make it writable") from error
+        raise IngestError(f"{text}. {_AGAIN}") from error
 
 
 def _listing(options: IngestOptions) -> Listing:
@@ -114,6 +120,8 @@ def _listing(options: IngestOptions) -> Listing:
         return sources.read(options)
     except (FileNotFoundError, sources.NothingListed) as error:
         if not storage.exists(storage.join(options.out, plan.FILE_NAME)):
+            if options.media == "video" and IMAGE_SUFFIXES & set(re.findall(r"\.\w+", str(error))):
+                raise ValueError(f"{error}. Of images --media image makes shards") from error
             raise
         raise InterruptedIngest(
             f"{error}. The run that was begun in {options.out} found files there: is the storage "
@@ -264,6 +272,9 @@ def _finish(
         rows=sum(the_plan.rows.values()),
         rejected=Counter(line["stage"] for line in rejected),
         warnings=Counter(line["kind"] for line in warnings),
+        examples=tuple(
+            f"{line['path']}: {line['stage']}: {line['error']}" for line in rejected[:EXAMPLES]
+        ),
         missing=sum(len(result.missing) for result in results),
         reused=sum(result.reused for result in results),
         frames_written=sum(result.frames for result in results if not result.reused),
@@ -307,6 +318,7 @@ def summary(report: Report) -> Iterator[str]:
             f"rejected {report.rejected.total()} ({report.bad_share:.1%}): {stages}; "
             f"see {storage.join(m.directory, REJECTED_FILE)}"
         )
+        yield from (f"  {example}" for example in report.examples)
     if report.missing:
         yield (
             f"{report.missing} of them are not there; the same command tries them again once they "

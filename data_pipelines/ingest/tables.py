@@ -30,7 +30,7 @@ from data_pipelines.ingest.cells import RowError, seconds
 from data_pipelines.ingest.options import IngestOptions
 from data_pipelines.ingest.path_template import PathTemplate
 from data_pipelines.ingest.rows import Listing, Row, printable
-from data_pipelines.ingest.suffixes import names_media
+from data_pipelines.ingest.suffixes import VIDEO_SUFFIXES, names_media
 
 # fmt: off
 COLUMNS = (
@@ -52,6 +52,8 @@ def read(path: str, options: IngestOptions) -> Listing:
         lines = table_files.read_csv(path, wanted(options), notes)
     elif suffix in (".jsonl", ".ndjson"):
         lines = table_files.read_jsonl(path)
+    elif suffix in VIDEO_SUFFIXES:
+        raise ValueError(f"{path}: one video; expected the folder that holds it, or a table")
     else:
         raise ValueError(
             f"{path}: do not know how to read {suffix or 'a file without suffix'} as a table; "

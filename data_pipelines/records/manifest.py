@@ -194,7 +194,7 @@ def load_alone(directory: str | os.PathLike[str]) -> Manifest:
     # Object stores have no directories, only objects whose names begin alike.
     if not storage.is_remote(directory) and not storage.is_directory(directory):
         raise FileNotFoundError(
-            f"{directory}: no such directory; expected the --out of data_pipelines.ingest"
+            f"{directory}: no such directory; expected the --out of `ivj ingest`"
         )
     try:
         content = json.loads(storage.read_text(path))
@@ -227,7 +227,8 @@ def _explain_missing(directory: str) -> str:
         )
     return (
         f"{directory}: has no {FILE_NAME}; found {', '.join(names[:5])}"
-        f"{', ...' if len(names) > 5 else ''}. Expected the --out of data_pipelines.ingest"
+        f"{', ...' if len(names) > 5 else ''}. Expected shards; of "
+        "videos `ivj ingest --source VIDEOS --out SHARDS` makes them"
     )
 
 

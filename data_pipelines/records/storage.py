@@ -295,8 +295,7 @@ def read_text(path: str | os.PathLike[str]) -> str:
 def sha256(path: str | os.PathLike[str]) -> str:
     """Hex digest of a file, read in pieces. Raises FileNotFoundError."""
     digest, offset = hashlib.sha256(), 0
-    file = open_ranges(path)
-    with contextlib.closing(file):
+    with contextlib.closing(open_ranges(path)) as file:
         while data := file.pread(_PIECE, offset):
             digest.update(data)
             offset += len(data)
@@ -352,6 +351,12 @@ def upload(source: str | os.PathLike[str], path: str) -> None:
     _retried(f"{path}: uploading", once)
 
 
+def copy(source: str, path: str) -> None:
+    """Copy a remote file to another place of the same store, without bringing it here."""
+    (system, inner), target = _filesystem(source), _filesystem(path)[1]
+    _retried(f"{path}: copying from {source}", lambda: system.cp_file(inner, target))
+
+
 def remove(path: str | os.PathLike[str]) -> None:
     """Delete a file; one that is not there is fine."""
     with contextlib.suppress(FileNotFoundError):
@@ -381,22 +386,20 @@ def exists(path: str | os.PathLike[str]) -> bool:
     if not is_remote(path):
         return os.path.exists(local(path))
     system, inner = _filesystem(os.fspath(path))
-    try:
+    with contextlib.suppress(FileNotFoundError):
         # Not `exists`, which takes every error for a "no".
         _retried(f"{path}: looking for it", lambda: system.info(inner))
-    except FileNotFoundError:
-        return False
-    return True
+        return True
+    return False
 
 
 def is_directory(path: str | os.PathLike[str]) -> bool:
     """Whether there is a local directory, or anything below a remote path."""
     if not is_remote(path):
         return os.path.isdir(local(path))
-    try:
+    with contextlib.suppress(FileNotFoundError):
         return bool(listdir(path))
-    except FileNotFoundError:
-        return False
+    return False
 
 
 def sizes(directory: str | os.PathLike[str]) -> dict[str, int]:
@@ -427,8 +430,7 @@ def listdir(directory: str | os.PathLike[str]) -> list[str]:
 
 
 def below(directory: str) -> dict[str, int]:
-    """Path from a remote directory -> bytes, of all files below it, sorted; none where it is not
-    there."""
+    """Path from a remote directory -> bytes, of all files below it, sorted; maybe none."""
     system, inner = _filesystem(directory.rstrip("/"))
     found = _retried(f"{directory}: listing", lambda: system.find(inner, detail=True))
     start = len(inner.rstrip("/")) + 1

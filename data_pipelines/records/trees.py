@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 from data_pipelines.records import storage
 
@@ -19,6 +20,7 @@ REPLACING = {"abfs", "abfss", "az", "gcs", "gs", "memory", "oci", "oss", "s3", "
 THREADS = 8  # files copied or removed at a time
 _PIECE = 8 * 2**20
 _LARGE = 64 * 2**20
+_Thing = TypeVar("_Thing")
 
 
 def require_writable(what: str, path: str) -> None:
@@ -78,11 +80,60 @@ def download_tree(directory: str, local: Path, names: Iterable[str] | None = Non
     _each(lambda name: download(storage.join(directory, name), local / name), wanted)
 
 
-def upload_tree(local: Path, directory: str) -> None:
-    """Copy all that is below a local folder into a remote directory."""
-    names = [path.relative_to(local).as_posix() for path in sorted(local.rglob("*"))]
-    files = [name for name in names if (local / name).is_file()]
-    _each(lambda name: storage.upload(local / name, storage.join(directory, name)), files)
+def download_ranges(directory: str, local: Path, ranges: Iterable[tuple[str, int, int]]) -> None:
+    """Copy parts of remote files to the same places of files in a local folder.
+
+    What else such a file has is left; where it has nothing, it is a hole.
+
+    Args:
+      ranges: (path from the directory, first byte, byte behind the last) each.
+    """
+    pieces: list[tuple[str, int, int]] = []
+    for name, start, end in sorted(ranges):
+        last = pieces[-1] if pieces else ("", 0, 0)
+        if last[0] == name and last[2] >= start and end - last[1] <= _LARGE:
+            pieces[-1] = (name, last[1], max(end, last[2]))
+            continue
+        pieces += [(name, at, min(at + _LARGE, end)) for at in range(start, end, _LARGE)]
+    for folder in {(local / name).parent for name, _, _ in pieces}:
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def copy(piece: tuple[str, int, int]) -> None:
+        name, start, end = piece
+        data = storage.open_ranges(storage.join(directory, name), end).pread(end - start, start)
+        file = os.open(local / name, os.O_WRONLY | os.O_CREAT, 0o666)
+        try:
+            written = 0
+            while written < len(data):
+                written += os.pwrite(file, memoryview(data)[written:], start + written)
+        finally:
+            os.close(file)
+
+    _each(copy, pieces)
+
+
+def files_below(local: Path) -> list[str]:
+    """Sorted paths, from a local folder, of all files below it."""
+    found = (path for path in local.rglob("*") if path.is_file())
+    return sorted(path.relative_to(local).as_posix() for path in found)
+
+
+def upload_tree(local: Path, directory: str, names: Iterable[str] | None = None) -> None:
+    """Copy files of a local folder into a remote directory.
+
+    Args:
+      names: paths from the folder; by default all that is below it.
+    """
+    wanted = files_below(local) if names is None else names
+    _each(lambda name: storage.upload(local / name, storage.join(directory, name)), wanted)
+
+
+def copy_tree(source: str, directory: str) -> None:
+    """Copy all that is below a remote directory to another one of the same store."""
+    names = storage.below(source)
+    _each(
+        lambda name: storage.copy(storage.join(source, name), storage.join(directory, name)), names
+    )
 
 
 def remove_tree(directory: str) -> None:
@@ -90,9 +141,9 @@ def remove_tree(directory: str) -> None:
     _each(lambda name: storage.remove(storage.join(directory, name)), storage.below(directory))
 
 
-def _each(work: Callable[[str], None], names: Iterable[str]) -> None:
+def _each(work: Callable[[_Thing], None], things: Iterable[_Thing]) -> None:
     with ThreadPoolExecutor(THREADS) as pool:
-        for _ in pool.map(work, names):
+        for _ in pool.map(work, things):
             pass
 
 

@@ -80,7 +80,8 @@ def contact_sheet(page: Page) -> bytes:
 
 _STYLE = """
 body { font: 14px/1.4 system-ui, sans-serif; margin: 2em; color: #222; }
-h1 { font-size: 1.3em; } h2 { font-size: 1em; margin: 1.5em 0 .3em; font-family: monospace; }
+h1 { font-size: 1.3em; } h2 { font-size: 1em; margin: 1.5em 0 .3em; font-family: monospace;
+  overflow-wrap: anywhere; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 0 1em; margin: .3em 0; }
 dt { color: #777; } dd { margin: 0; overflow-wrap: anywhere; } img { max-width: 100%; }
 """
@@ -90,6 +91,7 @@ def web_page(page: Page) -> str:
     """The page as one HTML file with its pictures inside."""
     parts = [
         '<!doctype html><html lang="en"><head><meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<title>{html.escape(page.title)}</title><style>{_STYLE}</style></head><body>",
         f"<h1>{html.escape(page.title)}</h1>",
         _list(page.facts),

@@ -10,7 +10,7 @@ from data_pipelines import recipe_files
 from internvideo_jax.config import TrainConfig, to_typed
 from internvideo_jax.protocols import Device
 from internvideo_jax.recipes.loading import check_fields
-from internvideo_jax.recipes.published import changed, config_of
+from internvideo_jax.recipes.published import changed, config_of, weights_of
 
 if TYPE_CHECKING:  # jax is imported when a model is made
     from internvideo_jax.api.model import VideoModel
@@ -48,9 +48,12 @@ def load(
         fit the recipe.
     """
     from internvideo_jax.api.model import VideoModel  # late: with jax and all libraries
+    from internvideo_jax.checkpoint.initial import of_file
 
     place = os.fspath(source)
-    plain = recipe_files.load(recipe) if recipe else config_of(place)
+    plain = recipe_files.load(recipe) if recipe else None
+    weights = weights_of(place)  # read once: a file may hold gigabytes
+    plain = config_of(place, weights) if plain is None else plain
     settings = dict(settings or {})
     if quantization:
         settings["quantization.mode"] = quantization
@@ -59,5 +62,11 @@ def load(
         plain = changed(plain, name.split("."), value)
     config: TrainConfig = to_typed(TrainConfig, plain)
     return VideoModel(
-        config, place, labels=labels, devices=devices, threads=threads, progress=progress
+        config,
+        place,
+        labels=labels,
+        devices=devices,
+        threads=threads,
+        progress=progress,
+        source=None if weights is None else of_file(weights),
     )

@@ -14,7 +14,7 @@ from data_pipelines.config import ClipConfig, ViewConfig
 from data_pipelines.stream.item_views import ItemViews
 from internvideo_jax.api.videos import Videos, once, open_videos
 from internvideo_jax.checkpoint.classes import HEAD
-from internvideo_jax.checkpoint.initial import load_source
+from internvideo_jax.checkpoint.initial import InitialWeights, load_source
 from internvideo_jax.checkpoint.metadata import params_digest
 from internvideo_jax.config import MeshConfig, TrainConfig
 from internvideo_jax.evaluators import metrics
@@ -95,6 +95,7 @@ class VideoModel:
       devices: they share every batch; default: the first one.
       threads: videos decoded at a time.
       progress: a bar, on a terminal.
+      source: what the checkpoint holds, where it was read before.
 
     Attributes:
       params: nested dict of arrays.
@@ -113,11 +114,13 @@ class VideoModel:
         devices: Sequence[Device] = (),
         threads: int = 2,
         progress: bool = True,
+        source: InitialWeights | None = None,
     ):
-        names, config = _classes(config, checkpoint, labels)
+        source = source or load_source(checkpoint)
+        names, config = _classes(config, checkpoint, labels, source)
         self.config, self.labels, self.threads, self.checkpoint = config, names, threads, checkpoint
         mesh = make_mesh(MeshConfig(), list(devices) or jax.devices()[:1])
-        model, params = load_weights(config, checkpoint, mesh)
+        model, params = load_weights(config, checkpoint, mesh, source)
         self.params: Params = params
         self.context = EvalContext(
             model, mesh, config.data, config.seed, progress=progress, params=params
@@ -394,14 +397,12 @@ class VideoModel:
 
 
 def _classes(
-    config: TrainConfig, checkpoint: str, labels: Sequence[str]
+    config: TrainConfig, checkpoint: str, labels: Sequence[str], source: InitialWeights
 ) -> tuple[tuple[str, ...], TrainConfig]:
     """Names of the classes of a checkpoint's head, and the config with their number."""
     traits = config.model.traits
-    source = None
-    if traits.classifier is not None and traits.heads is None:
-        source = load_source(checkpoint)
-    if source is None or HEAD[0] not in source.params:
+    head = traits.classifier is not None and traits.heads is None
+    if not head or HEAD[0] not in source.params:
         if labels and not config.model.inputs.text:
             raise ValueError(
                 f"{checkpoint} has no classes that the {len(labels)} labels could name"

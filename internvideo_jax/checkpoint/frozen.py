@@ -13,7 +13,9 @@ from internvideo_jax.checkpoint.metadata import digest_of
 from internvideo_jax.protocols import FrozenNetwork
 from internvideo_jax.types import Params, flatten_paths, unflatten_paths
 
-RANDOM = "random"  # as init_from: fresh weights, to rehearse with
+# As init_from: fresh weights, to rehearse with. `random` draws them by the seed of the run,
+# `random:7` by another one, which gives runs of several seeds the same teacher.
+RANDOM = "random"
 
 
 def load_frozen(
@@ -25,7 +27,7 @@ def load_frozen(
 
     Args:
       plans: by name.
-      seed: of random weights.
+      seed: of random weights that name none.
       say: is told what was loaded.
 
     Returns:
@@ -42,16 +44,26 @@ def load_frozen(
                 f"{plan.field}.init_from is empty: a teacher needs its weights; give a run, a "
                 f"checkpoint or a weight file, or {RANDOM!r} to rehearse"
             )
-        if source == RANDOM:
-            key = jax.random.fold_in(jax.random.key(seed), 2 + number)
-            frozen[name] = _random(plan, key)
+        kind, named, own = source.partition(":")
+        if kind == RANDOM:
+            drawn = _seed(plan, own) if named else seed
+            frozen[name] = _random(plan, jax.random.fold_in(jax.random.key(drawn), 2 + number))
             # A function of these only; a digest would gather the network on every host.
-            digests[name] = f"random, seed {seed}"
+            digests[name] = f"random, seed {drawn}"
         else:
             frozen[name], digests[name], text = _load(plan, source)
             say(f"{plan.field}: {text}")
         say(f"{plan.field}: {plan.config.name} with weights {digests[name]}")
     return frozen, digests
+
+
+def _seed(plan: FrozenNetwork, text: str) -> int:
+    if not text.isdigit() or int(text) >= 1 << 32:
+        raise ValueError(
+            f"{plan.field}.init_from = '{RANDOM}:{text}': expected {RANDOM!r}, or '{RANDOM}:N' "
+            "with a seed N from 0 to 4294967295"
+        )
+    return int(text)
 
 
 def _random(plan: FrozenNetwork, key: jax.Array) -> Params:

@@ -127,10 +127,7 @@ def load_source(path: str) -> InitialWeights:
     """As `load_params`, with what is known about the model and its classes."""
     place = resolve(path)
     if folders.is_weights(place):
-        weights = files.load(place)
-        said = weights.stated
-        stated = {**said.settings, **weights.geometry}
-        return InitialWeights(dict(weights.params), stated, said.classes)
+        return of_file(files.load(place))
     try:
         step = step_of(place)
         params = step.parameters()
@@ -143,6 +140,12 @@ def load_source(path: str) -> InitialWeights:
     return InitialWeights(
         params, _config_of(step).get("model", {}), tuple(step.meta.get("classes", ()))
     )
+
+
+def of_file(weights: files.Weights) -> InitialWeights:
+    """What `load_source` gives of a weight file that has been read."""
+    said = weights.stated
+    return InitialWeights(dict(weights.params), {**said.settings, **weights.geometry}, said.classes)
 
 
 def model_of(step: Step) -> Mapping[str, Any]:
@@ -176,6 +179,7 @@ def initialise(
     *,
     rows: str = "",
     classes: Sequence[str] = (),
+    source: InitialWeights | None = None,
 ) -> tuple[Params, LoadReport]:
     """Fresh parameters with everything replaced that the source has under the same path.
 
@@ -191,11 +195,12 @@ def initialise(
       config: the model's config; gives the token grid.
       rows: config.head_rows, see checkpoint/classes.py.
       classes: names of the classes of the data, in the order of the labels; empty: not known.
+      source: what `load_source` gave for `path`, where that was read before.
 
     Raises:
       ValueError: nothing matches, a shape differs that must not, or the classes do.
     """
-    source, target = load_source(path), flatten_paths(fresh)
+    source, target = source or load_source(path), flatten_paths(fresh)
     try:
         adapted = _adapt(source, config)
         head = _head(source, target, rows, classes)

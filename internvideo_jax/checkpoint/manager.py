@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import shutil
+import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ import orbax.checkpoint as ocp
 
 from data_pipelines.records import storage
 from data_pipelines.stream.identity import class_difference, differences, digest
+from internvideo_jax.checkpoint import own_disks
 from internvideo_jax.checkpoint.apart import KEY, Apart, targets
 from internvideo_jax.checkpoint.digests import examine
 from internvideo_jax.checkpoint.metadata import describe_tree, first_difference
 from internvideo_jax.checkpoint.reading import DamagedStep, Step, sealed
-from internvideo_jax.checkpoint.remote_steps import RemoteSteps
+from internvideo_jax.checkpoint.remote_steps import STATE, RemoteSteps
 from internvideo_jax.checkpoint.settings import Changes, changes, check
 from internvideo_jax.checkpoint.steps import FOLDER, complete_steps, shown
 from internvideo_jax.config import CheckpointConfig, TrainConfig
@@ -92,19 +94,20 @@ class Checkpoints:
         self._remote = remote
         # As messages say it.
         self.place = str(self.folder) if remote is None else remote.url
-        self._apart = Apart(self.folder)
+        self._apart = Apart(self.folder, remote)
         self._keep = config.keep
         self._accept_new_data = config.accept_new_data
-        self._manager = ocp.CheckpointManager(
+        self._manager = own_disks.manager(
             self.folder,
-            item_names=("state", "meta"),
-            options=ocp.CheckpointManagerOptions(
-                max_to_keep=max(config.keep, 2) if remote is None else 2,
-                create=True,
-                cleanup_tmp_directories=True,
-                enable_async_checkpointing=config.asynchronous,
-            ),
+            max(config.keep, 2) if remote is None else 2,
+            asynchronous=config.asynchronous,
+            own=self._divided,
         )
+
+    @property
+    def _divided(self) -> bool:
+        """Whether this process has a part of the files only."""
+        return self._remote is not None and self._remote.divided
 
     def latest(self) -> int | None:
         """Number of the newest complete step, also where something else has taken its place."""
@@ -145,7 +148,7 @@ class Checkpoints:
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise self._explain(step, error) from error
-        if self._remote is not None and multihost.is_main():
+        if self._remote is not None:
             self._remote.start(step, self._manager.wait_until_finished)
 
     def _make_room(self, tree: Tree, frozen: Tree) -> None:
@@ -157,15 +160,22 @@ class Checkpoints:
             self.wait()
             for old in self._manager.all_steps()[:-1]:
                 self._manager.delete(old)
-        leaves = jax.tree.leaves((tree, frozen))
-        needed = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+        needed = sum(self._bytes(leaf) for leaf in jax.tree.leaves((tree, frozen)))
         free = shutil.disk_usage(self.folder).free
         if free < 1.05 * needed:
             text = f"{free / 2**20:.0f} MiB free, {1.05 * needed / 2**20:.0f} MiB needed"
             if self._remote is not None:
-                text += f" in {self.folder}, from where it is copied (IVJ_STAGING)"
+                host = f" on {socket.gethostname()}"
+                text += f" in {self.folder}{host}, from where it is copied (IVJ_STAGING)"
             error = OSError(errno.ENOSPC, text)
             raise self._explain(int(tree["step"]), error) from error
+
+    def _bytes(self, leaf: jax.Array) -> int:
+        """What this process may write of an array; of one folder for all, that is the whole."""
+        if not self._divided:
+            return leaf.size * leaf.dtype.itemsize
+        shards = {str(shard.index): shard.data.nbytes for shard in leaf.addressable_shards}
+        return sum(shards.values())
 
     def wait(self) -> None:
         """Blocks until everything is on disk; RuntimeError when it could not be written."""
@@ -306,6 +316,10 @@ class Checkpoints:
         apart = found.apart()
         layout = (shapes, shardings) if apart else (together(shapes), together(shardings))
         target, frozen = targets(*map(as_tree, layout)), {}
+        if self._remote is not None:
+            self._remote.bring_arrays(f"{step}/{STATE}", target)
+        if apart:
+            self._apart.bring(apart, shapes.frozen, shardings.frozen)
         with found.reading():
             if apart:
                 frozen = self._apart.restore(apart, shapes.frozen, shardings.frozen)
@@ -332,7 +346,7 @@ class Checkpoints:
             shutil.rmtree(aside, ignore_errors=True)
             here.rename(aside)
             if self._remote is not None:
-                return self._remote.set_aside(step, aside)
+                return self._remote.set_aside(step, aside.name)
         return shown(aside)
 
     def sound_text(self, without: int = 0) -> str:

@@ -194,7 +194,7 @@ def step_of(path: str | Path) -> Step:
     if not steps:
         raise ValueError(
             f"{place}: no checkpoint here; expected a run directory with {FOLDER}/, one of its "
-            "steps, or a .safetensors / .pth file"
+            "steps, a .safetensors / .pth file, or the name of a published one (`ivj weights list`)"
         )
     return Step.at(folder / str(steps[-1]))
 

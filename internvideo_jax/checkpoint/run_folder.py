@@ -1,9 +1,9 @@
 """The folder of a run, on a disk or on an object store.
 
-A run on an object store writes into a local folder in its stead. What appears there is copied: the
-small files every half minute and before each checkpoint, checkpoints as `remote_steps` says. A
-start brings back the small files and the newest checkpoint, so that on whatever machine it is, it
-goes on where the last one stood.
+A run on an object store writes into a local folder in its stead, each process into one of its own.
+What appears there is copied: the small files, which the main process writes, every half minute and
+before each checkpoint, checkpoints as `remote_steps` says. A start brings back the small files and
+the newest checkpoint, so that on whatever machines it is, it goes on where the last one stood.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import hashlib
 import os
 import secrets
 import shutil
+import socket
 import sys
 import tempfile
 import threading
@@ -20,6 +21,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from data_pipelines.commands.lock import DirectoryLock
@@ -38,16 +40,31 @@ IN_USE = (
     "give another --workdir"
 )
 PUSH_SECONDS = 30.0
-_TOKEN = "staging"  # a file by which the processes of a job see that they share the folder
 
 
 def staging_folder(url: str) -> Path:
-    """The local folder in the stead of a URL, the same for all processes on a machine."""
+    """The local folder of this process in the stead of a URL.
+
+    Raises:
+      ValueError: it cannot be made or written to.
+    """
     base = os.environ.get(STAGING)
     if not base:
         base = os.path.join(tempfile.gettempdir(), f"internvideo_jax-{os.getuid()}")
-    Path(base).mkdir(mode=0o700, parents=True, exist_ok=True)
-    return Path(base) / hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:16]
+    name = hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:16]
+    folder = Path(base) / (name if multihost.is_main() else f"{name}-{jax.process_index()}")
+    try:
+        Path(base).mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"{base} on {socket.gethostname()} cannot be written ({error.strerror}); each process "
+            f"of a run on an object store writes into a local folder first: set {STAGING} to "
+            "another one there"
+        ) from error
+    return folder
 
 
 class RunFolder:
@@ -67,7 +84,7 @@ class RunFolder:
         self._but = but
         self.remote = storage.is_remote(workdir)
         staging = staging_folder(os.fspath(workdir)) if self.remote else None
-        self._box = Outbox(workdir, staging, without=(FOLDER, LOCK, _TOKEN))
+        self._box = Outbox(workdir, staging, without=(FOLDER, LOCK))
         self.local, self.place = self._box.local, self._box.place
         self._lock: RemoteLock | None = None
         self._failed = False
@@ -90,8 +107,7 @@ class RunFolder:
         The main process holds it for the whole job.
 
         Raises:
-          ValueError: another process trains there; processes on several machines have no folder
-            in common.
+          ValueError: another process trains there.
         """
         with contextlib.ExitStack() as stack:
             if multihost.is_main():
@@ -109,41 +125,43 @@ class RunFolder:
             if not self.remote:
                 yield None
                 return
-            url = storage.join(self.place, FOLDER)
-            steps = RemoteSteps(url, self.local / FOLDER, max(config.keep, 2), self._before)
-            if multihost.is_main():
-                self._clean()
-                self._box.pull(but=self._but)
-                steps.prepare()
-            self._meet()
-            with self._pushing():
-                yield steps
+            steps = RemoteSteps(
+                storage.join(self.place, FOLDER),
+                self.local / FOLDER,
+                max(config.keep, 2),
+                self._before,
+                jax.process_index(),
+                jax.process_count(),
+            )
+            self._begin(steps)
+            try:
+                with self._pushing():
+                    yield steps
+            except BaseException:
+                steps.stop()
+                raise
             steps.close()
+
+    def _begin(self, steps: RemoteSteps) -> None:
+        """Makes the local folders of all processes what the run is."""
+        newest = 0
+        if multihost.is_main():
+            self._clean()
+            self._box.pull(but=self._but)
+            newest = steps.prepare()
+        # The others touch nothing before the main process has the lock.
+        agreed = newest, secrets.randbits(31)
+        if jax.process_count() > 1:
+            agreed = multihost_utils.broadcast_one_to_all(np.array(agreed, np.int32)).tolist()
+        if not multihost.is_main():
+            self._clean()
+        steps.bring(*agreed)
 
     def _clean(self) -> None:
         """Removes what an earlier run left in the local folder, but for its checkpoints."""
         for path in self.local.iterdir():
             if path.name not in (FOLDER, LOCK):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-    def _meet(self) -> None:
-        """ValueError on all processes unless all see the local folder of the main one."""
-        if jax.process_count() == 1:
-            return
-        token = secrets.randbits(31)
-        if multihost.is_main():
-            (self.local / _TOKEN).write_text(str(token))
-        token = int(multihost_utils.broadcast_one_to_all(token))
-        try:
-            alone = (self.local / _TOKEN).read_text() != str(token)
-        except FileNotFoundError:
-            alone = True
-        if multihost.any_process(alone):
-            raise ValueError(
-                f"--workdir={self.place}: the processes of this job are on several machines and "
-                f"write checkpoints together, but {self.local.parent} is not one folder for all of "
-                f"them; set {STAGING} to a folder on a file system that all of them have mounted"
-            )
 
     def _before(self) -> None:
         """What must be there before a checkpoint is: its metrics, and nobody else's run."""

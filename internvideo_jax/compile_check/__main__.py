@@ -51,7 +51,7 @@ from internvideo_jax.compile_check.search_cache import (
     passed_on,
 )
 from internvideo_jax.config import MeshConfig, Records, TrainConfig, total_steps
-from internvideo_jax.parallel.mesh import AXES
+from internvideo_jax.parallel.mesh import SEQUENCE
 from internvideo_jax.registry import suggest
 from internvideo_jax.run import seconds
 
@@ -62,11 +62,11 @@ def parse_mesh(text: str, shard_above: int) -> MeshConfig:
     Raises:
       ValueError: an unknown axis or a size that is no number.
     """
-    sizes = {"data": -1, "fsdp": 1, "tensor": 1}
+    sizes = {"data": -1, "fsdp": 1, SEQUENCE: 1, "tensor": 1}
     for item in filter(None, text.split(",")):
         name, _, size = item.partition("=")
-        if name not in AXES:
-            raise ValueError(f"--mesh: unknown axis {name!r}: {suggest(name, AXES)}")
+        if name not in sizes:
+            raise ValueError(f"--mesh: unknown axis {name!r}: {suggest(name, sizes)}")
         try:
             sizes[name] = int(size)
         except ValueError as error:
@@ -78,6 +78,7 @@ def parse_mesh(text: str, shard_above: int) -> MeshConfig:
         fsdp=sizes["fsdp"],
         tensor=sizes["tensor"],
         shard_above=shard_above,
+        sequence=sizes[SEQUENCE],
     )
 
 
@@ -127,7 +128,7 @@ def search_best(
     )
 
     def compile_one(candidate: Candidate) -> dict[str, Any]:
-        mesh = ",".join(f"{axis}={n}" for axis, n in zip(AXES, candidate.mesh, strict=True))
+        mesh = ",".join(f"{axis}={n}" for axis, n in candidate.axes.items())
         changed = adjust(config, mesh=mesh, batch=candidate.batch, remat=candidate.remat)
         optim = dataclasses.replace(changed.optim, accumulate=candidate.microbatches)
         key = key_of(dataclasses.replace(changed, optim=optim), target.name, classes, fast)

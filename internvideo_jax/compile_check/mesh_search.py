@@ -12,32 +12,26 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from jax.sharding import AbstractMesh, AxisType
 
 from data_pipelines.stream.parts.base import row_bytes
 from data_pipelines.stream.parts.made import batch_spec, media_of
 from internvideo_jax.compile_check.aot import (
     count_flops,
-    frozen_bytes,
-    ragged_shards,
     whole_parameters,
 )
+from internvideo_jax.compile_check.candidates import Candidate, Place, Sizes, meshes, named, place
 from internvideo_jax.compile_check.hardware import GIB, Chip, Slice
 from internvideo_jax.config import TrainConfig
 from internvideo_jax.inference.quantized import network
-from internvideo_jax.parallel.mesh import AXES, check_batch
-from internvideo_jax.parallel.rules import bytes_per_device
+from internvideo_jax.parallel.mesh import AXES, SEQUENCE, check_batch
 from internvideo_jax.run.build import Run
-from internvideo_jax.run.state import place_state, plan_frozen
-from internvideo_jax.types import flatten_paths
 
 # Of remat, from the one that keeps most; a model may know some of them.
 POLICIES = ("none", "dots", "attention", "full")
-TENSOR = (1, 2, 4, 8)
 MICROBATCHES = (1, 2, 4, 8, 16, 32)
 CLIPS = (1, 2, 4, 8, 16, 32, 64, 128)  # per device, where the batch is free
 OVERLAP = 0.1  # of the limits that do not bind is added: they hide behind each other imperfectly
@@ -46,56 +40,6 @@ UNSEEN = 0.5  # of the HBM traffic of the leanest policy seen is what an unseen 
 BETTER = 0.99  # what is predicted to be no faster than this is not worth a compile
 
 Facts = dict[str, Any]  # of one compiled program, as `report.row` gives them
-
-
-@dataclasses.dataclass(frozen=True)
-class Candidate:
-    """A mesh with what is chosen beside it."""
-
-    data: int
-    fsdp: int
-    tensor: int
-    remat: str
-    microbatches: int
-    batch: int
-
-    @property
-    def mesh(self) -> tuple[int, int, int]:
-        """Sizes of the axes data, fsdp, tensor."""
-        return self.data, self.fsdp, self.tensor
-
-    @property
-    def rows(self) -> float:
-        """Clips that a device works on at a time."""
-        return self.batch / (self.data * self.fsdp) / self.microbatches
-
-    def flags(self) -> list[str]:
-        """Of compile_check; the last one is a field of the recipe."""
-        return [
-            f"--mesh=data={self.data},fsdp={self.fsdp},tensor={self.tensor}",
-            f"--batch={self.batch}",
-            f"--remat={self.remat}",
-            f"--config.optim.accumulate={self.microbatches}",
-        ]
-
-    def training_flags(self) -> list[str]:
-        """The same for internvideo_jax.train."""
-        return [
-            *(f"--config.mesh.{axis}={n}" for axis, n in zip(AXES, self.mesh, strict=True)),
-            f"--config.data.global_batch={self.batch}",
-            f"--config.model.remat={self.remat}",
-            f"--config.optim.accumulate={self.microbatches}",
-        ]
-
-
-@dataclasses.dataclass(frozen=True)
-class Place:
-    """What a mesh means for a recipe, without compiling."""
-
-    state: int  # bytes on one device
-    gradients: int
-    parameters: float  # elements on one device when gathered over fsdp
-    ragged: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,31 +68,6 @@ class FoundMeshes:
         return min(usable, key=lambda item: item.score, default=None)
 
 
-def meshes(devices: int, heads: list[int]) -> Iterator[tuple[int, int, int]]:
-    """(data, fsdp, tensor) in the order of fsdp, then tensor; tensor divides all heads."""
-    for fsdp in range(1, devices + 1):
-        for tensor in TENSOR:
-            if devices % (fsdp * tensor) == 0 and all(n % tensor == 0 for n in heads):
-                yield devices // (fsdp * tensor), fsdp, tensor
-
-
-def place(run: Run, sizes: tuple[int, int, int]) -> tuple[Run, Place]:
-    """`run` on another mesh; ValueError where a sharding rule does not fit it."""
-    mesh: Any = AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
-    config = dataclasses.replace(
-        run.config, mesh=dataclasses.replace(run.config.mesh, **dict(zip(AXES, sizes, strict=True)))
-    )
-    shapes = run.plan.shapes
-    shardings, sharded = place_state(shapes, run.model, mesh, config.mesh, check=False)
-    plan = dataclasses.replace(run.plan, shardings=shardings, model=sharded)
-    frozen = plan_frozen(config, mesh)
-    moved = dataclasses.replace(run, config=config, mesh=mesh, plan=plan, frozen=frozen)
-    gradients = bytes_per_device(shapes.params, shardings.params)
-    state = bytes_per_device(shapes, shardings) + frozen_bytes(moved)
-    count = sum(leaf.size for leaf in flatten_paths(plan.params).values())
-    return moved, Place(state, gradients, count / sizes[2], len(ragged_shards(moved)))
-
-
 class Search:
     """Estimates that learn from compiled programs; see the head of this file.
 
@@ -159,7 +78,7 @@ class Search:
 
     def __init__(self, run: Run, target: Slice, chip: Chip, flops: dict[str, float]):
         self.run, self.target, self.chip, self.flops = run, target, chip, flops
-        self.places: dict[tuple[int, int, int], Place] = {}
+        self.places: dict[Sizes, Place] = {}
         self.tried: list[Tried] = []
         self.rejected: collections.Counter[str] = collections.Counter()
 
@@ -167,7 +86,7 @@ class Search:
         """All combinations that could fit; the others are counted by reason."""
         heads = [stack.heads for stack in self.run.config.model.traits.stacks.values()]
         found = []
-        for sizes in meshes(len(self.target.devices), heads):
+        for sizes in meshes(len(self.target.devices), heads, self._tokens()):
             try:
                 moved, here = place(self.run, sizes)
             except ValueError:
@@ -182,7 +101,12 @@ class Search:
                 found += self._on(moved, sizes, batches)
         return found
 
-    def _on(self, moved: Run, sizes: tuple[int, int, int], batches: list[int]) -> list[Candidate]:
+    def _tokens(self) -> int:
+        """Of a clip, all of them counted."""
+        features = self.run.config.model.traits.features
+        return features.tokens if features else 1
+
+    def _on(self, moved: Run, sizes: Sizes, batches: list[int]) -> list[Candidate]:
         found = []
         counts = MICROBATCHES if len(batches) == 1 else (1,)
         for batch in batches:
@@ -192,13 +116,21 @@ class Search:
                 except ValueError:
                     self.rejected["the batch cannot be split evenly"] += 1
                     continue
-                found += [Candidate(*sizes, remat, micro, batch) for remat in self.flops]
+                axes = named(sizes)
+                every = [
+                    Candidate(remat=remat, microbatches=micro, batch=batch, **axes)
+                    for remat in self.flops
+                ]
+                if every[0].sequence > 1 and every[0].rows > 1:
+                    self.rejected["clips are shared out whole before their tokens are"] += 1
+                    continue
+                found += every
         return found
 
     def memory(self, candidate: Candidate) -> float:
         """Predicted peak in bytes; what nobody knows yet of a policy counts as nothing."""
         here = self.places[candidate.mesh]
-        fixed, slope = self._activations(candidate.remat, candidate.tensor)
+        fixed, slope = self._activations(candidate)
         sums = here.gradients if candidate.microbatches > 1 else 0
         batch = self._batch_bytes(candidate)
         return here.state + batch + sums + fixed * here.gradients + slope * candidate.rows
@@ -211,11 +143,11 @@ class Search:
         )
         return candidate.rows * candidate.microbatches * example
 
-    def _activations(self, remat: str, tensor: int) -> tuple[float, float]:
+    def _activations(self, wanted_of: Candidate) -> tuple[float, float]:
         """Temporaries as (multiple of the gradients' bytes, bytes per clip at a time)."""
         points = []
         for item in self.tried:
-            if (item.candidate.remat, item.candidate.tensor) != (remat, tensor):
+            if item.candidate.kind != wanted_of.kind:
                 continue
             memory = item.facts["memory"]
             wanted = memory["temporaries"] if memory else item.facts["needed"]
@@ -223,7 +155,7 @@ class Search:
             extra = gradients if item.candidate.microbatches > 1 else 0
             points.append((gradients, item.candidate.rows, max(wanted - extra, 0.0)))
         if not points:
-            return self._at_least(remat, tensor)
+            return self._at_least(wanted_of)
         if len({rows for _, rows, _ in points}) > 1:
             matrix = np.array([[g, rows] for g, rows, _ in points], float)
             scale = matrix.max(axis=0)
@@ -235,14 +167,20 @@ class Search:
         slope = max(max(wanted - g, 0.0) / rows for g, rows, wanted in points)
         return 1.0, slope
 
-    def _at_least(self, remat: str, tensor: int) -> tuple[float, float]:
+    def _at_least(self, candidate: Candidate) -> tuple[float, float]:
         """For a policy not compiled yet: what those that keep less were seen to need."""
-        if tensor > 1:
-            fixed, slope = self._activations(remat, 1)
-            return fixed, slope / tensor
-        leaner = POLICIES[POLICIES.index(remat) + 1 :]
-        known = {item.candidate.remat for item in self.tried if item.candidate.tensor == 1}
-        slopes = [self._activations(policy, 1)[1] for policy in leaner if policy in known]
+        split = candidate.tensor * candidate.sequence
+        if split > 1:
+            whole = dataclasses.replace(candidate, tensor=1, sequence=1)
+            fixed, slope = self._activations(whole)
+            return fixed, slope / split
+        leaner = POLICIES[POLICIES.index(candidate.remat) + 1 :]
+        known = {remat for remat, *axes in (i.candidate.kind for i in self.tried) if axes == [1, 1]}
+        slopes = [
+            self._activations(dataclasses.replace(candidate, remat=policy))[1]
+            for policy in leaner
+            if policy in known
+        ]
         return 0.0, max(slopes, default=0.0)
 
     def limits(self, candidate: Candidate, facts: Facts | None = None) -> dict[str, float]:
@@ -267,14 +205,13 @@ class Search:
         for item in self.tried:
             moved = item.facts["hbm_bytes"]
             if moved is not None:
-                clips = item.candidate.rows * item.candidate.microbatches
-                policy = item.candidate.remat
+                policy, clips = item.candidate.remat, item.candidate.clips
                 rates[policy].append(max(moved - state(item.candidate), 0.0) / clips)
         rate = min(rates[candidate.remat], default=0.0)
         if not rates[candidate.remat]:
             # A policy that was not compiled may be much leaner than those that were.
             rate = UNSEEN * min((min(found) for found in rates.values() if found), default=0.0)
-        return state(candidate) + rate * candidate.rows * candidate.microbatches
+        return state(candidate) + rate * candidate.clips
 
     def _wire(self, candidate: Candidate) -> float:
         """Bytes a device sends: bfloat16 parameters gathered twice and gradients reduced."""
@@ -282,18 +219,28 @@ class Search:
         size = 2.0 * here.parameters
         fsdp, data = candidate.fsdp, candidate.data
         split = 3 * size * (fsdp - 1) / fsdp
-        summed = 2 * size / fsdp * (data - 1) / data
-        return micro * (split + summed) + self._tensor_wire(candidate)
+        copies = data * candidate.sequence
+        summed = 2 * size / fsdp * (copies - 1) / copies
+        own = self._tensor_wire(candidate) + self._sequence_wire(candidate)
+        return micro * (split + summed) + own
 
     def _tensor_wire(self, candidate: Candidate) -> float:
         if candidate.tensor == 1:
             return 0.0
         # Two sums of the activations per layer forward, two backward; every token counted.
-        traits = self.run.config.model.traits
-        tokens = traits.features.tokens if traits.features else 1
-        sizes = sum(stack.width * stack.depth for stack in traits.stacks.values())
-        clips = candidate.rows * candidate.microbatches
-        return 8.0 * (candidate.tensor - 1) / candidate.tensor * 2 * tokens * sizes * clips
+        share = (candidate.tensor - 1) / candidate.tensor
+        return 8.0 * share * 2 * self._values(candidate) / candidate.sequence
+
+    def _sequence_wire(self, candidate: Candidate) -> float:
+        """Keys and values go round forward and backward, their float32 gradients once more."""
+        passing = (candidate.sequence - 1) / candidate.sequence
+        return (4 + 4 + 8) * passing * self._values(candidate) / candidate.tensor
+
+    def _values(self, candidate: Candidate) -> float:
+        """Activations of one kind in all layers, of the clips of a group of devices."""
+        stacks = self.run.config.model.traits.stacks.values()
+        sizes = sum(stack.width * stack.depth for stack in stacks)
+        return self._tokens() * sizes * candidate.rows * candidate.microbatches
 
     def score(self, candidate: Candidate, facts: Facts | None = None) -> float:
         """Seconds per clip, with a part of the limits that do not bind."""
@@ -388,15 +335,17 @@ def policies(run: Run) -> dict[str, float]:
 
 def single(config: TrainConfig) -> TrainConfig:
     """The recipe on one device, in one piece."""
-    mesh = dataclasses.replace(config.mesh, data=1, fsdp=1, tensor=1)
+    mesh = dataclasses.replace(config.mesh, data=1, fsdp=1, tensor=1, sequence=1)
     optim = dataclasses.replace(config.optim, accumulate=1)
     return dataclasses.replace(config, mesh=mesh, optim=optim)
 
 
 def table(found: FoundMeshes) -> str:
     """All that was compiled, and why the rest was not."""
+    spread = any(item.candidate.sequence > 1 for item in found.tried)
+    axes = ",".join((*AXES, SEQUENCE) if spread else AXES)
     lines = [
-        f"{'mesh data,fsdp,tensor':<22} {'remat':<9} {'micro':>5} {'batch':>6} {'at a time':>9} "
+        f"{'mesh ' + axes:<22} {'remat':<9} {'micro':>5} {'batch':>6} {'at a time':>9} "
         f"{'peak GiB':>8} {'(expected)':>10} {'bound ms':>9} {'clips/s':>8}  verdict"
     ]
     best = found.best

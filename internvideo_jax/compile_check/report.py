@@ -22,6 +22,7 @@ from internvideo_jax.compile_check.aot import (
 )
 from internvideo_jax.compile_check.hardware import GPUS_OF_A_HOST, Slice
 from internvideo_jax.compile_check.length import duration
+from internvideo_jax.parallel.mesh import SEQUENCE, batch_parts
 from internvideo_jax.run.build import Run
 
 # One all-gather of more than this share of the parameters, and of more bytes than are allowed to be
@@ -107,6 +108,8 @@ def _memory(run: Run, target: Slice, check: Check) -> list[str]:
     chip, memory = target.chip, check.memory
     usable = f" of {gib(chip.hbm)} usable" if chip else " (CPU: no limit known)"
     remedy = "use a smaller batch, --remat=full, or a larger fsdp axis"
+    if run.config.data.batch_of(check.media) <= batch_parts(run.mesh):  # one clip at a time
+        remedy = f"share the tokens of a clip out ({SEQUENCE} in --mesh), or {remedy}"
     if not target.compiles and chip is not None:
         each = "GPU" if chip.platform == "gpu" else "device"
         known = f"state and batch take {gib(check.arguments)} of {gib(chip.hbm)} per {each}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import (
     Callable,
     Collection,
@@ -29,7 +28,7 @@ from data_pipelines.stream.parts.made import of_pass
 from data_pipelines.stream.pipeline import ViewPass
 from internvideo_jax.inference.pixels import PixelDigest
 from internvideo_jax.inference.steps import Batch, Forward, Program, deal, fetched, tile_rows
-from internvideo_jax.parallel.mesh import BATCH_AXES
+from internvideo_jax.parallel.mesh import batch_parts, batch_share
 from internvideo_jax.parallel.multihost import is_main
 from internvideo_jax.protocols import Model, clip_of
 from internvideo_jax.tasks import Input
@@ -111,12 +110,13 @@ class EvalContext:
                 )
         dataset = self.dataset(source)
         directory, split = dataset.manifest.directory, dataset.split
+        share = batch_share(self.mesh)
         stream = ViewPass(
             directory,
             split,
             views,
-            process=jax.process_index(),
-            processes=jax.process_count(),
+            process=share.number,
+            processes=share.count,
             seconds=source.seconds,
             limit=source.limit,
             dataset=dataset,
@@ -145,11 +145,12 @@ class EvalContext:
         program = Program(self.compiled(key, build), self.mesh)
         config = views.config
         rows = tile_rows(config.clips * config.crops) * self.shards()
-        rows, rest = divmod(rows, jax.process_count())
+        share = batch_share(self.mesh)
+        rows, rest = divmod(rows, share.count)
         if rest:
             raise ValueError(
                 f"a mesh that splits batches over {self.shards()} devices cannot be fed by "
-                f"{jax.process_count()} processes; expected a multiple of them"
+                f"{share.count} processes; expected a multiple of them"
             )
         steps = tqdm(
             views,
@@ -170,14 +171,14 @@ class EvalContext:
         try:
             started = ((None, start(batch)) for batch in deal(steps, rows))
             yield from (step for _, step in fetched(started))
-            seen.join()
+            seen.join(share.first)
             self.seen.merge(seen)
         finally:
             views.close()
 
     def shards(self) -> int:
         """Devices over which the mesh splits a batch."""
-        return math.prod(self.mesh.shape[axis] for axis in BATCH_AXES)
+        return batch_parts(self.mesh)
 
 
 def finite(

@@ -23,6 +23,7 @@ from internvideo_jax.evaluators.base import EvalContext, Pass, describe_data
 from internvideo_jax.inference.steps import Forward, Program
 from internvideo_jax.inference.texts import Texts, embed_unique
 from internvideo_jax.inference.vectors import gather, mean_of_views, no_direction, unit
+from internvideo_jax.parallel.mesh import batch_share
 from internvideo_jax.tasks import Input
 from internvideo_jax.types import Params
 
@@ -122,6 +123,7 @@ class TextEncoder(Texts):
             functools.partial(program, context.params),
             self.tokenizer(texts),
             TEXT_TILE * context.shards(),
+            batch_share(context.mesh),
         )
 
 

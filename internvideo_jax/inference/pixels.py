@@ -39,20 +39,40 @@ class PixelDigest:
         self.clips, self._sum = 0, 0
         self.records: dict[int, int] = {}
 
+    @classmethod
+    def of_content(cls, content: Mapping[str, Any]) -> PixelDigest:
+        """What `content` told of; `records` are not in it.
+
+        Raises:
+          AttributeError, KeyError, TypeError, ValueError: it is nothing that `content` gives.
+        """
+        found = cls()
+        if content:
+            found.clips, found._sum = int(content["clips"]), int(content["digest"], 16)
+        return found
+
     def add(self, batch: Mapping[str, np.ndarray]) -> None:
         """Counts the `valid` rows of a batch with `video` and `index`; others have no pixels."""
         if "video" not in batch:
             return
         for row in np.flatnonzero(batch["valid"]):
-            value, record = clip_digest(batch["video"][row]), int(batch["index"][row])
-            self.clips += 1
-            self._sum = (self._sum + value) % _MODULUS
-            self.records[record] = (self.records.get(record, 0) + value) % _MODULUS
+            self.add_clip(batch["video"][row], int(batch["index"][row]))
 
-    def join(self) -> None:
-        """Adds what other processes saw; collective. `records` stays that of this process."""
+    def add_clip(self, clip: np.ndarray, record: int) -> None:
+        """Counts one clip (T, H, W, 3) of a record."""
+        value = clip_digest(clip)
+        self.clips += 1
+        self._sum = (self._sum + value) % _MODULUS
+        self.records[record] = (self.records.get(record, 0) + value) % _MODULUS
+
+    def join(self, first: bool = True) -> None:
+        """Adds what other processes saw; collective. `records` stays that of this process.
+
+        Args:
+          first: False where another process saw the same and counts it.
+        """
         words = [(self._sum >> (_WORD * n)) % (1 << _WORD) for n in range(BITS // _WORD)]
-        rows = to_host(np.array([[self.clips, *words]], np.uint32))
+        rows = to_host(np.array([[self.clips, *words]], np.uint32) * np.uint32(first))
         self.clips = int(rows[:, 0].sum(dtype=np.int64))
         sums = (sum(int(word) << (_WORD * n) for n, word in enumerate(row[1:])) for row in rows)
         self._sum = sum(sums) % _MODULUS

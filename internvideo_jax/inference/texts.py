@@ -11,6 +11,7 @@ import numpy as np
 
 from data_pipelines.text import Tokenizer, make_tokenizer
 from internvideo_jax.inference.steps import fetched
+from internvideo_jax.parallel.mesh import ALONE, BatchShare
 from internvideo_jax.protocols import TextInput
 
 MISFIT = (
@@ -66,19 +67,21 @@ class Texts:
         return ids > 2, ids <= self.tokenizer.length
 
 
-def embed_rows(start: Start, part: str, rows: np.ndarray, size: int) -> np.ndarray:
+def embed_rows(
+    start: Start, part: str, rows: np.ndarray, size: int, share: BatchShare = ALONE
+) -> np.ndarray:
     """(N, ...) of a part of the batch -> (N, E) float32; whole on every process.
 
     Args:
       size: rows of a step, over all processes.
+      share: which of them this process gives.
 
     Raises:
       ValueError: there are no rows.
     """
     if not len(rows):
         raise ValueError(f"there is no {part} to encode")
-    count = jax.process_count()
-    own = slice(jax.process_index() * size // count, (jax.process_index() + 1) * size // count)
+    own = slice(share.number * size // share.count, (share.number + 1) * size // share.count)
 
     def started() -> Iterator[tuple[None, tuple[jax.Array, jax.Array]]]:
         for first in range(0, len(rows), size):
@@ -96,7 +99,7 @@ def embed_rows(start: Start, part: str, rows: np.ndarray, size: int) -> np.ndarr
     return table
 
 
-def embed_unique(start: Start, ids: np.ndarray, size: int) -> np.ndarray:
+def embed_unique(start: Start, ids: np.ndarray, size: int, share: BatchShare = ALONE) -> np.ndarray:
     """(N, S) int32 -> (N, E) float32 as `embed_rows`, each text once: equal ids, equal vectors."""
     different, place = np.unique(ids, axis=0, return_inverse=True)
-    return embed_rows(start, "text", different, size)[place.ravel()]
+    return embed_rows(start, "text", different, size, share)[place.ravel()]

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from internvideo_jax.checkpoint.initial import initialise
+from internvideo_jax.checkpoint.initial import InitialWeights, initialise
 from internvideo_jax.config import TrainConfig
 from internvideo_jax.inference.quantized import QuantizedModel, note, quantized
 from internvideo_jax.parallel.multihost import is_main
@@ -29,13 +29,19 @@ def on_devices(config: TrainConfig, model: Model, params: Params, mesh: Mesh) ->
     return model.store(params, shardings)
 
 
-def load(config: TrainConfig, checkpoint: str, mesh: Mesh) -> tuple[Model, Params]:
-    """The model and its parameters; a head that the checkpoint lacks is 0, as it is not used."""
+def load(
+    config: TrainConfig, checkpoint: str, mesh: Mesh, source: InitialWeights | None = None
+) -> tuple[Model, Params]:
+    """The model and its parameters; a head that the checkpoint lacks is 0, as it is not used.
+
+    Args:
+      source: what the checkpoint holds, where it was read before.
+    """
     settings, head = config.model, config.model.traits.classifier
     if head and not head.classes:
         settings = dataclasses.replace(settings, classes=1)
     model = quantized(settings.model(), config.quantization)
-    params, report = initialise(checkpoint, model.shapes(), settings)
+    params, report = initialise(checkpoint, model.shapes(), settings, source=source)
     absent = [name for name in report.fresh if not name.startswith("head/")]
     if absent:
         raise ValueError(

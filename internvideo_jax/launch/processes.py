@@ -35,6 +35,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
+from data_pipelines.commands.arguments import Parser
 from data_pipelines.commands.exit_codes import STOPPED, ExitCode, starts_again
 from data_pipelines.records.outputs import local_argument
 from internvideo_jax.checkpoint.steps import newest_step
@@ -56,7 +57,7 @@ def say(text: str) -> None:
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The arguments of `ivj launch`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "ivj launch",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

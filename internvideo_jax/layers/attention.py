@@ -14,7 +14,7 @@ from internvideo_jax.layers.linear import Linear, Rounds
 from internvideo_jax.ops.attention import Cache, Dropped, How, attend
 from internvideo_jax.ops.quantized import Kernel
 from internvideo_jax.ops.rotary import rotate
-from internvideo_jax.parallel.mesh import BATCH_AXES
+from internvideo_jax.parallel.mesh import BATCH_AXES, SEQUENCE
 
 RMS_EPS = 1e-6
 LOG_10 = math.log(10.0)
@@ -191,17 +191,20 @@ class Attention(nnx.Module):
         mask: jax.Array | None = None,
         bias: jax.Array | None = None,
         keys: jax.Array | None = None,
+        frames: bool = False,
     ) -> jax.Array:
         """x: (B, N, D), and a context (B, S, D) for keys and values -> (B, N, D).
 
         `mask` and `bias` as in `ops.attention.attend`; `keys` (B,) of dropout, None in evaluation.
+        With `frames` the rows are frames of clips, B times T: a mesh that splits the tokens of a
+        clip splits these.
         """
         if self.config.literal:
             parts = self._projected(x, context)
             return self.proj(heads_as_tokens(*parts, self.config.heads))
         q, k, v, scale = self._heads(x, context)
         dropped = drop_weights(keys, self.config.dropout, SELF)
-        out = attend(q, k, v, mask, bias, **self._how(scale, dropped))
+        out = attend(q, k, v, mask, bias, **self._how(scale, dropped, frames))
         return self.proj(out.reshape(x.shape))
 
     def step(
@@ -216,14 +219,17 @@ class Attention(nnx.Module):
         out, cache = attend(q, k, v, mask, bias, cache=cache, **self._how(scale))
         return self.proj(out.reshape(x.shape)), cache
 
-    def _how(self, scale: float | None, dropped: Dropped | None = None) -> How:
+    def _how(
+        self, scale: float | None, dropped: Dropped | None = None, frames: bool = False
+    ) -> How:
         return How(
             scale=scale,
             dropped=dropped,
             causal=self.config.causal,
             form=self.config.form,
-            batch_axes=BATCH_AXES,
+            batch_axes=(*BATCH_AXES, SEQUENCE) if frames else BATCH_AXES,
             head_axes=HEAD_AXES,
+            token_axes=() if frames else (SEQUENCE,),
         )
 
     def _projected(
@@ -302,7 +308,13 @@ class CrossAttention(nnx.Module):
         parts = self.q(x), self.k(context), self.v(context)
         q, k, v = (split_heads(part, self.config.heads) for part in parts)
         dropped, form = drop_weights(keys, self.config.dropout, CROSS), self.config.form
-        how = How(dropped=dropped, form=form, batch_axes=BATCH_AXES, head_axes=HEAD_AXES)
+        how = How(
+            dropped=dropped,
+            form=form,
+            batch_axes=BATCH_AXES,
+            head_axes=HEAD_AXES,
+            token_axes=(SEQUENCE,),
+        )
         out = attend(q, k, v, mask, **how)
         return self.proj(out.reshape(x.shape))
 

@@ -80,6 +80,7 @@ def run_stack(
     remat: str = "none",
     scan: bool = True,
     intermediate_layers: Sequence[int] = (),
+    axes: Sequence[str] = ("batch",),
     beside: Beside | None = None,
 ) -> tuple[jax.Array, jax.Array | None]:
     """Runs stacked blocks.
@@ -92,6 +93,8 @@ def run_stack(
       remat: name in REMAT_POLICIES.
       scan: False unrolls the loop over the same parameters (other compile time, same result).
       intermediate_layers: layers whose outputs are returned too; only these are kept in memory.
+      axes: what the leading axes of `x` are, as `constrain` takes them: between two layers a mesh
+        splits them accordingly.
       beside: masks, bias and context that all layers share; None: nothing.
 
     Returns:
@@ -108,6 +111,7 @@ def run_stack(
         remat=remat,
         scan=scan,
         intermediate_layers=intermediate_layers,
+        axes=axes,
     )
     return x, intermediates
 
@@ -145,6 +149,7 @@ def run_layers(
     remat: str = "none",
     scan: bool = True,
     intermediate_layers: Sequence[int] = (),
+    axes: Sequence[str] = ("batch",),
 ) -> tuple[jax.Array, jax.Array | None, Any]:
     """`run_stack` for blocks of any kind, called as `block(x, keys, rate, *inputs,
     *shared)`.
@@ -176,7 +181,7 @@ def run_layers(
             layer_keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
         result = nnx.merge(graph, params)(x, layer_keys, rate, *given, *shared)
         x, report = result if isinstance(result, tuple) else (result, None)
-        x = constrain(x, "batch")
+        x = constrain(x, *axes)
         if intermediates is not None:
             intermediates = jax.lax.dynamic_update_index_in_dim(intermediates, x, slot, axis=0)
         return (x, intermediates), report

@@ -76,7 +76,11 @@ class FunctionalModel:
 def check_classes(classes: int) -> None:
     """ValueError where it is not known yet how many classes a classifier has."""
     if classes < 1:
-        raise ValueError("config.model.classes is 0 and no dataset told how many there are")
+        raise ValueError(
+            "config.model.classes is 0 and no dataset told how many there are: its records have no "
+            "labels. `ivj ingest` takes them from sub-folders, one per class, or from the column "
+            "label of a table"
+        )
 
 
 def classifier(config: ModelConfig, network: Network) -> FunctionalModel:

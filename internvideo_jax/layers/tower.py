@@ -167,7 +167,7 @@ class VideoTowerConfig:
 
     def stack_options(self) -> dict[str, Any]:
         """How `run_stack` goes through the blocks."""
-        return {"remat": self.remat, "scan": self.scan}
+        return {"remat": self.remat, "scan": self.scan, "axes": ("batch", "tokens")}
 
     def run(
         self,

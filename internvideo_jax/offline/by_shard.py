@@ -55,6 +55,88 @@ class ShardJob:
     parts: int
 
 
+@dataclasses.dataclass(frozen=True)
+class ShardRequest:
+    """What the flags say that all of these commands have.
+
+    Attributes:
+      options: the command's own dataclass.
+    """
+
+    options: Any
+    out: str
+    part: int
+    parts: int
+
+
+class Flags:
+    """The flags of a command, and how it begins.
+
+    Args:
+      options: a dataclass of the command's settings, each of which becomes a flag.
+      helps: a text for each of them.
+      what: the results, for the help of --out.
+      before, between: define further flags in front of those that all have, and in front of the
+        options.
+    """
+
+    def __init__(
+        self,
+        options: type,
+        *,
+        helps: Mapping[str, str],
+        what: str,
+        before: Callable[[], None] = lambda: None,
+        between: Callable[[], None] = lambda: None,
+    ):
+        flags.adopt_module_key_flags(cli)
+        before()
+        self._out = flags.DEFINE_string(
+            "out", None, f"Directory for the {what}, local or on an object store."
+        )
+        self._part = flags.DEFINE_integer(
+            "part", 0, "Which part of the shards this process takes, from 0."
+        )
+        self._parts = flags.DEFINE_integer(
+            "parts", 1, "Processes that share the shards.", lower_bound=1
+        )
+        between()
+        define = {int: flags.DEFINE_integer, str: flags.DEFINE_string, bool: flags.DEFINE_bool}
+        self._type = options
+        self._chosen: dict[str, Any] = {}
+        for field in dataclasses.fields(options):
+            default: Any = field.default
+            self._chosen[field.name] = define[type(default)](field.name, default, helps[field.name])
+
+    def run(
+        self,
+        work: Callable[[ShardRequest], None],
+        about: str | None,
+        *,
+        needed: str,
+        lacks: Callable[[], bool] = lambda: False,
+        stored: bool = False,
+    ) -> None:
+        """Reads the flags and does the work; errors as `cli.run`.
+
+        Args:
+          about, stored: as `cli.run` takes them.
+          needed: the message where --out is missing, or something else that the command `lacks`.
+        """
+
+        def run() -> int:
+            use_compile_cache(cli.COMPILE_CACHE.value)
+            if not self._out.value or lacks():
+                raise ValueError(needed)
+            check_folder("--out", self._out.value, remote=True)
+            check_part(self._part.value, self._parts.value)
+            options = self._type(**{name: flag.value for name, flag in self._chosen.items()})
+            work(ShardRequest(options, self._out.value, self._part.value, self._parts.value))
+            return 0
+
+        cli.run(run, stored=stored, about=about or "")
+
+
 def command(
     start: Callable[[ShardJob], None],
     options: type,
@@ -65,87 +147,78 @@ def command(
     split: str = "",
     fill: Callable[[Any, TrainConfig], Any] = lambda options, config: options,
 ) -> None:
-    """Defines the flags of a command and runs it.
+    """Defines the flags of a command that runs a checkpoint over a split, and runs it.
 
     Args:
       start: does the work.
-      options: a dataclass of the command's settings, each of which becomes a flag.
+      options, helps, what: as `Flags` takes them.
       settings: name of these settings in the provenance.
-      helps: a text for each of them.
-      what: the results, for the help of --out.
       split: that is taken without --split; empty: the one that evaluators take.
       fill: settings as they are with what the config knows.
     """
-    flags.adopt_module_key_flags(cli)
-    checkpoint = flags.DEFINE_string(*cli.CHECKPOINT)
-    out, part, parts = define_out(what)
-    wanted = flags.DEFINE_string(
-        "split",
-        split,
-        "Split to read." if split else "Default: test, val or train, the first there is.",
-    )
-    chosen = define_options(options, helps)
+    given: dict[str, Any] = {}
 
-    def run() -> int:
-        use_compile_cache(cli.COMPILE_CACHE.value)
-        if not checkpoint.value or not out.value:
-            raise ValueError("--checkpoint and --out are needed, see --help")
-        check_folder("--out", out.value, remote=True)
-        check_part(part.value, parts.value)
-        config = cli.typed_config()
-        given = fill(options(**{name: flag.value for name, flag in chosen.items()}), config)
-        data = (config.data.train, config.data.eval)
-        first, second = data if split == "train" else reversed(data)
-        directory = first or second
-        found = directory and manifest.load(directory)
-        dataset = open_dataset(found, wanted.value or (found and default_split(found)))
-        mesh = make_mesh(config.mesh)
-        model, params = load(config, checkpoint.value, mesh)
-        provenance = {
-            **weights_provenance(checkpoint.value, params),
-            **stated(model),
-            settings: dataclasses.asdict(given),
-            "model": as_plain(model.config),
-            "parameters": len(flatten_paths(params)),
-            "data_fingerprint": dataset.manifest.fingerprint(dataset.split),
-        }
-        threads = max(config.data.reader.threads, 1)
-        start(
-            ShardJob(
-                model,
-                params,
-                mesh,
-                dataset,
-                given,
-                threads,
-                provenance,
-                out.value,
-                part.value,
-                parts.value,
-            )
+    def checkpoint() -> None:
+        given["checkpoint"] = flags.DEFINE_string(*cli.CHECKPOINT)
+
+    def wanted() -> None:
+        given["split"] = flags.DEFINE_string(
+            "split",
+            split,
+            "Split to read." if split else "Default: test, val or train, the first there is.",
         )
-        return 0
 
-    cli.run(run, stored=True, about=sys.modules[start.__module__].__doc__ or "")
+    def work(asked: ShardRequest) -> None:
+        start(_job(asked, given["checkpoint"].value, given["split"].value, split, settings, fill))
 
-
-def define_out(what: str) -> tuple[Any, Any, Any]:
-    """The flags --out, --part and --parts."""
-    return (
-        flags.DEFINE_string("out", None, f"Directory for the {what}, local or on an object store."),
-        flags.DEFINE_integer("part", 0, "Which part of the shards this process takes, from 0."),
-        flags.DEFINE_integer("parts", 1, "Processes that share the shards.", lower_bound=1),
+    Flags(options, helps=helps, what=what, before=checkpoint, between=wanted).run(
+        work,
+        sys.modules[start.__module__].__doc__,
+        needed="--checkpoint and --out are needed: --checkpoint=RUN --out=FOLDER; see --help",
+        lacks=lambda: not given["checkpoint"].value,
+        stored=True,
     )
 
 
-def define_options(options: type, helps: Mapping[str, str]) -> dict[str, Any]:
-    """A flag for each field of a dataclass, by name."""
-    chosen = {}
-    for field in dataclasses.fields(options):
-        define = {int: flags.DEFINE_integer, str: flags.DEFINE_string, bool: flags.DEFINE_bool}
-        default: Any = field.default
-        chosen[field.name] = define[type(default)](field.name, default, helps[field.name])
-    return chosen
+def _job(
+    asked: ShardRequest,
+    checkpoint: str,
+    wanted: str,
+    split: str,
+    settings: str,
+    fill: Callable[[Any, TrainConfig], Any],
+) -> ShardJob:
+    """The model on the devices, the split, and what decides the output."""
+    config = cli.typed_config()
+    options = fill(asked.options, config)
+    data = (config.data.train, config.data.eval)
+    first, second = data if split == "train" else reversed(data)
+    directory = first or second
+    found = directory and manifest.load(directory)
+    dataset = open_dataset(found, wanted or (found and default_split(found)))
+    mesh = make_mesh(config.mesh)
+    model, params = load(config, checkpoint, mesh)
+    provenance = {
+        **weights_provenance(checkpoint, params),
+        **stated(model),
+        settings: dataclasses.asdict(options),
+        "model": as_plain(model.config),
+        "parameters": len(flatten_paths(params)),
+        "data_fingerprint": dataset.manifest.fingerprint(dataset.split),
+    }
+    threads = max(config.data.reader.threads, 1)
+    return ShardJob(
+        model,
+        params,
+        mesh,
+        dataset,
+        options,
+        threads,
+        provenance,
+        asked.out,
+        asked.part,
+        asked.parts,
+    )
 
 
 def check_part(part: int, parts: int) -> None:
@@ -216,30 +289,34 @@ def write_shards(
     rows: Callable[[range], Iterator[dict[str, np.ndarray]]],
     part: int,
     parts: int,
+    before: Callable[[int], None] = lambda number: None,
 ) -> int:
     """Writes the missing shards of this process and returns how many those are.
 
     Args:
       records: `counts`.
       rows: the arrays of each of these records.
+      before: is called with the number of a shard when its arrays are there and it is not.
     """
     written = 0
     for number in mine(writer.missing(), part, parts, records):
         with writer.shard(number) as shard:
             for arrays in rows(writer.records(number)):
                 shard.append(arrays)
+            before(number)
         written += 1
     return written
 
 
-def finish(writer: CompanionWriter, out: str | os.PathLike[str]) -> None:
-    """Writes the manifest where no shard is missing any more, and says so."""
+def finish(writer: CompanionWriter, out: str | os.PathLike[str]) -> bool:
+    """Writes the manifest where no shard is missing any more, and says so; whether that is so."""
     left = writer.missing()
     if left:
         say(f"{len(left)} shards are left to other processes")
-        return
+        return False
     writer.finish()
     say(f"complete: {out}")
+    return True
 
 
 def first_not_finite(rows: np.ndarray) -> int:

@@ -1,9 +1,10 @@
-"""Where two results differ: in weights, pixels, protocol or numbers.
+"""Where two results differ: in weights, data, pixels, protocol or numbers.
 
     ivj compare results.json other.json
 
-Each is a file of `ivj evaluate --out` or `ivj predict --out` (.json), or `results/LABEL.json` of a
-run. Ends with 0 where they are the same, with 1 where they differ.
+Each is a file of `ivj evaluate --out` or `ivj predict --out` (.json), `results/LABEL.json` of a
+run, or what `ivj extract` and `ivj score` leave beside their output (features-SPLIT.json,
+similarity-SPLIT.json). Ends with 0 where they are the same, with 1 where they differ.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from data_pipelines.commands.arguments import Parser
 from data_pipelines.commands.exit_codes import ExitCode, exit_code_of, message_of
 
 ALL = ""  # label of a file that has the result of one evaluator
 SHOWN = 10  # videos that are named
 # Of a config: where it lies and how it is computed, not what.
 FREE = ("init_from", "dtype", "attention", "remat", "scan")
+PROTOCOLS = ("protocol", "windows", "scoring")  # of evaluators and predictions, extract, score
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -33,12 +36,18 @@ def read(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not readable as JSON ({error})") from error
     known = isinstance(content, dict) and any(
         isinstance(content.get(key), kind)
-        for key, kind in (("results", dict), ("videos", list), ("metrics", dict))
+        for key, kind in (
+            ("results", dict),
+            ("videos", list),
+            ("metrics", dict),
+            ("windows", dict),
+            ("scoring", dict),
+        )
     )
     if not known:
         raise ValueError(
-            f"{path}: no results in it; expected a .json of `ivj evaluate`, of `ivj predict`, or "
-            "results/LABEL.json of a run"
+            f"{path}: no results in it; expected a .json of `ivj evaluate`, of `ivj predict`, "
+            "results/LABEL.json of a run, or what `ivj extract` or `ivj score` was made with"
         )
     return content
 
@@ -49,6 +58,7 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     What neither has is not compared; a digest that only one has is named as not stored.
     """
     lines = list(_digest("weights", one, other, "params_digest"))
+    lines += _digest("data", one, other, "data_fingerprint")
     lines += _fields("versions", one.get("versions", {}), other.get("versions", {}))
     lines += _fields("model", _model(one), _model(other))
     results, others = _results(one), _results(other)
@@ -75,7 +85,8 @@ def _model(content: Mapping[str, Any]) -> Mapping[str, Any]:
 def _compared(label: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     name = f"{label}: " if label else ""
     lines = [name + line for line in _pixels(one.get("pixels", {}), other.get("pixels", {}))]
-    lines += _fields(f"{name}protocol", one.get("protocol", {}), other.get("protocol", {}))
+    for kind in PROTOCOLS:
+        lines += _fields(f"{name}{kind}", one.get(kind, {}), other.get(kind, {}))
     return lines + _fields(f"{name}metric", one.get("metrics", {}), other.get("metrics", {}))
 
 
@@ -132,7 +143,7 @@ def _videos(one: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command `ivj compare`; its exit code."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="ivj compare",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -32,9 +32,11 @@ from data_pipelines.records.dataset import Dataset, UnreadableRecordError
 from data_pipelines.stream.prefetch import in_order
 from internvideo_jax.inference.clips import AHEAD
 from internvideo_jax.inference.features import POOLS, pooled
+from internvideo_jax.inference.pixels import PixelDigest
 from internvideo_jax.inference.steps import Program, fetched
 from internvideo_jax.offline import by_shard
 from internvideo_jax.offline.by_shard import ShardJob, say
+from internvideo_jax.offline.seen import SeenShards
 from internvideo_jax.parallel.mesh import check_batch
 from internvideo_jax.protocols import Model, clip_of
 from internvideo_jax.types import Params
@@ -99,6 +101,7 @@ class Extractor:
     windows: Windows
     threads: int = 4
     skipped: int = 0
+    seen: PixelDigest = dataclasses.field(default_factory=PixelDigest)  # of the last shard
 
     def __post_init__(self) -> None:
         check_batch(self.mesh, self.windows.batch, "--batch")
@@ -113,10 +116,12 @@ class Extractor:
         size = self.windows.batch
         batches = [rows[start : start + size] for start in range(0, len(rows), size)]
         values: list[list[np.ndarray]] = [[] for _ in records]
+        self.seen = PixelDigest()
         with ThreadPoolExecutor(self.threads) as pool:
             work = functools.partial(self._video, records, loaded)
             videos = in_order(pool, work, batches, AHEAD)
-            for batch, found in fetched((batch, self._run(video)) for batch, video in videos):
+            started = (self._started(records, *each) for each in videos)
+            for batch, found in fetched(started):
                 if (bad := by_shard.first_not_finite(found[: len(batch)])) >= 0:
                     record = batch[bad][0]
                     address = self.dataset.address(records[record], loaded[record][0])
@@ -171,6 +176,15 @@ class Extractor:
         y, x, height, width = transforms.center_box(small.shape[0], small.shape[1], size)
         return small[y : y + height, x : x + width]
 
+    def _started(
+        self, records: range, batch: Windowed, video: np.ndarray
+    ) -> tuple[Windowed, jax.Array]:
+        """The batch, and its features, which the device may still be computing."""
+        made = self._run(video)
+        for clip, (number, _) in zip(video, batch, strict=False):  # meanwhile
+            self.seen.add_clip(clip, records[number])
+        return batch, made
+
     def _run(self, video: np.ndarray) -> jax.Array:
         return self._program(self.params, {"video": video})[1]
 
@@ -211,6 +225,7 @@ def extract(
     dataset = extractor.dataset
     writer = CompanionWriter(out, NAME, dataset.manifest, dataset.split)
     by_shard.check_same(storage.join(out, f"{NAME}-{dataset.split}.json"), provenance, "windows")
+    seen = SeenShards(out, NAME, dataset.split, len(dataset.manifest.split(dataset.split).shards))
     windows = 0
 
     def rows(records: range) -> Iterator[dict[str, np.ndarray]]:
@@ -219,12 +234,16 @@ def extract(
             windows += len(arrays["features"])
             yield arrays
 
-    written = by_shard.write_shards(writer, by_shard.counts(writer, dataset), rows, part, parts)
+    counts = by_shard.counts(writer, dataset)
+    written = by_shard.write_shards(
+        writer, counts, rows, part, parts, lambda number: seen.keep(number, extractor.seen)
+    )
     if written:
         say(f"{windows} windows in {written} shards")
     if extractor.skipped:
         say(f"warning: {extractor.skipped} records cannot be read and have no windows")
-    by_shard.finish(writer, out)
+    if by_shard.finish(writer, out):
+        seen.finish()
     return written
 
 

@@ -31,11 +31,13 @@ from data_pipelines.records.dataset import Dataset, UnreadableRecordError
 from data_pipelines.text.caption import clean_caption
 from internvideo_jax.config import TrainConfig
 from internvideo_jax.inference.clips import clip_batches
+from internvideo_jax.inference.pixels import PixelDigest
 from internvideo_jax.inference.steps import Program, fetched
 from internvideo_jax.inference.texts import embed_unique, fitting_tokenizer
 from internvideo_jax.inference.vectors import no_direction, unit
 from internvideo_jax.offline import by_shard
 from internvideo_jax.offline.by_shard import ShardJob, say
+from internvideo_jax.offline.seen import SeenShards
 from internvideo_jax.parallel.mesh import check_batch
 from internvideo_jax.protocols import Model, clip_of
 from internvideo_jax.types import Params
@@ -80,6 +82,7 @@ class Scorer:
     unreadable: int = 0
     empty: int = 0  # captions of which nothing is left
     without: int = 0  # records without a caption
+    seen: PixelDigest = dataclasses.field(default_factory=PixelDigest)  # of the last shard
 
     def __post_init__(self) -> None:
         config = self.model.config
@@ -109,6 +112,7 @@ class Scorer:
         Batches do not reach over the end of a shard, so its rows do not depend on which shards
         were there before.
         """
+        self.seen = PixelDigest()
         loaded: list[tuple[int, schema.Record]] = []
         for number in numbers:
             record = self._load(number)
@@ -159,14 +163,22 @@ class Scorer:
             size=self.options.batch,
             threads=self.threads,
         )
-        started = (
-            (there, self._video(self.params, {"video": video})[1]) for _, there, video in clips
-        )
+
+        started = ((there, self._run(rows, there, video)) for rows, there, video in clips)
         for there, found in fetched(started):
             readable += there.tolist()
             values.append(found[: len(there)])
         self.unreadable += len(readable) - sum(readable)
         return np.concatenate(values) if values else np.zeros((0, 1)), np.array(readable, bool)
+
+    def _run(
+        self, rows: Sequence[tuple[int, schema.Record]], there: np.ndarray, video: np.ndarray
+    ) -> jax.Array:
+        made = self._video(self.params, {"video": video})[1]
+        for (number, _), readable, clip in zip(rows, there, video, strict=False):
+            if readable:  # while the device computes
+                self.seen.add_clip(clip, number)
+        return made
 
     def _clip(self, number: int, record: schema.Record) -> np.ndarray | None:
         """(T, H, W, 3) uint8; None for a record that cannot be read, if those are skipped."""
@@ -246,11 +258,13 @@ def score(
         storage.join(out, f"{NAME}-{dataset.split}-{number:05d}-of-{len(counts):05d}.jsonl")
         for number in range(len(counts))
     ]
+    seen = SeenShards(out, NAME, dataset.split, len(counts))
     missing = [number for number, path in enumerate(paths) if not storage.exists(path)]
     rows = written = 0
     for number in by_shard.mine(missing, part, parts, dict(enumerate(counts))):
         found = scorer.shard(range(bounds[number], bounds[number + 1]))
         lines = "".join(json.dumps(each, ensure_ascii=True) + "\n" for each in found)
+        seen.keep(number, scorer.seen)
         storage.write_atomic(paths[number], lines.encode())
         rows, written = rows + len(found), written + 1
     if written:
@@ -274,6 +288,7 @@ def score(
             "a caption that can be scored"
         )
     say(f"complete: {joined}")
+    seen.finish()
     return written
 
 

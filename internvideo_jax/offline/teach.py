@@ -26,13 +26,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 from jax.sharding import Mesh
 
 from data_pipelines.records import storage
 from data_pipelines.records.companion import CompanionWriter, encode
 from data_pipelines.records.dataset import UnreadableRecordError
-from data_pipelines.records.outputs import check_folder
 from data_pipelines.stream.parts.features import PREFIX, left_out
 from data_pipelines.stream.views import FixedViews
 from internvideo_jax import cli
@@ -42,8 +40,7 @@ from internvideo_jax.config import TrainConfig, as_plain
 from internvideo_jax.inference.clips import clip_batches
 from internvideo_jax.inference.steps import Program, fetched
 from internvideo_jax.offline import by_shard
-from internvideo_jax.offline.by_shard import say
-from internvideo_jax.parallel.compile_cache import use_compile_cache
+from internvideo_jax.offline.by_shard import ShardRequest, say
 from internvideo_jax.parallel.mesh import check_batch, make_mesh
 from internvideo_jax.run import target_cache
 from internvideo_jax.run.build import check_clip
@@ -306,26 +303,20 @@ def prepare(config: TrainConfig, options: Teaching) -> tuple[TeacherJob, dict[st
     return TeacherJob(config, networks, mesh, views, options), provenance
 
 
+def start(asked: ShardRequest) -> None:
+    """Does the work of the command."""
+    teacher, provenance = prepare(cli.typed_config(), asked.options)
+    teach(teacher, asked.out, provenance, part=asked.part, parts=asked.parts)
+
+
 def main() -> None:
     """The command `ivj teach`."""
-    flags.adopt_module_key_flags(cli)
-    out, part, parts = by_shard.define_out("targets")
-    chosen = by_shard.define_options(Teaching, HELP)
-
-    def run() -> int:
-        use_compile_cache(cli.COMPILE_CACHE.value)
-        if not out.value:
-            raise ValueError(
-                "--out is needed: the directory for the targets, which training then takes as "
-                "config.data.features"
-            )
-        check_folder("--out", out.value, remote=True)
-        options = Teaching(**{name: flag.value for name, flag in chosen.items()})
-        teacher, provenance = prepare(cli.typed_config(), options)
-        teach(teacher, out.value, provenance, part=part.value, parts=parts.value)
-        return 0
-
-    cli.run(run)
+    by_shard.Flags(Teaching, helps=HELP, what="targets").run(
+        start,
+        __doc__,
+        needed="--out is needed: the directory for the targets, which training then takes as "
+        "config.data.features",
+    )
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 Forms, all of the same function:
   xla: plain products that XLA arranges; the weights of all heads exist as a whole, which is fastest
-    where they are small.
+    where they are small (`xla_attention.py`).
   flash: a Pallas kernel for TPUs that keeps them on the chip (`flash_attention.py`).
   blocked: the same in plain operations, block by block, for CPUs (`blocked_attention.py`).
   cudnn: NVIDIA's fused kernels.
@@ -28,7 +28,9 @@ from jax.sharding import AbstractMesh, PartitionSpec
 from jax.typing import DTypeLike
 
 from internvideo_jax.ops.blocked_attention import RESIDUALS, blocked_attention
-from internvideo_jax.ops.flash_attention import LANES, MOST_KEYS, flash_attention
+from internvideo_jax.ops.flash_attention import LANES, MOST_KEYS, flash_attention, query_block
+from internvideo_jax.ops.ring_attention import Blocked, Flash, Ring, ring_attention
+from internvideo_jax.ops.xla_attention import Dropped, xla_attention
 from internvideo_jax.registry import suggest
 
 FORMS = ("auto", "xla", "flash", "blocked", "cudnn")
@@ -58,6 +60,7 @@ class Site:
     batch: int = 1
     platform: str = "cpu"  # cpu | tpu | cuda | rocm, of the devices to run on
     shares: tuple[int, int] = (1, 1)  # devices that batch and heads are split over
+    spread: int = 1  # devices that tokens are split over
     causal: bool = False
     masked: bool = False  # some keys are padding
     biased: bool = False
@@ -126,7 +129,7 @@ def flash_refuses(site: Site) -> str:
         return f"the kernel is for TPUs, not {site.platform}"
     if site.channels % 8 or site.channels > LANES:
         return f"{site.channels} channels per head are no multiple of 8 up to {LANES}"
-    if site.keys > MOST_KEYS:
+    if site.keys > MOST_KEYS and site.spread == 1:
         return f"{site.keys} keys are more than the {MOST_KEYS} that fit on a chip"
     return blocked_refuses(site)
 
@@ -145,6 +148,8 @@ def cudnn_refuses(site: Site) -> str:
     """Why cuDNN cannot compute a site without bias, or ""."""
     if site.platform != "cuda":
         return f"cuDNN is for NVIDIA GPUs, not {site.platform}"
+    if site.spread > 1:
+        return f"cuDNN computes on one device, not on tokens that {site.spread} share"
     if site.dtype not in HALF:
         return f"cuDNN takes {' and '.join(HALF)}, not {site.dtype}"
     if site.channels % 8 or site.channels > 128:
@@ -160,6 +165,7 @@ def describe(site: Site) -> str:
     tokens = f"{site.queries} tokens" if site.queries == site.keys else ""
     tokens = tokens or f"{site.queries} queries on {site.keys} tokens"
     needs = "".join(f", {need}" for need in ABILITIES if vars(site)[need])
+    tokens += f" over {site.spread} devices" if site.spread > 1 else ""
     return f"{tokens}, {site.heads} heads of {site.channels}{needs}"
 
 
@@ -215,13 +221,6 @@ class Cache(NamedTuple):
 Opt = jax.Array | None
 
 
-class Dropped(NamedTuple):
-    """Dropout of the weights of attention, drawn per example."""
-
-    keys: jax.Array  # (B,)
-    rate: float
-
-
 class How(TypedDict, total=False):
     """Settings of `attend`, which says what they are."""
 
@@ -232,6 +231,7 @@ class How(TypedDict, total=False):
     form: str
     batch_axes: Sequence[str]
     head_axes: Sequence[str]
+    token_axes: Sequence[str]
 
 
 @overload
@@ -265,6 +265,7 @@ def attend(
     form: str = "auto",
     batch_axes: Sequence[str] = (),
     head_axes: Sequence[str] = (),
+    token_axes: Sequence[str] = (),
 ) -> jax.Array | tuple[jax.Array, Cache]:
     """Softmax attention over all keys, or over those that a query may see.
 
@@ -286,6 +287,8 @@ def attend(
       batch_axes, head_axes: mesh axes that B and K are split over, where the mesh in use has them.
         The compiler does not partition kernels, nor loops over heads, so these run on every device
         with its part.
+      token_axes: mesh axes that N and S are split over, likewise, evenly or not: keys go round
+        (`ring_attention.py`), or with the plain products the shorter of both sides is gathered.
 
     Returns:
       (B, N, K, C) in the dtype of `v`. Logits and softmax are computed in float32. With a cache the
@@ -294,10 +297,7 @@ def attend(
     Raises:
       ValueError: an unknown form, one that cannot compute this, or a mask of another shape.
     """
-    if causal and q.shape[1] != k.shape[1]:
-        raise ValueError(
-            f"causal attention of {q.shape[1]} queries on {k.shape[1]} keys; expected as many"
-        )
+    _check_causal(causal, q.shape[1], k.shape[1])
     seen = None
     if cache is not None:
         seen = _seen(cache, q.shape[1], causal)
@@ -309,7 +309,7 @@ def attend(
         raise ValueError(f"the mask is {mask.shape}, expected one value per key: {k.shape[:2]}")
     factor = q.shape[-1] ** -0.5 if scale is None else scale
     mesh = jax.sharding.get_abstract_mesh()
-    axes = free_axes(mesh, batch_axes), free_axes(mesh, head_axes)
+    axes = Axes(*(free_axes(mesh, names) for names in (batch_axes, head_axes, token_axes)))
     needs = {
         "causal": causal,
         "masked": mask is not None,
@@ -319,6 +319,7 @@ def attend(
     }
     made = _choice(q, k, mesh, axes, form, needs)
     if made == "xla":
+        q, k, v = _shorter_gathered(q, k, v) if axes.tokens else (q, k, v)
         if mask is not None:
             seen = mask[:, None, None] if seen is None else seen & mask[:, None, None]
         here = causal and cache is None
@@ -332,17 +333,33 @@ def attend(
     return _on_each_device(made, (q, k, v), mask, mesh, axes, factor)
 
 
-Axes = tuple[tuple[str, ...], tuple[str, ...]]  # of the mesh, that batch and heads are split over
+def _check_causal(causal: bool, queries: int, keys: int) -> None:
+    """ValueError where causal attention has other keys than queries."""
+    if causal and queries != keys:
+        raise ValueError(f"causal attention of {queries} queries on {keys} keys; expected as many")
+
+
+class Axes(NamedTuple):
+    """Of the mesh, that these are split over."""
+
+    batch: tuple[str, ...]
+    heads: tuple[str, ...]
+    tokens: tuple[str, ...]
+
+    def shares(self, mesh: AbstractMesh) -> tuple[int, ...]:
+        """Devices of each."""
+        return tuple(math.prod(mesh.shape[name] for name in names) for names in self)
 
 
 def _choice(
     q: jax.Array, k: jax.Array, mesh: AbstractMesh, axes: Axes, form: str, needs: Mapping[str, bool]
 ) -> str:
     """The form of this site, which goes into the record."""
-    rows, parts = (math.prod(mesh.shape[name] for name in names) for names in axes)
+    rows, parts, spread = axes.shares(mesh)
     batch, queries, heads, channels = q.shape
     keys, dtype, where = k.shape[1], k.dtype.name, platform(mesh)
-    site = Site(queries, keys, heads, channels, dtype, batch, where, (rows, parts), **needs)
+    shares = rows, parts
+    site = Site(queries, keys, heads, channels, dtype, batch, where, shares, spread, **needs)
     made = choose(site, form)
     record = _record.get()
     if record is not None:
@@ -360,20 +377,48 @@ def _on_each_device(
 ) -> jax.Array:
     """A form that the compiler does not partition, run by every device on its part."""
 
+    interpret, spread = platform(mesh) == "cpu", axes.shares(mesh)[-1]
+    queries, keys = arrays[0].shape[1], arrays[1].shape[1]
+
     def local(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        if spread > 1:
+            flash = Flash(k.shape[1], query_block(q.shape[1]), interpret)
+            kernel = Blocked(q.shape[2]) if form == "blocked" else flash
+            ring = Ring(axes.tokens, spread, keys, k.shape[1])
+            return ring_attention(q, k, v, mask, ring=ring, kernel=kernel, scale=scale)
         if form == "blocked":
             return blocked_attention(q, k, v, mask, scale=scale)
-        return flash_attention(q, k, v, scale=scale, interpret=platform(mesh) == "cpu")
+        return flash_attention(q, k, v, scale=scale, interpret=interpret)
 
     given = arrays if mask is None else (*arrays, mask)
     free = {name for name in mesh.axis_names if name not in mesh.manual_axes}
     if not free:
         return local(*given)
-    spec = PartitionSpec(axes[0] or None, None, axes[1] or None)
-    specs = (spec, spec, spec, PartitionSpec(axes[0] or None))[: len(given)]
+    if spread > 1:  # every device gets as many, as the compiler deals out what does not divide
+        given = [_padded(x, -x.shape[1] % spread) for x in given]
+    spec = PartitionSpec(axes.batch or None, axes.tokens or None, axes.heads or None)
+    specs = (spec, spec, spec, PartitionSpec(axes.batch or None, axes.tokens or None))[: len(given)]
     # Kernels do not say over which axes their results vary, hence no check of it.
     mapped = jax.shard_map(local, in_specs=specs, out_specs=spec, axis_names=free, check_vma=False)
-    return mapped(*given)
+    out = mapped(*given)
+    return out[:, :queries] if spread > 1 else out
+
+
+def _padded(x: jax.Array, tokens: int) -> jax.Array:
+    """(B, N, ...) with so many tokens more: zeros, or False."""
+    return jnp.pad(x, [(0, 0), (0, tokens), *[(0, 0)] * (x.ndim - 2)])
+
+
+def _shorter_gathered(
+    q: jax.Array, k: jax.Array, v: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Queries, keys and values of which those on the side with fewer tokens are on every device."""
+    free = PartitionSpec.UNCONSTRAINED
+
+    def whole(x: jax.Array) -> jax.Array:
+        return jax.lax.with_sharding_constraint(x, PartitionSpec(free, None, free, free))
+
+    return (whole(q), k, v) if q.shape[1] < k.shape[1] else (q, whole(k), whole(v))
 
 
 def _seen(cache: Cache, queries: int, causal: bool) -> jax.Array:
@@ -395,45 +440,3 @@ def platform(mesh: AbstractMesh | None) -> str:
     device = getattr(mesh, "abstract_device", None)
     name = device.platform if device is not None else jax.default_backend()
     return "cuda" if name == "gpu" else name
-
-
-def xla_attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    *,
-    scale: float,
-    causal: bool = False,
-    seen: jax.Array | None = None,
-    bias: jax.Array | None = None,
-    dropped: Dropped | None = None,
-) -> jax.Array:
-    """The form for XLA; shapes as in `attend`, `seen` bool that spreads to (B, K, N, S).
-
-    The values are summed with the unnormalised weights and divided afterwards: N x C instead of
-    N x N divisions, and one pass less over the logits. On CPU this is what makes the step faster
-    than the usual softmax-then-product; the result differs by rounding only.
-    """
-    q, k, v = (checkpoint_name(x, RESIDUALS) for x in (q, k, v))
-    logits = jnp.einsum("bnkc,bskc->bkns", q * scale, k, preferred_element_type=jnp.float32)
-    if bias is not None:
-        logits = logits + bias
-    if causal:
-        logits = jnp.where(jnp.tri(*logits.shape[2:], dtype=bool), logits, -jnp.inf)
-    if seen is not None:
-        logits = jnp.where(seen, logits, -jnp.inf)
-    # The maximum only guards against overflow; it cancels, so no gradient needs to flow into it.
-    highest = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
-    if seen is not None or bias is not None:  # a query may see nothing
-        highest = jnp.where(jnp.isfinite(highest), highest, 0.0)
-    weights = jnp.exp(logits - highest)
-    total = jnp.einsum("bkns->bnk", weights)
-    if seen is not None or bias is not None:
-        total = jnp.where(total > 0, total, 1.0)
-    if dropped is not None:
-        drawn = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - dropped.rate, weights.shape[1:]))
-        weights = jnp.where(drawn(dropped.keys), weights / (1 - dropped.rate), 0.0)
-    summed = jnp.einsum(
-        "bkns,bskc->bnkc", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
-    )
-    return checkpoint_name((summed / total[..., None]).astype(v.dtype), RESIDUALS)

@@ -34,30 +34,42 @@ def blocked_attention(
     Returns:
       (B, N, K, C) in the dtype of `v`. Logits and sums are float32.
     """
-    batch, queries, heads, channels = q.shape
-    blocks = -(-queries // MOST_QUERIES)
-    padding = -queries % blocks
-
-    def per_head(x: jax.Array) -> jax.Array:
-        return x.transpose(0, 2, 1, 3).reshape(batch * heads, x.shape[1], channels)
-
-    q = jnp.pad(per_head(q * scale), [(0, 0), (0, padding), (0, 0)])
-    q = checkpoint_name(q.reshape(batch * heads, blocks, -1, channels), RESIDUALS)
+    queries, heads = q.shape[1:3]
+    q = checkpoint_name(in_blocks(q * scale), RESIDUALS)
     k, v = (checkpoint_name(per_head(x), RESIDUALS) for x in (k, v))
     if mask is not None:
         mask = jnp.repeat(mask, heads, axis=0)
     out: jax.Array = _attend(q, k, v, mask)  # pyright: ignore[reportAssignmentType]
-    out = out.reshape(batch, heads, queries + padding, channels)
+    return as_tokens(out, heads, queries)
+
+
+def per_head(x: jax.Array) -> jax.Array:
+    """(B, N, K, C) -> (B * K, N, C)."""
+    batch, tokens, heads, channels = x.shape
+    return x.transpose(0, 2, 1, 3).reshape(batch * heads, tokens, channels)
+
+
+def in_blocks(q: jax.Array) -> jax.Array:
+    """(B, N, K, C) -> (B * K, blocks, queries of a block, C), the last ones zeros."""
+    batch, queries, heads, channels = q.shape
+    blocks = -(-queries // MOST_QUERIES)
+    q = jnp.pad(per_head(q), [(0, 0), (0, -queries % blocks), (0, 0)])
+    return q.reshape(batch * heads, blocks, -1, channels)
+
+
+def as_tokens(out: jax.Array, heads: int, queries: int) -> jax.Array:
+    """The first so many of `in_blocks` as (B, N, K, C)."""
+    out = out.reshape(-1, heads, out.shape[1] * out.shape[2], out.shape[-1])
     return out[:, :, :queries].transpose(0, 2, 1, 3)
 
 
 # Shapes below: q (H, blocks, queries, C), k and v (H, S, C), mask (H, S) or None, with H = B * K.
 @jax.custom_vjp
 def _attend(q, k, v, mask):
-    return _forward(q, k, v, mask)[0]
+    return forward(q, k, v, mask)[0]
 
 
-def _forward(q, k, v, mask) -> tuple[jax.Array, jax.Array]:
+def forward(q, k, v, mask) -> tuple[jax.Array, jax.Array]:
     """Output like `q`, and (H, blocks, queries) logarithm of the sum of exponentials."""
 
     def head(arrays):
@@ -81,11 +93,20 @@ def _forward(q, k, v, mask) -> tuple[jax.Array, jax.Array]:
 
 
 def _attend_forward(q, k, v, mask):
-    out, log_total = (checkpoint_name(x, RESIDUALS) for x in _forward(q, k, v, mask))
+    out, log_total = (checkpoint_name(x, RESIDUALS) for x in forward(q, k, v, mask))
     return out, (q, k, v, mask, out, log_total)
 
 
 def _attend_backward(residuals, gradient):
+    return *backward(residuals, gradient), None
+
+
+def backward(residuals, gradient) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Gradients of q, k and v, of (q, k, v, mask, output, logarithm of the sum).
+
+    Output and logarithm may be of a softmax over more keys than these.
+    """
+
     def head(arrays):
         q, k, v, mask, out, log_total, gradient = arrays
         # What the softmax takes off the gradient of a row of weights.
@@ -107,7 +128,7 @@ def _attend_backward(residuals, gradient):
         (into_k, into_v), into_q = jax.lax.scan(block, (zeros, zeros), blocks)
         return into_q, into_k.astype(k.dtype), into_v.astype(v.dtype)
 
-    return *jax.lax.map(head, (*residuals, gradient)), None
+    return jax.lax.map(head, (*residuals, gradient))
 
 
 _attend.defvjp(_attend_forward, _attend_backward)

@@ -12,6 +12,7 @@ channels would fill half or two thirds of the 128 lanes, in memory and on the wa
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -46,9 +47,9 @@ def flash_attention(
     """
     queries, keys = q.shape[1], k.shape[1]
     block = query_block(queries)
-    q = checkpoint_name(_tokens_last(q * scale, block), RESIDUALS)
-    k = checkpoint_name(_tokens_last(k, LANES), RESIDUALS)
-    v = checkpoint_name(_tokens_last(v, LANES), RESIDUALS)
+    q = checkpoint_name(tokens_last(q * scale, block), RESIDUALS)
+    k = checkpoint_name(tokens_last(k, LANES), RESIDUALS)
+    v = checkpoint_name(tokens_last(v, LANES), RESIDUALS)
     out: jax.Array = _attend(q, k, v, keys, block, interpret)  # pyright: ignore[reportAssignmentType]
     return out[..., :queries].transpose(0, 3, 1, 2)
 
@@ -63,7 +64,7 @@ def _rounded(count: int, step: int) -> int:
     return -(-count // step) * step
 
 
-def _tokens_last(x: jax.Array, step: int) -> jax.Array:
+def tokens_last(x: jax.Array, step: int) -> jax.Array:
     """(B, N, K, C) -> (B, K, C, N padded with zeros to a multiple of `step`)."""
     tokens = x.shape[1]
     x = x.transpose(0, 2, 3, 1)
@@ -72,32 +73,39 @@ def _tokens_last(x: jax.Array, step: int) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def _attend(q, k, v, keys: int, block: int, interpret: bool):
-    return _forward(q, k, v, keys, block, interpret)[0]
+    return forward(q, k, v, keys, block, interpret)[0]
 
 
 def _attend_forward(q, k, v, keys: int, block: int, interpret: bool):
-    out, log_total = _forward(q, k, v, keys, block, interpret)
+    out, log_total = forward(q, k, v, keys, block, interpret)
     out, log_total = checkpoint_name(out, RESIDUALS), checkpoint_name(log_total, RESIDUALS)
     return out, (q, k, v, out, log_total)
 
 
 def _attend_backward(keys: int, block: int, interpret: bool, residuals, gradient):
     q, k, v, out, log_total = residuals
-    return _backward(q, k, v, out, log_total, gradient, keys, block, interpret)
+    return backward(q, k, v, out, log_total, gradient, keys, block, interpret)
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
-def _forward(q, k, v, keys: int, block: int, interpret: bool) -> tuple[jax.Array, jax.Array]:
-    """(B, K, C, N) output and (B, K, 1, N) logarithm of the sum of exponentials."""
+def forward(
+    q, k, v, keys: int | jax.Array, block: int, interpret: bool
+) -> tuple[jax.Array, jax.Array]:
+    """(B, K, C, N) output and (B, K, 1, N) logarithm of the sum of exponentials.
+
+    The keys behind the first `keys`, a number that the program may compute, are padding; where all
+    are, the logarithm is the least float32.
+    """
     batch, heads, channels, queries = q.shape
     passing, resident, row = _specs(channels, block, k.shape[-1])
     products = 2 * batch * heads * queries * k.shape[-1] * channels
+    kernel, given, specs = _count(_forward_kernel, keys)
     return pl.pallas_call(
-        functools.partial(_forward_kernel, keys=keys),
+        kernel,
         grid=(batch, heads, queries // block),
-        in_specs=[passing, resident, resident],
+        in_specs=[*specs, passing, resident, resident],
         out_specs=[passing, row],
         out_shape=[
             jax.ShapeDtypeStruct(q.shape, v.dtype),
@@ -113,18 +121,25 @@ def _forward(q, k, v, keys: int, block: int, interpret: bool) -> tuple[jax.Array
         ),
         name="attention_forward",
         interpret=interpret,
-    )(q, k, v)
+    )(*given, q, k, v)
 
 
-def _backward(q, k, v, out, log_total, gradient, keys: int, block: int, interpret: bool):
+def backward(
+    q, k, v, out, log_total, gradient, keys: int | jax.Array, block: int, interpret: bool
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Gradients of q, k and v, with `keys` as in `forward`.
+
+    Output and logarithm may be of a softmax over more keys than these.
+    """
     batch, heads, channels, queries = q.shape
     passing, resident, row = _specs(channels, block, k.shape[-1])
     products = 2 * batch * heads * queries * k.shape[-1] * channels
+    kernel, given, specs = _count(_backward_kernel, keys)
     return tuple(
         pl.pallas_call(
-            functools.partial(_backward_kernel, keys=keys),
+            kernel,
             grid=(batch, heads, queries // block),
-            in_specs=[passing, resident, resident, passing, row, passing],
+            in_specs=[*specs, passing, resident, resident, passing, row, passing],
             out_specs=[passing, resident, resident],
             out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, k, v)],
             scratch_shapes=[pltpu.VMEM((channels, k.shape[-1]), jnp.float32)] * 2,
@@ -138,8 +153,19 @@ def _backward(q, k, v, out, log_total, gradient, keys: int, block: int, interpre
             ),
             name="attention_backward",
             interpret=interpret,
-        )(q, k, v, out, log_total, gradient)
+        )(*given, q, k, v, out, log_total, gradient)
     )
+
+
+def _count(kernel: Any, keys: int | jax.Array) -> tuple[Any, list[jax.Array], list[pl.BlockSpec]]:
+    """The kernel that knows how many keys there are, and what it is given first to know it."""
+    if isinstance(keys, int):
+        return functools.partial(kernel, keys=keys), [], []
+
+    def counted(count_ref, *refs):
+        kernel(*refs, keys=count_ref[0])
+
+    return counted, [keys.reshape(1)], [pl.BlockSpec(memory_space=pltpu.SMEM)]
 
 
 def _specs(channels: int, block: int, keys: int) -> tuple[pl.BlockSpec, ...]:
@@ -160,16 +186,16 @@ def _product(left: jax.Array, right: jax.Array, contract: tuple[int, int]) -> ja
     return jax.lax.dot_general(left, right, dimensions, preferred_element_type=jnp.float32)
 
 
-def _logits(k_ref, q: jax.Array, chunk: slice, keys: int) -> jax.Array:
+def _logits(k_ref, q: jax.Array, chunk: slice, keys: int | jax.Array) -> jax.Array:
     """(keys of the chunk, queries) float32; padded keys get a value that exp turns into 0."""
     logits = _product(k_ref[:, chunk], q, (0, 0))
-    if chunk.stop <= keys:
+    if isinstance(keys, int) and chunk.stop <= keys:
         return logits
     number = chunk.start + jax.lax.broadcasted_iota(jnp.int32, logits.shape, 0)
     return jnp.where(number < keys, logits, jnp.finfo(jnp.float32).min)
 
 
-def _forward_kernel(q_ref, k_ref, v_ref, out_ref, log_total_ref, *, keys: int):
+def _forward_kernel(q_ref, k_ref, v_ref, out_ref, log_total_ref, *, keys: int | jax.Array):
     q = q_ref[...]
     highest = jnp.full((1, q.shape[1]), -jnp.inf, jnp.float32)
     total, summed = jnp.zeros_like(highest), jnp.zeros(q.shape, jnp.float32)
@@ -186,7 +212,7 @@ def _forward_kernel(q_ref, k_ref, v_ref, out_ref, log_total_ref, *, keys: int):
 
 
 def _backward_kernel(
-    q_ref, k_ref, v_ref, out_ref, log_total_ref, gradient_ref, *results, keys: int
+    q_ref, k_ref, v_ref, out_ref, log_total_ref, gradient_ref, *results, keys: int | jax.Array
 ):
     dq_ref, dk_ref, dv_ref, dk_sum, dv_sum = results
 

@@ -33,6 +33,10 @@ Job = tuple[str, int, int]  # coordinator host:port, number of processes, number
 UNTOLD: Job = ("", 0, 0)  # a job that only jax can join, since it does not tell which
 
 
+class AllEnd(RuntimeError):
+    """An end that all processes of a job come to at the same step; the main one says why."""
+
+
 def find_job(coordinator: str = "", processes: int = 0, process: int = -1) -> Job | None:
     """The job this process belongs to; None for a single process.
 
@@ -146,7 +150,8 @@ def joined(
     """`initialize`, and while the context lasts the end of any process ends all of them.
 
     A process that loses another one prints what happened and exits with AGAIN, or with the code of
-    the other one when that had an error that would come again.
+    the other one when that had an error that would come again. An `AllEnd`, which every process
+    raises, goes on from here in the main one only; the others exit with its code and say nothing.
 
     Args:
       safe: says what is on disk, for that message.
@@ -173,6 +178,16 @@ def joined(
         others.watch(end)
     try:
         yield
+    except AllEnd as error:
+        main = is_main()
+        # Waits for all: the main process may still be writing a report.
+        jax.distributed.shutdown()
+        if others is not None:
+            others.leave()
+        if main:
+            raise
+        sys.stdout.flush()
+        os._exit(exit_code_of(error))
     except BaseException as error:
         text = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
         if BROKEN.search(text) and not isinstance(error, KeyboardInterrupt):

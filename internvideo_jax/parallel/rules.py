@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from internvideo_jax.parallel.mesh import batch_parts
 from internvideo_jax.types import (
     Leaf,
     Tree,
@@ -126,7 +127,7 @@ def check_whole(shapes: Tree, shardings: Tree, mesh: Mesh, limit: int) -> None:
     if not whole:
         return
     leaves = flatten_paths(shapes)
-    parts = mesh.size // mesh.shape["tensor"]
+    parts = batch_parts(mesh)  # of the devices, those that fsdp may have
     fitting = [
         n
         for n in range(2, parts + 1)

@@ -5,6 +5,8 @@ Nothing here defines a flag, so that programs with flags of their own can load r
 
 from __future__ import annotations
 
+import ast
+import contextlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -48,6 +50,23 @@ def parse_arg(arg: str | None, **defaults: bool | int | float | str) -> dict[str
                 f"config option {name}: expected {kind.__name__}, found {text!r}"
             ) from error
     return options
+
+
+def assigned(words: Iterable[str], flag: str) -> dict[str, Any]:
+    """`optim.lr=1e-3` -> {"optim.lr": 0.001}; a text that is no literal stays text.
+
+    Raises:
+      ValueError: a word without =; it names `flag`, which they were given by.
+    """
+    found = {}
+    for word in words:
+        path, equals, text = word.partition("=")
+        if not equals:
+            raise ValueError(f"{flag}{word}: expected FIELD=VALUE, such as optim.lr=1e-3")
+        found[path] = text
+        with contextlib.suppress(ValueError, SyntaxError):
+            found[path] = ast.literal_eval(text)
+    return found
 
 
 def check_known(options: Mapping[str, Any], **known: Iterable[str]) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data_pipelines import recipe_files
+from internvideo_jax.recipes.options import assigned
 from internvideo_jax.recipes.stored import folder_config, stored_config
 from internvideo_jax.weights import files
 from internvideo_jax.weights.entry import Entry
@@ -15,23 +15,33 @@ from internvideo_jax.weights.identify import Identity, identify
 from internvideo_jax.weights.named import resolve
 
 
-def config_of(place: str) -> dict[str, Any]:
+def weights_of(place: str) -> files.Weights | None:
+    """The weights in a file or a folder of Hugging Face, or of a name or address; None of a run.
+
+    Raises:
+      ValueError: nothing there, or no weights of a known model.
+    """
+    path = resolve(place)
+    return files.load(path) if is_weights(path) else None
+
+
+def config_of(place: str, weights: files.Weights | None = None) -> dict[str, Any]:
     """The values of the config that weights are for.
 
     Args:
       place: a run or one of its checkpoints, or a folder of Hugging Face, which have them written
         down; a weight file, whose published recipe is taken; or the name or address of one.
+      weights: `weights_of` it, where that was asked before.
 
     Raises:
       ValueError: nothing there, or a file that does not say which recipe it needs.
     """
-    path = resolve(place)
-    if not is_weights(path):
+    weights = weights or weights_of(place)
+    if weights is None:
         return stored_config(place)
-    weights = files.load(path)
     if found := folder_config(weights):
         return found
-    known = identify(weights.kind, weights.params, weights.geometry, str(path))
+    known = identify(weights.kind, weights.params, weights.geometry, str(resolve(place)))
     entry = _one(place, known)
     chosen = entry.config or entry.finetune
     plain: dict[str, Any] = recipe_files.load(chosen)
@@ -73,11 +83,4 @@ def _one(place: str, known: Identity) -> Entry:
 
 def _settings(entry: Entry) -> dict[str, object]:
     """What an entry adds to its recipe, as values by field."""
-    found: dict[str, object] = {}
-    for setting in entry.settings:
-        name, _, text = setting.removeprefix("--config.").partition("=")
-        try:
-            found[name] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            found[name] = text
-    return found
+    return assigned([each.removeprefix("--config.") for each in entry.settings], "--config.")

@@ -15,8 +15,6 @@ makes the reference anew from several seeds.
 from __future__ import annotations
 
 import argparse
-import ast
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -26,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines import recipe_files
+from data_pipelines.commands.arguments import Parser
 from data_pipelines.commands.ending import run_command
 from data_pipelines.commands.exit_codes import ExitCode
 from data_pipelines.ingest.__main__ import main as ingest
@@ -35,10 +34,10 @@ from data_pipelines.synthetic import write_world
 from internvideo_jax.config import TrainConfig, to_typed
 from internvideo_jax.parallel.compile_cache import use_compile_cache
 from internvideo_jax.recipes.loading import check_fields
+from internvideo_jax.recipes.options import assigned
 from internvideo_jax.reference.table import (
     LABEL,
     REFERENCES,
-    SEEDS,
     SHARED,
     STEPS,
     TEST,
@@ -147,19 +146,6 @@ def _without_places(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**config, "data": {**config["data"], "train": ""}}
 
 
-def changed(words: Sequence[str]) -> dict[str, Any]:
-    """`optim.lr=1e-3` -> {"optim.lr": 0.001}; ValueError for a word without =."""
-    found = {}
-    for word in words:
-        path, equals, text = word.partition("=")
-        if not equals:
-            raise ValueError(f"--set {word}: expected FIELD=VALUE, such as optim.lr=1e-3")
-        found[path] = text
-        with contextlib.suppress(ValueError, SyntaxError):
-            found[path] = ast.literal_eval(text)
-    return found
-
-
 def listing() -> str:
     """The references that can be run, and whether the package has their curves."""
     there, width = curves.names(), max(map(len, REFERENCES))
@@ -182,18 +168,19 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError("no --workdir given; expected a folder for clips and runs")
     check_folder("--workdir", options.workdir)
     use_compile_cache("")
-    reference, changes = REFERENCES[options.name], changed(options.set)
+    reference, changes = REFERENCES[options.name], assigned(options.set, "--set ")
     if options.write:
         check_file("--write", options.write)
         if changes or options.seed is not None:
             raise ValueError("--write makes the reference as it is: leave --set and --seed out")
-        return write(options.name, reference, options.workdir, options.seeds, options.write)
+        seeds = options.seeds or reference.seeds
+        return write(options.name, reference, options.workdir, seeds, options.write)
     if options.name not in curves.names():
         raise ValueError(
             f"the package has no curves of {options.name}: make some with --write=FILE, then "
             "`ivj report RUN --against=FILE` compares with them"
         )
-    seed = max(SEEDS) + 1 if options.seed is None else options.seed
+    seed = max(reference.seeds) + 1 if options.seed is None else options.seed
     workdir = options.workdir / f"{options.name}-{seed}"
     config = config_of(reference, make_data(options.workdir), seed, changes)
     if code := train(config, workdir):
@@ -205,7 +192,7 @@ def run(options: argparse.Namespace) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command `ivj reference`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="ivj reference",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -219,11 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--write", type=Path, help="make the reference anew, into this file")
     parser.add_argument(
-        "--seeds",
-        type=int,
-        nargs="+",
-        default=list(SEEDS),
-        help="of --write (default: %(default)s)",
+        "--seeds", type=int, nargs="+", help="of --write (default: those that are stored)"
     )
     options = parser.parse_args(arguments)
     stopped = "stopped; the same command goes on"

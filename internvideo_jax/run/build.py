@@ -16,7 +16,7 @@ from internvideo_jax.inference.quantized import network, note
 from internvideo_jax.inference.texts import fitting_tokenizer
 from internvideo_jax.optim.factory import Optimizer, make_optimizer
 from internvideo_jax.optim.schedules import make_schedule
-from internvideo_jax.parallel.mesh import check_batch, make_mesh
+from internvideo_jax.parallel.mesh import SEQUENCE, batch_parts, check_batch, make_mesh
 from internvideo_jax.parallel.rules import sharding_notes
 from internvideo_jax.protocols import Model, ModelConfig
 from internvideo_jax.run import small
@@ -178,6 +178,7 @@ def _tables(
         *sharding_notes(shapes, shardings, config.model.sharding_rules, mesh),
         *head_notes(config.model, mesh.shape["tensor"]),
         *filter(None, [note(model, mesh, training=True)]),
+        *token_notes(config.model, mesh.shape.get(SEQUENCE, 1)),
         *notes,
         *(frozen_table(network) for network in frozen.values()),
         memory_estimate(
@@ -201,7 +202,7 @@ def _length_line(config: TrainConfig, mesh: Mesh, clips: int, warmup: int, steps
 def batch_unit(config: TrainConfig, mesh: Mesh) -> int:
     """What a batch must be a multiple of: devices x microbatches, whole pairs where clips mix."""
     pairs = 2 if config.objective.pairs else 1
-    devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    devices = batch_parts(mesh)
     return config.optim.accumulate * math.lcm(devices, pairs)
 
 
@@ -214,6 +215,22 @@ def head_notes(model: ModelConfig, tensor: int) -> list[str]:
         for name, tower in model.traits.stacks.items()
         if tower.heads % tensor
     ]
+
+
+def token_notes(model: ModelConfig, sequence: int) -> list[str]:
+    """A line where the `sequence` axis would leave clips whole on every device."""
+    clip = model.inputs.clip
+    found = ""
+    if clip is None:
+        found = "reads no clips"
+    elif model.traits.per_frame and clip.grid[0] % sequence:
+        fitting = [n for n in range(1, clip.grid[0] + 1) if clip.grid[0] % n == 0]
+        found = f"looks at {clip.grid[0]} frames one by one; sizes that share them out: {fitting}"
+    elif math.prod(clip.grid) < sequence:
+        found = f"has {math.prod(clip.grid)} tokens"
+    if sequence == 1 or not found:
+        return []
+    return [f"config.mesh.sequence = {sequence} splits nothing: config.model {found}"]
 
 
 def read_data(
@@ -329,7 +346,7 @@ def check_pairs(config: TrainConfig, media: str, mesh: Mesh) -> None:
     batch, parts = config.data.batch_of(media), config.optim.accumulate
     if not config.objective.pairs or batch // parts % 2 == 0:
         return
-    devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    devices = batch_parts(mesh)
     unit = math.lcm(parts * math.lcm(devices, 2), config.data.repeats)
     low = batch // unit * unit
     field = "image.global_batch" if media == "image" else "global_batch"

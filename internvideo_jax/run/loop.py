@@ -30,13 +30,15 @@ from internvideo_jax.runtime.interrupt import Interrupt
 from internvideo_jax.runtime.watchdog import Watchdog
 from internvideo_jax.tasks import Result
 from internvideo_jax.telemetry.profile import Profiler
-from internvideo_jax.telemetry.progress import Progress
+from internvideo_jax.telemetry.progress import Progress, clock
 from internvideo_jax.telemetry.report import write_report
 from internvideo_jax.telemetry.writer import METRICS, MetricWriter, read_rows
 from internvideo_jax.types import Batch, TrainState, Tree
 
 # Steps that may be in flight. Without a bound the host would run ahead and pile up batches.
 IN_FLIGHT = 2
+# Seconds until the next line of the log from which on it is said how long they will be.
+SILENCE = 10.0
 REPORT = "report.html"
 Metrics = Mapping[str, jax.Array]  # of a step, still on the devices
 
@@ -101,7 +103,7 @@ class Loop:
         """Does step `step`; whether the run stops here because it was asked to.
 
         Raises:
-          RuntimeError: it ends here for what an evaluator found; the state is saved.
+          AllEnd: it ends here for what an evaluator found; the state is saved.
         """
         first, last = step == self.begun.start + 1, step == self.run.steps
         with self.progress.waiting(), self.watchdog.doing("waiting for data"):
@@ -126,6 +128,8 @@ class Loop:
         if regular or first:
             # The extra line after a restart is not written: no uninterrupted run has it.
             self._log(step, metrics, written=regular)
+        elif step == self.begun.start + 2:
+            self._foretell(step, metrics)
         self._evaluate(step, last)
         # Saving comes after logging and evaluating, so a restart never misses their rows.
         saved = False
@@ -170,6 +174,17 @@ class Loop:
             self.writer.metrics(step, {**values, **seen})
             self.writer.perf(step, {**perf, "perf/substituted": stream.substitutions})
 
+    def _foretell(self, step: int, metrics: Metrics) -> None:
+        """Says how long steps are where nothing else will be heard for long."""
+        jax.block_until_ready(metrics)
+        every, pace = self.config.log.every, self.progress.pace(step)
+        heard = min((step // every + 1) * every, self.run.steps)
+        if pace * (heard - step) > SILENCE:
+            say(
+                f"a step takes about {pace:.2g} s, all of them {clock(pace * self.run.steps)}; the "
+                f"next line is at step {heard}, in about {clock(pace * (heard - step))}"
+            )
+
     def _evaluate(self, step: int, last: bool) -> None:
         due = {
             label: evaluator
@@ -207,14 +222,14 @@ class Loop:
             "command again to go on"
         )
 
-    def _ended(self, step: int, saved: bool) -> RuntimeError:
+    def _ended(self, step: int, saved: bool) -> multihost.AllEnd:
         """The error for the alarm of an evaluator; the report shows how it came to it."""
         what, raised = self._on_disk(step, saved), self.alarms.raised
         self.writer.close()
         if multihost.is_main() and self.config.log.report:
             what += f"; report: {leave_report(self.folder)}"
         label = raised.partition(":")[0]
-        return RuntimeError(
+        return multihost.AllEnd(
             f"stopped at step {step} of {self.run.steps}: config.evals.{raised}; {what}. Compare "
             "the objective, its targets and config.optim.lr with the recipe's; to go on from there "
             f"all the same: --config.evals.{label}.action=warn"

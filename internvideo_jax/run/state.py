@@ -9,11 +9,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from internvideo_jax.config import MeshConfig, TrainConfig
 from internvideo_jax.optim.factory import Optimizer, map_paths
-from internvideo_jax.parallel.mesh import AXES, BATCH_AXES, replicated
+from internvideo_jax.parallel.mesh import BATCH_AXES, auto_mesh, batch_parts, replicated
 from internvideo_jax.parallel.rules import (
     Rules,
     check_whole,
@@ -106,9 +106,8 @@ def _frozen_shardings(shapes: Params, rules: Rules, mesh: Mesh, config: MeshConf
         check_whole(shapes, shardings, mesh, config.whole_limit)
         return shardings
     # Only what the rules say of tensor: no axis of this mesh splits anything else.
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
-    sizes = (parts, 1, mesh.shape["tensor"])
-    planned: Any = AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    parts = batch_parts(mesh)
+    planned: Any = auto_mesh({"data": parts, "tensor": mesh.shape["tensor"]})
     shardings = param_shardings(shapes, rules, planned, config.shard_above)
 
     def place(path: Any, leaf: Leaf, sharding: NamedSharding) -> NamedSharding:

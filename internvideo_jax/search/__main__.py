@@ -203,7 +203,10 @@ def main() -> None:
         if command not in COMMANDS:
             raise ValueError(f"the first word says what to do; {suggest(command, COMMANDS)}")
         if not checkpoint.value or not videos.value:
-            raise ValueError("--checkpoint and --videos are needed, see --help")
+            raise ValueError(
+                f"--checkpoint and --videos are needed: ivj {command} --checkpoint=viclip-l14 "
+                "--videos=FOLDER; see --help"
+            )
         use_compile_cache(cli.COMPILE_CACHE.value)
         folder = cache.value or default_folder()
         settings = Settings(

@@ -60,13 +60,13 @@ class EmbeddingCache:
     """
 
     def __init__(self, folder: Path | str | None, weights: str, sampling: str):
-        self.folder = folder
+        self.folder: Path | str | None = folder
         self.damaged = 0
         self._made_with = f"{VERSION}\n{weights}\n{sampling}\n"
         if folder is not None and storage.is_remote(folder):
             check_folder("--cache", folder, remote=True)
         elif folder is not None:
-            folder = Path(folder)
+            self.folder = folder = Path(folder)
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 writable = os.access(folder, os.W_OK)

@@ -72,6 +72,13 @@ class Progress:
         yield
         self._paused += time.perf_counter() - start
 
+    def pace(self, step: int) -> float:
+        """Seconds of a step since the last `lap`, which stays the last one; 0 if there is none."""
+        if self._since is None or step <= self._since[1]:
+            return 0.0
+        started, first = self._since
+        return max(time.perf_counter() - started - self._paused, 0.0) / (step - first)
+
     def lap(self, step: int) -> dict[str, float]:
         """`perf/...` values since the last call; empty on the first, which only starts the clock.
 

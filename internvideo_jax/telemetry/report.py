@@ -6,7 +6,6 @@ ivj report runs/a --against=runs/b            # or a reference: ivj reference --
 
 from __future__ import annotations
 
-import argparse
 import base64
 import json
 import os
@@ -17,6 +16,7 @@ from typing import Any
 
 import jinja2
 
+from data_pipelines.commands.arguments import Parser
 from data_pipelines.commands.exit_codes import ExitCode
 from data_pipelines.records import storage
 from data_pipelines.records.outputs import check_file
@@ -177,7 +177,7 @@ def _compare(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command: writes the page; 1 where a run parts from what it is compared with."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="ivj report",
         description="Write one HTML page about one or several training runs. With --against: exit "
         "code 0 if every run stays in the band of the reference, 1 if one parts from it.",

@@ -2,7 +2,7 @@
 
 ivj weights list [WORD ...]
 ivj weights get NAME
-ivj weights prove NAME
+ivj weights prove NAME [--config=RECIPE] [--config.FIELD=VALUE ...]
 ivj weights inspect FILE
 ivj weights import FILE --out ours.safetensors
 ivj weights export RUN_OR_FILE --out torch.safetensors (or torch.pth)
@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_pipelines.commands.arguments import Parser
 from data_pipelines.commands.exit_codes import ExitCode, exit_code_of, message_of
 from data_pipelines.records.outputs import local_argument
 from internvideo_jax.checkpoint.initial import checkpoint_weights, model_of
@@ -32,18 +33,27 @@ from internvideo_jax.checkpoint.reading import step_of
 from internvideo_jax.checkpoint.steps import FOLDER
 from internvideo_jax.cli import quiet_libraries, read_labels
 from internvideo_jax.config import to_typed
+from internvideo_jax.recipes.options import assigned
 from internvideo_jax.registry import resolve as registered
 from internvideo_jax.weights import average, export, files, huggingface, model_card, wrappers, zoo
 from internvideo_jax.weights.folders import is_weights
 from internvideo_jax.weights.identify import identify
 from internvideo_jax.weights.named import resolve
 
+FIELD = "--config."
 SOURCE = "file, folder, NAME of `list`, hf://OWNER/REPOSITORY/FILE or https://..."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command `ivj weights`; its exit code."""
-    options = parser().parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    # Fields of a recipe are overridden as everywhere: --config.model.frames=8.
+    fields = [word for word in given if word.startswith(FIELD)]
+    line = parser()
+    options = line.parse_args([word for word in given if word not in fields])
+    if fields and options.command != "prove":
+        line.error(f"unrecognized arguments: {' '.join(fields)}")
+    options.fields = [word.removeprefix(FIELD) for word in fields]
     quiet_libraries()
     try:
         return run(options)
@@ -69,7 +79,7 @@ def run(options: argparse.Namespace) -> int:
             print(get(source))
         return 0
     if options.command == "prove":
-        return proved(options.source, options.config)
+        return proved(options.source, options.config, options.fields)
     options.source = resolve(options.source)
     if options.command == "average":
         options.second = resolve(options.second)
@@ -97,7 +107,7 @@ def run(options: argparse.Namespace) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Of the command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="ivj weights",
         description="Published torch weights <-> ours. Values are moved, never changed.",
     )
@@ -110,7 +120,12 @@ def parser() -> argparse.ArgumentParser:
         "prove", help="compare first outputs on a clip of the package with stored ones"
     )
     one.add_argument("source", help=SOURCE)
-    one.add_argument("--config", default="", help="recipe, where the file does not tell it")
+    one.add_argument(
+        "--config",
+        default="",
+        metavar="RECIPE",
+        help=f"where the file does not tell it; {FIELD}FIELD=VALUE changes a field of it",
+    )
     one = commands.add_parser("inspect", help="say what a file holds")
     one.add_argument("source", help=SOURCE)
     _key(one)
@@ -151,11 +166,16 @@ def get(source: str) -> Path:
     return place
 
 
-def proved(source: str, recipe: str) -> int:
-    """Prints what became of the proof; the exit code."""
+def proved(source: str, recipe: str, fields: Sequence[str] = ()) -> int:
+    """Prints what became of the proof; the exit code.
+
+    Args:
+      recipe: empty: what the file tells.
+      fields: `model.frames=8` each.
+    """
     from internvideo_jax.api.prove import prove  # late: it loads what models need
 
-    outcome = prove(source, recipe=recipe)
+    outcome = prove(source, recipe=recipe, settings=assigned(fields, FIELD))
     print(outcome.text())
     return ExitCode.GOOD if outcome.state == "proved" else ExitCode.BAD_DATA
 
@@ -224,7 +244,11 @@ def listing(words: Sequence[str]) -> str:
             lines.append(line.rstrip())
     if not lines:
         raise ValueError(f"no published checkpoint has {' and '.join(words)} in its row")
-    return "\n".join([*lines, "", "* made otherwise; docs/models.md says how"])
+    columns = (
+        "name, size, set, frames x pixels, clips x crops of its test, top-1 (/ top-5) in % as its "
+        "authors state it, recipe (* made otherwise; docs/models.md says how), (short name)"
+    )
+    return "\n".join([*lines, "", columns])
 
 
 def exported_run(run: Path) -> export.Exported:

@@ -127,14 +127,16 @@ def _body(url: str, part: Path, size: int) -> str:
                 why = error
             now = part.stat().st_size if part.exists() else 0
             failed = 1 if now > before else failed + 1
+            reason = getattr(why, "reason", None) or why
             if failed == TRIES:
-                reason = getattr(why, "reason", None) or why
                 left = f"; the {now:,} bytes that came are kept" if now else ""
                 raise PassingFault(
                     f"{url}: cannot be fetched ({reason}){left}. Start the command again, or see "
                     "docs/weights.md on mirrors and folders"
                 ) from why
-            time.sleep(PAUSE * 2 ** (failed - 1))
+            pause = PAUSE * 2 ** (failed - 1)
+            print(f"{url}: {reason}; try {failed + 1} in {pause:.0f} s", file=sys.stderr)
+            time.sleep(pause)
     finally:
         if bar is not None:
             bar.close()

@@ -23,7 +23,7 @@ CLASSES = {
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """Frames per second and mean length of the videos of a set; 0: not stated."""
+    """Frames per second and mean length of the videos of a set, and who says so; 0: not stated."""
 
     fps: float = 0.0
     seconds: float = 0.0
@@ -31,17 +31,43 @@ class Timing:
 
 
 # Sets that nothing is stated of are missing: mixtures, and videos of whatever rate and length.
-_KINETICS = Timing(30.0, 10.0, "clips of about 10 s; rates differ, most are 25 to 30")
-_SOMETHING = Timing(12.0, 4.0, "12 frames/s, 2 to 6 s, 4 s on average")
-_INTERNVID = Timing(0.0, 11.7, "InternVid as a whole: 760 thousand hours in 234 million clips")
+_KINETICS = Timing(
+    30.0,
+    10.0,
+    "clips last 10 s at a rate that varies (Smaira et al. 2020, arXiv:2010.10864); 30 is no "
+    "measured mean but the rate that SlowFast counts with (arXiv:1812.03982, section 3.1)",
+)
+_SOMETHING = Timing(
+    12.0,
+    4.03,
+    "2 to 6 s, 4.03 s on average (Goyal et al. 2017, arXiv:1706.04261, of V1); its authors hand "
+    "out V1 as frames at 12 per second, V2 as videos of 12 frames/s (MCG-NJU/TDN#61)",
+)
+_INTERNVID = Timing(
+    0.0,
+    11.7,
+    "InternVid as a whole: 760 thousand hours in 234 million clips (arXiv:2307.06942, abstract)",
+)
 TIMINGS: Mapping[str, Timing] = {
     **dict.fromkeys(("K400", "K600", "K700", "K710"), _KINETICS),
     **dict.fromkeys(("SSv1", "SSv2"), _SOMETHING),
     **{f"InternVid-{part}": _INTERNVID for part in ("10M", "10M-FLT", "10M-DIV", "50M", "200M")},
-    "WebVid-10M": Timing(0.0, 18.0, "18 s on average"),
-    "UCF101": Timing(25.0, 7.2, "25 frames/s, 7.2 s on average"),
-    "HMDB51": Timing(30.0, 0.0, "brought to 30 frames/s"),
-    "MiT": Timing(0.0, 3.0, "clips of 3 s"),
+    "WebVid-10M": Timing(
+        0.0,
+        17.5,
+        "52 thousand hours in 10.7 million videos (m-bain.github.io/webvid-dataset, by way of "
+        "tensorflow.org/datasets/catalog/webvid)",
+    ),
+    "UCF101": Timing(
+        25.0,
+        7.3,
+        "27 hours (Soomro et al. 2012, arXiv:1212.0402, abstract) in 13,320 videos; 25 frames/s by "
+        "descriptions of the set, such as that of Papers with Code",
+    ),
+    "HMDB51": Timing(
+        30.0, 0.0, "30 frames/s by a survey (Jing and Tian 2019, arXiv:1902.06162), not the authors"
+    ),
+    "MiT": Timing(0.0, 3.0, "videos of 3 s (Monfort et al. 2018, arXiv:1801.03150, abstract)"),
 }
 WHOLE = 0  # a stride: the frames of a clip are spread over the whole video
 

@@ -50,6 +50,27 @@ def copy_committed(folder: str, target: Path) -> None:
     mark = target / COMMITTED
     if mark.is_file() and mark.read_bytes() == marker:
         return
+    expected = committed_files(folder, marker)
+    part = target.with_name(f"{target.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    trees.download_tree(folder, part, expected)
+    (part / COMMITTED).write_bytes(marker)
+    shutil.rmtree(target, ignore_errors=True)
+    part.rename(target)
+
+
+def committed_files(folder: str, marker: bytes | None = None) -> dict[str, int]:
+    """Names of the files of a complete folder, with their sizes.
+
+    Args:
+      marker: what the file says that makes it complete, where that was read already.
+
+    Raises:
+      FileNotFoundError: it is not complete.
+      ValueError: files of it are not there, or of another size.
+    """
+    marker = marker or storage.read_bytes(storage.join(folder, COMMITTED))
     expected = json.loads(marker)["files"]
     found = storage.below(folder)
     if wrong := [name for name, size in expected.items() if found.get(name) != size]:
@@ -58,13 +79,7 @@ def copy_committed(folder: str, target: Path) -> None:
             f"{folder}: is damaged: {wrong[0]} has {has}, its {COMMITTED} says "
             f"{expected[wrong[0]]} bytes; remove that checkpoint"
         )
-    part = target.with_name(f"{target.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    trees.download_tree(folder, part, expected)
-    (part / COMMITTED).write_bytes(marker)
-    shutil.rmtree(target, ignore_errors=True)
-    part.rename(target)
+    return expected
 
 
 def commit(folder: str, sizes: dict[str, int]) -> str:

@@ -6,11 +6,11 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
-from internvideo_jax.registry import suggest
 from internvideo_jax.weights.entry import Entry
 from internvideo_jax.weights.family import Facts, agree, families, kinds
 
@@ -41,7 +41,11 @@ def find(name: str) -> Entry:
     if found:
         raise ValueError(f"{name!r} is ambiguous: {', '.join(entry.name for entry in found)}")
     names = [each for entry in entries() for each in (entry.name, entry.short) if each]
-    raise ValueError(f"no published checkpoint {name!r}: {suggest(name, names)}")
+    near = " or ".join(map(repr, difflib.get_close_matches(name, names)))
+    hint = f"did you mean {near}? " if near else ""
+    raise ValueError(
+        f"no published checkpoint {name!r}: {hint}`ivj weights list` shows all {len(entries())}"
+    )
 
 
 def named(name: str) -> Entry | None:

@@ -21,7 +21,7 @@ from tests.docs.running import Reader, Undocumented, in_small
 SERVER = "serve\0--checkpoint=runs/viclip\0--videos=clips/"
 REPLACE = {
     "README.md": {"viclip-l14": "published/viclip", "videomae-v2-b16": "published/pretrain"},
-    "finetune.md": {"shards/k400": "shards"},
+    "finetune.md": {"shards/k400": "shards", "videomae-v2-b16": "runs/pretrain"},
     "retrieval.md": {"CONFIG": "configs/viclip/pretrain.py:size=tiny", "FILE": "runs/viclip"},
     "models.md": {"FILE": "runs/finetune"},
     "launch.md": {
@@ -58,6 +58,9 @@ def reader(request, command, shards, tmp_path, record_property) -> Iterator[Read
         clips = places.clips_and_classes(tmp_path, world)
         clips.rename(tmp_path / "more_videos")
         shutil.copytree(request.getfixturevalue("runs"), tmp_path / "published")
+    elif page == "finetune.md":
+        places.thirteen_videos(tmp_path, world)
+        shutil.copytree(request.getfixturevalue("runs"), tmp_path / "runs")
     elif page == "data.md":
         places.sources_of_the_data_guide(tmp_path)
     elif page == "start.md":

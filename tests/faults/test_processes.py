@@ -102,6 +102,40 @@ def test_sigterm_to_one_and_to_all_saves_the_same_step_everywhere(shards, tmp_pa
 
 
 @pytest.mark.slow
+def test_an_alarm_stops_all_processes_at_the_same_step_and_is_said_once(shards, tmp_path):
+    watch = (
+        "--config.steps=40",
+        "--config.checkpoint.every=6",
+        "--config.checkpoint.keep=1",
+        "--config.log.report=True",
+        *(f"--config.evals.collapse.{rule}" for rule in (
+            "action=stop", "every=4", "least_rank=1000", "clips=16", "views.batch=8",
+        )),
+    )  # fmt: skip
+    command = launched(training(shards, tmp_path, *watch), 2, options=("--restarts=3",))
+
+    def stopped(step: int, before: int) -> None:
+        began = time.monotonic()
+        output = finished(command, expected=3)
+        assert output.count(f"stopped at step {step} of 40: config.evals.collapse: ") == 1, output
+        assert output.count("error: ") == 1 and "launch: restart" not in output
+        assert "did not end by themselves" not in output and time.monotonic() - began < LIMIT
+        for process in (0, 1):
+            seen = [row["step"] for row in rows(tmp_path, f"ids-{process}.jsonl")]
+            assert max(seen) == step, process
+        # The state that caused it is there to look at, and the one before it.
+        kept = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+        assert kept == {str(before), str(step)}
+        alarm = json.loads((tmp_path / "results/collapse.json").read_text())["alarm"]
+        assert "below least_rank = 1000" in alarm
+        assert alarm in (tmp_path / "report.html").read_text()
+
+    stopped(8, before=6)
+    # Only the main process knows the looks before a restart; the others follow it.
+    stopped(12, before=8)
+
+
+@pytest.mark.slow
 def test_half_and_twice_the_processes_see_the_same_stream_and_losses(shards, tmp_path):
     every = (f"--config.steps={STEPS}", "--config.log.every=1", "--config.checkpoint.every=1000")
     one, moved = tmp_path / "one", tmp_path / "moved"
@@ -163,3 +197,9 @@ def test_an_error_in_one_process_ends_the_other_with_its_text(shards, tmp_path):
     assert "TypeError: an error that nobody expected" in output
     assert "process 1 ended with an error: an error that nobody expected" in output
     assert "did not end by themselves" not in output and time.monotonic() - began < LIMIT
+
+
+@pytest.mark.slow
+def test_frozen_parameters_that_one_process_cannot_read_are_written_anew_by_all(tmp_path):
+    said = finished(launched(["-m", "tests.faults.one_damaged", str(tmp_path)], 2))
+    assert "written anew" in said

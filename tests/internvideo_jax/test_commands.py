@@ -11,7 +11,7 @@ import tomllib
 
 import pytest
 
-from internvideo_jax.__main__ import COMMANDS, main
+from internvideo_jax.__main__ import COMMANDS, LIBRARIES, main
 from tests.conftest import ROOT
 
 
@@ -26,6 +26,13 @@ def test_help_lists_every_command(capsys):
     for name, command in COMMANDS.items():
         assert f"  {name} " in shown and command.does in shown
     assert main([]) == 2 and capsys.readouterr().out == shown
+
+
+def test_the_versions_of_what_is_installed(capsys):
+    assert main(["--version"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("internvideo_jax ") and lines[1].startswith("Python 3.")
+    assert [line.split()[0] for line in lines[2:]] == list(LIBRARIES)
 
 
 def test_a_command_that_does_not_exist_is_named_with_its_neighbour(capsys):

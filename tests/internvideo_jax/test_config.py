@@ -7,6 +7,7 @@ import dataclasses
 
 import pytest
 
+from internvideo_jax import cli
 from internvideo_jax.config import (
     TrainConfig,
     as_plain,
@@ -243,3 +244,9 @@ def test_a_config_of_an_earlier_version_is_read_under_the_names_of_now():
     found = current(TrainConfig, before)
     assert found["evals"].pop("another")["size"] == 3
     assert found == now and found["data"]["augment"]["ratio"]  # of width and height: it stays
+
+
+def test_a_flag_of_another_program_is_told_its_name_here():
+    assert cli._fields_called("epochs") == ["--config.epochs="]
+    assert cli._fields_called("data.train") == ["--config.data.train="]
+    assert "--config.optim.lr=" in cli._fields_called("lr") and not cli._fields_called("gpus")

@@ -195,6 +195,12 @@ def test_a_cache_that_cannot_be_written_is_refused(tmp_path):
         EmbeddingCache(tmp_path / "file" / "cache", "w", "s")
 
 
+def test_a_cache_may_be_named_as_on_the_command_line(tmp_path):
+    entry = CachedFile(np.zeros((1, 2), np.float32), np.zeros((1, 2), np.int64), (b"x",), "")
+    EmbeddingCache(f"{tmp_path}/mine", "w", "s").put("content", entry)
+    assert EmbeddingCache(tmp_path / "mine", "w", "s").get("content") is not None
+
+
 def test_no_cache_keeps_nothing(videos, encoder):
     cache = EmbeddingCache(None, "w", "s")
     assert cache.path(content_digest(videos / "a.mp4")) is None

@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 
 from data_pipelines.records import storage
+from tests.conftest import ROOT, TINY
 from tests.services.proxy import Proxy, proxied
 
 BUCKET = "bucket"
+VIDEOS, STEPS = 24, 6
 
 
 @dataclass
@@ -96,3 +98,43 @@ def lose(folder: Path) -> None:
     for path in folder.iterdir():
         shutil.rmtree(path)
     assert not os.listdir(folder)
+
+
+@pytest.fixture(scope="session")
+def videos(tmp_path_factory) -> Path:
+    from data_pipelines.synthetic import World, write_world
+
+    folder = tmp_path_factory.mktemp("world")
+    write_world(World(size=32, frames=8), folder, {"train": VIDEOS, "test": 8})
+    return folder / "annotations.jsonl"
+
+
+def ingest(videos: Path, out: str) -> list[str]:
+    return [f"--source={videos}", f"--out={out}", "--name=w", "--workers=2", "--shards=3"]
+
+
+def train(data: str, workdir: str, *more: str) -> list[str]:
+    return [
+        f"--config={ROOT}/configs/videomae/finetune.py:size=tiny",
+        *TINY,
+        f"--workdir={workdir}",
+        f"--config.data.train={data}",
+        f"--config.data.eval={data}",
+        "--config.data.clip.stride=1",
+        f"--config.steps={STEPS}",
+        "--config.checkpoint.every=2",
+        "--config.checkpoint.keep=2",
+        "--config.log.every=1",
+        *more,
+    ]
+
+
+@pytest.fixture(scope="session")
+def local(videos, command, tmp_path_factory) -> Path:
+    """The same on a disk, undisturbed."""
+    folder = tmp_path_factory.mktemp("local")
+    done = command("data_pipelines.ingest", *ingest(videos, str(folder / "set")))
+    assert done.returncode == 0, done.stderr
+    done = command("internvideo_jax.train", *train(str(folder / "set"), str(folder / "run")))
+    assert done.returncode == 0, done.stderr
+    return folder

@@ -13,53 +13,11 @@ import pytest
 
 from data_pipelines.records import storage
 from internvideo_jax.checkpoint.steps import newest_step
-from tests.conftest import ROOT, TINY, environment
-from tests.services.conftest import Store, lose
+from tests.conftest import ROOT, environment
+from tests.services.conftest import STEPS, VIDEOS, Store, ingest, lose, train
 from tests.services.proxy import Fault
 
 pytestmark = pytest.mark.services
-
-VIDEOS, STEPS = 24, 6
-
-
-@pytest.fixture(scope="session")
-def videos(tmp_path_factory) -> Path:
-    from data_pipelines.synthetic import World, write_world
-
-    folder = tmp_path_factory.mktemp("world")
-    write_world(World(size=32, frames=8), folder, {"train": VIDEOS, "test": 8})
-    return folder / "annotations.jsonl"
-
-
-def ingest(videos: Path, out: str) -> list[str]:
-    return [f"--source={videos}", f"--out={out}", "--name=w", "--workers=2", "--shards=3"]
-
-
-def train(data: str, workdir: str, *more: str) -> list[str]:
-    return [
-        f"--config={ROOT}/configs/videomae/finetune.py:size=tiny",
-        *TINY,
-        f"--workdir={workdir}",
-        f"--config.data.train={data}",
-        f"--config.data.eval={data}",
-        "--config.data.clip.stride=1",
-        f"--config.steps={STEPS}",
-        "--config.checkpoint.every=2",
-        "--config.checkpoint.keep=2",
-        "--config.log.every=1",
-        *more,
-    ]
-
-
-@pytest.fixture(scope="session")
-def local(videos, command, tmp_path_factory) -> Path:
-    """The same on a disk, undisturbed."""
-    folder = tmp_path_factory.mktemp("local")
-    done = command("data_pipelines.ingest", *ingest(videos, str(folder / "set")))
-    assert done.returncode == 0, done.stderr
-    done = command("internvideo_jax.train", *train(str(folder / "set"), str(folder / "run")))
-    assert done.returncode == 0, done.stderr
-    return folder
 
 
 def test_commands_on_an_object_store_give_what_they_give_on_a_disk(
@@ -173,20 +131,3 @@ def test_storage_that_is_away_ends_a_command_with_a_code_to_start_it_again(
     assert done.returncode == ExitCode.USAGE, done.stderr
     assert done.stderr.count("error: ") == 1 and "Traceback" not in done.stderr
     assert not storage.exists(place)
-
-
-@pytest.mark.parametrize("store", ["s3"], indirect=True)
-def test_two_processes_write_one_checkpoint_that_any_number_goes_on_from(
-    store: Store, local, command, staging
-):
-    run, data = f"{store.url}/two", f"{local}/set"
-    job = (*("internvideo_jax.launch", "--processes=2"), "--", "ivj", "train")
-    done = command(*job, *train(data, run, "--config.steps=2", "--config.evals.test.every=-1"))
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert newest_step(run) == 2
-    arrays = [name for name in storage.below(f"{run}/checkpoints/2") if "ocdbt.process_1" in name]
-    assert arrays, "the second process wrote nothing"
-    lose(staging)
-    done = command("internvideo_jax.train", *train(data, run, "--config.steps=3"))
-    assert done.returncode == 0, done.stderr
-    assert f"continuing at step 2 from {run}/checkpoints" in done.stdout

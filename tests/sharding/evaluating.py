@@ -1,6 +1,8 @@
 """Evaluates a small classifier, as the only process or as one of a job.
 
-python -m tests.sharding.evaluating MODEL WEIGHTS DATA OUT     # a name of MODELS, three folders
+python -m tests.sharding.evaluating MODEL WEIGHTS DATA OUT [BATCH]
+
+A name of MODELS, three folders, and how many videos are read at a time.
 """
 
 from __future__ import annotations
@@ -25,12 +27,12 @@ from tests.recipes import shipped
 MODELS = {"videomae": "videomae/finetune.py", "uniformerv2": "uniformerv2/finetune.py"}
 
 
-def config_of(name: str, data: Path) -> TrainConfig:
-    """The tiny recipe with two clips and three crops; six videos are read at a time."""
+def config_of(name: str, data: Path, batch: int = 6) -> TrainConfig:
+    """The tiny recipe with two clips and three crops; `batch` videos are read at a time."""
     config: TrainConfig = shipped.module(MODELS[name]).tiny()
     test = config.evals["test"]
     assert isinstance(test, Accuracy)
-    views = dataclasses.replace(test.views, clips=2, crops=3, batch=6)
+    views = dataclasses.replace(test.views, clips=2, crops=3, batch=batch)
     clip = dataclasses.replace(views.clip, sampling="segments")
     test = dataclasses.replace(test, views=dataclasses.replace(views, clip=clip))
     small = config.model.smallest()
@@ -58,10 +60,11 @@ def save_random(name: str, data: Path, folder: Path) -> None:
 
 
 def main() -> None:
-    name, weights, data, out = sys.argv[1], *(Path(text) for text in sys.argv[2:])
+    name, batch = sys.argv[1], [int(text) for text in sys.argv[5:]]
+    weights, data, out = (Path(text) for text in sys.argv[2:5])
     with multihost.joined(notices=False):
         file = weights / f"{name}.safetensors"
-        evaluate(config_of(name, data), str(file), out / "result.json")
+        evaluate(config_of(name, data, *batch), str(file), out / "result.json")
 
 
 if __name__ == "__main__":

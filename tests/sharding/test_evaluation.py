@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.sharding.evaluating import MODELS, save_random
+from data_pipelines.stream.pipeline import ViewPass
+from internvideo_jax.inference.pixels import PixelDigest
+from tests.sharding.evaluating import MODELS, config_of, save_random
 from tests.sharding.test_processes import together
 
 VIDEOS = 23  # divides by nothing
@@ -63,11 +65,28 @@ def test_eight_devices_give_the_same_numbers(alone, one, tmp_path):
     assert one["protocol"]["clips"] * one["protocol"]["crops"] == 6
     predicted = [sum(row) for row in zip(*one["tables"]["confusion"], strict=True)]
     assert sum(count > 0 for count in predicted) > 1  # not one class for all
-    # Metrics, tables, and the digest of all scores to the last bit.
+    # Metrics, tables, the digests of all scores and of what was seen to the last bit.
     assert alone(tmp_path, 8) == one
+
+
+def test_the_digest_of_pixels_is_that_of_the_views_without_padding(name, one, files):
+    config = config_of(name, files[1])
+    (source,) = config.evals["test"].inputs()
+    views = ViewPass(str(files[1]), "test", source.views)
+    seen = PixelDigest()
+    for batch in views:
+        seen.add(batch)
+    assert one["pixels"] == seen.content() and seen.clips == 6 * VIDEOS
 
 
 @pytest.mark.slow
 def test_two_processes_give_the_same_numbers(name, one, files, tmp_path):
     together(arguments(name, files, tmp_path), 2)
+    assert result(tmp_path) == one
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["videomae"], indirect=True)  # the model has no part in it
+def test_so_do_four_that_read_other_batches(name, one, files, tmp_path):
+    together([*arguments(name, files, tmp_path), "8"], 4)
     assert result(tmp_path) == one

@@ -82,3 +82,23 @@ def test_two_processes_give_the_losses_of_one(command, shards, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "continuing at step 6" in done.stdout
     np.testing.assert_allclose(losses(two), losses(one), atol=1e-5, rtol=0)
+
+
+@pytest.mark.slow
+def test_two_processes_that_share_clips_read_the_same(command, shards, tmp_path):
+    """Each has half the tokens of every clip; one process goes on where they stopped."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    done = command(*arguments(shards, one, 12))
+    assert done.returncode == 0, done.stderr
+    shared = ("--config.mesh.data=1", "--config.mesh.sequence=2")
+    together([*arguments(shards, two, 12), *shared], 2)
+    assert len(losses(two)) == 12
+    np.testing.assert_allclose(losses(two), losses(one), atol=1e-5, rtol=0)
+    results = [json.loads((run / "results/reconstruction.json").read_text()) for run in (one, two)]
+    assert results[1]["pixels"] == results[0]["pixels"]  # each counted once
+
+    shutil.rmtree(two / "checkpoints/12")
+    done = command(*arguments(shards, two, 12))
+    assert done.returncode == 0, done.stderr
+    assert "continuing at step 6" in done.stdout and "mesh.sequence 2 -> 1" in done.stdout
+    np.testing.assert_allclose(losses(two), losses(one), atol=1e-5, rtol=0)

@@ -240,7 +240,7 @@ class InternVideo2Encoder(nnx.Module):
         cls = self.cls_token[...].astype(x.dtype)
         cls = jnp.broadcast_to(cls, (len(x), 1, x.shape[-1]))
         x = jnp.concatenate([cls, x], axis=1)
-        return constrain(x + self.pos_embed(visible).astype(x.dtype), "batch")
+        return constrain(x + self.pos_embed(visible).astype(x.dtype), "batch", "tokens")
 
     def __call__(
         self,

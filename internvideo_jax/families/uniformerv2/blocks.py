@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import jax
@@ -84,13 +84,13 @@ class LocalUniBlock(Block):
         """
         running = {}
         x = self._local("local1", x, keys, rate, 2, running)
-        x = x + self._drop(self._per_frame(self.attn, self.norm1(x)), keys, rate, 0)
+        x = x + self._drop(self._per_frame(self.norm1(x)), keys, rate, 0)
         x = self._local("local2", x, keys, rate, 3, running)
         x = x + self._drop(self.mlp(self.norm2(x)), keys, rate, 1)
         return x, running
 
-    def _per_frame(self, layer: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
-        return layer(x.reshape(-1, *x.shape[2:])).reshape(x.shape)
+    def _per_frame(self, x: jax.Array) -> jax.Array:
+        return self.attn(x.reshape(-1, *x.shape[2:]), frames=True).reshape(x.shape)
 
     def _drop(self, y, keys, rate, which):
         if keys is None or not self.dropping:

@@ -172,10 +172,15 @@ class UniFormerV2Config(VideoTowerConfig):
         """It starts from CLIP; a classifier whose features probes can read."""
         return dataclasses.replace(
             super().traits,
+            per_frame=True,
             adaptation=Adaptation(lambda source, _: self.adapt_weights(source)),
             classifier=Classes(self.classes, self.running_statistics),
             features=TokenFeatures(self.tokens, self.encoder.width, self.forward_flops()),
         )
+
+    def stack_options(self) -> dict[str, Any]:
+        """How `run_layers` goes through the blocks; tokens of a frame stay together."""
+        return {**super().stack_options(), "axes": ("batch", "frames")}
 
     def block(self) -> BlockConfig:
         """Of the image transformer."""
@@ -265,7 +270,7 @@ class UniFormerV2Encoder(ImageTokens):
         x = self.patches(video)
         cls = jnp.broadcast_to(self.cls_token[...].astype(x.dtype), (*x.shape[:2], 1, x.shape[-1]))
         x = jnp.concatenate([cls, x], axis=2) + self.pos_embed.table[...].astype(x.dtype)
-        return constrain(self.normalised(x), "batch")
+        return constrain(self.normalised(x), "batch", "frames")
 
     def __call__(
         self,

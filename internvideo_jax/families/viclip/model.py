@@ -249,7 +249,7 @@ class VideoTransformer(ImageTokens):
 
     def first(self, video: jax.Array, visible: jax.Array | None = None) -> jax.Array:
         """What the first block takes, (B, 1 + N or V, D)."""
-        return constrain(self.normalised(self.tokens(video, visible)), "batch")
+        return constrain(self.normalised(self.tokens(video, visible)), "batch", "tokens")
 
     def __call__(
         self,

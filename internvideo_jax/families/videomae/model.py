@@ -145,7 +145,7 @@ class VideoMAEEncoder(nnx.Module):
         table = self.table()
         positions = table[None] if visible is None else table[visible]
         x = self.patch_embed(self.config.pixels(video, visible))
-        return constrain(x + positions.astype(x.dtype), "batch")
+        return constrain(x + positions.astype(x.dtype), "batch", "tokens")
 
     def __call__(
         self,
@@ -258,7 +258,9 @@ class PretrainModel(nnx.Module):
         table = jnp.asarray(self.decoder_table())
         mask_tokens = self.mask_token[...] + table[decoded]
         seen = x + table[visible].astype(x.dtype)
-        return constrain(jnp.concatenate([seen, mask_tokens.astype(x.dtype)], axis=1), "batch")
+        return constrain(
+            jnp.concatenate([seen, mask_tokens.astype(x.dtype)], axis=1), "batch", "tokens"
+        )
 
     def decoder_table(self) -> np.ndarray:
         """(N, Dd) float32; the flat table unless the encoder's is separable."""

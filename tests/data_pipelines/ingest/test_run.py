@@ -1,6 +1,7 @@
 """A whole ingest in this process: what ends up in the directory."""
 
 import dataclasses
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -96,6 +97,7 @@ def test_summary_names_counts_and_files(finished):
     text = "\n".join(summary(finished[1]))
     assert "train" in text and "rejected 3 (18.8%)" in text and "rejected.jsonl" in text
     assert "warnings: partial 1" in text and "frames/s" in text
+    assert "\n  train/run/page.mp4: open: not a readable" in text
 
 
 def test_the_same_source_gives_the_same_bytes(videos, finished, tmp_path):
@@ -286,3 +288,20 @@ def test_flip_and_options_are_in_the_manifest(tmp_path):
         "audio": "off",
         "media": "video",
     }
+
+
+def test_a_folder_of_images_is_told_how_it_is_read(tmp_path):
+    (tmp_path / "a.jpg").touch()
+    with pytest.raises(ValueError, match=r"1 \.jpg.*Of images --media image makes shards$"):
+        run(tmp_path, tmp_path / "out")
+
+
+def test_a_place_that_is_not_to_be_written_is_a_wrong_option(tmp_path, monkeypatch):
+    make_video(tmp_path / "a.mp4", 4)
+
+    def refuse(path):
+        raise OSError(errno.EROFS, "Read-only file system", path)
+
+    monkeypatch.setattr("data_pipelines.records.storage.make_directory", refuse)
+    with pytest.raises(ValueError, match="cannot write .*Read-only.*; give another --out"):
+        run(tmp_path, tmp_path / "out")

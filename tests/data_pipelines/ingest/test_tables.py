@@ -337,3 +337,9 @@ def test_the_hint_for_a_list_without_header_loses_nothing(table, text, name, col
     if not text.startswith("run,"):
         rows = read(table(text, name), format="kinetics").rows
         assert [row.labels for row in rows] == [("run",), ("sit",)][: len(rows)]
+
+
+def test_one_video_is_no_table(tmp_path):
+    (tmp_path / "a.mp4").touch()
+    with pytest.raises(ValueError, match=r"a\.mp4: one video; expected the folder"):
+        read(tmp_path / "a.mp4")

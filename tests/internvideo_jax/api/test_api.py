@@ -21,11 +21,13 @@ from internvideo_jax.evaluators.video_text import VideoTextTask, embed_videos
 from internvideo_jax.inference.vectors import unit
 from internvideo_jax.offline.extract import Extractor, Windows
 from internvideo_jax.parallel.mesh import make_mesh
+from internvideo_jax.recipes import published
 from internvideo_jax.recipes.published import _one, _settings
 from internvideo_jax.search.clips import Sampling, decode
 from internvideo_jax.search.encoder import SearchEncoder
 from internvideo_jax.types import flatten_paths
 from internvideo_jax.weights import files, zoo
+from internvideo_jax.weights.entry import Entry
 from internvideo_jax.weights.identify import Identity
 from tests.conftest import ROOT
 from tests.recipes import shipped
@@ -255,6 +257,21 @@ def test_what_cannot_be_loaded_is_said(folder, classifier, tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             ivj.load(**arguments)
+
+
+def test_a_weight_file_is_read_once_with_and_without_a_recipe(classifier, monkeypatch):
+    read, real = [], files.load
+    monkeypatch.setattr(files, "load", lambda path, *key: read.append(path) or real(path, *key))
+    file = Path(classifier.checkpoint)
+    given = ivj.load(file, recipe=FINETUNE, settings=SMALL)
+    assert read == [file] and len(given.labels) == 10
+    # As of a published file, whose recipe its contents tell.
+    fields = tuple(f"--config.{name}={value}" for name, value in SMALL.items())
+    entry = Entry(name="some/model", kind="", size="", data="", config=FINETUNE, settings=fields)
+    monkeypatch.setattr(published, "_one", lambda place, known: entry)
+    told = ivj.load(file)
+    assert read == [file, file] and told.labels == given.labels
+    assert told.config.model == given.config.model and told.digest == classifier.digest
 
 
 def test_the_recipe_of_a_published_file_is_its_own():

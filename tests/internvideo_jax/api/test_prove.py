@@ -55,6 +55,27 @@ def test_other_weights_are_not_proved_and_print_their_outputs(tmp_path, capsys):
     assert f": proved: outputs of {ONE}, to " in capsys.readouterr().out
 
 
+def test_a_file_that_does_not_tell_is_given_recipe_and_fields_as_any_command(tmp_path, capsys):
+    file, proof = tmp_path / "other.safetensors", prove.stored()[ONE]
+    tensors, _ = safetensors_files.read(weights(ONE))
+    tensors["head.bias"] = tensors["head.bias"] + 1
+    safetensors_files.write(file, tensors, {"format": "pt"})
+    fields = [f"--config.{name}={value}" for name, value in proof.settings.items()]
+    assert main(["prove", str(file), f"--config={proof.recipe}", *fields]) == 1
+    said = capsys.readouterr().out
+    assert ": not proved: " in said and f"{proof.outputs[0] + 1:.5g}"[:5] in said
+    for words, message in (
+        ([], "does not say which recipe it needs"),
+        ([f"--config={proof.recipe}", "--config.model.frame=8"], "'frames'"),
+        ([f"--config={proof.recipe}", "--config.model.frames"], "expected FIELD=VALUE"),
+    ):
+        assert main(["prove", str(file), *words]) == 2
+        assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit):  # other commands read no recipe
+        main(["inspect", str(file), "--config.model.frames=8"])
+    assert "unrecognized arguments: --config.model.frames=8" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -8,10 +8,12 @@ import jax
 import numpy as np
 import pytest
 
+from internvideo_jax.checkpoint.apart import KEY, Apart
 from internvideo_jax.checkpoint.initial import load_params
 from internvideo_jax.checkpoint.manager import Checkpoints, together
 from internvideo_jax.checkpoint.reading import DamagedStep, step_of
 from internvideo_jax.config import CheckpointConfig
+from internvideo_jax.parallel import multihost
 from internvideo_jax.run.build import build
 from internvideo_jax.run.step import init_state, make_train_step
 from internvideo_jax.types import flatten_paths
@@ -123,3 +125,13 @@ def test_a_backbone_that_is_away_or_changed_is_named_and_a_new_start_mends_it(
         shutil.rmtree(folder / f"checkpoints/{number}")
     saved(folder, prepared)
     assert_equal(load_params(str(folder)), averaged(prepared, 2))
+
+
+def test_one_process_that_finds_damage_makes_all_write_anew(tmp_path, monkeypatch):
+    frozen = {"backbone": {"kernel": jax.numpy.arange(6.0)}}
+    stored = Apart(tmp_path).store(frozen)
+    manifest = tmp_path / stored[KEY]["folder"] / "manifest.ocdbt"
+    first = manifest.read_bytes()
+    assert Apart(tmp_path).store(frozen) == stored and manifest.read_bytes() == first
+    monkeypatch.setattr(multihost, "any_process", lambda found_none: True)
+    assert Apart(tmp_path).store(frozen) == stored and manifest.read_bytes() != first

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -216,3 +217,11 @@ def test_storage_that_refuses_a_checkpoint_ends_the_run_with_one_message(
 def test_what_cannot_hold_a_run_is_refused(shards, workdir, message):
     with pytest.raises(ValueError, match=message):
         train.train(config(shards, every=1, steps=1), workdir)
+
+
+def test_a_staging_folder_that_cannot_be_written_is_said_with_its_host(network, tmp_path, shards):
+    (tmp_path / "staging").write_text("no folder")
+    with pytest.raises(ValueError, match="cannot be written") as error:
+        train.train(config(shards, every=1, steps=1), RUN)
+    assert f"staging on {socket.gethostname()} cannot" in str(error.value)
+    assert "set IVJ_STAGING to another one there" in str(error.value)

@@ -71,7 +71,7 @@ def test_rows_are_possible(name):
     row = aot.ROWS[name]
     chips = math.prod(parse_topology(row.topology)[1])
     mesh = parse_mesh(row.mesh, 0)
-    split = mesh.fsdp * mesh.tensor
+    split = mesh.fsdp * mesh.tensor * mesh.sequence
     data = chips // split if mesh.data == -1 else mesh.data
     assert data * split == chips
     assert row.batch % (data * mesh.fsdp) == 0

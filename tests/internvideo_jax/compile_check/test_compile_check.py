@@ -233,6 +233,7 @@ def test_gpus_are_not_compiled_for(v5e):
 def test_mesh_and_other_changes():
     assert parse_mesh("data=4,fsdp=2", 5) == MeshConfig(4, 2, 1, 5)
     assert parse_mesh("fsdp=8", 5) == MeshConfig(-1, 8, 1, 5)
+    assert parse_mesh("data=1,sequence=8", 5) == MeshConfig(1, 1, 1, 5, sequence=8)
     for bad, message in (("fsp=2", "did you mean 'fsdp'"), ("data=x", "expected a number")):
         with pytest.raises(ValueError, match=message):
             parse_mesh(bad, 5)

@@ -10,6 +10,7 @@ import jax
 import pytest
 
 from data_pipelines.config import ClipConfig, DataConfig
+from internvideo_jax.compile_check import candidates
 from internvideo_jax.compile_check.__main__ import prepare
 from internvideo_jax.compile_check.aot import argument_bytes
 from internvideo_jax.compile_check.hardware import CHIPS, Slice
@@ -175,6 +176,21 @@ def test_meshes_respect_heads():
     found = list(meshes(8, [6, 4]))
     assert (8, 1, 1) in found and (1, 4, 2) in found
     assert all(tensor in (1, 2) for *_, tensor in found)
+
+
+def test_long_clips_are_shared_out_where_there_are_fewer_than_devices(run, monkeypatch):
+    assert all(len(sizes) == 3 for sizes in meshes(8, [4], 2047))
+    assert {sizes[3:] for sizes in meshes(8, [4], 4096)} == {(), (2,), (4,)}
+    monkeypatch.setattr(candidates, "LONG", 1)
+    monkeypatch.setattr(candidates, "TENSOR", (1,))
+    slice_ = target(300e6)
+    found = search(run, slice_, Law(run, slice_.chip), flops=FLOPS, batches=[2], compiles=30)
+    assert found.best is not None
+    best = found.best.candidate
+    assert best.sequence > 1 and best.rows == 1
+    assert f"sequence={best.sequence}" in best.flags()[0]
+    assert f"--config.mesh.sequence={best.sequence}" in best.training_flags()
+    assert "data,fsdp,tensor,sequence" in table(found)
 
 
 def test_what_a_candidates_process_is_given():

@@ -108,6 +108,26 @@ def made_by(run):
     return jax.jit(lambda batch: run.objective.targets(networks, batch, key))
 
 
+def test_random_teachers_of_a_seed_of_their_own_are_the_same_for_runs_of_any_seed(run):
+    plan = run.frozen["clip_teacher"]
+
+    def drawn(source: str, seed: int) -> tuple[np.ndarray, str]:
+        config = dataclasses.replace(plan.config, init_from=source)
+        plans = {"clip_teacher": dataclasses.replace(plan, config=config)}
+        params, digests = load_frozen(plans, seed, lambda _: None)
+        flat = flatten_paths(params["clip_teacher"])
+        return np.concatenate([np.ravel(flat[name]) for name in sorted(flat)]), digests.popitem()[1]
+
+    own, digest = drawn("random:7", 0)
+    assert digest == "random, seed 7"
+    np.testing.assert_array_equal(drawn("random:7", 1)[0], own)
+    np.testing.assert_array_equal(drawn("random", 7)[0], own)
+    assert np.abs(drawn("random", 0)[0] - own).max() > 1e-3
+    for wrong in ("random:", "random:x", "random:-1"):
+        with pytest.raises(ValueError, match=r"clip_teacher.init_from = 'random:.*with a seed N"):
+            drawn(wrong, 0)
+
+
 def test_targets_with_the_batch_are_those_of_the_step(run, in_step, targets):
     cached = run_of(config_of(CACHED))
     assert not cached.frozen and cached.objective.reads == ("features",)

@@ -93,6 +93,27 @@ def test_videos_with_other_pixels_or_labels_are_named(compare):
     ]
 
 
+def test_what_extract_and_score_were_made_with_is_compared(compare):
+    one = {
+        "params_digest": "1" * 16,
+        "data_fingerprint": "f" * 64,
+        "model": {"frames": 16},
+        "windows": {"stride": 8, "crop": "center"},
+        "pixels": {"digest": "a" * 32, "clips": 60},
+    }
+    assert compare(one, one)[0] == 0
+    other = {**one, "windows": {"stride": 8, "crop": "squash"}, "data_fingerprint": "e" * 64}
+    code, said = compare(one, {**other, "pixels": {"digest": "b" * 32, "clips": 60}})
+    assert code == 1
+    assert said.splitlines() == [
+        f"data differ: {'f' * 64} and {'e' * 64}",
+        f"pixels differ: {'a' * 32} and {'b' * 32}",
+        "windows crop: center and squash",
+    ]
+    unfinished = {name: value for name, value in one.items() if name != "pixels"}
+    assert "pixels: the second has no digest" in compare(one, unfinished)[1]
+
+
 @pytest.mark.parametrize("content", ["[]", "{}", "no JSON", '{"results": 3}'])
 def test_other_files_are_refused(content, tmp_path, capsys):
     (tmp_path / "x.json").write_text(content)

@@ -19,6 +19,7 @@ from data_pipelines.records.companion import open_companion
 from data_pipelines.records.dataset import open_dataset
 from internvideo_jax.config import MeshConfig
 from internvideo_jax.families.videomae.model import PretrainConfig, VideoMAEClassifierConfig
+from internvideo_jax.inference.pixels import PixelDigest
 from internvideo_jax.layers.tower import tower
 from internvideo_jax.offline.by_shard import check_same
 from internvideo_jax.offline.extract import Extractor, Windows, extract, window_frames
@@ -135,6 +136,52 @@ def test_processes_share_the_shards(data, tmp_path, capsys):
     assert written(tmp_path / "one") == written(tmp_path / "two")
     with pytest.raises(ValueError, match="--part=2: expected 0 to 1"):
         extract(tool, tmp_path / "two", settings(tool), part=2, parts=2)
+
+
+def seen_by_hand(tool: Extractor) -> PixelDigest:
+    """Every window decoded by itself."""
+    seen = PixelDigest()
+    for index in range(len(tool.dataset)):
+        record = tool.dataset.load(index)
+        for numbers in window_frames(len(record.frames), 4, 1, 4):
+            frames = tool.dataset.frames(index, record, numbers)
+            seen.add_clip(np.stack([resize(each, 32, 32, "bilinear") for each in frames]), index)
+    return seen
+
+
+def test_what_was_seen_is_the_same_for_all_parts_batches_and_devices(data, tmp_path, capsys):
+    squash = {"crop": "squash"}  # the clips of this set are squares
+    expected = seen_by_hand(make(data, **squash)).content()
+    assert expected["clips"] == 7 * 3
+    for parts, batch in ((1, 4), (2, 5), (4, 64)):
+        out = tmp_path / str(parts)
+        for part in reversed(range(parts)):
+            tool = make(data, batch=batch, **squash)
+            extract(tool, out, settings(tool), part=part, parts=parts)
+        assert json.loads((out / "features-test.json").read_text())["pixels"] == expected
+    assert f"pixels: {expected['digest']} of 21 clips" in capsys.readouterr().out
+    other = make(data, stride=3, **squash)
+    extract(other, tmp_path / "other", settings(other))
+    found = json.loads((tmp_path / "other/features-test.json").read_text())
+    assert found["pixels"]["digest"] != expected["digest"]
+
+
+def test_shards_of_earlier_versions_have_no_digest_and_that_is_said(data, tmp_path, capsys):
+    tool = make(data)
+    extract(tool, tmp_path, settings(tool))
+    whole = written(tmp_path)
+    (tmp_path / "features-test-00001-of-00003.pixels.json").unlink()
+    capsys.readouterr()
+    assert extract(tool, tmp_path, settings(tool)) == 0
+    assert "1 of 3 shards have no readable digest" in capsys.readouterr().out
+    (tmp_path / "features-test-00002-of-00003.pixels.json").write_text('{"clips": 3')
+    assert extract(tool, tmp_path, settings(tool)) == 0
+    assert "2 of 3 shards have no readable digest" in capsys.readouterr().out
+    # A shard that is made again has one again.
+    for path in tmp_path.glob("*-0000[12]-of-00003*.idx"):
+        path.unlink()
+    assert extract(tool, tmp_path, settings(tool)) == 2
+    assert written(tmp_path) == whole
 
 
 def test_killed_and_continued_gives_the_same_bytes(data, tmp_path):

@@ -15,6 +15,7 @@ from data_pipelines.records.dataset import open_dataset
 from data_pipelines.text import make_tokenizer
 from internvideo_jax.config import MeshConfig
 from internvideo_jax.families.videomae.model import PretrainConfig
+from internvideo_jax.inference.pixels import PixelDigest
 from internvideo_jax.layers.tower import tower
 from internvideo_jax.offline.score import Scorer, Scoring, score
 from internvideo_jax.parallel.mesh import make_mesh
@@ -61,6 +62,21 @@ def test_scores_are_the_cosines_of_clip_and_caption(data, tmp_path, capsys):
     assert np.ptp([row["similarity"] for row in found]) > 0.1
     assert {row["colour"] for row in found} > {"red"}  # annotation columns are kept
     assert "15 captions are empty" in capsys.readouterr().out
+
+
+def test_what_was_seen_is_the_same_for_all_parts_and_batches(data, tmp_path):
+    expected, dataset = PixelDigest(), make(data).dataset
+    for number in range(23):
+        record = dataset.load(number)
+        frames = dataset.frames(number, record, uniform_center(13, 4))
+        clip = np.stack([resize(frame, 32, 32, "bicubic") for frame in frames])
+        expected.add_clip(clip, number)
+    for parts, batch in ((1, 4), (2, 3), (4, 64)):
+        out = tmp_path / str(parts)
+        for part in range(parts):
+            score(make(data, batch=batch), out, PROVENANCE, part=part, parts=parts)
+        about = json.loads((out / "similarity-test.json").read_text())
+        assert about["pixels"] == expected.content() and expected.clips == 23
 
 
 def test_a_subset_reads_the_scores(data, tmp_path, command):
@@ -138,5 +154,29 @@ def test_the_command_scores_with_a_checkpoint(shards, tmp_path, command):
     assert done.returncode == 0, done.stderr[-3000:]
     assert "complete: " in done.stdout
     assert len(rows(tmp_path / "s/similarity-train.jsonl")) == 60
+    # What the model saw does not depend on batches, processes and devices.
+    seen = json.loads((tmp_path / "s/similarity-train.json").read_text())["pixels"]
+    assert seen["clips"] == 60 and f"pixels: {seen['digest']} of 60 clips" in done.stdout
+    base = (config, data, f"--checkpoint={run}", f"--out={tmp_path}/others")
+    for part, devices in ((1, 8), (0, 1)):
+        words = (f"--part={part}", "--parts=2", "--batch=16")
+        done = command("internvideo_jax.offline.score", *base, *words, devices=devices)
+        assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((tmp_path / "others/similarity-train.json").read_text())["pixels"]
+    assert found == seen
+    # Nothing of it depends on the command: extract shows windows, and says so in the same way.
+    digests = set()
+    for devices in (1, 8):
+        out = tmp_path / f"features{devices}"
+        words = (config, data, f"--checkpoint={run}", f"--out={out}", "--batch=8")
+        done = command("internvideo_jax.offline.extract", *words, devices=devices)
+        assert done.returncode == 0, done.stderr[-3000:]
+        pixels = json.loads((out / "features-test.json").read_text())["pixels"]
+        assert pixels["clips"] > 20 and f"of {pixels['clips']} clips" in done.stdout
+        digests.add(pixels["digest"])
+    assert len(digests) == 1
+    names = [str(tmp_path / f"features{devices}/features-test.json") for devices in (1, 8)]
+    done = command("internvideo_jax.offline.compare", *names)
+    assert done.returncode == 0, done.stdout + done.stderr
     again = command("internvideo_jax.offline.score", *arguments, "--crop=center")
     assert again.returncode and "made with another scoring" in again.stderr

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,3 +56,41 @@ except ValueError as error:
     assert "batch 3 cannot be split evenly over 2 devices" in str(error), error
 else:
     raise AssertionError("a batch that does not divide was taken")
+
+
+def spread(
+    sizes: MeshConfig, queries: int, keys: int, forms: tuple[str, ...], masked: bool
+) -> None:
+    """Tokens split over devices, which need not divide them: output and gradients as on one."""
+    ring, mask = make_mesh(sizes), None
+    q, k, v = (
+        jax.random.normal(jax.random.key(i), (2, n, 2, 8))
+        for i, n in enumerate((queries, keys, keys))
+    )
+    if masked:  # an example without any key gets zeros
+        mask = jax.random.bernoulli(jax.random.key(3), 0.7, (2, keys)).at[1].set(False)
+    weight = jnp.cos(jnp.arange(2 * queries * 16).reshape(2, queries, 2, 8))
+
+    def value(form, q, k, v):
+        how = {"batch_axes": BATCH_AXES, "head_axes": ("tensor",), "token_axes": ("sequence",)}
+        out = attend(q, k, v, mask, form=form, **how)
+        return (jnp.sin(out) * weight).sum(), out
+
+    def pulled(form):
+        return jax.jit(jax.grad(functools.partial(value, form), (0, 1, 2), has_aux=True))(q, k, v)
+
+    expected, whole = pulled("xla")
+    for form in forms:
+        with jax.set_mesh(ring):
+            gradients, out = pulled(form)
+        what = f"{form} {dict(ring.shape)} {queries} {keys}"
+        np.testing.assert_allclose(out, whole, atol=1e-5, err_msg=what)
+        for ours, other in zip(gradients, expected, strict=True):
+            np.testing.assert_allclose(ours, other, atol=1e-5, err_msg=what)
+
+
+ALL = ("flash", "blocked", "xla")
+spread(MeshConfig(1, sequence=4), 41, 41, ALL, masked=False)
+spread(MeshConfig(2, sequence=2), 9, 37, ("blocked",), masked=True)
+# One device has padding only.
+spread(MeshConfig(1, sequence=4), 6, 5, ("blocked",), masked=False)

@@ -28,10 +28,17 @@ def mesh_shapes_and_errors() -> None:
     assert dict(make_mesh(MeshConfig()).shape) == {"data": 8, "fsdp": 1, "tensor": 1}
     assert dict(make_mesh(MeshConfig(-1, 2, 2)).shape) == {"data": 2, "fsdp": 2, "tensor": 2}
     assert dict(make_mesh(MeshConfig(2, -1, 1)).shape) == {"data": 2, "fsdp": 4, "tensor": 1}
+    shared = {"data": 1, "fsdp": 2, "sequence": 4, "tensor": 1}
+    assert dict(make_mesh(MeshConfig(-1, 2, sequence=4)).shape) == shared
+    assert dict(make_mesh(MeshConfig(1, 2, sequence=-1)).shape) == shared
+    assert "sequence" not in make_mesh(MeshConfig(8, sequence=-1)).shape
+    sliced = make_mesh(MeshConfig(-1, sequence=2, slices=2))
+    assert dict(sliced.shape) == {"data": 4, "fsdp": 1, "sequence": 2, "tensor": 1}
     for bad, message in (
         (MeshConfig(3), "multiple of 3 devices, found 8"),
         (MeshConfig(4), "multiple of 4 devices, found 8"),
         (MeshConfig(-1, -1), "at most one -1"),
+        (MeshConfig(-1, sequence=3), "'sequence': 3.* multiple of 3 devices, found 8"),
         (MeshConfig(0), "must be positive"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -107,6 +114,15 @@ def constrain_is_a_no_op_without_a_mesh_and_pins_with_one() -> None:
     with jax.set_mesh(mesh):
         y = jax.jit(lambda x: constrain(x * 2, "batch", "tensor"))(x)
     assert y.sharding.spec == P(("data", "fsdp"), "tensor")
+    with jax.set_mesh(make_mesh(MeshConfig(2, sequence=4))):
+        for axis, size, held in (
+            ("tokens", 12, 3),
+            ("tokens", 3, 3),  # fewer than devices
+            ("frames", 12, 3),
+            ("frames", 10, 10),  # counted with the batch they could not be split
+        ):
+            y = jax.jit(lambda x, axis=axis: constrain(x * 2, "batch", axis))(jnp.ones((8, size)))
+            assert y.sharding.shard_shape(y.shape) == (4, held), (axis, size, y.sharding)
 
 
 def model_values_do_not_depend_on_the_mesh(mesh: tuple[int, int, int]) -> None:

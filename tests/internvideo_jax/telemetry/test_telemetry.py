@@ -64,6 +64,14 @@ def test_progress_counts_from_the_second_log_point():
     assert "nonfinite" not in line and "ETA 0:00:" in line
 
 
+def test_the_pace_is_known_between_two_log_points():
+    progress = Progress(total=100, batch=8, flops=1e6)
+    assert progress.pace(1) == 0
+    progress.lap(1)
+    assert progress.pace(1) == 0 < progress.pace(2)
+    assert progress.lap(11)["perf/step_seconds"] * 10 > progress.pace(1000)
+
+
 def test_evaluation_does_not_count_as_step_time(monkeypatch):
     now = iter([0.0, 10.0, 17.0, 20.0])
     monkeypatch.setattr("time.perf_counter", lambda: next(now))

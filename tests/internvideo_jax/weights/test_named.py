@@ -258,6 +258,12 @@ def test_without_network_the_message_says_where_a_file_could_be_put(published, f
     said = capsys.readouterr().err
     assert "Connection refused" in said and f"put the file at {folder}/127.0.0.1_9/gone" in said
     assert "Traceback" not in said
+    assert [said.count(f"Connection refused; try {n} in 0 s\n") for n in (2, 3, 4, 5)] == [
+        1,
+        1,
+        1,
+        0,
+    ]
 
 
 def test_mirrors_and_offline_folders(server, published, weights, folder, tmp_path, monkeypatch):
@@ -308,6 +314,7 @@ def test_a_repository_is_a_folder_with_all_files_of_its_index(server, folder, mo
     ("source", "message"),
     [
         ("viclip-l15", "no such file or run, and no published checkpoint 'viclip-l15': did you m"),
+        ("runs-of-mine", "'runs-of-mine': `ivj weights list` shows all 1"),
         ("hf://owner", "expected hf://OWNER/REPOSITORY"),
         ("https://host/", "not the address of a file"),
         ("https://host/a/%2e%2e/b", "not the address of a file"),
