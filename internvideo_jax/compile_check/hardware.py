@@ -31,7 +31,11 @@ class Chip:
     config: str = ""  # chip_config_name of the compiler
     cores: int = 1  # devices of a chip
     platform: str = "tpu"
-    int8: float = 0.0  # operations per second with operands of 8 bits; 0: none, or not published
+    # Operations per second with operands of 8 bits; 0: none, or none published. v5e, v6e and fp8 of
+    # TPU7x: docs.cloud.google.com/tpu/docs/{v5e,v6e,tpu7x}, which gives fp8 of v5p and v6e the rate
+    # of bfloat16. v4, v5p: the tables of jax-ml.github.io/scaling-book/tpus. GPUs: data sheets of
+    # A100, H100 and H200, half of what they state with sparsity.
+    int8: float = 0.0
     fp8: float = 0.0
 
 
@@ -40,7 +44,7 @@ CHIPS = {
     "v4": Chip(
         "TPU v4", 275e12, 30.75 * GIB, 1228e9, 300e9, 1.05e9, 3, 4096, "megacore", int8=275e12
     ),
-    "v5e": Chip("TPU v5e", 197e12, 15.75 * GIB, 819e9, 200e9, 1.5e9, 2, 256, int8=394e12),
+    "v5e": Chip("TPU v5e", 197e12, 15.75 * GIB, 819e9, 200e9, 1.5e9, 2, 256, int8=393e12),
     "v5p": Chip("TPU v5p", 459e12, 95.73 * GIB, 2765e9, 600e9, 1.75e9, 3, 6144, int8=918e12),
     "v6e": Chip("TPU v6e", 918e12, 31.24 * GIB, 1638e9, 400e9, 1.75e9, 2, 256, int8=1836e12),
     # Two devices a chip, each with half of the chip's published 2307 TF/s, 7380 GB/s and 600 GB/s

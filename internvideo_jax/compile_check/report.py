@@ -161,7 +161,7 @@ def _eight_bits(target: Slice, check: Check) -> list[str]:
         chip = target.chip
         rate = getattr(chip, name) if chip else 0.0
         at = (
-            f"{rate / chip.flops:g} x the rate of bfloat16"
+            f"{rate / chip.flops:.2g} x the rate of bfloat16"
             if chip and rate
             else (f"which {kind_of(target)} has not, or at no published rate: counted as bfloat16")
         )

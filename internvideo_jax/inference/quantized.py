@@ -16,8 +16,8 @@ from internvideo_jax.protocols import Model, ModelConfig
 from internvideo_jax.types import Params, flatten_paths, matching
 
 FIELD = "config.quantization"
-# Parts of the names of devices that multiply float8; every TPU and GPU multiplies int8.
-FP8_DEVICES = ("tpu7", "v7x", "h100", "h200", "h800", "gh200", "b100", "b200", "gb200", "l40", "l4")
+# Parts of the names of devices that multiply float8; TPUs and GPUs multiply int8.
+FP8_DEVICES = ("tpu7", "v7x", "h100", "h200", "h800", "gh200", "b100", "b200", "gb200", "l4")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,8 +178,8 @@ def emulated(mode: str, device: Any) -> str:
     ):
         return ""
     return (
-        f"{kind} has no products of {number}: they are computed in wider numbers, with the results "
-        f"of {number} and without its speed"
+        f"{kind} is not known to multiply {number}: without such products wider numbers are "
+        f"multiplied, with the results of {number} and without its speed"
     )
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from internvideo_jax.layers.init import Init
-from internvideo_jax.layers.linear import Linear, Rounds
+from internvideo_jax.layers.linear import Rounds
 from internvideo_jax.ops.attention import Cache, Dropped, How, attend
 from internvideo_jax.ops.quantized import Kernel
 from internvideo_jax.ops.rotary import rotate
@@ -288,7 +288,7 @@ class CrossAttention(nnx.Module):
         head_width(width, config.heads)
         self.config = config
 
-        def layer(width_in: int) -> Linear:
+        def layer(width_in: int) -> nnx.Linear:
             return init.layer(width_in, width, bias=config.bias, dtype=dtype, rngs=rngs)
 
         self.q, self.k, self.v = layer(width), layer(config.width), layer(config.width)

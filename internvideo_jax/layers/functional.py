@@ -53,7 +53,7 @@ class FunctionalModel:
         """The parameter tree as `jax.ShapeDtypeStruct`s."""
         return self._shapes
 
-    @functools.cached_property
+    @property
     def kernels(self) -> frozenset[str]:
         """Paths of the kernels that products may round to eight bits."""
         return frozenset(

@@ -27,12 +27,12 @@ class Linear(nnx.Linear, Rounds):
         )
 
 
-def _promote(arrays: Any, *, dtype: Any = None) -> Any:
+def _promote(arrays: Any, /, *, dtype: Any = None, inexact: bool = True) -> Any:
     """Input, kernel and bias in the type of the layer; a kernel of eight bits keeps its own."""
     x, kernel, bias = arrays
     if not isinstance(kernel, Kernel):
-        return promote_dtype(arrays, dtype=dtype)
-    x, bias = promote_dtype((x, bias), dtype=dtype)
+        return promote_dtype(arrays, dtype=dtype, inexact=inexact)
+    x, bias = promote_dtype((x, bias), dtype=dtype, inexact=inexact)
     return x, kernel, bias
 
 

@@ -88,7 +88,8 @@ class Stored(_Kernel):
     @classmethod
     def of(cls, kernel: jax.Array, mode: str) -> Stored:
         """A kernel (..., in, out) rounded."""
-        return cls(*rounded(kernel, (kernel.ndim - 2,), MODES[mode]), mode)
+        values, scale = rounded(kernel, (kernel.ndim - 2,), MODES[mode])
+        return cls(values, scale, mode)
 
     def __getitem__(self, index: Any) -> Stored:
         return Stored(self.values[index], self.scale[index], self.mode)
@@ -107,7 +108,8 @@ class Stored(_Kernel):
 
     @classmethod
     def tree_unflatten(cls, mode: str, children: Any) -> Stored:
-        return cls(*children, mode)
+        values, scale = children
+        return cls(values, scale, mode)
 
 
 @jax.tree_util.register_pytree_node_class
@@ -130,7 +132,7 @@ class Learning(_Kernel):
 
     @classmethod
     def tree_unflatten(cls, static: tuple[str, str], children: Any) -> Learning:
-        return cls(*children, *static)
+        return cls(children[0], *static)
 
 
 Kernel = Stored | Learning
