@@ -182,11 +182,20 @@ def unflatten_paths(flat: Mapping[str, Any]) -> Params:
     return tree
 
 
+def compiled(field: str, pattern: str) -> re.Pattern[str]:
+    """A pattern of a field; ValueError where it is no regular expression."""
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{field} pattern {pattern!r} is no regular expression: {error}") from None
+
+
 def matching(field: str, patterns: Sequence[str], paths: Sequence[str]) -> frozenset[str]:
     """Paths in which one of the patterns is found; ValueError for one that is found in none."""
     found: set[str] = set()
     for pattern in patterns:
-        hits = [path for path in paths if re.search(pattern, path)]
+        expression = compiled(field, pattern)
+        hits = [path for path in paths if expression.search(path)]
         if not hits:
             raise ValueError(
                 f"{field} pattern {pattern!r} matches no parameter; paths look like "

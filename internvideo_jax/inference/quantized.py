@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from internvideo_jax.config import QuantizationConfig, TrainConfig
 from internvideo_jax.ops.quantized import MODES, Learning, Stored
 from internvideo_jax.protocols import Model, ModelConfig
-from internvideo_jax.types import Params, flatten_paths, matching
+from internvideo_jax.types import Params, compiled, flatten_paths, matching
 
 FIELD = "config.quantization"
 # Parts of the names of devices that multiply float8; TPUs and GPUs multiply int8.
@@ -120,8 +119,9 @@ def quantized(model: Model, settings: QuantizationConfig) -> Model:
         )
     known, everything = sorted(model.kernels), list(flatten_paths(model.shapes()))
     for pattern in settings.targets:
-        elsewhere = [path for path in everything if re.search(pattern, path)]
-        if elsewhere and not any(re.search(pattern, path) for path in known):
+        expression = compiled(f"{FIELD}.targets", pattern)
+        elsewhere = [path for path in everything if expression.search(path)]
+        if elsewhere and not any(expression.search(path) for path in known):
             raise ValueError(
                 f"{FIELD}.targets pattern {pattern!r} matches {elsewhere[0]}, which is no kernel "
                 f"that products can round; those are {_some(known)}"

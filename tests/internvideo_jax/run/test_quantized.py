@@ -182,6 +182,7 @@ def test_results_made_with_other_numbers_are_not_mixed(tmp_path):
     [
         ({"targets": ("attn/kv",)}, "config.quantization.targets pattern 'attn/kv' matches no"),
         ({"targets": ("norm1/scale",)}, "norm1/scale, which is no kernel that products can round"),
+        ({"targets": ("(",)}, r"targets pattern '\(' is no regular expression: missing \)"),
         ({"targets": ()}, "no config.quantization.targets: nothing is rounded"),
     ],
 )
