@@ -108,6 +108,22 @@ class LoraConfig:
     dtype: str = "float32"  # of frozen kernels in memory: float32 | bfloat16
 
 
+# What products of eight bits are made of (ops/quantized.py): w rounds kernels only.
+EIGHT_BITS = ("int8w", "int8", "fp8w", "fp8")
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantizationConfig:
+    """Products with kernels of 8 bits, in inference and in training (docs/quantization.md)."""
+
+    mode: str = limited("none", known=("none", *EIGHT_BITS))
+    # Regular expressions on parameter paths: kernels that are rounded. The default are the
+    # projections of attention and the MLPs of all blocks.
+    targets: Sequence[str] = (r"blocks/(attn|cross|mlp)/.*kernel$",)
+    # In training: products of the gradient in float, or with the gradient rounded as well.
+    backward: str = limited("float", known=("float", "rounded"))
+
+
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
     """When states are written, and how many are kept."""
@@ -158,6 +174,7 @@ class TrainConfig:
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
     lora: LoraConfig = LoraConfig()
+    quantization: QuantizationConfig = QuantizationConfig()
     mesh: MeshConfig = MeshConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()

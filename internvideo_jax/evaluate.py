@@ -34,6 +34,7 @@ from internvideo_jax.evaluators.run import (
     run_evaluators,
     write_json,
 )
+from internvideo_jax.inference.quantized import network, stated
 from internvideo_jax.inference.weights import on_devices
 from internvideo_jax.parallel import multihost
 from internvideo_jax.parallel.compile_cache import use_compile_cache
@@ -87,7 +88,7 @@ def _evaluate(
     found = manifest.load(directory)
     classes = found.classes
     config = with_classes(config, len(classes))
-    model = config.model.model()
+    model = network(config)
     mesh = make_mesh(config.mesh)
     context = EvalContext(
         model, mesh, config.data, config.seed, classes=classes, manifests={directory: found}
@@ -103,6 +104,7 @@ def _evaluate(
         **weights_provenance(checkpoint, params),
         "devices": devices(),
         "head": report.head.note if report.head else "",
+        **stated(model),
     }
     results = run_evaluators(
         wanted, context, params, folder=folder, provenance=provenance, per_video=per_video

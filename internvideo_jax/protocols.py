@@ -333,6 +333,11 @@ class Model(Protocol):
         """What it was built from."""
         ...
 
+    @property
+    def kernels(self) -> frozenset[str]:
+        """Paths of the kernels that products may round to eight bits (ops/quantized.py)."""
+        ...
+
     def init(self, key: jax.Array) -> Params:
         """Random parameters."""
         ...

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -149,9 +150,13 @@ class TrainState:
         return dataclasses.replace(self, **changes)
 
 
-def flatten_paths(tree: Tree) -> dict[str, Any]:
-    """Flattens nested dicts, lists, tuples and dataclasses to `{"a/b/c": leaf}`."""
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+def flatten_paths(tree: Tree, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
+    """Flattens nested dicts, lists, tuples and dataclasses to `{"a/b/c": leaf}`.
+
+    Args:
+      is_leaf: whether a node that could be flattened further is taken whole; None: none is.
+    """
+    leaves = jax.tree_util.tree_flatten_with_path(tree, is_leaf)[0]
     return {path_name(path): leaf for path, leaf in leaves}
 
 
@@ -175,3 +180,26 @@ def unflatten_paths(flat: Mapping[str, Any]) -> Params:
             node = node.setdefault(name, {})
         node[last] = leaf
     return tree
+
+
+def compiled(field: str, pattern: str) -> re.Pattern[str]:
+    """A pattern of a field; ValueError where it is no regular expression."""
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{field} pattern {pattern!r} is no regular expression: {error}") from None
+
+
+def matching(field: str, patterns: Sequence[str], paths: Sequence[str]) -> frozenset[str]:
+    """Paths in which one of the patterns is found; ValueError for one that is found in none."""
+    found: set[str] = set()
+    for pattern in patterns:
+        expression = compiled(field, pattern)
+        hits = [path for path in paths if expression.search(path)]
+        if not hits:
+            raise ValueError(
+                f"{field} pattern {pattern!r} matches no parameter; paths look like "
+                f"{', '.join(paths[:3])}"
+            )
+        found.update(hits)
+    return frozenset(found)

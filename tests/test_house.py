@@ -65,7 +65,7 @@ MAY_IMPORT = {
             "weights",
         },
         "checkpoint": {"config", "ops", "parallel", "protocols", "types", "weights"},
-        "inference": {"checkpoint", "config", "parallel", "protocols", "types"},
+        "inference": {"checkpoint", "config", "ops", "parallel", "protocols", "types"},
         "evaluators": {
             "config",
             "inference",
@@ -118,6 +118,7 @@ MAY_IMPORT = {
         "compile_check": {
             "checkpoint",
             "config",
+            "inference",
             "ops",
             "parallel",
             "protocols",

@@ -25,6 +25,7 @@ from internvideo_jax.evaluators.run import (
     run_evaluators,
     write_json,
 )
+from internvideo_jax.inference.quantized import network
 from internvideo_jax.inference.weights import on_devices
 from internvideo_jax.parallel.mesh import make_mesh
 from internvideo_jax.protocols import clip_of
@@ -77,7 +78,7 @@ class Prober:
 
     def __init__(self, config: TrainConfig, probes: Mapping[str, Any]):
         self.config, self.probes = config, probes
-        self.model, self.mesh = config.model.model(), make_mesh(config.mesh)
+        self.model, self.mesh = network(config), make_mesh(config.mesh)
         # A seed is a part of what is compiled, such as of masks.
         self._contexts = functools.cache(
             lambda seed: EvalContext(self.model, self.mesh, config.data, seed)

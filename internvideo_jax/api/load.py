@@ -21,6 +21,7 @@ def load(
     *,
     recipe: str = "",
     settings: Mapping[str, object] | None = None,
+    quantization: str = "",
     labels: Sequence[str] = (),
     devices: Sequence[Device] = (),
     threads: int = 2,
@@ -35,6 +36,8 @@ def load(
       recipe: as --config takes it, such as "videomae/finetune:size=base"; empty: what a run says
         of itself, or the recipe of the published checkpoint that a file is.
       settings: fields of the config to change, such as {"model.frames": 8}.
+      quantization: products with kernels of 8 bits: int8w (kernels rounded), int8 (activations
+        too), fp8w, fp8, or none; empty: as the config has it (docs/quantization.md).
       labels: names of the classes of its head, where the file has none.
       devices: they share every batch; default: the first one.
       threads: videos decoded at a time.
@@ -51,8 +54,11 @@ def load(
     plain = recipe_files.load(recipe) if recipe else None
     weights = weights_of(place)  # read once: a file may hold gigabytes
     plain = config_of(place, weights) if plain is None else plain
-    check_fields(plain, list(settings or {}))
-    for name, value in (settings or {}).items():
+    settings = dict(settings or {})
+    if quantization:
+        settings["quantization.mode"] = quantization
+    check_fields(plain, list(settings))
+    for name, value in settings.items():
         plain = changed(plain, name.split("."), value)
     config: TrainConfig = to_typed(TrainConfig, plain)
     return VideoModel(

@@ -149,6 +149,11 @@ class VideoModel:
         return params_digest(self.params)
 
     @property
+    def nbytes(self) -> int:
+        """That the parameters take, over all devices together where these share them."""
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(self.params))
+
+    @property
     def seen(self) -> PixelDigest:
         """The pixels that the last call showed the model: `seen.hex`, `seen.clips`; two calls with
         equal digests saw the same."""

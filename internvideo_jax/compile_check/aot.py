@@ -43,7 +43,7 @@ class Roofline:
     `hbm` and `ici` are None where the program's text cannot be read or the rate is not known.
     """
 
-    compute: float  # executed FLOPs at the peak rate
+    compute: float  # executed FLOPs at the peak rate of their numbers
     hbm: float | None
     ici: float | None
 
@@ -83,6 +83,8 @@ class Check:
     frozen: float = 0.0  # FLOPs of the frozen networks in one step, from their configurations
     attention: str = ""  # form and reason of every attention in the step
     media: str = ""  # media type of the step
+    int8: float = 0.0  # of the executed FLOPs, products of two operands of int8
+    fp8: float = 0.0  # or of float8
 
     def fits(self, chip: Chip | None) -> bool:
         """Whether it compiled and its peak fits into the memory of the chip."""
@@ -95,8 +97,10 @@ class Check:
     def roofline(self, chip: Chip, devices: int) -> Roofline:
         """Least seconds of a step on so many devices, by what limits them."""
         program = self.program
+        wide = (self.executed - self.int8 - self.fp8) / chip.flops
+        eight = self.int8 / (chip.int8 or chip.flops) + self.fp8 / (chip.fp8 or chip.flops)
         return Roofline(
-            self.executed / devices / chip.flops,
+            (wide + eight) / devices,
             None if program is None else program.hbm_bytes / chip.hbm_rate,
             None if program is None or not chip.ici_rate else program.wire_bytes / chip.ici_rate,
         )
@@ -207,6 +211,8 @@ def check_step(run: Run, target: Slice, *, fast: bool = False, media: str = "") 
         frozen=run.frozen_flops * known,
         attention=attention.summary(sites),
         media=media,
+        int8=counted.int8,
+        fp8=counted.fp8,
     )
 
 

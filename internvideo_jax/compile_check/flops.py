@@ -18,6 +18,8 @@ class Flops:
     """Multiply-adds times two of matrix products and convolutions, over all devices."""
 
     total: float = 0.0
+    int8: float = 0.0  # of these, products of two operands of int8
+    fp8: float = 0.0  # or of float8
     unknown_loops: int = 0  # while loops with matrix products, counted as one pass
 
 
@@ -31,12 +33,13 @@ def count(jaxpr: Jaxpr | ClosedJaxpr) -> Flops:
     of a scan computes for nobody, such as all but the counts of `parallel/microbatch.py`.
     """
     found = Flops()
-    found.total = _count(_open(jaxpr), found)
+    found.total, found.int8, found.fp8 = map(float, _count(_open(jaxpr), found))
     return found
 
 
-def _count(jaxpr: Jaxpr, found: Flops) -> float:
-    total = 0.0
+def _count(jaxpr: Jaxpr, found: Flops) -> np.ndarray:
+    """All, those of int8, and of float8."""
+    total = np.zeros(3)
     unread = _unread(jaxpr)
     for number, equation in enumerate(jaxpr.eqns):
         if number in unread:
@@ -45,16 +48,17 @@ def _count(jaxpr: Jaxpr, found: Flops) -> float:
         if name == "dot_general":
             total += _dot(equation)
         elif name == "conv_general_dilated":
-            total += _convolution(equation)
+            total[0] += _convolution(equation)
         elif name == "cond":
-            total += max(_count(branch.jaxpr, found) for branch in params["branches"])
+            branches = (_count(branch.jaxpr, found) for branch in params["branches"])
+            total += max(branches, key=lambda each: each[0])
         elif name == "scan":
             body = _open(params["jaxpr"])
             read, _ = dce_jaxpr(body, [True] * len(body.outvars))
             total += _count(read, found) * params["length"]
         else:
-            inner = sum(_count(sub, found) for sub in _inner(params))
-            if name == "while" and inner:
+            inner = sum((_count(sub, found) for sub in _inner(params)), np.zeros(3))
+            if name == "while" and inner[0]:
                 found.unknown_loops += 1
             total += inner * _times(name, params)
     return total
@@ -95,13 +99,16 @@ def _open(jaxpr: Jaxpr | ClosedJaxpr) -> Jaxpr:
     return jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
 
 
-def _dot(equation: Equation) -> float:
+def _dot(equation: Equation) -> np.ndarray:
     left, right = (variable.aval.shape for variable in equation.invars[:2])
     (contract, right_contract), (_, right_batch) = equation.params["dimension_numbers"]
     used = {*right_contract, *right_batch}
     free = [size for axis, size in enumerate(right) if axis not in used]
     del contract  # the left shape holds batch, free and contracted dimensions
-    return 2.0 * float(np.prod(left, dtype=float)) * float(np.prod(free, dtype=float))
+    flops = 2.0 * float(np.prod(left, dtype=float)) * float(np.prod(free, dtype=float))
+    kinds = {variable.aval.dtype.name for variable in equation.invars[:2]}
+    eight = kinds == {"int8"}, all(kind.startswith("float8") for kind in kinds)
+    return flops * np.array([1.0, *eight])
 
 
 def _convolution(equation: Equation) -> float:

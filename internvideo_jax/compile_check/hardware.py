@@ -31,23 +31,59 @@ class Chip:
     config: str = ""  # chip_config_name of the compiler
     cores: int = 1  # devices of a chip
     platform: str = "tpu"
+    # Operations per second with operands of 8 bits; 0: none, or none published. v5e, v6e and fp8 of
+    # TPU7x: docs.cloud.google.com/tpu/docs/{v5e,v6e,tpu7x}, which gives fp8 of v5p and v6e the rate
+    # of bfloat16. v4, v5p: the tables of jax-ml.github.io/scaling-book/tpus. GPUs: data sheets of
+    # A100, H100 and H200, half of what they state with sparsity.
+    int8: float = 0.0
+    fp8: float = 0.0
 
 
 CHIPS = {
     # v4 without megacore would show two devices for every chip.
-    "v4": Chip("TPU v4", 275e12, 30.75 * GIB, 1228e9, 300e9, 1.05e9, 3, 4096, "megacore"),
-    "v5e": Chip("TPU v5e", 197e12, 15.75 * GIB, 819e9, 200e9, 1.5e9, 2, 256),
-    "v5p": Chip("TPU v5p", 459e12, 95.73 * GIB, 2765e9, 600e9, 1.75e9, 3, 6144),
-    "v6e": Chip("TPU v6e", 918e12, 31.24 * GIB, 1638e9, 400e9, 1.75e9, 2, 256),
+    "v4": Chip(
+        "TPU v4", 275e12, 30.75 * GIB, 1228e9, 300e9, 1.05e9, 3, 4096, "megacore", int8=275e12
+    ),
+    "v5e": Chip("TPU v5e", 197e12, 15.75 * GIB, 819e9, 200e9, 1.5e9, 2, 256, int8=393e12),
+    "v5p": Chip("TPU v5p", 459e12, 95.73 * GIB, 2765e9, 600e9, 1.75e9, 3, 6144, int8=918e12),
+    "v6e": Chip("TPU v6e", 918e12, 31.24 * GIB, 1638e9, 400e9, 1.75e9, 2, 256, int8=1836e12),
     # Two devices a chip, each with half of the chip's published 2307 TF/s, 7380 GB/s and 600 GB/s
     # one way. The clock is not published.
-    "tpu7x": Chip("TPU7x", 1153.5e12, 94.74 * GIB, 3690e9, 300e9, 0.0, 3, 9216, cores=2),
+    "tpu7x": Chip(
+        "TPU7x", 1153.5e12, 94.74 * GIB, 3690e9, 300e9, 0.0, 3, 9216, cores=2, fp8=2307e12
+    ),
 }
 # Published peaks without sparsity, all of the memory, NVLink one way inside a host of eight.
 GPUS = {
-    "a100": Chip("A100 80GB", 312e12, 80e9, 2039e9, 300e9, 0.0, 1, 1024, platform="gpu"),
-    "h100": Chip("H100 SXM", 989e12, 80e9, 3350e9, 450e9, 0.0, 1, 1024, platform="gpu"),
-    "h200": Chip("H200 SXM", 989e12, 141e9, 4800e9, 450e9, 0.0, 1, 1024, platform="gpu"),
+    "a100": Chip(
+        "A100 80GB", 312e12, 80e9, 2039e9, 300e9, 0.0, 1, 1024, platform="gpu", int8=624e12
+    ),
+    "h100": Chip(
+        "H100 SXM",
+        989e12,
+        80e9,
+        3350e9,
+        450e9,
+        0.0,
+        1,
+        1024,
+        platform="gpu",
+        int8=1979e12,
+        fp8=1979e12,
+    ),
+    "h200": Chip(
+        "H200 SXM",
+        989e12,
+        141e9,
+        4800e9,
+        450e9,
+        0.0,
+        1,
+        1024,
+        platform="gpu",
+        int8=1979e12,
+        fp8=1979e12,
+    ),
 }
 GPUS_OF_A_HOST = 8
 BOARD = 4  # TPU chips

@@ -26,6 +26,7 @@ from internvideo_jax.compile_check.aot import (
 from internvideo_jax.compile_check.candidates import Candidate, Place, Sizes, meshes, named, place
 from internvideo_jax.compile_check.hardware import GIB, Chip, Slice
 from internvideo_jax.config import TrainConfig
+from internvideo_jax.inference.quantized import network
 from internvideo_jax.parallel.mesh import AXES, SEQUENCE, check_batch
 from internvideo_jax.run.build import Run
 
@@ -323,7 +324,7 @@ def policies(run: Run) -> dict[str, float]:
         try:
             model = dataclasses.replace(run.config.model, remat=policy)
             config = dataclasses.replace(run.config, model=model)
-            counted = count_flops(dataclasses.replace(run, config=config, model=model.model()))
+            counted = count_flops(dataclasses.replace(run, config=config, model=network(config)))
         except ValueError as error:
             if "remat policy" not in str(error):
                 raise

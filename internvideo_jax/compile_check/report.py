@@ -51,7 +51,7 @@ def report(
         _what(run, target, check.media),
         _memory(run, target, check),
         _sharding(run),
-        _flops(check),
+        _flops(target, check),
         _collectives(run, target, check),
         _speed(target, check),
         _best(run, target, check),
@@ -152,7 +152,24 @@ def _sharding(run: Run) -> list[str]:
     return lines or ["sharding     no large parameter is whole, all shards are whole tiles"]
 
 
-def _flops(check: Check) -> list[str]:
+def _eight_bits(target: Slice, check: Check) -> list[str]:
+    """Products of eight bits, and at which rate they are counted."""
+    lines = []
+    for name, flops in (("int8", check.int8), ("fp8", check.fp8)):
+        if not flops:
+            continue
+        chip = target.chip
+        rate = getattr(chip, name) if chip else 0.0
+        at = (
+            f"{rate / chip.flops:.2g} x the rate of bfloat16"
+            if chip and rate
+            else (f"which {kind_of(target)} has not, or at no published rate: counted as bfloat16")
+        )
+        lines.append(f"             {flops / 1e12:.4g} T of the executed are of {name}, {at}")
+    return lines
+
+
+def _flops(target: Slice, check: Check) -> list[str]:
     extra = (
         f"; {check.unknown_loops} while loops counted as one pass" if check.unknown_loops else ""
     )
@@ -169,6 +186,7 @@ def _flops(check: Check) -> list[str]:
             if check.frozen
             else []
         ),
+        *_eight_bits(target, check),
     ]
 
 
@@ -353,6 +371,11 @@ def row(run: Run, target: Slice, check: Check) -> dict[str, Any]:
         "compile_seconds": check.compile_seconds,
         "cpu_seconds": check.cpu_seconds,
         "versions": versions(),
+    }
+    facts |= {
+        f"{name}_flops": flops
+        for name, flops in (("int8", check.int8), ("fp8", check.fp8))
+        if flops
     }
     if target.chip is not None and (memory is not None or not target.compiles):
         line = check.roofline(target.chip, len(target.devices))

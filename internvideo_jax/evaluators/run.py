@@ -17,6 +17,7 @@ from internvideo_jax.evaluators.base import (
     held_out_warning,
 )
 from internvideo_jax.evaluators.per_video import jsonl, sheet
+from internvideo_jax.inference.quantized import stated
 from internvideo_jax.parallel.multihost import is_main
 from internvideo_jax.tasks import Evaluator, Result
 from internvideo_jax.telemetry.pictures import write_gif, write_png
@@ -101,7 +102,10 @@ def run_evaluators(
 
 
 def with_seconds(result: Result, evaluator: Evaluator, context: EvalContext) -> Result:
-    """The result, whose protocol says how many seconds the clips span that were tested."""
+    """The result, whose protocol says how many seconds the clips span that were tested, and with
+    which numbers, where these are not floats."""
+    if numbers := stated(context.model):
+        result = dataclasses.replace(result, protocol={**result.protocol, **numbers})
     sources = [each for each in evaluator.inputs() if "video" in each.parts]
     if not sources:
         return result

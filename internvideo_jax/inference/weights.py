@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 
 import jax
 import numpy as np
@@ -10,15 +11,22 @@ from jax.sharding import Mesh
 
 from internvideo_jax.checkpoint.initial import InitialWeights, initialise
 from internvideo_jax.config import TrainConfig
+from internvideo_jax.inference.quantized import QuantizedModel, note, quantized
+from internvideo_jax.parallel.multihost import is_main
 from internvideo_jax.parallel.rules import param_shardings
 from internvideo_jax.protocols import Model
 from internvideo_jax.types import Params
 
 
 def on_devices(config: TrainConfig, model: Model, params: Params, mesh: Mesh) -> Params:
-    """Parameters in the shards that the model's rules say."""
+    """Parameters in the shards that the model's rules say, kernels rounded where it rounds them."""
     rules, above = model.config.sharding_rules, config.mesh.shard_above
-    return jax.tree.map(jax.device_put, params, param_shardings(model.shapes(), rules, mesh, above))
+    shardings = param_shardings(model.shapes(), rules, mesh, above)
+    if not isinstance(model, QuantizedModel):
+        return jax.tree.map(jax.device_put, params, shardings)
+    if is_main():
+        print(note(model, mesh), file=sys.stderr, flush=True)
+    return model.store(params, shardings)
 
 
 def load(
@@ -32,7 +40,7 @@ def load(
     settings, head = config.model, config.model.traits.classifier
     if head and not head.classes:
         settings = dataclasses.replace(settings, classes=1)
-    model = settings.model()
+    model = quantized(settings.model(), config.quantization)
     params, report = initialise(checkpoint, model.shapes(), settings, source=source)
     absent = [name for name in report.fresh if not name.startswith("head/")]
     if absent:

@@ -10,7 +10,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from internvideo_jax.layers.init import Init
+from internvideo_jax.layers.linear import Rounds
 from internvideo_jax.ops.attention import Cache, Dropped, How, attend
+from internvideo_jax.ops.quantized import Kernel
 from internvideo_jax.ops.rotary import rotate
 from internvideo_jax.parallel.mesh import BATCH_AXES, SEQUENCE
 
@@ -95,13 +97,15 @@ def rms_norm(width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs, eps: float = RMS_E
     return nnx.RMSNorm(width, epsilon=eps, dtype=dtype, rngs=rngs)
 
 
-class QKV(nnx.Module):
+class QKV(nnx.Module, Rounds):
     """Query, key and value projection. The key has no bias (VideoMAE) unless `key_bias` (CLIP).
 
     The kernel is (3, D_in, D_out): both matmul dimensions are full tiles on a TPU whatever the head
     size, and heads shard with the last dimension. Where heads share keys and values, `q_kernel` is
     (D_in, D_out) and `kv_kernel` (2, D_in, S_out).
     """
+
+    KERNELS = ("kernel", "q_kernel", "kv_kernel")
 
     def __init__(
         self, width: int, config: AttentionConfig, *, init: Init, dtype: jnp.dtype, rngs: nnx.Rngs
@@ -137,9 +141,9 @@ class QKV(nnx.Module):
             q = self._product(x, self.q_kernel[...])
             k, v = self._product(read, self.kv_kernel[...])
         elif context is None:
-            q, k, v = self._product(x, self.kernel[...].astype(self.dtype))
+            q, k, v = self._product(x, self.kernel[...])
         else:
-            kernel = self.kernel[...].astype(self.dtype)
+            kernel = self._ready(self.kernel[...])
             q = self._product(x, kernel[0])
             k, v = self._product(context, kernel[1:])
         if self.bias is not None:
@@ -152,10 +156,18 @@ class QKV(nnx.Module):
             v = v + self.v_bias[...].astype(self.dtype)
         return q, k, v
 
-    def _product(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    def _ready(self, kernel: jax.Array | Kernel) -> jax.Array | Kernel:
+        """A kernel in the type of the products; one of eight bits has its own."""
+        return kernel if isinstance(kernel, Kernel) else kernel.astype(self.dtype)
+
+    def _product(self, x: jax.Array, kernel: jax.Array | Kernel) -> jax.Array:
         """(B, N, C) and (C, O), or S of these -> (B, N, O), or (S, B, N, O)."""
+        x, kernel = x.astype(self.dtype), self._ready(kernel)
+        if isinstance(kernel, Kernel):
+            y = kernel.product(x)
+            return y if y.ndim == x.ndim else jnp.moveaxis(y, -2, 0)
         form = "bnc,co->bno" if kernel.ndim == 2 else "bnc,sco->sbno"
-        return jnp.einsum(form, x.astype(self.dtype), kernel.astype(self.dtype))
+        return jnp.einsum(form, x, kernel)
 
 
 class Attention(nnx.Module):

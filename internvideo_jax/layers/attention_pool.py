@@ -46,8 +46,9 @@ class AttentionPool(nnx.Module):
         self.norm_k = layer_norm(width, dtype=dtype, rngs=rngs, eps=NORM_EPS)
         self.norm_v = layer_norm(width, dtype=dtype, rngs=rngs, eps=NORM_EPS)
         self.q = init.layer(width, width, dtype=dtype, rngs=rngs)
-        self.k = init.layer(width, width, dtype=dtype, rngs=rngs)
-        self.v = init.layer(width, width, dtype=dtype, rngs=rngs)
+        # No token is multiplied by these two.
+        self.k = init.layer(width, width, dtype=dtype, rngs=rngs, rounds=False)
+        self.v = init.layer(width, width, dtype=dtype, rngs=rngs, rounds=False)
         self.proj = init.layer(width, embedding, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -16,6 +16,7 @@ from flax import nnx
 from internvideo_jax.layers.attention import AttentionConfig
 from internvideo_jax.layers.block import BlockConfig, NormConfig, layer_norm
 from internvideo_jax.layers.init import torch_uniform
+from internvideo_jax.layers.linear import Linear
 from internvideo_jax.layers.mlp import MLPConfig
 from internvideo_jax.layers.tower import TowerConfig
 
@@ -80,7 +81,7 @@ class ImageTokens(nnx.Module):
         rngs: nnx.Rngs,
     ):
         """`values` pixels of a patch; `rows` and `frames` of the position table."""
-        self.patch_embed = nnx.Linear(
+        self.patch_embed = Linear(
             values,
             width,
             use_bias=form.patch_bias,
@@ -99,9 +100,9 @@ class ImageTokens(nnx.Module):
         return x if self.norm_pre is None else self.norm_pre(x)
 
 
-def projection(width: int, embedding: int, *, rngs: nnx.Rngs) -> nnx.Linear:
+def projection(width: int, embedding: int, *, rngs: nnx.Rngs) -> Linear:
     """The map into the space that images and captions share: no bias, float32."""
-    return nnx.Linear(
+    return Linear(
         width,
         embedding,
         use_bias=False,

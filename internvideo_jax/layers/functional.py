@@ -14,6 +14,7 @@ import jax
 from flax import nnx
 
 from internvideo_jax.layers.init import draws
+from internvideo_jax.layers.linear import Rounds
 from internvideo_jax.protocols import ModelConfig, classes_of
 from internvideo_jax.types import Params
 
@@ -51,6 +52,17 @@ class FunctionalModel:
     def shapes(self) -> Params:
         """The parameter tree as `jax.ShapeDtypeStruct`s."""
         return self._shapes
+
+    @property
+    def kernels(self) -> frozenset[str]:
+        """Paths of the kernels that products may round to eight bits."""
+        return frozenset(
+            "/".join(map(str, (*path, name)))
+            for path, module in nnx.iter_graph(self._abstract)
+            if isinstance(module, Rounds)
+            for name in module.KERNELS
+            if getattr(module, name) is not None
+        )
 
     def has(self, method: str) -> bool:
         """Whether the network has this method, or a part of this name that can be called."""

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from internvideo_jax.layers.linear import Linear
+
 
 class Draws(nnx.RngStream):
     """The keys of an `nnx.RngStream`, counted in Python.
@@ -59,10 +61,21 @@ class Init:
         raise ValueError(f"unknown initialisation {self.kind!r}; known: xavier, normal")
 
     def layer(
-        self, fan_in: int, fan_out: int, *, dtype: jnp.dtype, rngs: nnx.Rngs, bias: bool = True
+        self,
+        fan_in: int,
+        fan_out: int,
+        *,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+        bias: bool = True,
+        rounds: bool = True,
     ) -> nnx.Linear:
-        """A linear layer with float32 parameters that computes in `dtype`; bias starts at 0."""
-        return nnx.Linear(
+        """A linear layer with float32 parameters that computes in `dtype`; bias starts at 0.
+
+        Args:
+          rounds: whether its kernel may have eight bits; False where it is read as an array.
+        """
+        return (Linear if rounds else nnx.Linear)(
             fan_in,
             fan_out,
             use_bias=bias,
@@ -71,9 +84,9 @@ class Init:
             kernel_init=lambda key, shape, _=None: self.linear(key, *shape),
         )
 
-    def head(self, fan_in: int, classes: int, scale: float, *, rngs: nnx.Rngs) -> nnx.Linear:
+    def head(self, fan_in: int, classes: int, scale: float, *, rngs: nnx.Rngs) -> Linear:
         """A linear layer in float32 whose weights start `scale` times as large."""
-        return nnx.Linear(
+        return Linear(
             fan_in,
             classes,
             rngs=rngs,
@@ -81,9 +94,9 @@ class Init:
         )
 
 
-def torch_layer(fan_in: int, fan_out: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Linear:
+def torch_layer(fan_in: int, fan_out: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> Linear:
     """A linear layer with the start of `torch_uniform`, weights and bias."""
-    return nnx.Linear(
+    return Linear(
         fan_in,
         fan_out,
         dtype=dtype,

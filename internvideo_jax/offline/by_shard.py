@@ -27,6 +27,7 @@ from internvideo_jax import cli
 from internvideo_jax.checkpoint.metadata import weights_provenance
 from internvideo_jax.config import TrainConfig, as_plain
 from internvideo_jax.evaluators.base import default_split
+from internvideo_jax.inference.quantized import stated
 from internvideo_jax.inference.weights import load
 from internvideo_jax.parallel.compile_cache import use_compile_cache
 from internvideo_jax.parallel.mesh import make_mesh
@@ -199,6 +200,7 @@ def _job(
     model, params = load(config, checkpoint, mesh)
     provenance = {
         **weights_provenance(checkpoint, params),
+        **stated(model),
         settings: dataclasses.asdict(options),
         "model": as_plain(model.config),
         "parameters": len(flatten_paths(params)),
@@ -237,8 +239,9 @@ def check_same(path: str, provenance: dict[str, Any], settings: str, *others: st
         storage.write_atomic(path, text.encode())
         return
     before, now = json.loads(storage.read_text(path)), json.loads(text)
-    for name in (settings, *(others or ("params_digest", "data_fingerprint", "model"))):
-        found, there = now[name], before.get(name)
+    decide = others or ("quantization", "params_digest", "data_fingerprint", "model")
+    for name in (settings, *decide):
+        found, there = (each.get(name, "none") for each in (now, before))
         if there == found:
             continue
         if isinstance(found, dict) and isinstance(there, dict):

@@ -30,6 +30,7 @@ from internvideo_jax.evaluate import with_protocol
 from internvideo_jax.evaluators.base import Pass, describe_views
 from internvideo_jax.evaluators.per_video import TOP, best, jsonl, sheet
 from internvideo_jax.evaluators.published.templates import TEMPLATES
+from internvideo_jax.inference.quantized import stated
 from internvideo_jax.offline.by_shard import say
 from internvideo_jax.parallel.compile_cache import use_compile_cache
 from internvideo_jax.tasks import Input
@@ -110,7 +111,11 @@ class Predictor:
     def provenance(self) -> dict[str, Any]:
         """Which weights made a result, and of what model."""
         model = as_plain(self.model.config.model)
-        return {**weights_provenance(self.model.checkpoint, self.model.params), "model": model}
+        return {
+            **weights_provenance(self.model.checkpoint, self.model.params),
+            **stated(self.model.context.model),
+            "model": model,
+        }
 
     def files(self, places: Sequence[str]) -> Prediction:
         """Of the videos that `list_files` finds there."""

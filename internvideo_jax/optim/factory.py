@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -23,6 +22,7 @@ from internvideo_jax.types import (
     Params,
     Tree,
     flatten_paths,
+    matching,
     path_name,
     unflatten_paths,
 )
@@ -142,20 +142,6 @@ def scale_updates(updates: Tree, scales: Params) -> Params:
         return product if np.all(scale) else jnp.where(scale == 0, 0, product)
 
     return jax.tree.map(scaled, updates, scales, is_leaf=masked)
-
-
-def matching(field: str, patterns: Sequence[str], paths: Sequence[str]) -> frozenset[str]:
-    """Paths in which one of the patterns is found; ValueError for one that is found in none."""
-    found: set[str] = set()
-    for pattern in patterns:
-        hits = [path for path in paths if re.search(pattern, path)]
-        if not hits:
-            raise ValueError(
-                f"{field} pattern {pattern!r} matches no parameter; paths look like "
-                f"{', '.join(paths[:3])}"
-            )
-        found.update(hits)
-    return frozenset(found)
 
 
 def decay_mask(shapes: Params, also: Collection[str] = ()) -> Params:

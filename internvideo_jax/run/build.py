@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from data_pipelines.stream import mixture
 from internvideo_jax.config import Records, TrainConfig, total_steps, warmup_steps
+from internvideo_jax.inference.quantized import network, note
 from internvideo_jax.inference.texts import fitting_tokenizer
 from internvideo_jax.optim.factory import Optimizer, make_optimizer
 from internvideo_jax.optim.schedules import make_schedule
@@ -89,7 +90,7 @@ def build(
     mesh = make_mesh(config.mesh, devices)
     config, fitted = small.fit(config, per_media, batch_unit(config, mesh), given)
     check(config, per_media, mesh)
-    model = config.model.model()
+    model = network(config)
     steps, warmup = total_steps(config, records), warmup_steps(config, records)
     check_warmup(config, warmup, steps)
     heads = config.model.traits.heads
@@ -176,6 +177,7 @@ def _tables(
         parameter_table(shapes, shardings),
         *sharding_notes(shapes, shardings, config.model.sharding_rules, mesh),
         *head_notes(config.model, mesh.shape["tensor"]),
+        *filter(None, [note(model, mesh, training=True)]),
         *token_notes(config.model, mesh.shape.get(SEQUENCE, 1)),
         *notes,
         *(frozen_table(network) for network in frozen.values()),

@@ -8,9 +8,15 @@ import jax
 
 from internvideo_jax.config import LoraConfig
 from internvideo_jax.ops import lora
-from internvideo_jax.optim.factory import matching
 from internvideo_jax.protocols import Model
-from internvideo_jax.types import Params, TrainState, flatten_paths, joined, unflatten_paths
+from internvideo_jax.types import (
+    Params,
+    TrainState,
+    flatten_paths,
+    joined,
+    matching,
+    unflatten_paths,
+)
 
 DTYPES = ("float32", "bfloat16")  # config.lora.dtype
 OWN = 0x4C6F5241  # the stream of draws of adapters, beside that of parameters and of examples

@@ -27,6 +27,7 @@ from internvideo_jax.ops.probe_heads import (
     layer_normed,
     read,
 )
+from internvideo_jax.ops.quantized import is_kernel
 from internvideo_jax.protocols import (
     Adaptation,
     Classes,
@@ -239,6 +240,11 @@ class ProbeModel:
         """The parameter tree as `jax.ShapeDtypeStruct`s."""
         return self._shapes
 
+    @property
+    def kernels(self) -> frozenset[str]:
+        """Paths of the backbone's kernels that products may round to eight bits."""
+        return frozenset(f"backbone/{path}" for path in self.backbone.kernels & {*self._used})
+
     def init(self, key: jax.Array) -> Params:
         """Fresh parameters, float32; the backbone's are those it would start from itself."""
         config = self.config
@@ -265,7 +271,7 @@ class ProbeModel:
 
     def features(self, params: Params, video: jax.Array) -> jax.Array:
         """The backbone's own, (B, N, D)."""
-        values = self._filled(flatten_paths(params["backbone"]))
+        values = self._filled(flatten_paths(params["backbone"], is_kernel))
         return self.backbone.apply(values, video, method="features")
 
     def logits(self, params: Params, video: jax.Array, keys: jax.Array | None = None) -> jax.Array:
@@ -298,7 +304,7 @@ class ProbeModel:
         return logits, {f"{SCALE}/{name}": value for name, value in new.items()}
 
     def _features(self, params: Params, video: jax.Array) -> jax.Array:
-        values = jax.lax.stop_gradient(flatten_paths(params["backbone"]))
+        values = jax.lax.stop_gradient(flatten_paths(params["backbone"], is_kernel))
         return jax.lax.stop_gradient(self._read(values, video))
 
     def _read(self, values: Mapping[str, Any], video: jax.Array) -> jax.Array:

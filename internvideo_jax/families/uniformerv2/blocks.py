@@ -15,6 +15,7 @@ from internvideo_jax.layers.block import Block, BlockConfig
 from internvideo_jax.layers.depthwise_conv import DepthwiseConv
 from internvideo_jax.layers.drop_path import drop_path
 from internvideo_jax.layers.init import Init, torch_uniform
+from internvideo_jax.layers.linear import Linear
 from internvideo_jax.layers.mlp import MLP
 
 
@@ -26,7 +27,7 @@ class LocalMHRA(nnx.Module):
 
     def __init__(self, width: int, inner: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.norm = BatchNorm(width, dtype=dtype)
-        self.reduce = nnx.Linear(
+        self.reduce = Linear(
             width,
             inner,
             dtype=dtype,
@@ -35,7 +36,7 @@ class LocalMHRA(nnx.Module):
         )
         self.temporal = DepthwiseConv(inner, (3, 1, 1), dtype=dtype, rngs=rngs)
         zeros = nnx.initializers.zeros
-        self.expand = nnx.Linear(inner, width, dtype=dtype, rngs=rngs, kernel_init=zeros)
+        self.expand = Linear(inner, width, dtype=dtype, rngs=rngs, kernel_init=zeros)
 
     def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Patch tokens (B, T, N, D) -> the same shape, and running statistics in training."""

@@ -26,6 +26,7 @@ from internvideo_jax.layers.clip import IMAGE_FORMS, NORM_EPS, ImageTokens, clip
 from internvideo_jax.layers.drop_path import head_dropout
 from internvideo_jax.layers.functional import FunctionalModel, WithStatistics, classifier
 from internvideo_jax.layers.init import Init, torch_uniform
+from internvideo_jax.layers.linear import Linear
 from internvideo_jax.layers.tower import (
     TowerConfig,
     VideoTowerConfig,
@@ -321,9 +322,7 @@ class UniFormerV2(WithStatistics):
         def uniform(key: jax.Array, shape: Sequence[int], _: DTypeLike | None = None) -> jax.Array:
             return torch_uniform(key, shape, width)
 
-        self.head = nnx.Linear(
-            width, config.classes, rngs=rngs, kernel_init=uniform, bias_init=uniform
-        )
+        self.head = Linear(width, config.classes, rngs=rngs, kernel_init=uniform, bias_init=uniform)
 
     def train(
         self, video: jax.Array, keys: jax.Array | None

@@ -23,6 +23,7 @@ from internvideo_jax.layers.block_stack import stacked_blocks
 from internvideo_jax.layers.drop_path import head_dropout
 from internvideo_jax.layers.functional import FunctionalModel, classifier
 from internvideo_jax.layers.init import Init, torch_layer, torch_uniform
+from internvideo_jax.layers.linear import Linear
 from internvideo_jax.layers.mlp import MLPConfig
 from internvideo_jax.layers.pos_embed import Grid, fixed_table
 from internvideo_jax.layers.tower import SMALLEST, TowerConfig, VideoTowerConfig, preset_size, tower
@@ -218,7 +219,7 @@ class PretrainModel(nnx.Module):
         self.config = config
         init, width = Init("xavier"), config.decoder.width
         self.encoder = VideoMAEEncoder(config, norm=True, init=init, rngs=rngs)
-        self.encoder_to_decoder = nnx.Linear(
+        self.encoder_to_decoder = Linear(
             config.encoder.width,
             width,
             use_bias=False,

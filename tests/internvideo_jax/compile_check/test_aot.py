@@ -125,3 +125,37 @@ def test_teachers_in_a_step_for_a_slice(command, tmp_path):
     # What is executed beyond the model: the teachers once, and at most what remat costs.
     trained = found["executed_flops"] - found["frozen_flops"]
     assert found["frozen_flops"] > 0 and 0.95 < trained / found["model_flops"] < 1.5
+
+
+def test_rounded_products_are_whole_numbers_in_the_program_of_a_chip(program):
+    """All of them: forward, and backward where the gradient is rounded."""
+    code = """
+import dataclasses, re, sys
+from internvideo_jax.compile_check.hardware import open_slice
+target = open_slice("v5e:2x2")
+from internvideo_jax.compile_check.aot import batch_shapes
+from internvideo_jax.config import MeshConfig, QuantizationConfig
+from internvideo_jax.run.build import build
+from internvideo_jax.run.step import make_train_step
+from tests.internvideo_jax.run.test_lora import LoraConfig, config_of
+for settings in (QuantizationConfig(), QuantizationConfig("int8", backward="rounded")):
+    config = dataclasses.replace(config_of(LoraConfig()), mesh=MeshConfig(), quantization=settings)
+    run = build(config, records=64, classes=4, devices=target.devices)
+    text = make_train_step(run).text(run, batch_shapes(run.config, run.mesh))
+    print(len(re.findall(r"= s32\\[[^ ]* (?:convolution|dot)\\(", text)))
+"""
+    done = program(code)
+    assert done.returncode == 0, done.stderr[-3000:]
+    in_float, rounded = map(int, done.stdout.split()[-2:])
+    # Four kernels in the loop over layers and four in the backward one; the latter go forward anew.
+    assert in_float == 0 and rounded >= 8
+
+
+def test_a_rounded_step_is_counted_at_the_rate_of_its_numbers(command, tmp_path):
+    words = (*SMALL, "--topology=v5e:2x2", "--config.quantization.mode=int8")
+    found = check(command, tmp_path, *words)
+    assert 0 < found["int8_flops"] < found["executed_flops"]
+    assert "of the executed are of int8, 2 x the rate of bfloat16" in found["printed"]
+    words = (*SMALL, "--topology=v5e:2x2", "--config.quantization.mode=fp8")
+    printed = check(command, tmp_path, *words)["printed"]
+    assert "of fp8, which TPU v5e has not, or at no published rate: counted as" in printed
