@@ -33,8 +33,8 @@ class Chip:
     platform: str = "tpu"
     # Operations per second with operands of 8 bits; 0: none, or none published. v5e, v6e and fp8 of
     # TPU7x: docs.cloud.google.com/tpu/docs/{v5e,v6e,tpu7x}, which gives fp8 of v5p and v6e the rate
-    # of bfloat16. v4, v5p: the tables of jax-ml.github.io/scaling-book/tpus. GPUs: data sheets of
-    # A100, H100 and H200, half of what they state with sparsity.
+    # of bfloat16. v4, v5p: the tables of jax-ml.github.io/scaling-book/tpus. GPUs: as others quote
+    # the data sheets of A100, H100 and H200, half of what these state with sparsity.
     int8: float = 0.0
     fp8: float = 0.0
 
