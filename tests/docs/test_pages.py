@@ -86,7 +86,8 @@ def reader(request, command, shards, tmp_path, record_property) -> Iterator[Read
 # The pages of a guide are read by one reader, in their order; of other pages each has its own.
 GUIDE = [ROOT / "docs" / name for name in DATA_GUIDE]
 WITH_STEPS = [[path] for path in PAGES if path not in GUIDE and steps(path)] + [GUIDE]
-SLOW = ("start.md", "own.md")  # each with several runs of its own
+# Each with several runs of its own, or with many commands.
+SLOW = ("start.md", "own.md", "launch.md", "training.md", "recipes.md")
 
 
 @pytest.mark.parametrize(

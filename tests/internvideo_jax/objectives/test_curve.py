@@ -29,7 +29,16 @@ def shown(program):
     return show
 
 
-@pytest.mark.parametrize("name", curves.CURVES)
+ALIKE = ("masked_pixels_dual_raw", "classification_mixed")  # as the other of their objective
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in ALIKE else [])
+        for name in curves.CURVES
+    ],
+)
 def test_the_losses_are_those_stored(stored, shown, name):
     np.testing.assert_allclose(shown(name), stored[name], rtol=0, atol=curves.TOLERANCE)
 
