@@ -53,37 +53,17 @@ CHIPS = {
         "TPU7x", 1153.5e12, 94.74 * GIB, 3690e9, 300e9, 0.0, 3, 9216, cores=2, fp8=2307e12
     ),
 }
+_H100 = Chip(
+    "H100 SXM", 989e12, 80e9, 3350e9, 450e9, 0.0, 1, 1024,
+    platform="gpu", int8=1979e12, fp8=1979e12,
+)  # fmt: skip
 # Published peaks without sparsity, all of the memory, NVLink one way inside a host of eight.
 GPUS = {
     "a100": Chip(
         "A100 80GB", 312e12, 80e9, 2039e9, 300e9, 0.0, 1, 1024, platform="gpu", int8=624e12
     ),
-    "h100": Chip(
-        "H100 SXM",
-        989e12,
-        80e9,
-        3350e9,
-        450e9,
-        0.0,
-        1,
-        1024,
-        platform="gpu",
-        int8=1979e12,
-        fp8=1979e12,
-    ),
-    "h200": Chip(
-        "H200 SXM",
-        989e12,
-        141e9,
-        4800e9,
-        450e9,
-        0.0,
-        1,
-        1024,
-        platform="gpu",
-        int8=1979e12,
-        fp8=1979e12,
-    ),
+    "h100": _H100,
+    "h200": dataclasses.replace(_H100, kind="H200 SXM", hbm=141e9, hbm_rate=4800e9),
 }
 GPUS_OF_A_HOST = 8
 BOARD = 4  # TPU chips

@@ -7,7 +7,6 @@ optimizer, checkpoints and weight import see names and arrays only; nothing outs
 
 from __future__ import annotations
 
-import functools
 from typing import Any, Protocol
 
 import jax
@@ -25,13 +24,6 @@ class Network(Protocol):
     def __call__(self, config: Any, /, *, rngs: nnx.Rngs) -> nnx.Module: ...
 
 
-@functools.lru_cache(maxsize=64)  # a network of many layers takes a tenth of a second and more
-def _traced(network: Network, config: ModelConfig) -> tuple[nnx.Module, nnx.GraphDef, nnx.State]:
-    """The network with shapes for arrays, its graph, and these shapes."""
-    abstract = nnx.eval_shape(lambda: network(config, rngs=draws(0)))
-    return abstract, *nnx.split(abstract)
-
-
 class FunctionalModel:
     """`init(key) -> params` and `apply(params, *args, method=...)` for one network.
 
@@ -42,7 +34,8 @@ class FunctionalModel:
     def __init__(self, config: ModelConfig, network: Network):
         self.config = config
         self._network = network
-        self._abstract, self._graph, state = _traced(network, config)
+        self._abstract = nnx.eval_shape(lambda: network(config, rngs=draws(0)))
+        self._graph, state = nnx.split(self._abstract)
         self._shapes: Params = nnx.to_pure_dict(state)
 
     def init(self, key: jax.Array) -> Params:

@@ -135,6 +135,12 @@ def test_initial_values_follow_the_reference():
     )
 
 
+def test_a_config_may_have_lists_for_tuples():
+    config = VideoMAEClassifierConfig.of_size("small", classes=3)
+    config = dataclasses.replace(config, pixel_mean=[0.4] * 3, pixel_std=[0.2] * 3)
+    assert config.model().shapes()["head"]["kernel"].shape[-1] == 3
+
+
 def test_a_clip_of_another_shape_is_refused():
     model = PretrainConfig.of_size("tiny", decoder_depth=1, **TINY).model()
     with pytest.raises(ValueError, match=r"video is \(4, 24, 24, 3\).*expects \(4, 16, 16, 3\)"):
